@@ -1,0 +1,209 @@
+"""What the methods of this package share: from images and a request to one map a candidate class."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from typing import Any
+
+import torch
+from captum.attr._utils.attribution import GradientAttribution
+from torch import Tensor, nn
+
+from dcsm_attr.attribution.candidates import Activation, Candidates, class_scores
+from dcsm_attr.attribution.class_maps import ClassMaps
+from dcsm_attr.attribution.gradients import LayerPoint, Recording, record
+from dcsm_attr.attribution.inputs import batch_slices, checked_images, rescaled, sliced_arguments
+from dcsm_attr.attribution.model_checks import check_guidance, checked_model, explained_failure
+from dcsm_attr.attribution.selection import Request, Selection
+from dcsm_attr.attribution.variants import Variant
+from dcsm_attr.guest import evaluation_mode, preserved_random_state
+
+__all__ = ["ClassSaliency"]
+
+
+class ClassSaliency(GradientAttribution):  # type: ignore[misc]
+    """Gradients of several classes at several points of a network, combined into one map a class.
+
+    Not for direct use: :class:`DistinctClassSaliency` and :class:`Simonyan` are the methods.
+
+    Attributes:
+        forward_func: the model, without the wrappers of compilation and distribution.
+        guided, subtract, scales, alpha, activation, threshold, min_candidates, internal_batch_size: as given, or the
+            variant's own.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        variant: Variant,
+        *,
+        guided: bool,
+        subtract: bool,
+        scales: Sequence[float] | None,
+        alpha: float,
+        activation: Activation,
+        threshold: float,
+        min_candidates: int | None,
+        internal_batch_size: int | None,
+    ) -> None:
+        GradientAttribution.__init__(self, checked_model(forward_func, guided))
+        self._variant = variant
+        self.guided = guided
+        self.subtract = subtract
+        self.scales = tuple(variant.scales if scales is None else scales)
+        self.alpha = alpha
+        self.activation = activation
+        self.threshold = threshold
+        self.min_candidates = variant.min_candidates if min_candidates is None else min_candidates
+        self.internal_batch_size = internal_batch_size
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        if not self.scales or not all(0 < scale <= 8 for scale in self.scales):
+            raise ValueError(f"scales must be ratios to the input size, above 0 and at most 8; got {self.scales}.")
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(f"alpha must be positive, got {self.alpha}.")
+        if self.activation not in ("auto", "sigmoid", "softmax"):
+            raise ValueError(f"activation must be 'auto', 'sigmoid' or 'softmax', got {self.activation!r}.")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
+        if self.min_candidates < 1:
+            raise ValueError(
+                f"min_candidates must be at least 1, got {self.min_candidates}; subtract=False switches subtraction "
+                "off."
+            )
+        if self.internal_batch_size is not None and self.internal_batch_size < 1:
+            raise ValueError(f"internal_batch_size must be at least 1, got {self.internal_batch_size}.")
+
+    def _attribute(
+        self, inputs: Any, points: Sequence[LayerPoint], request: Request, additional_forward_args: Any
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The target's maps in Captum's form: a tuple if the inputs are one, with a map for each."""
+        result, selection = self._run(inputs, points, request, additional_forward_args)
+        target = selection.target
+        attribution = result.best() if target is None else result.of(target.to(result.maps.device))
+        return tuple(attribution.clone() for _ in inputs) if isinstance(inputs, tuple) else attribution
+
+    def _run(
+        self, inputs: Any, points: Sequence[LayerPoint], request: Request, additional_forward_args: Any
+    ) -> tuple[ClassMaps, Selection]:
+        images = checked_images(inputs)
+        arguments = _as_tuple(additional_forward_args)
+        device, count = images[0].device, len(images[0])
+        size = (images[0].shape[2], images[0].shape[3])
+        selection: Selection | None = None
+        parts = []
+        with ExitStack() as stack:
+            if isinstance(self.forward_func, nn.Module):
+                stack.enter_context(evaluation_mode(self.forward_func))
+            stack.enter_context(preserved_random_state(device))
+            stack.enter_context(torch.no_grad())
+            for part in batch_slices(count, self.internal_batch_size):
+                part_images = tuple(x[part] for x in images)
+                runs = self._forward_runs(part_images, sliced_arguments(arguments, part, count), points)
+                first = next(runs)
+                if selection is None:
+                    selection = request.resolve(count, first.logits.shape)
+                    self._check_positions(selection)
+                parts.append(self._combined(chain([first], runs), selection[part].to(device), size))
+        assert selection is not None
+        result = ClassMaps.concatenated(parts)
+        if self.subtract and not result.subtracted.all():
+            warnings.warn(
+                "an image has a single candidate class: there is nothing to subtract, and its map is the raw one "
+                "(see ClassMaps.subtracted).",
+                stacklevel=4,
+            )
+        return result, selection
+
+    def _check_positions(self, selection: Selection) -> None:
+        if selection.positions is not None and self.scales != (1.0,):
+            raise ValueError(
+                "a target (class, y, x) names a position of the score map, whose grid differs between scales: pass "
+                f"scales=(1.0,); got scales={self.scales}."
+            )
+
+    def _forward_runs(
+        self, images: tuple[Tensor, ...], arguments: tuple[Any, ...], points: Sequence[LayerPoint]
+    ) -> Iterator[Recording]:
+        """One forward pass a scale, run when it is asked for; the scale nearest to 1 comes first."""
+        for scale in sorted(self.scales, key=lambda ratio: abs(ratio - 1)):
+            resized = rescaled(images, scale, self._variant.image_interpolation)
+            try:
+                recording = record(
+                    self.forward_func, resized, arguments, points, reduction=self._variant.reduction, guided=self.guided
+                )
+            except RuntimeError as error:
+                explained = explained_failure(error, self.forward_func, resized[0], images[0])
+                if explained is error:
+                    raise
+                raise explained from error
+            if self.guided:
+                check_guidance(recording)
+            yield recording
+
+    def _combined(self, runs: Iterator[Recording], selection: Selection, size: tuple[int, int]) -> ClassMaps:
+        """Choose the candidates of a part of the batch and average their maps over layers and scales (Eq. 5)."""
+        ahead = list(runs) if self._variant.pool_scores else [next(runs)]
+        scores = [class_scores(recording.logits, self.activation) for recording in ahead]
+        candidates = self._candidates(scores, selection)
+        valid = candidates.classes >= 0
+        subtracted = valid.sum(dim=1) > 1 if self.subtract else torch.zeros_like(valid[:, 0])
+        # Read once, here, so that nothing waits for the device between the layers.
+        differing = subtracted if len(set(subtracted.tolist())) > 1 else bool(subtracted[0])
+        total = torch.zeros(*valid.shape, *size, device=valid.device)
+        added = 0
+        for recording in chain(ahead, runs):
+            gate = self._gate(recording, candidates, selection)
+            layers = self._backward(recording, candidates, selection)
+            if added == 0:
+                self._inspect(recording.points, layers)
+            for maps in layers:
+                total += gate * self._variant.layer_contribution(maps, valid, size, self.alpha, differing)
+            added += len(layers)
+        maps = self._variant.final(total.div_(added))
+        return ClassMaps(
+            maps.masked_fill_(~valid[:, :, None, None], 0.0).clamp_(0, 1),
+            candidates.classes,
+            candidates.detected,
+            scores[0],
+            subtracted,
+        )
+
+    def _candidates(self, scores: list[Tensor], selection: Selection) -> Candidates:
+        at_scales = torch.stack(scores)
+        above = at_scales.amax(dim=0) > self.threshold
+        ranking = at_scales.sum(dim=0)
+        if not self._variant.detects_by_rank:
+            return selection.candidates_for(ranking, above, self.min_candidates)
+        chosen = selection.candidates_for(ranking, torch.zeros_like(above), self.min_candidates)
+        if selection.known is not None:
+            return chosen
+        return Candidates(chosen.classes, chosen.classes >= 0)
+
+    def _gate(self, recording: Recording, candidates: Candidates, selection: Selection) -> Tensor | float:
+        """Which candidates count at this scale, ``(N, K, 1, 1)``."""
+        if not self._variant.scale_gate or selection.known is not None:
+            return 1.0
+        above = class_scores(recording.logits, self.activation) > self.threshold
+        passes = above.gather(1, candidates.classes.clamp(min=0)) | ~candidates.detected
+        if selection.target is not None:
+            passes |= candidates.classes == selection.target[:, None]
+        return passes[:, :, None, None].float()
+
+    def _inspect(self, names: list[str], layers: list[Tensor]) -> None:
+        """Look at the raw maps of the scale nearest to 1: for a method that has something to say about them."""
+
+    def _backward(self, recording: Recording, candidates: Candidates, selection: Selection) -> list[Tensor]:
+        images, classes = candidates.classes.shape
+        at_once = 1
+        if recording.logits.device.type != "cpu":
+            at_once = classes if self.internal_batch_size is None else max(1, self.internal_batch_size // images)
+        return recording.channel_maxima(candidates.classes, selection.positions, at_once)
+
+
+def _as_tuple(arguments: Any) -> tuple[Any, ...]:
+    if arguments is None:
+        return ()
+    return arguments if isinstance(arguments, tuple) else (arguments,)

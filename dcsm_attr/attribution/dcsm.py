@@ -1,0 +1,272 @@
+"""Distinct class-specific saliency maps as a Captum ``LayerAttribution``."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from captum.attr._utils.attribution import LayerAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from dcsm_attr.attribution.candidates import Activation
+from dcsm_attr.attribution.class_maps import ClassMaps
+from dcsm_attr.attribution.class_saliency import ClassSaliency
+from dcsm_attr.attribution.gradients import LayerPoint
+from dcsm_attr.attribution.inputs import checked_images
+from dcsm_attr.attribution.layer_points import Layer, layer_points, named_layers
+from dcsm_attr.attribution.selection import Request
+from dcsm_attr.attribution.variants import VARIANTS, VariantName
+from dcsm_attr.backbones.layers import default_layers, is_constant
+
+__all__ = ["DistinctClassSaliency"]
+
+
+class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[misc]
+    r"""
+    Computes Distinct Class-specific Saliency Maps: where a CNN sees each of several classes, as against the others.
+
+    Guided-backpropagation gradients of every candidate class are taken at several layers, reduced by their channel
+    maximum, upsampled to the image, subtracted from each other, normalised by tanh, and averaged over layers and
+    scales:
+
+    .. math::
+        M_i^c = \max_k |\uparrow \partial S_c / \partial L_{i,k}|, \quad
+        \tilde M_i^c = \sum_{c' \ne c} \max(M_i^c - M_i^{c'}, 0), \quad
+        \hat M^c = \frac{1}{|S||L|} \sum_{j \in S} \sum_{i \in L} \tanh(\alpha \tilde M_{j,i}^c)
+
+    (Eq. 3 to 5). The candidates are the classes that score above a threshold, filled up with the best of the others to
+    a minimum number; classes that are not in the image thus take part, to be subtracted.
+
+    Where ``variant="paper"`` differs from the paper:
+
+    - The channel maximum is taken before upsampling, as in both released codes (see
+      :func:`dcsm_attr.maps.absolute_channel_maximum`).
+    - Each subtracted map is divided by its maximum over the image before tanh. Eq. 5 does not print this, but cannot be
+      used without it: gradients are about 1e-3 to 1e-6.
+    - The classes are chosen at the scale nearest to 1.
+    - The canvas (longest side 500, zero padding) is left to the preprocessing: the tensor is taken as it is.
+
+    ``variant="matconvnet"`` and ``variant="caffe"`` are the two released codes, step for step, with these defects
+    guarded:
+
+    - *matconvnet*: a pair whose difference is nowhere positive is divided by its negative maximum, which flips the
+      signs and adds a map near 1 everywhere; a maximum of zero gives NaN. Both pairs are skipped here.
+    - *matconvnet*: where no class passes the threshold the release divides 0 by 0; here the best class is used and
+      flagged (:attr:`ClassMaps.nothing_detected`).
+    - *matconvnet*: the second normalisation and tanh, which the release applies to the pictures it writes, is
+      :func:`dcsm_attr.maps.matconvnet_picture`, and not part of the maps: as unaries it inflates the foreground. The
+      maps are the mean over pairs, layers and scales, where the release sums; the picture is the same.
+    - *matconvnet*: it subtracts the mean of the channels B, G, R from R, G, B, and fails on images larger than 500
+      pixels. Both lie in its preprocessing, not here.
+    - *caffe*: its channel maximum and its upsampling are right for square maps only; here for all.
+    - *caffe*: its list of class names swaps dog and dining table; names are not part of this method.
+    - *caffe*: candidates are the best three, all of which count as detected; ``threshold`` has no effect.
+
+    With a single candidate (a model with one class, or one candidate given) there is nothing to subtract: the map is
+    then the raw one, with a warning and :attr:`ClassMaps.subtracted` False.
+
+    More details regarding the method can be found in the original paper:
+    https://link.springer.com/chapter/10.1007/978-3-319-46493-0_14
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer | None = None,
+        device_ids: list[int] | None = None,
+        *,
+        guided: bool = True,
+        subtract: bool = True,
+        scales: Sequence[float] | None = None,
+        alpha: float = 3.0,
+        activation: Activation = "auto",
+        threshold: float = 0.5,
+        min_candidates: int | None = None,
+        variant: VariantName = "paper",
+        internal_batch_size: int | None = None,
+    ) -> None:
+        r"""
+        Args:
+
+            forward_func (Callable or torch.nn.Module): The model, which takes images (N, C, H, W) and returns scores
+                (N, C) or score maps (N, C, h, w), before sigmoid or softmax; or a function that calls it, together with
+                ``layer``. Wrappers of ``torch.compile`` and DistributedDataParallel are taken off.
+            layer (torch.nn.Module, str, or a sequence of them, optional): The layers at which gradients are taken.
+                None: the convolutions chosen by :func:`dcsm_attr.backbones.layers.default_layers`. Default: None
+            device_ids (list[int], optional): Accepted as by every Captum layer method, and of no effect: DataParallel
+                models are refused. Default: None
+            guided (bool, optional): Guided backpropagation, or the plain gradient.
+                Default: True
+            subtract (bool, optional): Whether the other candidates' maps are subtracted (Eq. 4).
+                Default: True
+            scales (sequence of float, optional): Sizes at which gradients are taken, as ratios to the input size. None:
+                the variant's own, (0.8, 1.0, 1.2), for *caffe* (1.0,). Default: None
+            alpha (float, optional): Steepness of tanh.
+                Default: 3.0
+            activation (str, optional): How scores become probabilities for choosing candidates: "sigmoid", "softmax",
+                or "auto": sigmoid for score maps and single-class models, softmax for plain classifiers. A multi-label
+                classifier that returns (N, C) needs "sigmoid". Default: "auto"
+            threshold (float, optional): Probability above which a class counts as detected.
+                Default: 0.5
+            min_candidates (int, optional): Number of candidates of each image at least. None: the variant's own, 3, for
+                *matconvnet* 4.
+                Default: None
+            variant (str, optional): "paper", "matconvnet" or "caffe".
+                Default: "paper"
+            internal_batch_size (int, optional): Bounds memory: at most this many images in one forward pass, and on an
+                accelerator this many images times classes in one backward pass. None: the whole batch and all classes.
+                Default: None
+        """
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(map(repr, VARIANTS))}; got {variant!r}.")
+        self.variant = variant
+        ClassSaliency.__init__(
+            self,
+            forward_func,
+            VARIANTS[variant],
+            guided=guided,
+            subtract=subtract,
+            scales=scales,
+            alpha=alpha,
+            activation=activation,
+            threshold=threshold,
+            min_candidates=min_candidates,
+            internal_batch_size=internal_batch_size,
+        )
+        self._chosen_by_user = layer is not None
+        self._layers: dict[str, nn.Module] | None = None
+        if layer is not None:
+            self._layers = named_layers(self.forward_func, layer)
+        elif not isinstance(self.forward_func, nn.Module):
+            raise ValueError(
+                "forward_func is a function, so that no layers can be chosen for it: pass the model itself, or "
+                "layer=[...]."
+            )
+        LayerAttribution.__init__(self, self.forward_func, layer, device_ids)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers; where none were given, asking runs the model once to choose them."""
+        return tuple(self._resolved_layers(images=None))
+
+    def _resolved_layers(self, images: Tensor | None) -> dict[str, nn.Module]:
+        if self._layers is None:
+            names = default_layers(self.forward_func, images)
+            self._layers = named_layers(self.forward_func, names)
+            self.layer = list(self._layers.values())
+        return self._layers
+
+    def _points(self, inputs: Any, attribute_to_layer_input: bool | None) -> list[LayerPoint]:
+        layers = self._resolved_layers(checked_images(inputs)[0])
+        at_input = not self._chosen_by_user if attribute_to_layer_input is None else attribute_to_layer_input
+        return layer_points(layers, at_input)
+
+    def _inspect(self, names: list[str], layers: list[Tensor]) -> None:
+        if not self._chosen_by_user:
+            return
+        constant = torch.stack([is_constant(maps).all() for maps in layers]).tolist()
+        said = [name for name, flag in zip(names, constant, strict=True) if flag]
+        if said:
+            warnings.warn(
+                f"the gradient at {', '.join(said)} is the same at every position, so that its map says nothing about "
+                "where: no rectifier or max pool lies between it and a pooled linear head. Choose earlier layers, or "
+                "layer inputs "
+                "(attribute_to_layer_input=True).",
+                stacklevel=6,
+            )
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool | None = None,
+        *,
+        candidates: Any = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        r"""
+        Computes the distinct map of one class of each image.
+
+        Args:
+
+            inputs (Tensor or tuple[Tensor, ...]): Images (N, C, H, W), floating point, finite, normalised as the model
+                expects; a tuple for a model with several image inputs of equal N, H and W.
+            target (int, tuple, Tensor or list, optional): The class, in any of Captum's forms: an int for all images; a
+                list or a 1D tensor with one class an image; for score maps also (class, y, x), the score at one
+                position, which needs ``scales=(1.0,)``. A *list* never means several classes of one image: see
+                :meth:`class_maps`. None: the best class of each image (of its candidates, where they are given).
+                Default: None
+            additional_forward_args (Any, optional): Passed to the model after the inputs.
+                Default: None
+            attribute_to_layer_input (bool, optional): Gradients at the input of each layer, or at its output. None: at
+                the input where the layers were chosen automatically, at the output where they were named, as in Captum.
+                Default: None
+            candidates (sequence of int or Tensor, optional): The classes to subtract, (K,) or one row an image, the
+                target among them. None: chosen from the model's scores, the target always among them. Default: None
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**:
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*):
+                The maps, (N, 1, H, W) at the size of the images, float32 in [0, 1], detached and contiguous. A tuple if
+                ``inputs`` is one, with the same map for each input.
+
+        Raises:
+            AssertionError: if the target has a form that Captum does not accept.
+            IndexError: if the target is out of range.
+            TypeError: if inputs are not floating point tensors, or the model returns no tensor.
+            ValueError: if inputs are malformed or not finite, the model's output is neither (N, C) nor (N, C, h, w),
+                the model has no rectifier, or candidates lack the target.
+            RuntimeError: under inference mode; if a layer is not reached; if the model fails at another scale.
+
+        Examples::
+
+            >>> # VGG-16 takes images Nx3xHxW and returns Nx1000 scores.
+            >>> model = torchvision.models.vgg16(weights="DEFAULT")
+            >>> dcs = DistinctClassSaliency(model)
+            >>> dcs.layers
+            ('features.10', 'features.12', ..., 'features.28')
+            >>> # Where does it see a bull mastiff (243), as against a tabby (281)? Nx1xHxW.
+            >>> attribution = dcs.attribute(images, target=243, candidates=[243, 281])
+        """
+        points = self._points(inputs, attribute_to_layer_input)
+        return self._attribute(inputs, points, Request(target=target, candidates=candidates), additional_forward_args)
+
+    def attribute_future(self) -> None:
+        """Not supported by this method."""
+        raise NotImplementedError("attribute_future is not implemented for DistinctClassSaliency")
+
+    def class_maps(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        classes: Any = None,
+        candidates: Any = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool | None = None,
+    ) -> ClassMaps:
+        r"""
+        Computes the distinct maps of all candidate classes of each image, from one forward pass a scale.
+
+        Args:
+
+            inputs (Tensor or tuple[Tensor, ...]): As in :meth:`attribute`.
+            classes (sequence of int or Tensor, optional): Classes known to be in the image (image-level labels), (K,)
+                or one row an image; they take the place of detection by threshold. Default: None
+            candidates (sequence of int or Tensor, optional): The classes to subtract, all known classes among them.
+                None: the known or detected classes, filled up with the best of the others to ``min_candidates``.
+                Default: None
+            additional_forward_args (Any, optional): As in :meth:`attribute`.
+                Default: None
+            attribute_to_layer_input (bool, optional): As in :meth:`attribute`.
+                Default: None
+
+        Returns:
+            *ClassMaps* with maps (N, K, H, W); see :class:`ClassMaps`.
+
+        Raises:
+            ValueError: as :meth:`attribute`; and if classes are out of range, named twice, or not among the candidates.
+        """
+        points = self._points(inputs, attribute_to_layer_input)
+        request = Request(classes=classes, candidates=candidates)
+        return self._run(inputs, points, request, additional_forward_args)[0]

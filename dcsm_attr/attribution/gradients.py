@@ -1,0 +1,305 @@
+"""The engine: one forward pass, then the channel maximum of each chosen layer's gradient for each of several classes.
+
+A :class:`Tap` stands in the forward pass at each chosen layer. It passes its tensor on unchanged and owns a *slot*, a
+leaf of the graph with the shape of a map. What the tap returns as the slot's gradient is the *reduced* gradient of the
+layer: the channel maximum is taken inside the backward pass, and a layer's full gradient lives no longer than autograd
+needs it.
+
+The network below the first tap runs without a graph, because nothing there requires a gradient: the images are
+detached, and parameters take part as constants (:class:`ConstantParameters`), which also spares the activations that
+would only be kept for the gradients of weights.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from dcsm_attr.attribution.guided import GuidedRectifiers
+
+__all__ = ["ConstantParameters", "LayerPoint", "Recording", "record"]
+
+Reduction = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LayerPoint:
+    """A place in the network where gradients are read.
+
+    Attributes:
+        name: how messages and :attr:`DistinctClassSaliency.layers` call it.
+        module: the layer; None stands for the images themselves.
+        at_input: whether the layer's input is meant, or its output.
+    """
+
+    name: str
+    module: nn.Module | None
+    at_input: bool
+
+
+class Tap(torch.autograd.Function):
+    """Identity on a layer's tensor; backward, the slot receives the reduced gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slot: Tensor, reduction: Reduction) -> Tensor:
+        ctx.reduction = reduction
+        # A copy, so that the in-place operations that may follow find a tensor of their own.
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,) = gradients
+        spatial = gradient if gradient.ndim == 4 else gradient[..., None, None]
+        return gradient, ctx.reduction(spatial), None
+
+
+class ConstantParameters(TorchFunctionMode):
+    """Within this context, parameters enter every operation detached; the parameters themselves are not touched."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func`` with detached parameters; reading or writing an attribute of a parameter is let through."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("__get__", "__set__"):
+            return func(*args, **kwargs)
+        return func(*map(_constant, args), **{name: _constant(value) for name, value in kwargs.items()})
+
+
+def _constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, nn.Parameter) and value.requires_grad else value
+
+
+@dataclass
+class Recording:
+    """One forward pass, from which gradients can be taken once.
+
+    Attributes:
+        logits: detached scores of the model, ``(N, C)`` or ``(N, C, h, w)``.
+        points: name of the layer of each tap, in the order of :meth:`channel_maxima`; a layer with several tensors has
+            several.
+        rectifiers_seen: number of rectifier calls in the forward pass.
+        rectifiers_guided: number of those above the first tap; 0 where the rule was not asked for.
+    """
+
+    logits: Tensor
+    points: list[str]
+    rectifiers_seen: int
+    rectifiers_guided: int
+    _output: Tensor | None = field(repr=False)
+    _slots: list[Tensor] = field(repr=False)
+
+    def channel_maxima(
+        self, classes: Tensor, positions: Tensor | None = None, classes_at_once: int = 1
+    ) -> list[Tensor]:
+        """Backpropagate each class of each image, and free the graph: Eq. 3 before upsampling.
+
+        The seed of a class is one at its score, in a score map at all positions, zero elsewhere: the gradients are
+        those of the class's score, summed over positions.
+
+        Args:
+            classes: ``(N, K)`` int64; -1 where an image has fewer than K classes.
+            positions: ``(N,)`` int64, the one position ``y * w + x`` of the score map to seed. None: all positions.
+            classes_at_once: how many classes one batched backward takes; 1 is a plain backward a class.
+
+        Returns:
+            For each tap ``(N, K, h, w)``, float32 unless the layer is float64; zero where the class is -1.
+
+        Raises:
+            RuntimeError: if the scores do not depend on a layer, or the graph was used already.
+        """
+        if self._output is None:
+            raise RuntimeError("the graph of this forward pass was used and freed; record another one")
+        output, slots = self._output, self._slots
+        self._output, self._slots = None, []
+        columns = torch.split(classes, classes_at_once, dim=1)
+        chunks = [
+            self._backward(output, slots, _seeds(output, column, positions), retain_graph=column is not columns[-1])
+            for column in columns
+        ]
+        return [torch.cat(maps, dim=1) for maps in zip(*chunks, strict=True)]
+
+    def _backward(self, output: Tensor, slots: list[Tensor], seeds: Tensor, retain_graph: bool) -> list[Tensor]:
+        batched = len(seeds) > 1
+        gradients = torch.autograd.grad(
+            output,
+            slots,
+            seeds if batched else seeds[0],
+            retain_graph=retain_graph,
+            is_grads_batched=batched,
+            allow_unused=True,
+        )
+        for name, gradient in zip(self.points, gradients, strict=True):
+            if gradient is None:
+                raise _independent(name)
+        if not batched:
+            gradients = tuple(gradient[None] for gradient in gradients)
+        # (K, N, 1, h, w) -> (N, K, h, w)
+        return [_at_least_float32(gradient[:, :, 0].transpose(0, 1)) for gradient in gradients]
+
+
+def _independent(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"the scores do not depend on layer {name!r} through autograd: its result is not used, or the forward pass "
+        "runs under no_grad or detaches it."
+    )
+
+
+def _seeds(output: Tensor, classes: Tensor, positions: Tensor | None) -> Tensor:
+    """One-hot seeds ``(K, *output.shape)``; a class of -1 has none."""
+    images, count = classes.shape
+    seeds = torch.zeros(count, *output.shape[:2], dtype=output.dtype, device=output.device)
+    exists = (classes >= 0).T[..., None].to(output.dtype)
+    seeds.scatter_(2, classes.clamp(min=0).T[..., None], exists)
+    if output.ndim == 2:
+        return seeds
+    seeds = seeds[..., None]
+    where = torch.ones(images, output[0, 0].numel(), dtype=output.dtype, device=output.device)
+    if positions is not None:
+        where = torch.zeros_like(where).scatter_(1, positions[:, None], 1.0)
+    return (seeds * where[None, :, None]).view(count, *output.shape)
+
+
+def _at_least_float32(maps: Tensor) -> Tensor:
+    return maps if maps.dtype == torch.float64 else maps.float()
+
+
+def record(
+    forward_func: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    additional_forward_args: tuple[Any, ...],
+    points: Sequence[LayerPoint],
+    *,
+    reduction: Reduction,
+    guided: bool,
+) -> Recording:
+    """Run the model once with a tap at each point.
+
+    Args:
+        forward_func: the model, or a function that calls it.
+        inputs: image batches; the first carries the tap of a point without a module.
+        additional_forward_args: passed on after the inputs.
+        points: where to read gradients.
+        reduction: ``(N, C, h, w)`` to ``(N, 1, h, w)``, applied to each gradient inside the backward pass.
+        guided: whether rectifiers record the guided rule.
+
+    Returns:
+        The recording, with a graph from the first tap on.
+
+    Raises:
+        RuntimeError: if a layer was not reached, or the scores do not depend on it through autograd.
+        TypeError: if the output is not a tensor.
+        ValueError: if the output is not ``(N, C)`` or ``(N, C, h, w)``.
+    """
+    taps = _Taps(reduction)
+    rule = GuidedRectifiers()
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(taps.attached(points))
+        stack.enter_context(ConstantParameters())
+        if guided:
+            stack.enter_context(rule)
+        images = [x.detach() for x in inputs]
+        images[0] = taps.of_images(points, images[0])
+        output = forward_func(*images, *additional_forward_args)
+    _check_output(output, images=len(inputs[0]))
+    slots, names = taps.collect(points)
+    if not output.requires_grad:
+        raise _independent(names[0])
+    return Recording(output.detach(), names, rule.seen, rule.guided, output, slots)
+
+
+class _Taps:
+    """The hooks of one forward pass and the slots that they made."""
+
+    def __init__(self, reduction: Reduction) -> None:
+        self._reduction = reduction
+        self._slots: dict[LayerPoint, list[Tensor]] = {}
+        # Hooks fire for every thread that runs the module; only this thread's forward pass is ours.
+        self._thread = threading.get_ident()
+
+    @contextmanager
+    def attached(self, points: Sequence[LayerPoint]) -> Iterator[None]:
+        handles: list[RemovableHandle] = []
+        try:
+            for point in points:
+                handles += self._register(point)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _register(self, point: LayerPoint) -> list[RemovableHandle]:
+        if point.module is None:
+            return []
+        if point.at_input:
+            return [point.module.register_forward_pre_hook(lambda _, inputs: self._tap(point, inputs))]
+        return [point.module.register_forward_hook(lambda _, inputs, output: self._tap(point, output))]
+
+    def of_images(self, points: Sequence[LayerPoint], images: Tensor) -> Tensor:
+        for point in points:
+            if point.module is None:
+                images = self._tap(point, images)
+        return images
+
+    def _tap(self, point: LayerPoint, value: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return None
+        # A layer that runs several times counts with its last run, as everywhere in Captum.
+        slots = self._slots[point] = []
+
+        def tapped(element: Any) -> Any:
+            if not isinstance(element, Tensor) or not element.is_floating_point() or element.ndim not in (2, 4):
+                return element
+            spatial = element.shape[2:] or (1, 1)
+            slot = element.new_zeros(()).expand(element.shape[0], 1, *spatial).requires_grad_()
+            slots.append(slot)
+            return Tap.apply(element, slot, self._reduction)
+
+        if isinstance(value, tuple) and hasattr(value, "_make"):
+            return value._make(map(tapped, value))
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(tapped, value))
+        return tapped(value)
+
+    def collect(self, points: Sequence[LayerPoint]) -> tuple[list[Tensor], list[str]]:
+        slots: list[Tensor] = []
+        names: list[str] = []
+        for point in points:
+            if point not in self._slots:
+                raise RuntimeError(
+                    f"layer {point.name!r} was not reached by the forward pass. Choose a layer that runs for these "
+                    "inputs; inside a compiled submodule, build the explanation from the module before compilation."
+                )
+            if not self._slots[point]:
+                raise RuntimeError(
+                    f"layer {point.name!r} has no map at its {'input' if point.at_input else 'output'}: a tensor of "
+                    "shape (N, C, h, w) or (N, C) is needed."
+                )
+            slots += self._slots[point]
+            names += [point.name] * len(self._slots[point])
+        return slots, names
+
+
+def _check_output(output: Any, images: int) -> None:
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        raise TypeError(
+            f"the model must return a tensor of scores, (N, C) or (N, C, h, w); it returned {kind}. Wrap it in a "
+            "function that picks the scores, e.g. lambda x: model(x)['out']."
+        )
+    if output.ndim not in (2, 4) or output.shape[0] != images or output.shape[1] == 0:
+        raise ValueError(
+            f"the model must return scores of shape (N, C) or (N, C, h, w) with N = {images}; it returned "
+            f"{tuple(output.shape)}."
+        )

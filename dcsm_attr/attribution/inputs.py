@@ -1,0 +1,105 @@
+"""What the attribution methods accept as images, and how a batch of them is resized and split."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["batch_slices", "checked_images", "rescaled", "sliced_arguments"]
+
+
+def checked_images(inputs: Any) -> tuple[Tensor, ...]:
+    """Check a batch of images, or a tuple of batches for a model with several image inputs.
+
+    Args:
+        inputs: ``(N, C, H, W)``, floating point, finite, normalised as the model expects; or a tuple of such tensors
+            with equal N, H and W.
+
+    Returns:
+        The tensors as a tuple.
+
+    Raises:
+        TypeError: if it is no tensor, or its values are not floating point.
+        ValueError: if the rank is wrong, the batch is empty, batches differ in size, or a value is NaN or infinite.
+        RuntimeError: if a tensor was made under inference mode.
+    """
+    images = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not images:
+        raise ValueError("inputs is an empty tuple: at least one (N, C, H, W) batch of images is needed.")
+    for x in images:
+        _check_batch(x)
+    first = images[0]
+    for x in images[1:]:
+        if x.shape[0] != first.shape[0] or x.shape[2:] != first.shape[2:]:
+            raise ValueError(
+                "all inputs must have the same N, H and W, since one map answers for all of them; got "
+                f"{tuple(first.shape)} and {tuple(x.shape)}. Pass what is not an image in additional_forward_args."
+            )
+    return images
+
+
+def _check_batch(x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"inputs must be a tensor (N, C, H, W) or a tuple of such tensors, got {type(x).__name__}.")
+    if x.ndim != 4:
+        hint = " Add the batch dimension: x[None]." if x.ndim == 3 else ""
+        raise ValueError(f"inputs must have shape (N, C, H, W), got {tuple(x.shape)}.{hint}")
+    if 0 in x.shape:
+        raise ValueError(f"inputs is an empty batch: got shape {tuple(x.shape)}.")
+    if not x.is_floating_point():
+        hint = (
+            " Convert the pixels and normalise them as the model expects, e.g. torchvision.transforms.v2.functional."
+            "to_dtype(x, torch.float32, scale=True) followed by normalize."
+            if x.dtype == torch.uint8
+            else " Convert with x.float()."
+        )
+        raise TypeError(f"inputs must be floating point, got {x.dtype}.{hint}")
+    if x.is_inference() or torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "gradients cannot be taken under torch.inference_mode, nor of tensors made there. Call outside of it, with "
+            "inputs.clone() made outside; torch.no_grad is fine."
+        )
+    if not torch.isfinite(x).all():
+        raise ValueError("inputs must be finite: it holds NaN or infinite values.")
+
+
+def rescaled(images: tuple[Tensor, ...], scale: float, mode: Literal["bilinear", "bicubic"]) -> tuple[Tensor, ...]:
+    """Resize all batches to ``round(scale * size)``, at least one pixel, antialiased where they shrink.
+
+    Args:
+        images: batches ``(N, C, H, W)``.
+        scale: ratio of the sides.
+        mode: ``"bicubic"`` is MATLAB's ``imresize``.
+
+    Returns:
+        The batches at the new size; unchanged where the size stays.
+    """
+    height, width = (max(1, round(scale * side)) for side in images[0].shape[2:])
+    if (height, width) == tuple(images[0].shape[2:]):
+        return images
+    # The antialiased kernels exist for float32 and float64 only. For enlarging, the flag selects MATLAB's cubic (a =
+    # -0.5).
+    return tuple(
+        F.interpolate(x if x.dtype == torch.float64 else x.float(), (height, width), mode=mode, antialias=True).to(
+            x.dtype
+        )
+        for x in images
+    )
+
+
+def batch_slices(images: int, at_most: int | None) -> list[slice]:
+    """Divide a batch of ``images`` into slices of at most ``at_most``; None: one slice."""
+    step = images if at_most is None else at_most
+    return [slice(start, start + step) for start in range(0, images, step)]
+
+
+def sliced_arguments(arguments: tuple[Any, ...], part: slice, images: int) -> tuple[Any, ...]:
+    """Take the part of the additional forward arguments that belongs to a slice of the batch.
+
+    Args:
+        arguments: tensors with one row an image are sliced, everything else is passed on whole, as Captum does.
+        part: the slice.
+        images: N of the whole batch.
+    """
+    return tuple(a[part] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == images else a for a in arguments)

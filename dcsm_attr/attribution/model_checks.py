@@ -1,0 +1,114 @@
+"""Which models can be explained, and what to say about the others."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcsm_attr.attribution.gradients import Recording
+from dcsm_attr.guest import unwrapped
+
+__all__ = ["check_guidance", "checked_model", "explained_failure"]
+
+# Modules through which class evidence travels by attention, by class name: torchvision's and timm's among them.
+_ATTENTION = {
+    "Attention",
+    "MultiheadAttention",
+    "RelativePositionalMultiHeadAttention",
+    "ShiftedWindowAttention",
+    "ShiftedWindowAttentionV2",
+    "WindowAttention",
+}
+
+
+def checked_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..., Any]:
+    """Refuse what cannot be explained, and take off the wrappers that hide a model.
+
+    Args:
+        forward_func: the model, or a function that calls it.
+        guided: whether rectifiers are to be guided.
+
+    Returns:
+        The function or the innermost module.
+
+    Raises:
+        TypeError: if it cannot be called, or is a ``DataParallel`` or TorchScript model.
+        ValueError: if it is a transformer and the guided rule was asked for.
+    """
+    if isinstance(forward_func, nn.DataParallel):
+        raise TypeError(
+            "DataParallel runs the model in threads that neither hooks nor the guided rule follow. Pass the module "
+            "that it wraps (model.module) and split large batches with internal_batch_size."
+        )
+    if isinstance(forward_func, torch.jit.ScriptModule):
+        raise TypeError("TorchScript hides its layers and rectifiers from Python. Pass the nn.Module it was made from.")
+    if not callable(forward_func):
+        raise TypeError(f"forward_func must be a module or a function, got {type(forward_func).__name__}.")
+    if not isinstance(forward_func, nn.Module):
+        return forward_func
+    model = unwrapped(forward_func)
+    attention = next((type(m).__name__ for m in model.modules() if type(m).__name__ in _ATTENTION), None)
+    if guided and attention is not None:
+        raise ValueError(
+            f"{type(model).__name__} is a transformer: its class evidence travels through attention ({attention}), not "
+            "through rectifiers, so that guided backpropagation has no meaning. Use a CNN; or take plain gradients at "
+            "layers that you name, with guided=False."
+        )
+    return model
+
+
+def check_guidance(recording: Recording) -> None:
+    """Say so where the guided rule had nothing to act on.
+
+    Raises:
+        ValueError: if the model has no rectifier at all.
+    """
+    if recording.rectifiers_seen == 0:
+        raise ValueError(
+            "the model has no rectifier (ReLU or a relative of it), so that guided backpropagation would silently be "
+            "plain backpropagation. Pass guided=False if that is what you want."
+        )
+    if recording.rectifiers_guided == 0:
+        warnings.warn(
+            "no rectifier lies between the chosen layers and the class scores: nothing was guided, and the result "
+            "equals "
+            "guided=False. Choose earlier layers.",
+            stacklevel=6,
+        )
+
+
+def explained_failure(error: RuntimeError, model: Any, resized: Tensor, images: Tensor) -> Exception:
+    """Find what a failed forward pass was about.
+
+    Args:
+        error: what the model raised.
+        model: the model.
+        resized: the images that it was given.
+        images: the images at their own size.
+
+    Returns:
+        The error to raise: a clearer one where the number of channels or the scale is the reason, else ``error``
+        itself.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return error
+    channels = _first_convolution_channels(model)
+    if channels is not None and channels != images.shape[1] and "channels" in str(error):
+        return ValueError(
+            f"inputs have {images.shape[1]} channels, but the model's first convolution takes {channels}: got shape "
+            f"{tuple(images.shape)}."
+        )
+    if resized.shape != images.shape:
+        return RuntimeError(
+            f"the model failed on the images at another scale, {tuple(resized.shape)} from {tuple(images.shape)}. If "
+            "it takes one size only, pass scales=(1.0,); if it is too deep for small images, leave out the scales "
+            "below 1."
+        )
+    return error
+
+
+def _first_convolution_channels(model: Any) -> int | None:
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return next((m.in_channels for m in modules if isinstance(m, nn.Conv2d)), None)

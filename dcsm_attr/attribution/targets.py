@@ -1,0 +1,53 @@
+"""Captum's target forms, read as classes."""
+
+from typing import Any
+
+import torch
+from captum._utils.common import _select_targets
+from torch import Tensor
+
+__all__ = ["resolve_target"]
+
+
+def resolve_target(target: Any, output_shape: torch.Size) -> tuple[Tensor, Tensor | None]:
+    """Find the class, and where the target names one the position, that ``target`` selects from each image's output.
+
+    Captum itself reads the target, applied to a tensor that holds class indices: every form that Captum accepts is
+    accepted (an int, negative ints, tuples, tensors, a list with one entry an image), with its errors.
+
+    Args:
+        target: what Captum's ``attribute`` takes.
+        output_shape: ``(N, C)`` or ``(N, C, h, w)``.
+
+    Returns:
+        Classes ``(N,)`` int64 and, where the target was ``(class, y, x)``, positions ``y * w + x`` ``(N,)`` int64;
+        otherwise None: the class at all positions. Both on the CPU.
+
+    Raises:
+        AssertionError: where Captum does not accept the form.
+        IndexError: if a class or position is out of range.
+    """
+    images, classes = output_shape[:2]
+    positions = output_shape[2:].numel()
+    index = torch.arange(images * classes * positions).view(output_shape)
+    if len(output_shape) == 4 and not _names_position(target):
+        # Class forms address the scores; Captum has no meaning for them on a map.
+        index = index[..., 0, 0]
+    try:
+        selected = _select_targets(index, target)
+    except (IndexError, RuntimeError) as error:
+        raise IndexError(
+            f"target {target!r} is out of range: the model has {classes} classes (0 to {classes - 1})"
+            + (f" and score maps of {output_shape[2]} x {output_shape[3]} positions." if positions > 1 else ".")
+        ) from error
+    assert selected.shape == (images,), (
+        f"target {target!r} does not select one score an image from an output of shape {tuple(output_shape)}: give a "
+        "class, or a list with one class an image."
+    )
+    position = selected % positions if index.ndim == 4 else None
+    return selected // positions % classes, position
+
+
+def _names_position(target: Any) -> bool:
+    first = target[0] if isinstance(target, list) and target else target
+    return isinstance(first, tuple) and len(first) > 1

@@ -1,0 +1,1 @@
+"""CNNs made ready: their layers, loading, preprocessing."""

@@ -1,0 +1,190 @@
+"""Which layers of which CNN: where gradients say *where*.
+
+DCSM averages the convolutions of VGG-16's last three resolution stages, at their inputs (conv3_1 to conv5_3). For other
+networks the same is found by running the network once.
+"""
+
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import VGG
+
+from dcsm_attr.guest import evaluation_mode, preserved_random_state
+
+__all__ = ["default_layers", "is_constant", "probe_image", "vgg_layers"]
+
+_STAGES = 3
+_PER_STAGE = 3
+_HEADS = {"classifier", "fc", "head", "heads", "aux1", "aux2", "AuxLogits", "aux_classifier"}
+
+
+def default_layers(model: nn.Module, images: Tensor | None = None) -> list[str]:
+    """Choose the layers at whose inputs gradients are read: nine in a deep network, three of each of three stages.
+
+    VGG: every convolution of the last three blocks, as in the paper. Other networks are run once, forward and backward,
+    on one image of noise; of the convolutions outside the classification head,
+
+    - those count whose input is a map, is not the image itself, and has a gradient that differs between positions;
+    - the three smallest resolutions among them are the stages;
+    - of each stage, tensors with at least half of the largest number of channels count (the trunk, not the
+      bottlenecks), each once, whichever convolutions share it;
+    - of those, three are taken, evenly spread from the first to the last. VGG-16 has just three a stage; deeper
+      networks have dozens with nearly the same map.
+
+    A tensor whose gradient is the same at every position says nothing about where. Behind a pooled linear head that is
+    the output of the last block, and with it the input of every convolution above which no rectifier or max pool
+    follows.
+
+    Args:
+        model: any CNN; it is left as it was.
+        images: ``(N, C, H, W)``, of which one image's shape is used where the model does not take 224 x 224 pixels.
+            None: only 224 x 224 is tried.
+
+    Returns:
+        Names of modules, in the order in which they run.
+
+    Raises:
+        ValueError: if there is no such convolution.
+        RuntimeError: if the model runs with neither size.
+    """
+    if isinstance(model, VGG):
+        return vgg_layers(model)
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has no convolution (nn.Conv2d), so that no layer has a map. Name layers yourself, "
+            "or use a CNN."
+        )
+    readings = _probe(model, images)
+    usable = [r for r in readings if r.is_usable]
+    if not usable:
+        raise ValueError(
+            f"no convolution of {type(model).__name__} has an input whose gradient differs between positions; name the "
+            "layers yourself with layer=[...]."
+        )
+    stages: dict[int, list[_Reading]] = defaultdict(list)
+    for reading in usable:
+        stages[reading.positions].append(reading)
+    smallest = sorted(stages)[:_STAGES]
+    chosen = {reading.name for positions in smallest for reading in _spread(_trunk(stages[positions]))}
+    return [reading.name for reading in readings if reading.name in chosen]
+
+
+def vgg_layers(model: VGG) -> list[str]:
+    """The convolutions of the last three blocks of a VGG; for VGG-16 conv3_1 to conv5_3."""
+    blocks: list[list[str]] = [[]]
+    for name, module in model.features.named_children():
+        if isinstance(module, nn.MaxPool2d):
+            blocks.append([])
+        elif isinstance(module, nn.Conv2d):
+            blocks[-1].append(f"features.{name}")
+    return [name for block in [b for b in blocks if b][-_STAGES:] for name in block]
+
+
+def is_constant(maps: Tensor) -> Tensor:
+    """Whether each map is the same at every position, up to rounding.
+
+    Args:
+        maps: ``(..., h, w)``.
+
+    Returns:
+        ``(...)`` bool; False for a map that is zero everywhere, which says nothing about the layer.
+    """
+    high, low = maps.amax(dim=(-2, -1)), maps.amin(dim=(-2, -1))
+    return (high - low <= 1e-5 * high.abs()) & (high != 0)
+
+
+@dataclass
+class _Reading:
+    """The input of one convolution in the probing run."""
+
+    name: str
+    source: int
+    channels: int
+    positions: int
+    is_usable: bool
+
+
+def _trunk(readings: list[_Reading]) -> list[_Reading]:
+    widest = max(r.channels for r in readings)
+    distinct = {r.source: r for r in reversed(readings) if 2 * r.channels >= widest}
+    return list(reversed(distinct.values()))
+
+
+def _spread(readings: list[_Reading]) -> list[_Reading]:
+    if len(readings) <= _PER_STAGE:
+        return readings
+    last = len(readings) - 1
+    return [readings[round(i * last / (_PER_STAGE - 1))] for i in range(_PER_STAGE)]
+
+
+def probe_image(model: nn.Module, size: tuple[int, int] = (224, 224), channels: int | None = None) -> Tensor:
+    """One image of fixed noise ``(1, C, H, W)``, with the dtype and device of the model's parameters.
+
+    Args:
+        model: C is the number of channels its first convolution takes.
+        size: ``(H, W)``.
+        channels: C, where it is known.
+    """
+    if channels is None:
+        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), noise)
+    return noise.to(parameter.device, parameter.dtype)
+
+
+def _probe(model: nn.Module, images: Tensor | None) -> list[_Reading]:
+    canonical = probe_image(model, channels=None if images is None else images.shape[1])
+    try:
+        return _readings(model, canonical)
+    except (RuntimeError, ValueError) as error:
+        if images is None:
+            raise RuntimeError(
+                f"{type(model).__name__} does not run on {tuple(canonical.shape)}, with which its default layers are "
+                "looked for; they are known after the first call with its own images. Or name them with layer=[...]."
+            ) from error
+        return _readings(model, probe_image(model, (images.shape[2], images.shape[3]), images.shape[1]))
+
+
+def _readings(model: nn.Module, image: Tensor) -> list[_Reading]:
+    inputs: list[tuple[str, int, Tensor]] = []
+    originals: list[Tensor] = []
+
+    def hook(name: str, value: Tensor) -> tuple[Tensor]:
+        originals.append(value)  # Keeps the id of the tensor from being given to another one.
+        inputs.append((name, id(value), value.clone()))
+        return (inputs[-1][2],)
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(preserved_random_state(image.device))
+        stack.enter_context(torch.enable_grad())
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d) and _HEADS.isdisjoint(name.split(".")):
+                handle = module.register_forward_pre_hook(lambda _, args, name=name: hook(name, args[0]))
+                stack.callback(handle.remove)
+        # A copy, since a model may overwrite its input, which a leaf does not allow.
+        scores = _scores(model(image.requires_grad_().clone()))
+    tensors = [tensor for _, _, tensor in inputs]
+    gradients = torch.autograd.grad(scores.amax(), tensors, allow_unused=True)
+    return [
+        _Reading(name, source, tensor.shape[1], tensor.shape[2:].numel(), _is_usable(tensor, gradient, image))
+        for (name, source, tensor), gradient in zip(inputs, gradients, strict=True)
+    ]
+
+
+def _scores(output: object) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim not in (2, 4):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"the model must return scores of shape (N, C) or (N, C, h, w); it returned {shape}.")
+    return output if output.ndim == 2 else output.sum(dim=(2, 3))
+
+
+def _is_usable(tensor: Tensor, gradient: Tensor | None, image: Tensor) -> bool:
+    if gradient is None or tensor.ndim != 4 or tensor.shape[1:] == image.shape[1:] or min(tensor.shape[2:]) < 2:
+        return False
+    # Zero padding bends a constant gradient at the border: only the interior can tell.
+    interior = gradient[..., 1:-1, 1:-1] if min(tensor.shape[2:]) > 4 else gradient
+    return not bool(is_constant(interior).all())

@@ -1,0 +1,80 @@
+"""The user's model is a guest: whatever a call needs to change about it is changed back, also after an exception."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["evaluation_mode", "preserved_random_state", "unwrapped"]
+
+_lock = threading.Lock()
+# How many running calls hold a module in evaluation mode. Without the count, two threads on one model in training mode
+# would each remember the other's change as the user's setting.
+_held: dict[int, int] = {}
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Hold every submodule of ``model`` in evaluation mode, and restore each one's own ``training`` flag afterwards.
+
+    A class map describes the network as it would be used: with dropout or batch statistics it would be random, would
+    depend on the other images of the batch, and would change the running statistics of the model.
+
+    Args:
+        model: any module; submodules may have different flags.
+    """
+    with _lock:
+        held = [module for module in model.modules() if module.training or id(module) in _held]
+        for module in held:
+            _held[id(module)] = _held.get(id(module), 0) + 1
+            module.training = False
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in held:
+                _held[id(module)] -= 1
+                if not _held[id(module)]:
+                    del _held[id(module)]
+                    module.training = True
+
+
+@contextmanager
+def preserved_random_state(device: torch.device) -> Iterator[None]:
+    """Give the random generators of the CPU and of ``device`` back as they were found.
+
+    Args:
+        device: where the model runs; any accelerator of which PyTorch knows a random state.
+    """
+    module = None if device.type == "cpu" else getattr(torch, device.type, None)
+    accelerator = module if hasattr(module, "get_rng_state") else None
+    cpu_state = torch.get_rng_state()
+    device_state = accelerator.get_rng_state(device) if accelerator else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu_state)
+        if accelerator:
+            accelerator.set_rng_state(device_state, device)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Find the module that a compilation or a distributed wrapper holds; the wrapper itself is left alone.
+
+    A compiled module runs code in which hooks and function modes no longer exist, and
+    :class:`~torch.nn.parallel.DistributedDataParallel` prepares a gradient reduction at each forward.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The innermost module, whose parameters are those of ``model``.
+    """
+    while True:
+        inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
