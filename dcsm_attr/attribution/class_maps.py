@@ -1,7 +1,7 @@
 """The result of an attribution to several classes at once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ class ClassMaps:
         scores: ``(N, C)`` float32 in [0, 1], the model's scores of all classes at the scale nearest to 1.
         subtracted: ``(N,)`` bool: False where nothing was subtracted, because the method does not or because the image
             has one candidate only; the maps are then the raw ones.
+        raw: ``(N, K, H, W)`` float32 in [0, 1], the maps before subtraction, where they were asked for.
     """
 
     maps: Tensor
@@ -29,6 +30,7 @@ class ClassMaps:
     detected: Tensor
     scores: Tensor
     subtracted: Tensor
+    raw: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -67,21 +69,48 @@ class ClassMaps:
     def _slots(self, slots: Tensor) -> Tensor:
         return self.maps[torch.arange(len(self), device=slots.device), slots][:, None].contiguous()
 
+    def __getitem__(self, image: int) -> "ClassMaps":
+        """One image alone, ``N = 1``, without empty slots."""
+        held = self.classes[image] >= 0
+        return ClassMaps(
+            self.maps[image : image + 1, held],
+            self.classes[image : image + 1, held],
+            self.detected[image : image + 1, held],
+            self.scores[image : image + 1],
+            self.subtracted[image : image + 1],
+            None if self.raw is None else self.raw[image : image + 1, held],
+        )
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "ClassMaps":
+        """The same with ``change`` applied to the maps, ``(N, K, H, W)``, and to the raw ones."""
+        return replace(self, maps=change(self.maps), raw=None if self.raw is None else change(self.raw))
+
+    def cpu(self) -> "ClassMaps":
+        """The same on the CPU."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value.cpu() for name, value in values.items() if value is not None})
+
     @staticmethod
     def concatenated(parts: "Sequence[ClassMaps]") -> "ClassMaps":
         """Join the results of the parts of a batch; K becomes the largest."""
         slots = max(part.classes.shape[1] for part in parts)
         padded = [part._padded(slots) for part in parts]
-        return ClassMaps(**{f.name: torch.cat([getattr(part, f.name) for part in padded]) for f in fields(ClassMaps)})
+        raw = [part.raw for part in padded if part.raw is not None]
+        return ClassMaps(
+            torch.cat([part.maps for part in padded]),
+            torch.cat([part.classes for part in padded]),
+            torch.cat([part.detected for part in padded]),
+            torch.cat([part.scores for part in padded]),
+            torch.cat([part.subtracted for part in padded]),
+            torch.cat(raw) if raw else None,
+        )
 
     def _padded(self, slots: int) -> "ClassMaps":
         missing = slots - self.classes.shape[1]
         if not missing:
             return self
-        return ClassMaps(
-            F.pad(self.maps, (0, 0, 0, 0, 0, missing)),
-            F.pad(self.classes, (0, missing), value=-1),
-            F.pad(self.detected, (0, missing)),
-            self.scores,
-            self.subtracted,
+        return replace(
+            self.mapped(lambda maps: F.pad(maps, (0, 0, 0, 0, 0, missing))),
+            classes=F.pad(self.classes, (0, missing), value=-1),
+            detected=F.pad(self.detected, (0, missing)),
         )

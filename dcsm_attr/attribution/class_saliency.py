@@ -1,6 +1,5 @@
 """What the methods of this package share: from images and a request to one map a candidate class."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
@@ -15,6 +14,7 @@ from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.gradients import LayerPoint, Recording, record
 from dcsm_attr.attribution.inputs import batch_slices, checked_images, rescaled, sliced_arguments
 from dcsm_attr.attribution.model_checks import check_guidance, checked_model, explained_failure
+from dcsm_attr.attribution.notices import warn_caller
 from dcsm_attr.attribution.selection import Request, Selection
 from dcsm_attr.attribution.variants import Variant
 from dcsm_attr.guest import evaluation_mode, preserved_random_state
@@ -59,6 +59,20 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         self.internal_batch_size = internal_batch_size
         self._check_settings()
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the maps depend on beside model and images, ready for JSON."""
+        return {
+            "method": self.get_name(),
+            "guided": self.guided,
+            "subtract": self.subtract,
+            "scales": list(self.scales),
+            "alpha": self.alpha,
+            "activation": self.activation,
+            "threshold": self.threshold,
+            "min_candidates": self.min_candidates,
+        }
+
     def _check_settings(self) -> None:
         if not self.scales or not all(0 < scale <= 8 for scale in self.scales):
             raise ValueError(f"scales must be ratios to the input size, above 0 and at most 8; got {self.scales}.")
@@ -86,7 +100,12 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         return tuple(attribution.clone() for _ in inputs) if isinstance(inputs, tuple) else attribution
 
     def _run(
-        self, inputs: Any, points: Sequence[LayerPoint], request: Request, additional_forward_args: Any
+        self,
+        inputs: Any,
+        points: Sequence[LayerPoint],
+        request: Request,
+        additional_forward_args: Any,
+        raw: bool = False,
     ) -> tuple[ClassMaps, Selection]:
         images = checked_images(inputs)
         arguments = _as_tuple(additional_forward_args)
@@ -106,14 +125,15 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
                 if selection is None:
                     selection = request.resolve(count, first.logits.shape)
                     self._check_positions(selection)
-                parts.append(self._combined(chain([first], runs), selection[part].to(device), size))
+                    if self.guided:
+                        check_guidance(first)
+                parts.append(self._combined(chain([first], runs), selection[part].to(device), size, raw))
         assert selection is not None
         result = ClassMaps.concatenated(parts)
         if self.subtract and not result.subtracted.all():
-            warnings.warn(
+            warn_caller(
                 "an image has a single candidate class: there is nothing to subtract, and its map is the raw one "
-                "(see ClassMaps.subtracted).",
-                stacklevel=4,
+                "(see ClassMaps.subtracted)."
             )
         return result, selection
 
@@ -139,11 +159,9 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
                 if explained is error:
                     raise
                 raise explained from error
-            if self.guided:
-                check_guidance(recording)
             yield recording
 
-    def _combined(self, runs: Iterator[Recording], selection: Selection, size: tuple[int, int]) -> ClassMaps:
+    def _combined(self, runs: Iterator[Recording], selection: Selection, size: tuple[int, int], raw: bool) -> ClassMaps:
         """Choose the candidates of a part of the batch and average their maps over layers and scales (Eq. 5)."""
         ahead = list(runs) if self._variant.pool_scores else [next(runs)]
         scores = [class_scores(recording.logits, self.activation) for recording in ahead]
@@ -153,6 +171,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         # Read once, here, so that nothing waits for the device between the layers.
         differing = subtracted if len(set(subtracted.tolist())) > 1 else bool(subtracted[0])
         total = torch.zeros(*valid.shape, *size, device=valid.device)
+        raw_total = torch.zeros_like(total) if raw else None
         added = 0
         for recording in chain(ahead, runs):
             gate = self._gate(recording, candidates, selection)
@@ -161,15 +180,12 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
                 self._inspect(recording.points, layers)
             for maps in layers:
                 total += gate * self._variant.layer_contribution(maps, valid, size, self.alpha, differing)
+                if raw_total is not None:
+                    raw_total += gate * self._variant.raw_contribution(maps, size, self.alpha)
             added += len(layers)
-        maps = self._variant.final(total.div_(added))
-        return ClassMaps(
-            maps.masked_fill_(~valid[:, :, None, None], 0.0).clamp_(0, 1),
-            candidates.classes,
-            candidates.detected,
-            scores[0],
-            subtracted,
-        )
+        result = ClassMaps(total, candidates.classes, candidates.detected, scores[0], subtracted, raw_total)
+        empty = ~valid[:, :, None, None]
+        return result.mapped(lambda sums: self._variant.final(sums / added).masked_fill_(empty, 0.0).clamp_(0, 1))
 
     def _candidates(self, scores: list[Tensor], selection: Selection) -> Candidates:
         at_scales = torch.stack(scores)

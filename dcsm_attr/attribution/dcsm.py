@@ -1,6 +1,5 @@
 """Distinct class-specific saliency maps as a Captum ``LayerAttribution``."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from dcsm_attr.attribution.class_saliency import ClassSaliency
 from dcsm_attr.attribution.gradients import LayerPoint
 from dcsm_attr.attribution.inputs import checked_images
 from dcsm_attr.attribution.layer_points import Layer, layer_points, named_layers
+from dcsm_attr.attribution.notices import warn_caller
 from dcsm_attr.attribution.selection import Request
 from dcsm_attr.attribution.variants import VARIANTS, VariantName
 from dcsm_attr.backbones.layers import default_layers, is_constant
@@ -146,6 +146,11 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         LayerAttribution.__init__(self, self.forward_func, layer, device_ids)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the maps depend on beside model and images, ready for JSON."""
+        return {**super().settings, "variant": self.variant, "layers": list(self.layers)}
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers; where none were given, asking runs the model once to choose them."""
         return tuple(self._resolved_layers(images=None))
@@ -168,12 +173,11 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         constant = torch.stack([is_constant(maps).all() for maps in layers]).tolist()
         said = [name for name, flag in zip(names, constant, strict=True) if flag]
         if said:
-            warnings.warn(
+            warn_caller(
                 f"the gradient at {', '.join(said)} is the same at every position, so that its map says nothing about "
                 "where: no rectifier or max pool lies between it and a pooled linear head. Choose earlier layers, or "
                 "layer inputs "
-                "(attribute_to_layer_input=True).",
-                stacklevel=6,
+                "(attribute_to_layer_input=True)."
             )
 
     @log_usage()
@@ -244,6 +248,8 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         candidates: Any = None,
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool | None = None,
+        *,
+        raw: bool = False,
     ) -> ClassMaps:
         r"""
         Computes the distinct maps of all candidate classes of each image, from one forward pass a scale.
@@ -260,6 +266,8 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
                 Default: None
             attribute_to_layer_input (bool, optional): As in :meth:`attribute`.
                 Default: None
+            raw (bool, optional): Whether to return the maps before subtraction too, in :attr:`ClassMaps.raw`.
+                Default: False
 
         Returns:
             *ClassMaps* with maps (N, K, H, W); see :class:`ClassMaps`.
@@ -269,4 +277,4 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         """
         points = self._points(inputs, attribute_to_layer_input)
         request = Request(classes=classes, candidates=candidates)
-        return self._run(inputs, points, request, additional_forward_args)[0]
+        return self._run(inputs, points, request, additional_forward_args, raw)[0]

@@ -1,6 +1,5 @@
 """Which models can be explained, and what to say about the others."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dcsm_attr.attribution.gradients import Recording
+from dcsm_attr.attribution.notices import warn_caller
 from dcsm_attr.guest import unwrapped
 
 __all__ = ["check_guidance", "checked_model", "explained_failure"]
@@ -71,11 +71,10 @@ def check_guidance(recording: Recording) -> None:
             "plain backpropagation. Pass guided=False if that is what you want."
         )
     if recording.rectifiers_guided == 0:
-        warnings.warn(
+        warn_caller(
             "no rectifier lies between the chosen layers and the class scores: nothing was guided, and the result "
             "equals "
-            "guided=False. Choose earlier layers.",
-            stacklevel=6,
+            "guided=False. Choose earlier layers."
         )
 
 

@@ -107,7 +107,12 @@ class Simonyan(ClassSaliency):
         raise NotImplementedError("attribute_future is not implemented for Simonyan")
 
     def class_maps(
-        self, inputs: Tensor | tuple[Tensor, ...], classes: Any = None, additional_forward_args: Any = None
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        classes: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        raw: bool = False,
     ) -> ClassMaps:
         r"""
         Computes the saliency of all detected classes of each image, from one forward pass.
@@ -119,6 +124,8 @@ class Simonyan(ClassSaliency):
                 Default: None
             additional_forward_args (Any, optional): As in :meth:`attribute`.
                 Default: None
+            raw (bool, optional): Whether to return the maps before subtraction too, in :attr:`ClassMaps.raw`.
+                Default: False
 
         Returns:
             *ClassMaps* with maps (N, K, H, W).
@@ -126,4 +133,4 @@ class Simonyan(ClassSaliency):
         Raises:
             ValueError: as :meth:`DistinctClassSaliency.class_maps`.
         """
-        return self._run(inputs, [_IMAGES], Request(classes=classes), additional_forward_args)[0]
+        return self._run(inputs, [_IMAGES], Request(classes=classes), additional_forward_args, raw)[0]

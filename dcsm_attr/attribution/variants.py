@@ -66,16 +66,21 @@ class Variant:
         Returns:
             ``(N, K, H, W)``.
         """
-        if self.subtract_at_image_size:
-            maps = self.upsampling(maps, size)
+        if subtracted is False:
+            return self.raw_contribution(maps, size, alpha)
+        distinct = self._at_image_size(maps, size, lambda m: self.differences(m, alpha, valid))
         if subtracted is True:
-            normalised = self.differences(maps, alpha, valid)
-        elif subtracted is False:
-            normalised = eq.squash(maps, alpha)
-        else:
-            chosen = subtracted[:, None, None, None]
-            normalised = torch.where(chosen, self.differences(maps, alpha, valid), eq.squash(maps, alpha))
-        return normalised if self.subtract_at_image_size else self.upsampling(normalised, size)
+            return distinct
+        return torch.where(subtracted[:, None, None, None], distinct, self.raw_contribution(maps, size, alpha))
+
+    def raw_contribution(self, maps: Tensor, size: tuple[int, int], alpha: float) -> Tensor:
+        """The same without subtraction."""
+        return self._at_image_size(maps, size, lambda m: eq.squash(m, alpha))
+
+    def _at_image_size(self, maps: Tensor, size: tuple[int, int], normalise: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.subtract_at_image_size:
+            return normalise(self.upsampling(maps, size))
+        return self.upsampling(normalise(maps), size)
 
 
 def _paper_differences(maps: Tensor, alpha: float, valid: Tensor | None) -> Tensor:

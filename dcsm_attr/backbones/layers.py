@@ -136,7 +136,7 @@ def probe_image(model: nn.Module, size: tuple[int, int] = (224, 224), channels: 
 
 
 def _probe(model: nn.Module, images: Tensor | None) -> list[_Reading]:
-    canonical = probe_image(model, channels=None if images is None else images.shape[1])
+    canonical = probe_image(model)
     try:
         return _readings(model, canonical)
     except (RuntimeError, ValueError) as error:
@@ -167,8 +167,8 @@ def _readings(model: nn.Module, image: Tensor) -> list[_Reading]:
                 stack.callback(handle.remove)
         # A copy, since a model may overwrite its input, which a leaf does not allow.
         scores = _scores(model(image.requires_grad_().clone()))
-    tensors = [tensor for _, _, tensor in inputs]
-    gradients = torch.autograd.grad(scores.amax(), tensors, allow_unused=True)
+        tensors = [tensor for _, _, tensor in inputs]
+        gradients = torch.autograd.grad(scores.amax(), tensors, allow_unused=True)
     return [
         _Reading(name, source, tensor.shape[1], tensor.shape[2:].numel(), _is_usable(tensor, gradient, image))
         for (name, source, tensor), gradient in zip(inputs, gradients, strict=True)

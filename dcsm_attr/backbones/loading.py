@@ -1,0 +1,214 @@
+"""A model from a name and its weights: torchvision's own, or a file."""
+
+import inspect
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dcsm_attr.palette import VOC_CLASSES
+
+__all__ = ["WeightsError", "class_names", "load_model", "load_weights", "read_weights"]
+
+_MISMATCHES_NAMED = 5
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be read or do not fit; the message names the file and the first mismatches."""
+
+
+def load_model(name: str, weights: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """Build a torchvision classification model with its weights.
+
+    Args:
+        name: any name of ``torchvision.models.list_models(module=torchvision.models)``.
+        weights: ``"DEFAULT"`` or another name of torchvision's weights, which it downloads once; or a ``.safetensors``,
+            ``.pth`` or ``.pt`` file with the model's parameters. The number of classes is the file's.
+        device: where the model is put.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: if the name is not known.
+        WeightsError: if the weights cannot be had, read, or do not fit.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = [other for other in known if other[:4] == name[:4].lower()]
+        hint = f"Near it: {', '.join(near)}." if near else "torchvision.models.list_models() lists them."
+        raise ValueError(f"torchvision has no classification model {name!r}. {hint}")
+    if _is_file_name(weights):
+        tensors = read_weights(weights)
+        model = _build(name, _class_count(name, tensors))
+        load_weights(model, tensors, str(weights))
+    else:
+        model = _with_published_weights(name, str(weights))
+    return model.eval().to(device)
+
+
+def _is_file_name(weights: str | Path) -> bool:
+    path = Path(weights)
+    return isinstance(weights, Path) or path.suffix.lower() in _READERS or path.exists() or len(path.parts) > 1
+
+
+def _with_published_weights(name: str, weights: str) -> nn.Module:
+    published = torchvision.models.get_model_weights(name)
+    choices = ["DEFAULT", *(entry.name for entry in published)]
+    if weights not in choices:
+        raise WeightsError(
+            f"{weights!r} is neither a file nor among torchvision's weights of {name}: {', '.join(choices)}. A file "
+            f"ends in {', '.join(_READERS)}."
+        )
+    try:
+        model: nn.Module = torchvision.models.get_model(name, weights=weights)
+    except OSError as error:
+        raise WeightsError(
+            f"the weights {weights} of {name} could not be downloaded ({error}). Without a network, pass a file that "
+            "you have."
+        ) from error
+    return model
+
+
+def _build(name: str, classes: int) -> nn.Module:
+    builder = torchvision.models.get_model_builder(name)
+    # Some families draw their initial weights slowly, for nothing where weights are loaded.
+    options = {"init_weights": False} if "init_weights" in inspect.signature(builder).parameters else {}
+    model: nn.Module = builder(weights=None, num_classes=classes, **options)
+    return model
+
+
+def _class_count(name: str, tensors: Mapping[str, Tensor]) -> int:
+    """The number of classes of a file: the rows of the layer that the model's own last layer corresponds to."""
+    with torch.device("meta"):
+        expected = _build(name, 1000).state_dict()
+    heads = [key for key, value in expected.items() if value.ndim >= 2 and value.shape[0] == 1000]
+    return next((len(tensors[key]) for key in reversed(heads) if key in tensors), 1000)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a file of parameters without executing anything that it contains.
+
+    Args:
+        path: ``.safetensors``; or ``.pth`` or ``.pt``, opened with ``weights_only=True``, holding a state dict or a
+            checkpoint with one under ``"state_dict"`` or ``"model"``.
+
+    Returns:
+        Names and tensors on the CPU, half precision widened to float32.
+
+    Raises:
+        WeightsError: if the file is missing, of another kind, truncated, or holds more than tensors.
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise WeightsError(f"{path}: weights are read from {', '.join(_READERS)} files, not from {path.suffix!r}.")
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file.")
+    content = reader(path)
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise WeightsError(f"{path}: holds no state dict (names and tensors), but {_outline(content)}.")
+    return {name: _widened(tensor) for name, tensor in content.items()}
+
+
+def _outline(content: Any) -> str:
+    return (
+        f"a dict with {', '.join(map(str, list(content)[:5]))}"
+        if isinstance(content, Mapping)
+        else type(content).__name__
+    )
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a complete safetensors file ({error}).") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: holds Python objects beside tensors, which are never executed here. Save the state dict alone: "
+            "torch.save(model.state_dict(), path), or use safetensors."
+        ) from error
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        raise WeightsError(f"{path}: not a complete PyTorch file ({error}).") from error
+
+
+_READERS = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Put tensors into a model, all of them or none.
+
+    Args:
+        model: takes the values.
+        tensors: names and values.
+        source: where they come from, for messages.
+
+    Raises:
+        WeightsError: if names or shapes differ; the first five differences are named.
+    """
+    expected = model.state_dict()
+    # Files older than this counter lack it, and evaluation does not use it.
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}
+    differences = [f"{name} is missing" for name in expected if name not in tensors and name not in counters]
+    differences += [f"{name} is not in the model" for name in tensors if name not in expected]
+    differences += [
+        f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if differences:
+        more = len(differences) - _MISMATCHES_NAMED
+        raise WeightsError(
+            f"{source} does not fit {type(model).__name__}: {'; '.join(differences[:_MISMATCHES_NAMED])}"
+            + (f"; and {more} more." if more > 0 else ".")
+        )
+    model.load_state_dict(dict(tensors), strict=False)
+
+
+def class_names(labels: str | Path) -> tuple[str, ...]:
+    """The names of a model's classes, in the order of its scores.
+
+    Args:
+        labels: ``"voc"``, ``"imagenet"``, or a text file with one name a line.
+
+    Raises:
+        ValueError: if the file is missing, empty or names a class twice, naming the line.
+    """
+    if labels == "voc":
+        return VOC_CLASSES
+    if labels == "imagenet":
+        categories: Sequence[str] = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+        return tuple(categories)
+    path = Path(labels)
+    if not path.is_file():
+        raise ValueError(
+            f"labels must be 'voc', 'imagenet' or a text file with one name a line; there is no file {path}."
+        )
+    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not names:
+        raise ValueError(f"{path}: names no class.")
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            raise ValueError(
+                f"{path}: the class {name!r} is named twice, as number {names.index(name)} and {position}."
+            )
+    return names

@@ -1,0 +1,203 @@
+"""Generated scenes: pictures of several objects with their image-level labels, and the masks to measure against.
+
+Every scene is drawn from its seed and number alone. The objects vary in colour, size, place and rotation, hide each
+other in part, and lie among clutter on varied backdrops. Networks are trained on :class:`Scenes`, which yields
+image-level labels only; the masks of :class:`Scene` are for evaluation.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dcsm_attr.datasets.drawing import CutOut, Floats, Pen, oklch
+from dcsm_attr.datasets.scene_backdrops import CLUTTER, draw_backdrop
+from dcsm_attr.datasets.scene_objects import DRAWINGS, Dyes
+
+__all__ = ["CLASS_NAMES", "SMALLEST_VISIBLE_SHARE", "Scene", "Scenes", "generate_scene"]
+
+CLASS_NAMES: tuple[str, ...] = tuple(kind.name for kind in DRAWINGS)
+
+#: A class is present if at least this share of the picture shows it.
+SMALLEST_VISIBLE_SHARE = 0.01
+
+_MOST_OBJECTS = 4
+_SMALLEST_SIDE = 32
+# Hues of objects relative to the scene's own, in turns: what painters call analogous, complementary, and triadic.
+_HARMONIES = ((-0.08, 0.0, 0.08, 0.5), (0.0, 0.42, 0.5, 0.58), (0.0, 0.33, 0.67, 0.08))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One generated picture.
+
+    Attributes:
+        image: ``(3, S, S)`` uint8 RGB.
+        labels: ``(S, S)`` int64: 0 background, c + 1 for class c; where objects overlap, the front one.
+        present: ``(C,)`` bool: the image-level labels, classes that cover :data:`SMALLEST_VISIBLE_SHARE` of the
+            picture.
+    """
+
+    image: Tensor
+    labels: Tensor
+    present: Tensor
+
+
+def generate_scene(index: int, seed: int = 0, size: int = 128) -> Scene:
+    """Draw one scene; the same arguments give the same scene, whatever was drawn before.
+
+    Args:
+        index: number of the scene, not negative.
+        seed: of the series, not negative.
+        size: side S in pixels, at least 32.
+
+    Returns:
+        The scene, with one to four objects of one or more classes.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    if index < 0 or seed < 0:
+        raise ValueError(f"index and seed must not be negative, got index={index}, seed={seed}.")
+    if size < _SMALLEST_SIDE:
+        raise ValueError(f"size must be at least {_SMALLEST_SIDE} pixels, got {size}.")
+    rng = np.random.default_rng([seed, index])
+    canvas = _Canvas(rng, size)
+    canvas.scatter_clutter(rng.integers(2, 7), (0.03, 0.1))
+    for _ in range(rng.integers(1, _MOST_OBJECTS + 1)):
+        canvas.add_object()
+    canvas.scatter_clutter(rng.integers(0, 4), (0.02, 0.05))
+    return canvas.scene()
+
+
+class Scenes(Dataset[tuple[Tensor, Tensor]]):
+    """Scenes with image-level labels, for training.
+
+    An item is ``(image, present)``: ``(3, S, S)`` uint8 and ``(C,)`` float32, 1 for classes in the picture. There are
+    no masks in it.
+    """
+
+    def __init__(self, count: int, seed: int = 0, size: int = 128) -> None:
+        """Describe a series of scenes; they are drawn when they are asked for.
+
+        Args:
+            count: number of scenes.
+            seed: see :func:`generate_scene`.
+            size: side S in pixels.
+        """
+        self.count = count
+        self.seed = seed
+        self.size = size
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Draw a scene.
+
+        Raises:
+            IndexError: if there is no such scene.
+        """
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} of {self.count}")
+        scene = generate_scene(index, self.seed, self.size)
+        return scene.image, scene.present.float()
+
+
+class _Canvas:
+    """A scene while it is painted."""
+
+    def __init__(self, rng: np.random.Generator, size: int) -> None:
+        self._rng = rng
+        self._size = size
+        self._hue = rng.random()
+        self._harmony = _HARMONIES[rng.integers(len(_HARMONIES))]
+        angle = rng.uniform(-0.9, -0.1) * np.pi
+        self._light = (float(np.cos(angle)), float(np.sin(angle)))
+        self._picture = draw_backdrop(rng, size, self._hue + rng.choice([0.0, 0.5, rng.random()]))
+        self._labels = np.zeros((size, size), dtype=np.int64)
+        self._taken: list[tuple[float, float, float]] = []
+
+    def add_object(self) -> None:
+        """Draw an object of any class where it hides little of those before."""
+        rng = self._rng
+        number = int(rng.integers(len(DRAWINGS)))
+        kind = DRAWINGS[number]
+        radius = self._size * rng.uniform(0.15, 0.29)
+        centre = self._free_place(radius)
+        hue, second_hue = self._two_hues()
+        dyes = Dyes.around(hue, second_hue, rng.uniform(0.56, 0.76))
+        pen = Pen(centre, radius, rng.uniform(-kind.sway, kind.sway), bool(rng.random() < 0.5), dyes.main)
+        kind.draw(pen, dyes)
+        self._lay(pen.cut_out(self._light), number + 1)
+
+    def scatter_clutter(self, count: int, shares: tuple[float, float]) -> None:
+        """Draw things of no class anywhere, their radius between two shares of the side."""
+        rng = self._rng
+        for _ in range(count):
+            hue, second_hue = self._two_hues()
+            main = oklch(rng.uniform(0.4, 0.9), rng.uniform(0.03, 0.14), hue)
+            other = oklch(rng.uniform(0.4, 0.9), 0.1, second_hue)
+            x, y = rng.uniform(0, self._size, 2)
+            pen = Pen((x, y), self._size * rng.uniform(*shares), rng.random(), False, main)
+            CLUTTER[rng.integers(len(CLUTTER))](pen, main, other)
+            self._lay(pen.cut_out(self._light), 0)
+
+    def _two_hues(self) -> tuple[float, float]:
+        first, second = self._rng.choice(len(self._harmony), 2, replace=False)
+        drift = self._rng.normal(0, 0.025)
+        return self._hue + self._harmony[first] + drift, self._hue + self._harmony[second] + drift
+
+    def _free_place(self, radius: float) -> tuple[float, float]:
+        """The one of some random places that is furthest from the objects that are there."""
+        margin = 0.75 * radius
+        places = self._rng.uniform(margin, self._size - margin, (12, 2))
+        best, most = places[0], -np.inf
+        for place in places:
+            room = min(
+                (np.hypot(place[0] - x, place[1] - y) - 0.8 * (radius + r) for x, y, r in self._taken), default=0
+            )
+            if min(room, 0) > most:
+                best, most = place, min(room, 0)
+        x, y = float(best[0]), float(best[1])
+        self._taken.append((x, y, radius))
+        return x, y
+
+    def _lay(self, cut_out: CutOut, label: int) -> None:
+        rows, columns, colour, alpha = _cropped(cut_out, self._size)
+        if not alpha.size:
+            return
+        self._cast_shadow(cut_out)
+        region = self._picture[rows, columns]
+        region += (colour - region) * alpha[..., None]
+        self._labels[rows, columns][alpha >= 0.5] = label
+
+    def _cast_shadow(self, cut_out: CutOut) -> None:
+        blurred = Image.fromarray((255 * cut_out.alpha).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2))
+        distance = 0.02 * self._size
+        left, top = round(-distance * self._light[0]), round(-distance * self._light[1])
+        shadow = CutOut(
+            cut_out.colour, np.asarray(blurred, dtype=np.float32) / 255, cut_out.left + left, cut_out.top + top
+        )
+        rows, columns, _, alpha = _cropped(shadow, self._size)
+        self._picture[rows, columns] *= 1 - 0.28 * alpha[..., None]
+
+    def scene(self) -> Scene:
+        """Finish the picture."""
+        image = torch.from_numpy(np.clip(self._picture + 0.5, 0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
+        areas = np.bincount(self._labels.ravel(), minlength=len(DRAWINGS) + 1)[1:]
+        present = torch.from_numpy(areas >= SMALLEST_VISIBLE_SHARE * self._size**2)
+        return Scene(image, torch.from_numpy(self._labels), present)
+
+
+def _cropped(cut_out: CutOut, size: int) -> tuple[slice, slice, Floats, Floats]:
+    """The part of a cut-out that lies in the picture, and where: rows, columns, colour, alpha."""
+    side = len(cut_out.alpha)
+    top, left = max(cut_out.top, 0), max(cut_out.left, 0)
+    bottom, right = max(min(cut_out.top + side, size), top), max(min(cut_out.left + side, size), left)
+    own = (slice(top - cut_out.top, bottom - cut_out.top), slice(left - cut_out.left, right - cut_out.left))
+    return slice(top, bottom), slice(left, right), cut_out.colour[own], cut_out.alpha[own]

@@ -1,0 +1,68 @@
+"""Writing files so that nothing half-written ever appears under its final name."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["atomic_path", "writable_folder"]
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write under another name in the same folder, and rename when everything is there.
+
+    Args:
+        path: the final name; what stands there already is replaced.
+
+    Yields:
+        The path to write to, with the same ending. If the block fails it is removed, and ``path`` is as it was.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+    """
+    final = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{final.stem[:40]}-", suffix=final.suffix, dir=final.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp allows the owner only; the final file gets what an ordinary new file would have.
+        temporary.chmod(0o666 & ~_umask())
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(final)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def writable_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder, and find out now rather than after the work whether files can be written there.
+
+    Args:
+        path: the folder; missing parents are made too.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: naming the folder, if it cannot be made or written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"cannot write to the folder {folder}: {error.strerror or error}. Choose another one."
+        ) from error
+    return folder

@@ -1,0 +1,108 @@
+"""Reading photographs, whatever they come as, into RGB."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+__all__ = ["ImageReadError", "read_image"]
+
+
+class ImageReadError(ValueError):
+    """A picture that cannot be read; the message names it and says why."""
+
+
+def read_image(source: Any) -> Image.Image:
+    """Read a picture as 8-bit RGB, upright.
+
+    Files of any mode are read right: the EXIF orientation is applied, palettes and CMYK are converted, transparency is
+    laid over white, 16 bits are scaled to 8, and of an animation the first frame is taken.
+
+    Args:
+        source: a path; a PIL image; an array ``(H, W)`` or ``(H, W, 3)``, uint8; or a tensor ``(3, H, W)``, uint8 or
+            floating point in [0, 1].
+
+    Returns:
+        The picture in mode ``"RGB"``.
+
+    Raises:
+        ImageReadError: if the file is missing, no picture, truncated, or larger than PIL's limit against decompression
+            bombs; or if an array or tensor has another shape, type or range.
+        TypeError: if the source is of another kind.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _read_file(Path(source))
+    if isinstance(source, Image.Image):
+        return _as_rgb(source)
+    if isinstance(source, Tensor):
+        return _from_tensor(source)
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    raise TypeError(f"an image must be a path, a PIL image, an array or a tensor; got {type(source).__name__}.")
+
+
+def _read_file(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Between PIL's limit and its double there is only a warning; both are refused alike.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                return _as_rgb(opened)
+    except FileNotFoundError as error:
+        raise ImageReadError(f"{path}: there is no such file.") from error
+    except UnidentifiedImageError as error:
+        raise ImageReadError(f"{path}: not an image, or of a format that is not known.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageReadError(
+            f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against decompression bombs. Raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        ) from error
+    # Decoders raise all of these on broken files.
+    except (OSError, SyntaxError, ValueError, IndexError, EOFError, MemoryError) as error:
+        raise ImageReadError(f"{path}: cannot be read ({error}).") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    image.seek(0)
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I") or upright.mode == "F":
+        return _from_wide(np.asarray(upright))
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        with_alpha = upright.convert("RGBA")
+        white = Image.new("RGBA", with_alpha.size, "white")
+        return Image.alpha_composite(white, with_alpha).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _from_wide(levels: np.ndarray) -> Image.Image:
+    """16-bit levels to 8; a file with larger values, or fractions, has no range that one could know."""
+    if levels.min() < 0 or levels.max() > 65535 or levels.dtype.kind == "f":
+        raise ValueError(f"levels from {levels.min()} to {levels.max()} are neither 8 nor 16 bits")
+    return Image.fromarray((levels // 257 if levels.max() > 255 else levels).astype(np.uint8)).convert("RGB")
+
+
+def _from_tensor(tensor: Tensor) -> Image.Image:
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
+        raise ImageReadError(f"an image tensor must have shape (3, H, W), got {tuple(tensor.shape)}.")
+    if tensor.dtype != torch.uint8:
+        if not tensor.is_floating_point() or not ((tensor >= 0) & (tensor <= 1)).all():
+            raise ImageReadError(
+                f"an image tensor must be uint8, or floating point in [0, 1] and not normalised; got {tensor.dtype} "
+                f"from {float(tensor.min()):.3g} to {float(tensor.max()):.3g}."
+            )
+        tensor = (tensor * 255).round().to(torch.uint8)
+    return Image.fromarray(tensor.detach().permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if not is_picture or array.dtype != np.uint8 or 0 in array.shape:
+        raise ImageReadError(
+            f"an image array must be uint8 of shape (H, W) or (H, W, 3), got {array.dtype} of shape {array.shape}."
+        )
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")

@@ -1,0 +1,162 @@
+"""A segmentation: the label map of one photograph and everything that led to it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+import dcsm_attr
+from dcsm_attr.attribution.class_maps import ClassMaps
+from dcsm_attr.files import atomic_path, writable_folder
+from dcsm_attr.palette import VOID, label_picture, overlay
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Segmentation"]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What :class:`Segmenter` finds in one photograph. All tensors are on the CPU.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8, the photograph.
+        labels: ``(H, W)`` int64: 0 background, ``c + 1`` for class ``c``.
+        probabilities: ``(L, H, W)`` float32, summing to one over the labels: the background, then :attr:`classes`.
+            After the CRF where there is one.
+        unrefined: ``(L, H, W)``, the same before the CRF.
+        classes: the L - 1 classes of the result. Classes that were only subtracted are not among them.
+        saliency: the maps of all candidates, ``(1, K, H, W)`` at the size of the photograph.
+        class_names: the names of all classes of the model.
+        fallback: True where no class was detected, so that the best one took its place.
+        settings: everything that the result depends on, ready for JSON.
+    """
+
+    image: npt.NDArray[np.uint8]
+    labels: Tensor
+    probabilities: Tensor
+    unrefined: Tensor
+    classes: tuple[int, ...]
+    saliency: ClassMaps
+    class_names: tuple[str, ...]
+    fallback: bool
+    settings: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of :attr:`classes`."""
+        return tuple(self.class_names[c] for c in self.classes)
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """The candidate classes, in the order of :attr:`saliency`."""
+        return tuple(self.saliency.classes[0].tolist())
+
+    def display_labels(self, probabilities: Tensor | None = None) -> npt.NDArray[np.int64]:
+        """A label map whose values fit a palette: the labels themselves, or their number in the result.
+
+        Labels of models with more than 254 classes exceed the palette; there, value ``i`` is the ``i``-th of
+        :attr:`classes`, from 1. The manifest says which it is (``label_values``).
+
+        Args:
+            probabilities: ``(L, H, W)`` to label instead of :attr:`probabilities`.
+
+        Returns:
+            ``(H, W)``, 0 to 254.
+        """
+        slots = (self.probabilities if probabilities is None else probabilities).argmax(dim=0).numpy()
+        return np.take(np.array([0, *self.label_values], dtype=np.int64), slots)
+
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """The value of each of :attr:`classes` in :meth:`display_labels`."""
+        if len(self.class_names) < VOID:
+            return tuple(c + 1 for c in self.classes)
+        return tuple(range(1, 1 + len(self.classes)))
+
+    def overlay(self) -> Image.Image:
+        """The photograph with the label map in the colours of VOC laid over it."""
+        return Image.fromarray(overlay(self.image, self.display_labels()))
+
+    def sheet(self) -> "Figure":
+        """Photograph, candidates' maps, and the label map before and after the CRF, on one sheet."""
+        from dcsm_attr.visualization import segmentation_sheet
+
+        return segmentation_sheet(self)
+
+    def show(self) -> None:
+        """Show the sheet, in a notebook or a window."""
+        from dcsm_attr.visualization import show
+
+        show(self.sheet())
+
+    def manifest(self) -> dict[str, Any]:
+        """What the result is and depends on, ready for JSON."""
+        scores = self.saliency.scores[0]
+        return {
+            "dcsm_attr": dcsm_attr.__version__,
+            "size": list(self.image.shape[:2]),
+            "label_values": {
+                str(value): {"class": c, "name": self.class_names[c], "score": round(float(scores[c]), 6)}
+                for value, c in zip(self.label_values, self.classes, strict=True)
+            },
+            "background_value": 0,
+            "candidates": [
+                {"class": c, "name": self.class_names[c], "score": round(float(scores[c]), 6)} for c in self.candidates
+            ],
+            "nothing_detected": self.fallback,
+            "settings": dict(self.settings),
+        }
+
+    def save(self, folder: str | Path, *, sheet: bool = False) -> list[Path]:
+        """Write the result into a folder, which is made if it is not there.
+
+        ``labels.png``: the label map as a palette picture in the colours of VOC. ``maps.npz``: ``maps`` (K, H, W),
+        ``classes`` (K,), ``probabilities`` (L, H, W), and ``raw`` where it was asked for. ``overlay.png``.
+        ``manifest.json``, written last: where it stands, the rest is complete.
+
+        Args:
+            folder: where to write; files of an earlier result are replaced.
+            sheet: whether to write ``sheet.png`` too.
+
+        Returns:
+            The paths written.
+
+        Raises:
+            OSError: naming the folder, if it cannot be written to; no half-written file stays.
+        """
+        folder = writable_folder(folder)
+        # An old manifest must not vouch for new files.
+        (folder / "manifest.json").unlink(missing_ok=True)
+        written = [folder / "labels.png", folder / "maps.npz", folder / "overlay.png"]
+        with atomic_path(written[0]) as path:
+            label_picture(self.display_labels()).save(path)
+        with atomic_path(written[1]) as path:
+            np.savez_compressed(path, allow_pickle=False, **self._arrays())
+        with atomic_path(written[2]) as path:
+            self.overlay().save(path)
+        if sheet:
+            written.append(folder / "sheet.png")
+            with atomic_path(written[-1]) as path:
+                self.sheet().savefig(path, dpi=100)
+        written.append(folder / "manifest.json")
+        with atomic_path(written[-1]) as path:
+            path.write_text(json.dumps(self.manifest(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return written
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "maps": self.saliency.maps[0].numpy(),
+            "classes": np.array(self.candidates, dtype=np.int64),
+            "probabilities": self.probabilities.numpy(),
+        }
+        if self.saliency.raw is not None:
+            arrays["raw"] = self.saliency.raw[0].numpy()
+        return arrays

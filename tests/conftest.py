@@ -1,0 +1,82 @@
+"""Small networks with known answers, and the folder of real data, if there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+SHARED = Path(os.environ.get("DCSM_ATTR_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder with photographs, weights and VOC pictures, which stay out of the repository."""
+    if not (SHARED / "images").is_dir():
+        pytest.skip(
+            f"needs real photographs and weights; set DCSM_ATTR_SHARED to their folder (looked at {SHARED.name}/)"
+        )
+    return SHARED
+
+
+class TinyVGG(nn.Module):
+    """Two convolutions, a pool, two more, and a rectified convolutional head that gives score maps."""
+
+    def __init__(self, classes: int = 4, in_place: bool = True) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.ReLU(in_place),
+            nn.Conv2d(6, 8, 3, padding=1),
+            nn.ReLU(in_place),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 10, 3, padding=1),
+            nn.ReLU(in_place),
+            nn.MaxPool2d(2),
+            nn.Conv2d(10, 12, 3, padding=1),
+            nn.ReLU(in_place),
+        )
+        self.classifier = nn.Sequential(nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(in_place), nn.Conv2d(16, classes, 1))
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+class PooledCNN(nn.Module):
+    """Convolutions, global average pool, linear: the plain classifier."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(12, 12, 3, stride=2, padding=1)
+        self.bn = nn.BatchNorm2d(12)
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(12, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.conv1(x))
+        x = self.conv2(x).relu_()
+        x = torch.nn.functional.relu(self.bn(self.conv3(x)))
+        return self.fc(self.dropout(x.mean((2, 3))))
+
+
+@pytest.fixture
+def vgg():
+    return TinyVGG().eval()
+
+
+@pytest.fixture
+def cnn():
+    return PooledCNN().eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 20, 24)

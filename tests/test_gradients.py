@@ -1,0 +1,213 @@
+"""The engine: maxima of gradients at every layer point against float64, its graph, and what it refuses."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from torch import nn
+
+from dcsm_attr import maps as eq
+from dcsm_attr.attribution.gradients import ConstantParameters, LayerPoint, record
+
+
+def _record(model, x, points, guided=True, reduction=eq.absolute_channel_maximum, arguments=()):
+    return record(model, (x,), arguments, points, reduction=reduction, guided=guided)
+
+
+def _points(modules, at_input):
+    return [LayerPoint(str(i), module, at_input) for i, module in enumerate(modules)]
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("at_input", [True, False])
+@pytest.mark.parametrize("classes_at_once", [1, 2, 3])
+def test_channel_maxima_equal_float64_at_every_layer(vgg, guided, at_input, classes_at_once):
+    vgg = vgg.double()
+    convolutions = [m for m in vgg.features if isinstance(m, nn.Conv2d)]
+    x = torch.randn(2, 3, 20, 24, dtype=torch.float64)
+    recording = _record(vgg, x, _points(convolutions, at_input), guided)
+    classes = torch.tensor([[0, 2, 3], [3, 1, -1]])
+    layers = recording.channel_maxima(classes, classes_at_once=classes_at_once)
+    assert torch.equal(recording.logits, vgg(x).detach())
+    for n in range(2):
+        for k in range(3):
+            c = int(classes[n, k])
+            seed = torch.zeros(recording.logits.shape[1:], dtype=torch.float64)
+            if c >= 0:
+                seed[c] = 1
+            gradients = reference.layer_gradients(vgg, x[n], seed, guided)[0 if at_input else 1]
+            for module, maps in zip(convolutions, layers, strict=True):
+                expected = np.abs(gradients[module]).max(0)
+                assert np.abs(maps[n, k].numpy() - expected).max() <= 1e-10 * max(expected.max(), 1e-300)
+                assert (c < 0) == (expected.max() == 0)
+
+
+def test_signed_reduction_keeps_signs(vgg, images):
+    convolution = vgg.features[8]
+    recording = _record(vgg, images, [LayerPoint("x", convolution, True)], False, eq.signed_channel_maximum)
+    (maps,) = recording.channel_maxima(torch.tensor([[1], [2]]))
+    seeds = torch.zeros_like(recording.logits)
+    seeds[0, 1], seeds[1, 2] = 1, 1
+    for n in range(2):
+        expected = reference.layer_gradients(vgg, images[n], seeds[n], guided=False)[0][convolution].max(0)
+        np.testing.assert_allclose(maps[n, 0].numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_images_themselves_can_be_tapped(vgg, images):
+    recording = _record(vgg, images, [LayerPoint("images", None, True)], guided=False)
+    (maps,) = recording.channel_maxima(torch.tensor([[1], [2]]))
+    x = images.clone().requires_grad_()
+    output = vgg(x)
+    (output[0, 1].sum() + output[1, 2].sum()).backward()
+    torch.testing.assert_close(maps[:, 0], x.grad.abs().amax(1), rtol=1e-5, atol=1e-8)
+
+
+def test_one_position_of_the_score_map_can_be_seeded(vgg, images):
+    recording = _record(vgg, images, [LayerPoint("images", None, True)], guided=False)
+    _, _, height, width = recording.logits.shape
+    positions = torch.tensor([1 * width + 2, 0])
+    (maps,) = recording.channel_maxima(torch.tensor([[1], [2]]), positions)
+    x = images.clone().requires_grad_()
+    output = vgg(x)
+    (output[0, 1, 1, 2] + output[1, 2, 0, 0]).backward()
+    torch.testing.assert_close(maps[:, 0], x.grad.abs().amax(1), rtol=1e-5, atol=1e-8)
+
+
+def _graph_nodes(tensor):
+    nodes, stack = [], [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in nodes:
+            nodes.append(node)
+            stack += [following for following, _ in node.next_functions]
+    return nodes
+
+
+def test_the_graph_starts_at_the_first_layer_and_holds_no_parameters(vgg, images):
+    recording = _record(vgg, images, _points([vgg.features[8]], True))
+    names = [type(node).__name__ for node in _graph_nodes(recording._output)]
+    # From features.8 on: three convolutions, two guided rectifiers, one tap; nothing of the blocks below.
+    assert sorted(names) == sorted(
+        ["ConvolutionBackward0"] * 3 + ["_GuidedReLUBackward"] * 2 + ["TapBackward", "AccumulateGrad"]
+    )
+
+
+def test_a_recording_is_used_once(vgg, images):
+    recording = _record(vgg, images, _points([vgg.features[5]], True))
+    recording.channel_maxima(torch.tensor([[0], [1]]))
+    with pytest.raises(RuntimeError, match="used and freed"):
+        recording.channel_maxima(torch.tensor([[0], [1]]))
+
+
+def test_gradients_before_and_after_in_place_rectifiers_do_not_disturb_each_other(vgg, images):
+    """The output of a convolution is overwritten by the ReLU behind it."""
+    points = [LayerPoint("convolution", vgg.features[5], False), LayerPoint("rectifier", vgg.features[6], False)]
+    both = _record(vgg, images, points).channel_maxima(torch.tensor([[0], [1]]))
+    alone = [_record(vgg, images, [point]).channel_maxima(torch.tensor([[0], [1]]))[0] for point in points]
+    for a, b in zip(both, alone, strict=True):
+        assert torch.equal(a, b)
+        assert a.abs().max() > 0
+
+
+class _Reused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        first = self.relu(self.conv(x))
+        return self.relu(self.conv(first)).mean((2, 3))
+
+
+def test_a_layer_that_runs_twice_counts_with_its_last_run(images):
+    model = _Reused()
+    (maps,) = _record(model, images, [LayerPoint("conv", model.conv, True)]).channel_maxima(torch.tensor([[0], [1]]))
+    first = model.relu(model.conv(images)).detach().requires_grad_()
+    with torch.enable_grad():
+        output = model.relu(model.conv(first)).mean((2, 3))
+    (output[0, 0] + output[1, 1]).backward()
+    # The seeds are positive, and so nothing is left for the guided rule to drop above this layer.
+    torch.testing.assert_close(maps[:, 0], first.grad.abs().amax(1))
+
+
+class _TwoInTwoOut(nn.Module):
+    def forward(self, a, b):
+        return a * 2, b * 3
+
+
+class _WithTuples(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+        self.pair = _TwoInTwoOut()
+
+    def forward(self, x):
+        y = torch.relu(self.conv(x))
+        a, b = self.pair(y, y * 5)
+        return (a + b).mean((2, 3))
+
+
+@pytest.mark.parametrize(("at_input", "expected"), [(True, [2.0, 3.0]), (False, [1.0, 1.0])])
+def test_a_layer_with_several_tensors_has_a_map_for_each(images, at_input, expected):
+    model = _WithTuples()
+    recording = _record(model, images, [LayerPoint("pair", model.pair, at_input)])
+    maps = recording.channel_maxima(torch.tensor([[0], [0]]))
+    assert recording.points == ["pair", "pair"]
+    positions = images[0, 0].numel()
+    assert [float(m.max()) * positions for m in maps] == pytest.approx(expected)
+
+
+class _Vector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc1, self.fc2 = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.fc2(torch.relu(self.fc1(torch.relu(self.conv(x)).mean((2, 3)))))
+
+
+def test_a_layer_of_vectors_is_a_map_of_one_position(images):
+    model = _Vector()
+    (maps,) = _record(model, images, [LayerPoint("fc1", model.fc1, False)]).channel_maxima(torch.tensor([[2], [0]]))
+    assert maps.shape == (2, 1, 1, 1)
+    hidden = model.fc1(torch.relu(model.conv(images)).mean((2, 3)))
+    expected = (model.fc2.weight[2] * (hidden[0] > 0)).clamp(min=0).max()
+    assert float(maps[0, 0, 0, 0]) == pytest.approx(expected.item())
+
+
+def test_layers_that_do_not_run_or_do_not_count_are_named(images):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.never, self.unused = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+            self.mode = "normal"
+
+        def forward(self, x):
+            self.unused(x)
+            if self.mode == "detached":
+                return self.conv(x).detach().mean((2, 3))
+            return torch.relu(self.conv(x)).mean((2, 3))
+
+    model = Model()
+    with pytest.raises(RuntimeError, match="'never' was not reached"):
+        _record(model, images, [LayerPoint("never", model.never, True)])
+    with pytest.raises(RuntimeError, match="do not depend on layer 'unused'"):
+        recording = _record(
+            model, images, [LayerPoint("conv", model.conv, True), LayerPoint("unused", model.unused, True)]
+        )
+        recording.channel_maxima(torch.tensor([[0], [1]]))
+    model.mode = "detached"
+    with pytest.raises(RuntimeError, match="do not depend on layer 'conv'"):
+        _record(model, images, [LayerPoint("conv", model.conv, True)])
+
+
+def test_constant_parameters_leave_the_parameters_alone():
+    layer = nn.Linear(3, 2)
+    x = torch.randn(4, 3, requires_grad=True)
+    with ConstantParameters():
+        y = layer(x)
+        assert layer.weight.requires_grad
+    y.sum().backward()
+    assert layer.weight.grad is None
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(4, 3))

@@ -1,0 +1,251 @@
+"""The user's model is a guest: after every call it is what it was, also when the call failed."""
+
+import gc
+import threading
+import weakref
+
+import psutil
+import pytest
+import torch
+from conftest import PooledCNN, TinyVGG
+from torch import nn
+
+from dcsm_attr import DistinctClassSaliency, Simonyan
+from dcsm_attr.guest import evaluation_mode, preserved_random_state
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs")
+
+
+def _state(model):
+    """Everything that a call could leave behind."""
+    return {
+        "values": {name: value.clone() for name, value in model.state_dict().items()},
+        "versions": {name: p._version for name, p in model.named_parameters()},
+        "gradients": {name: p.grad for name, p in model.named_parameters()},
+        "needs": {name: p.requires_grad for name, p in model.named_parameters()},
+        "training": {name: m.training for name, m in model.named_modules()},
+        "in_place": {name: m.inplace for name, m in model.named_modules() if hasattr(m, "inplace")},
+        "hooks": {name: [len(getattr(m, kind)) for kind in HOOKS] for name, m in model.named_modules()},
+        "forward": {name: "forward" in vars(m) for name, m in model.named_modules()},
+        "random": torch.get_rng_state(),
+        "grad_mode": torch.is_grad_enabled(),
+    }
+
+
+def _assert_same(before, after):
+    for name, value in before["values"].items():
+        assert torch.equal(value, after["values"][name]), name
+    assert torch.equal(before["random"], after["random"])
+    for key in before.keys() - {"values", "random"}:
+        assert before[key] == after[key], key
+
+
+METHODS = [lambda m: DistinctClassSaliency(m), lambda m: Simonyan(m), lambda m: DistinctClassSaliency(m, guided=False)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["dcsm", "simonyan", "plain"])
+@pytest.mark.parametrize("model", [TinyVGG, PooledCNN])
+@pytest.mark.parametrize("training", [False, True])
+def test_nothing_is_left_behind(method, model, training, images):
+    model = model().train(training)
+    for p in list(model.parameters())[:2]:
+        p.grad = torch.ones_like(p)
+    next(iter(model.children())).eval()
+    list(model.parameters())[3].requires_grad_(False)
+    before = _state(model)
+    x = images.clone()
+    method(model).attribute(x, 1)
+    method(model).class_maps(x)
+    _assert_same(before, _state(model))
+    assert torch.equal(x, images)
+    assert (x.requires_grad, x.grad) == (False, None)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_the_input_keeps_its_requirement(vgg, images, requires_grad):
+    x = images.requires_grad_(requires_grad)
+    DistinctClassSaliency(vgg).attribute(x, 1)
+    assert x.requires_grad == requires_grad
+    assert x.grad is None
+
+
+class _Failing(nn.Module):
+    """Fails at the n-th call: the scales, and the probing run, are calls of their own."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.inner, self.at, self.calls = TinyVGG(), at, 0
+
+    def forward(self, x):
+        y = self.inner.features(x)
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyError("a fault of the model")
+        return self.inner.classifier(y)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_nothing_is_left_behind_after_a_fault_of_the_model(at, images):
+    model = _Failing(at).train()
+    before = _state(model)
+    with pytest.raises(KeyError, match="a fault of the model"):
+        DistinctClassSaliency(model).attribute(images, 1)
+    _assert_same(before, _state(model))
+    assert DistinctClassSaliency(model).attribute(images, 1).max() > 0.1
+
+
+class _FailsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise KeyError("a fault in the backward")
+
+
+class _BackwardFault(TinyVGG):
+    def forward(self, x):
+        return _FailsBackward.apply(super().forward(x))
+
+
+def test_nothing_is_left_behind_after_a_fault_in_the_backward(images):
+    model = _BackwardFault().train()
+    before = _state(model)
+    with pytest.raises(KeyError, match="a fault in the backward"):
+        DistinctClassSaliency(model, "features.5").attribute(images, 1)
+    _assert_same(before, _state(model))
+
+
+def test_results_are_the_same_in_training_mode_frozen_and_under_no_grad(images):
+    model = PooledCNN().eval()
+    expected = DistinctClassSaliency(model).attribute(images, 1)
+    assert torch.equal(DistinctClassSaliency(model.train()).attribute(images, 1), expected)
+    with torch.no_grad():
+        assert torch.equal(DistinctClassSaliency(model).attribute(images, 1), expected)
+    model.requires_grad_(False)
+    assert torch.equal(DistinctClassSaliency(model).attribute(images, 1), expected)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_in_place_reused_and_functional_rectifiers_agree(images, in_place):
+    separate = TinyVGG(in_place=in_place).eval()
+    expected = DistinctClassSaliency(separate, ["features.2", "features.5"]).attribute(images, 1)
+
+    class Reused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.relu = separate, nn.ReLU(in_place)
+
+        def rectified(self, x):
+            return self.relu(x)
+
+        def forward(self, x):
+            for part in (self.net.features, self.net.classifier):
+                for module in part:
+                    x = self.rectified(x) if isinstance(module, nn.ReLU) else module(x)
+            return x
+
+    class Functional(Reused):
+        def rectified(self, x):
+            return torch.relu_(x) if in_place else nn.functional.relu(x)
+
+    for model in (Reused(), Functional()):
+        result = DistinctClassSaliency(model, ["net.features.2", "net.features.5"]).attribute(images, 1)
+        torch.testing.assert_close(result, expected)
+
+
+def test_hooks_of_the_user_run_and_stay(vgg, images):
+    calls = []
+    handle = vgg.features[5].register_forward_hook(lambda *_: calls.append(1))
+    DistinctClassSaliency(vgg).attribute(images, 1)
+    assert len(calls) == 4  # the probing run and three scales
+    handle.remove()
+
+
+def test_it_can_be_called_from_a_hook_of_the_model_it_explains(vgg, images):
+    inner = []
+    dcs = DistinctClassSaliency(vgg, "features.5", scales=(1.0,))
+    expected = dcs.attribute(images, 1)
+
+    def hook(module, inputs, output):
+        handle.remove()
+        inner.append(dcs.attribute(images, 1))
+
+    handle = vgg.features[2].register_forward_hook(hook)
+    outer = dcs.attribute(images, 1)
+    torch.testing.assert_close(inner[0], expected)
+    torch.testing.assert_close(outer, expected)
+
+
+def test_two_threads_on_one_model_do_not_disturb_each_other(images):
+    model = PooledCNN().train()
+    dcs = DistinctClassSaliency(model, ["conv2", "conv3"])
+    batches = [torch.randn(2, 3, 16 + 4 * i, 20) for i in range(4)]
+    expected = [dcs.attribute(x, 1) for x in batches]
+    before, results = _state(model), {}
+
+    def work(i):
+        for _ in range(6):
+            results[i] = dcs.attribute(batches[i], 1)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(4):
+        assert torch.equal(results[i], expected[i])
+    _assert_same(before, _state(model))
+
+
+def test_evaluation_mode_is_counted_across_overlapping_calls():
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(2).eval())
+    first, second = evaluation_mode(model), evaluation_mode(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert [m.training for m in model.modules()] == [False, False, False]
+    second.__exit__(None, None, None)
+    assert [m.training for m in model.modules()] == [True, True, False]
+
+
+def test_random_state_is_preserved():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with preserved_random_state(torch.device("cpu")):
+        torch.rand(100)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_no_reference_to_graph_or_result_is_kept(vgg, images):
+    dcs = DistinctClassSaliency(vgg)
+    result = dcs.attribute(images, 1)
+    dead = weakref.ref(result)
+    del result
+    gc.collect()
+    assert dead() is None
+    tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.grad_fn is not None]
+    assert tensors == []
+
+
+def test_memory_does_not_grow():
+    """Resident memory after 200 calls within 20 MB of that after 20."""
+    model, x = TinyVGG().eval(), torch.randn(4, 3, 96, 96)
+    dcs = DistinctClassSaliency(model)
+    process = psutil.Process()
+    for call in range(200):
+        dcs.attribute(x, 1)
+        if call == 19:
+            after_20 = process.memory_info().rss
+    assert process.memory_info().rss - after_20 < 20e6
+
+
+def test_compiled_models_are_unwrapped(vgg, images):
+    expected = DistinctClassSaliency(vgg).attribute(images, 1)
+    compiled = torch.compile(vgg, backend="eager")
+    for _ in range(2):
+        assert torch.equal(DistinctClassSaliency(compiled).attribute(images, 1), expected)
+        compiled(images)  # warm: the code in which hooks no longer exist is there now
+    assert DistinctClassSaliency(compiled).forward_func is vgg

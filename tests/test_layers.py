@@ -1,0 +1,114 @@
+"""Which layers are chosen, and never one whose gradient is the same everywhere."""
+
+import pytest
+import torch
+import torchvision
+from conftest import TinyVGG
+from torch import nn
+
+from dcsm_attr import DistinctClassSaliency
+from dcsm_attr.backbones.layers import default_layers, is_constant, probe_image
+
+
+def _model(name):
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(name, weights=None, **options)
+
+
+def test_vgg16_has_conv3_1_to_conv5_3():
+    # In torchvision's numbering of VGG-16: blocks end at the pools 4, 9, 16, 23, 30.
+    assert default_layers(_model("vgg16")) == [f"features.{i}" for i in (10, 12, 14, 17, 19, 21, 24, 26, 28)]
+    assert len(default_layers(_model("vgg19_bn"))) == 12
+
+
+EXPECTED = {
+    "alexnet": ["features.3", "features.6", "features.8", "features.10"],
+    "resnet18": [
+        *("layer2.0.conv2", "layer2.1.conv2", "layer3.0.conv1"),
+        *("layer3.0.conv2", "layer3.1.conv2", "layer4.0.conv1"),
+        *("layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2"),
+    ],
+    "squeezenet1_1": [f"features.{i}.squeeze" for i in (3, 4, 6, 7, 9, 11, 12)],
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_known_families(name):
+    assert default_layers(_model(name)) == EXPECTED[name]
+
+
+FAMILIES = ["densenet121", "googlenet", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5"]
+FAMILIES += ["efficientnet_b0", "convnext_tiny", "regnet_y_400mf", "resnet50", "inception_v3"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_any_family_gets_layers_that_say_where(name):
+    model = _model(name).eval()
+    layers = default_layers(model)
+    assert 4 <= len(layers) <= 9
+    assert len(set(layers)) == len(layers)
+    resolutions = set()
+
+    def note(module, inputs):
+        resolutions.add(tuple(inputs[0].shape[2:]))
+
+    handles = [model.get_submodule(layer).register_forward_pre_hook(note) for layer in layers]
+    with torch.no_grad():
+        model(probe_image(model))
+    for handle in handles:
+        handle.remove()
+    assert len(resolutions) in (2, 3)
+    assert max(resolutions) <= (56, 56)
+
+
+class _PooledTail(nn.Module):
+    """The last convolution has nothing between it and the pool that gates by position: its gradient is constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.conv2(torch.relu(self.conv1(x))))
+        return self.fc(self.conv3(x).mean((2, 3)))
+
+
+def test_a_convolution_with_a_constant_gradient_is_left_out():
+    assert default_layers(_PooledTail()) == ["conv2"]
+
+
+def test_the_classification_head_is_left_out():
+    assert default_layers(TinyVGG()) == ["features.2", "features.5", "features.8"]
+
+
+def test_probing_changes_nothing_and_is_reproducible(cnn):
+    state = {name: value.clone() for name, value in cnn.train().state_dict().items()}
+    torch.manual_seed(5)
+    random = torch.get_rng_state()
+    assert default_layers(cnn) == default_layers(cnn)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert cnn.training
+    assert all(torch.equal(value, state[name]) for name, value in cnn.state_dict().items())
+    assert all(p.grad is None for p in cnn.parameters())
+
+
+def test_layers_of_a_half_precision_model_with_four_channels():
+    # The last convolution gives the scores: behind it nothing gates its gradient by position.
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    assert default_layers(model.to(torch.bfloat16)) == ["3"]
+
+
+def test_is_constant_by_hand():
+    maps = torch.stack([torch.full((2, 2), 0.3), torch.zeros(2, 2), torch.tensor([[1.0, 1.0], [1.0, 1.1]])])
+    assert is_constant(maps).tolist() == [True, False, False]
+
+
+def test_default_layers_are_asked_for_once(vgg, images):
+    calls = []
+    handle = vgg.register_forward_pre_hook(lambda *_: calls.append(1))
+    dcs = DistinctClassSaliency(vgg, scales=(1.0,))
+    for _ in range(3):
+        dcs.attribute(images, 1)
+    handle.remove()
+    assert len(calls) == 1 + 3
