@@ -109,8 +109,8 @@ def _elevated(features: Tensor) -> Tensor:
     Scaled so that blurring the vertices with (1/2, 1, 1/2) gives a Gaussian of unit variance in feature space.
     """
     points, dimensions = features.shape
-    # Through float32, as the reference library rounds it.
-    deviation = torch.tensor(math.sqrt(2 / 3) * (dimensions + 1), dtype=torch.float32).item()
+    # Rounded to the working precision, as in the reference library.
+    deviation = torch.tensor(math.sqrt(2 / 3) * (dimensions + 1), dtype=features.dtype).item()
     elevated = features.new_empty(dimensions + 1, points)
     tail = features.new_zeros(points)
     # Term by term, in the working precision: pixels lie on the faces of simplices by the thousand (integer coordinates,
@@ -142,7 +142,7 @@ def _enclosing_simplices(features: Tensor, groups: Tensor | None) -> _Simplices:
     # Coordinates in descending order of their distance: consecutive differences are the barycentric weights.
     ordered = torch.empty_like(distance).scatter_(0, rank, distance)
     weights = ordered[:-1].sub(ordered[1:]).flip(0) / corners
-    weights = torch.cat([1 - weights.sum(dim=0, keepdim=True), weights])
+    weights = torch.cat([1 - (ordered[:1] - ordered[-1:]) / corners, weights])
 
     base, strides = _packed(origin[:-1].long(), groups, corners)
     strides = F.pad(strides, (0, 1))

@@ -1,0 +1,97 @@
+"""Mean field against the exact pairwise sums in float64, and its properties."""
+
+import pytest
+import torch
+
+from dcsm_attr.crf.mean_field import GaussianKernel, mean_field
+
+
+class _Exact:
+    """A kernel with the full matrix in place of the lattice."""
+
+    def __init__(self, features):
+        self.matrix = torch.exp(-0.5 * torch.cdist(features, features) ** 2)
+
+    def filter(self, values):
+        return self.matrix @ values
+
+
+def _exact_kernel(features, weight):
+    lattice = _Exact(features)
+    return GaussianKernel(lattice, weight, lattice.matrix.sum(1, keepdim=True).rsqrt())
+
+
+def _problem(points=120, labels=3):
+    features = torch.rand(points, 2, dtype=torch.float64) * 4
+    return features, torch.rand(points, labels, dtype=torch.float64) * 3
+
+
+def test_updates_equal_the_formula_term_by_term():
+    features, unary = _problem(30)
+    k = torch.exp(-0.5 * torch.cdist(features, features) ** 2)
+    d = k.sum(1)
+    normalised = k / (d[:, None] * d[None]).sqrt()
+    q = torch.zeros_like(unary)
+    for i in range(30):
+        q[i] = torch.exp(-unary[i]) / torch.exp(-unary[i]).sum()
+    for _ in range(4):
+        new = torch.zeros_like(q)
+        for i in range(30):
+            energy = -unary[i].clone()
+            for j in range(30):
+                energy += 2.5 * normalised[i, j] * q[j]
+            new[i] = torch.exp(energy) / torch.exp(energy).sum()
+        q = new
+    torch.testing.assert_close(mean_field(unary, [_exact_kernel(features, 2.5)], 4), q, rtol=1e-10, atol=1e-12)
+
+
+def test_the_lattice_stays_near_the_exact_sums():
+    features, unary = _problem(600)
+    lattice = mean_field(unary, [GaussianKernel.build(features, 3.0)], 10)
+    exact = mean_field(unary, [_exact_kernel(features, 3.0)], 10)
+    assert (lattice.argmax(1) == exact.argmax(1)).double().mean() >= 0.98
+    assert (lattice - exact).abs().mean() < 0.02
+
+
+def test_without_kernels_or_iterations_it_is_the_softmax():
+    features, unary = _problem()
+    expected = torch.softmax(-unary, 1)
+    assert torch.equal(mean_field(unary, [], 5), expected)
+    assert torch.equal(mean_field(unary, [GaussianKernel.build(features, 1.0)], 0), expected)
+
+
+def test_the_unary_is_not_changed():
+    features, unary = _problem()
+    before = unary.clone()
+    mean_field(unary, [GaussianKernel.build(features, 2.0)], 3)
+    assert torch.equal(unary, before)
+
+
+def test_permuting_labels_permutes_the_result():
+    features, unary = _problem(labels=4)
+    kernels = [GaussianKernel.build(features, 2.0)]
+    order = [2, 0, 3, 1]
+    torch.testing.assert_close(mean_field(unary[:, order], kernels, 5), mean_field(unary, kernels, 5)[:, order])
+
+
+def test_uniform_unaries_stay_uniform():
+    features, _ = _problem()
+    q = mean_field(torch.zeros(120, 4, dtype=torch.float64), [GaussianKernel.build(features, 5.0)], 10)
+    torch.testing.assert_close(q, torch.full_like(q, 0.25))
+
+
+def test_neighbours_agree():
+    """Two clusters far apart; in each, one point of five is told otherwise and is overruled."""
+    features = torch.cat([torch.zeros(5, 2), torch.full((5, 2), 50.0)]).double()
+    unary = torch.zeros(10, 2, dtype=torch.float64)
+    unary[:4, 1], unary[4, 0] = 1.0, 0.5
+    unary[5:9, 0], unary[9, 1] = 1.0, 0.5
+    q = mean_field(unary, [GaussianKernel.build(features, 4.0)], 10)
+    assert q.argmax(1).tolist() == [0] * 5 + [1] * 5
+
+
+@pytest.mark.parametrize("iterations", [1, 10])
+def test_probabilities_sum_to_one(iterations):
+    features, unary = _problem()
+    q = mean_field(unary, [GaussianKernel.build(features, 2.0)], iterations)
+    torch.testing.assert_close(q.sum(1), torch.ones(120, dtype=torch.float64))
