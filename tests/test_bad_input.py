@@ -74,7 +74,9 @@ def test_targets(method, images, target, error, message):
         method.attribute(images, target)
 
 
-@pytest.mark.parametrize("target", [0, -1, (3,), [1, 2], torch.tensor([1, 2]), torch.tensor(2), torch.tensor([2]), [(1,), (2,)]])
+@pytest.mark.parametrize(
+    "target", [0, -1, (3,), [1, 2], torch.tensor([1, 2]), torch.tensor(2), torch.tensor([2]), [(1,), (2,)]]
+)
 def test_all_forms_of_captum_are_accepted(cnn, images, target):
     dcs = DistinctClassSaliency(cnn)
     plain = {0: [0, 0], -1: [4, 4], (3,): [3, 3]}.get(target if isinstance(target, (int, tuple)) else None)

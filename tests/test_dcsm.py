@@ -57,7 +57,7 @@ def test_separate_classes_give_their_regions_in_closed_form(variant):
 def test_subtraction_removes_what_classes_share(shared):
     x = _regions()
     x[0, 2] = 1.0  # A channel that both classes read, live everywhere.
-    layer = dict(layer="gate", scales=(1.0,))
+    layer = {"layer": "gate", "scales": (1.0,)}
     raw = DistinctClassSaliency(GateNet(shared), subtract=False, **layer).class_maps(
         x, [0, 1], attribute_to_layer_input=True
     )

@@ -15,7 +15,10 @@ def _picture(height, width, seed=0):
     """Smooth colours with noise, grey areas and saturated ones: also where rounding decides on lattice vertices."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 5, 6, generator=generator)
-    image = F.interpolate(coarse, (height, width), mode="bilinear") * 255 + torch.randn(1, 3, height, width, generator=generator) * 6
+    image = (
+        F.interpolate(coarse, (height, width), mode="bilinear") * 255
+        + torch.randn(1, 3, height, width, generator=generator) * 6
+    )
     image[..., : height // 4, : width // 4] = 128
     image[..., -height // 5 :, :] = 255
     return image.clamp(0, 255).to(torch.uint8)
@@ -109,11 +112,26 @@ def test_the_result_has_the_form_of_the_input_and_leaves_it_alone():
     [
         (torch.rand(3, 4, 4), torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ValueError, r"\(N, L, H, W\)"),
         (torch.rand(1, 0, 4, 4), torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ValueError, r"\(N, L, H, W\)"),
-        (torch.rand(1, 2, 4, 4), torch.zeros(1, 3, 5, 4, dtype=torch.uint8), ValueError, r"\(1, 3, 4, 4\).*\(1, 3, 5, 4\)"),
+        (
+            torch.rand(1, 2, 4, 4),
+            torch.zeros(1, 3, 5, 4, dtype=torch.uint8),
+            ValueError,
+            r"\(1, 3, 4, 4\).*\(1, 3, 5, 4\)",
+        ),
         (torch.rand(1, 2, 4, 4), torch.zeros(1, 4, 4, 3, dtype=torch.uint8), ValueError, "N, 3, H, W"),
         (torch.rand(1, 2, 4, 4), torch.rand(1, 3, 4, 4), TypeError, r"uint8.*\(255 \* images\)"),
-        (torch.ones(1, 2, 4, 4, dtype=torch.int64), torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError, "floating point"),
-        (torch.full((1, 2, 4, 4), 1.5), torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ValueError, r"in \[0, 1\]; got 1.5"),
+        (
+            torch.ones(1, 2, 4, 4, dtype=torch.int64),
+            torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
+            TypeError,
+            "floating point",
+        ),
+        (
+            torch.full((1, 2, 4, 4), 1.5),
+            torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
+            ValueError,
+            r"in \[0, 1\]; got 1.5",
+        ),
         (torch.full((1, 2, 4, 4), torch.nan), torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ValueError, "NaN"),
     ],
 )

@@ -64,7 +64,7 @@ def test_images_themselves_can_be_tapped(vgg, images):
 
 def test_one_position_of_the_score_map_can_be_seeded(vgg, images):
     recording = _record(vgg, images, [LayerPoint("images", None, True)], guided=False)
-    _, _, height, width = recording.logits.shape
+    width = recording.logits.shape[3]
     positions = torch.tensor([1 * width + 2, 0])
     (maps,) = recording.channel_maxima(torch.tensor([[1], [2]]), positions)
     x = images.clone().requires_grad_()

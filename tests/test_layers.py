@@ -66,7 +66,11 @@ class _PooledTail(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.conv1, self.conv2, self.conv3 = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+        )
         self.fc = nn.Linear(8, 4)
 
     def forward(self, x):
@@ -95,7 +99,9 @@ def test_probing_changes_nothing_and_is_reproducible(cnn):
 
 def test_layers_of_a_half_precision_model_with_four_channels():
     # The last convolution gives the scores: behind it nothing gates its gradient by position.
-    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 1)
+    )
     assert default_layers(model.to(torch.bfloat16)) == ["3"]
 
 

@@ -1,4 +1,5 @@
-"""The lattice against a dictionary-of-vertices reference in plain Python, and against the Gaussian that it approximates."""
+"""The lattice against a dictionary-of-vertices reference in plain Python, and against the Gaussian that it
+approximates."""
 
 import math
 

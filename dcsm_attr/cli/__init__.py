@@ -1,1 +1,49 @@
 """The command line, one file a command."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import dcsm_attr
+from dcsm_attr.cli.attribute import attribute
+from dcsm_attr.cli.demo import demo
+from dcsm_attr.cli.segment import segment
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dcsm-attr",
+    help="Where a CNN sees each of several classes, and segmentation masks without a pixel label.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(segment)
+app.command()(attribute)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dcsm_attr {dcsm_attr.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Where a CNN sees each of several classes, and segmentation masks without a pixel label."""
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is said in one line, without a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"dcsm-attr: {error}", err=True)
+        sys.exit(1)

@@ -35,6 +35,7 @@ class Segmentation:
         classes: the L - 1 classes of the result. Classes that were only subtracted are not among them.
         saliency: the maps of all candidates, ``(1, K, H, W)`` at the size of the photograph.
         class_names: the names of all classes of the model.
+        source: the path of the photograph as it was given; None if it was no file.
         fallback: True where no class was detected, so that the best one took its place.
         settings: everything that the result depends on, ready for JSON.
     """
@@ -46,6 +47,7 @@ class Segmentation:
     classes: tuple[int, ...]
     saliency: ClassMaps
     class_names: tuple[str, ...]
+    source: str | None
     fallback: bool
     settings: Mapping[str, Any] = field(repr=False)
 
@@ -99,32 +101,35 @@ class Segmentation:
 
     def manifest(self) -> dict[str, Any]:
         """What the result is and depends on, ready for JSON."""
-        scores = self.saliency.scores[0]
         return {
             "dcsm_attr": dcsm_attr.__version__,
+            "photograph": self.source,
             "size": list(self.image.shape[:2]),
-            "label_values": {
-                str(value): {"class": c, "name": self.class_names[c], "score": round(float(scores[c]), 6)}
-                for value, c in zip(self.label_values, self.classes, strict=True)
-            },
             "background_value": 0,
-            "candidates": [
-                {"class": c, "name": self.class_names[c], "score": round(float(scores[c]), 6)} for c in self.candidates
-            ],
+            "label_values": {
+                str(value): self._described(c) for value, c in zip(self.label_values, self.classes, strict=True)
+            },
+            "candidates": [self._described(c) for c in self.candidates],
             "nothing_detected": self.fallback,
             "settings": dict(self.settings),
         }
 
-    def save(self, folder: str | Path, *, sheet: bool = False) -> list[Path]:
+    def _described(self, c: int) -> dict[str, Any]:
+        return {"class": c, "name": self.class_names[c], "score": round(float(self.saliency.scores[0, c]), 6)}
+
+    def save(
+        self, folder: str | Path, *, sheet: bool = False, provenance: Mapping[str, Any] | None = None
+    ) -> list[Path]:
         """Write the result into a folder, which is made if it is not there.
 
-        ``labels.png``: the label map as a palette picture in the colours of VOC. ``maps.npz``: ``maps`` (K, H, W),
-        ``classes`` (K,), ``probabilities`` (L, H, W), and ``raw`` where it was asked for. ``overlay.png``.
-        ``manifest.json``, written last: where it stands, the rest is complete.
+        ``labels.png``: the label map as a palette picture in the colours of VOC. ``maps.npz``: ``maps`` (K, H, W) and
+        ``classes`` (K,) of the candidates, ``probabilities`` (L, H, W), and ``raw`` where it was asked for.
+        ``overlay.png``. ``manifest.json``, written last: where it stands, the rest is complete.
 
         Args:
             folder: where to write; files of an earlier result are replaced.
             sheet: whether to write ``sheet.png`` too.
+            provenance: further entries for the manifest's settings, for example where the weights came from.
 
         Returns:
             The paths written.
@@ -135,28 +140,72 @@ class Segmentation:
         folder = writable_folder(folder)
         # An old manifest must not vouch for new files.
         (folder / "manifest.json").unlink(missing_ok=True)
-        written = [folder / "labels.png", folder / "maps.npz", folder / "overlay.png"]
+        written = [folder / "labels.png", folder / "overlay.png"]
         with atomic_path(written[0]) as path:
             label_picture(self.display_labels()).save(path)
         with atomic_path(written[1]) as path:
-            np.savez_compressed(path, allow_pickle=False, **self._arrays())
-        with atomic_path(written[2]) as path:
             self.overlay().save(path)
         if sheet:
-            written.append(folder / "sheet.png")
-            with atomic_path(written[-1]) as path:
-                self.sheet().savefig(path, dpi=100)
-        written.append(folder / "manifest.json")
-        with atomic_path(written[-1]) as path:
-            path.write_text(json.dumps(self.manifest(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            written.append(_save_figure(self.sheet(), folder / "sheet.png"))
+        arrays = {**self._map_arrays(), "probabilities": self.probabilities.numpy()}
+        written.append(_save_arrays(arrays, folder / "maps.npz"))
+        written.append(_save_json(self.manifest(), provenance, folder / "manifest.json"))
         return written
 
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+    def save_attribution(self, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> list[Path]:
+        """Write the class maps alone into a folder: ``attribution.png``, ``attribution.npz``, ``attribution.json``.
+
+        Args:
+            folder: as in :meth:`save`.
+            provenance: as in :meth:`save`.
+
+        Returns:
+            The paths written.
+
+        Raises:
+            OSError: as :meth:`save`.
+        """
+        from dcsm_attr.visualization import attribution_sheet
+
+        folder = writable_folder(folder)
+        (folder / "attribution.json").unlink(missing_ok=True)
+        scores, raw = self.saliency.scores[0], self.saliency.raw
+        titles = [f"{self.class_names[c]}  {float(scores[c]):.2f}" for c in self.candidates]
+        figure = attribution_sheet(
+            self.image,
+            list(zip(titles, self.saliency.maps[0].numpy(), strict=True)),
+            [] if raw is None else list(raw[0].numpy()),
+        )
+        return [
+            _save_figure(figure, folder / "attribution.png"),
+            _save_arrays(self._map_arrays(), folder / "attribution.npz"),
+            _save_json(self.manifest(), provenance, folder / "attribution.json"),
+        ]
+
+    def _map_arrays(self) -> dict[str, npt.NDArray[Any]]:
         arrays: dict[str, npt.NDArray[Any]] = {
             "maps": self.saliency.maps[0].numpy(),
             "classes": np.array(self.candidates, dtype=np.int64),
-            "probabilities": self.probabilities.numpy(),
         }
         if self.saliency.raw is not None:
             arrays["raw"] = self.saliency.raw[0].numpy()
         return arrays
+
+
+def _save_figure(figure: "Figure", final: Path) -> Path:
+    with atomic_path(final) as path:
+        figure.savefig(path, dpi=100)
+    return final
+
+
+def _save_arrays(arrays: Mapping[str, npt.NDArray[Any]], final: Path) -> Path:
+    with atomic_path(final) as path:
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+    return final
+
+
+def _save_json(manifest: dict[str, Any], provenance: Mapping[str, Any] | None, final: Path) -> Path:
+    manifest["settings"].update(provenance or {})
+    with atomic_path(final) as path:
+        path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return final

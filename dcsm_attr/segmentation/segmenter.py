@@ -1,5 +1,6 @@
 """From a photograph to a label map: class maps, the background of Eq. 7, and the dense CRF of Eq. 6 and 8."""
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -121,7 +122,9 @@ class Segmenter:
         refined = self._refined(unaries, prepared)
         settings = self._settings()
         return [
-            _result(np.asarray(photograph), prepared[i], class_maps[i], unaries[i], refined[i], names, settings)
+            _result(
+                images[i], np.asarray(photograph), prepared[i], class_maps[i], unaries[i], refined[i], names, settings
+            )
             for i, photograph in enumerate(photographs)
         ]
 
@@ -178,6 +181,7 @@ def _label_probabilities(class_maps: ClassMaps, image: int, prepared: Prepared) 
 
 
 def _result(
+    source: Any,
     photograph: np.ndarray,
     prepared: Prepared,
     class_maps: ClassMaps,
@@ -197,6 +201,7 @@ def _result(
         classes=tuple(classes),
         saliency=class_maps.mapped(lambda maps: prepared.restore(prepared.crop(maps[0]))[None]).cpu(),
         class_names=names,
+        source=os.fspath(source) if isinstance(source, (str, os.PathLike)) else None,
         fallback=bool(class_maps.nothing_detected[0]),
         settings=settings,
     )

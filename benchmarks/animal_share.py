@@ -1,0 +1,64 @@
+"""How much of each class's map falls on its own animal, raw and with subtraction.
+
+    python benchmarks/animal_share.py PHOTOGRAPHS WEIGHTS
+
+PHOTOGRAPHS holds dog-and-cat.png and puppy-and-kitten.jpg, WEIGHTS is an ImageNet weights file of squeezenet1_1. The
+animals' boxes, drawn by eye, stand in animal_boxes.json. Writes results/animal_share.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import measured_on
+
+from dcsm_attr import Segmenter
+from dcsm_attr.backbones.loading import class_names, load_model
+
+HERE = Path(__file__).parent
+BOXES: dict[str, Any] = json.loads((HERE / "animal_boxes.json").read_text())
+
+
+def animal_mask(boxes: list[list[int]], size: tuple[int, int]) -> torch.Tensor:
+    """The union of boxes as ``(H, W)`` bool."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    for left, top, right, bottom in boxes:
+        mask[top:bottom, left:right] = True
+    return mask
+
+
+def shares(segmenter: Segmenter, photograph: Path) -> dict[str, dict[str, float]]:
+    """For each class of a photograph the share of its map on its own animal: area of the boxes, raw, distinct."""
+    animals = BOXES[photograph.name]
+    result = segmenter.segment(photograph, list(animals), raw=True)
+    found = {}
+    for name, boxes in animals.items():
+        slot = result.candidates.index(segmenter.class_names.index(name))
+        mask = animal_mask(boxes, result.image.shape[:2])
+        maps = {"raw": result.saliency.raw[0, slot], "distinct": result.saliency.maps[0, slot]}
+        found[name] = {"area": float(mask.float().mean())}
+        found[name] |= {kind: float(values[mask].sum() / values.sum()) for kind, values in maps.items()}
+    return found
+
+
+def main() -> None:
+    """Measure, print a table, write the result."""
+    photographs, weights = Path(sys.argv[1]), Path(sys.argv[2])
+    names = class_names("imagenet")
+    segmenter = Segmenter(load_model("squeezenet1_1", weights), class_names=names, crf=None)
+    results = {name: shares(segmenter, photographs / name) for name in BOXES if name != "about"}
+    print(f"{'photograph':<22}{'class':<18}{'area':>7}{'raw':>7}{'distinct':>10}")
+    for photograph, animals in results.items():
+        for name, share in animals.items():
+            print(f"{photograph:<22}{name:<18}{share['area']:>7.3f}{share['raw']:>7.3f}{share['distinct']:>10.3f}")
+    content = {
+        "measured": measured_on("python benchmarks/animal_share.py PHOTOGRAPHS WEIGHTS"),
+        "share of each map on its own animal": results,
+    }
+    (HERE / "results" / "animal_share.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""``dcsm-attr attribute``: photographs to class maps."""
+
+from pathlib import Path
+
+from dcsm_attr.cli.building import build_segmenter, parsed_classes
+from dcsm_attr.cli.options import Classes, Device, Labels, ModelName, Output, Photographs, Weights
+from dcsm_attr.cli.photographs import for_each_photograph
+
+__all__ = ["attribute"]
+
+
+def attribute(
+    photographs: Photographs,
+    model: ModelName = "vgg16",
+    weights: Weights = "DEFAULT",
+    labels: Labels = "imagenet",
+    classes: Classes = None,
+    device: Device = "auto",
+    output: Output = Path("out"),
+) -> None:
+    """Show where the model sees each class: the candidates' maps, raw and distinct.
+
+    Writes for each photograph: attribution.png (every candidate's raw and distinct map), attribution.npz (the maps and
+    their classes), attribution.json (names, scores, every setting).
+
+    Examples:
+      dcsm-attr attribute photo.jpg
+
+      dcsm-attr attribute pets.jpg --model resnet50 --classes "golden retriever,tabby"
+
+      dcsm-attr attribute photo.jpg --model squeezenet1_1 --weights squeezenet.safetensors
+    """
+    known = parsed_classes(classes)
+    provenance = {"model": model, "weights": weights, "labels": labels}
+    segmenter = build_segmenter(model, weights, labels, device, crf=None)
+
+    def work(photograph: Path, folder: Path) -> str:
+        result = segmenter.segment(photograph, known, raw=True)
+        result.save_attribution(folder, provenance=provenance)
+        scores = result.saliency.scores[0]
+        return ", ".join(f"{result.class_names[c]} {float(scores[c]):.2f}" for c in result.candidates)
+
+    for_each_photograph(photographs, output, work)

@@ -1,0 +1,43 @@
+"""Options that mean the same in every command."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Photographs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="PHOTO...", help="Picture files; a folder stands for all pictures in it.", show_default=False
+    ),
+]
+ModelName = Annotated[str, typer.Option("--model", metavar="NAME", help="Any classification CNN of torchvision.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        metavar="DEFAULT|FILE",
+        help="DEFAULT: torchvision's, downloaded once. Or a .safetensors, .pth or .pt file with the model's "
+        "parameters; pickled objects in it are never executed.",
+    ),
+]
+Labels = Annotated[
+    str,
+    typer.Option(
+        metavar="voc|imagenet|FILE",
+        help="Names of the model's classes; a FILE has one a line. With voc, each class is decided for itself "
+        "(sigmoid).",
+    ),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME",
+        help="The classes that are in the photographs, as names or numbers. Without it, those are taken that the model "
+        "detects.",
+    ),
+]
+DeviceName = Literal["auto", "cpu", "cuda"]
+Device = Annotated[DeviceName, typer.Option(help="auto: a GPU if there is one.")]
+Output = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="Where to write; each photograph gets a folder of its name.")
+]

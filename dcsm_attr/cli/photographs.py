@@ -1,0 +1,67 @@
+"""A run over many photographs, of which one bad one does not end the run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import typer
+from PIL import Image
+from tqdm import tqdm
+
+from dcsm_attr.files import writable_folder
+from dcsm_attr.images import ImageReadError
+
+__all__ = ["for_each_photograph"]
+
+
+def for_each_photograph(paths: Sequence[Path], output: Path, work: Callable[[Path, Path], str]) -> None:
+    """Do ``work(photograph, folder)`` for each photograph, with progress, and report what could not be read.
+
+    Args:
+        paths: files and folders.
+        output: each photograph gets a folder of its name in it.
+        work: writes into the folder and returns a line to print.
+
+    Raises:
+        ValueError: if there is no photograph.
+        typer.Exit: with code 1 at the end, if a photograph could not be read.
+    """
+    photographs = _expanded(paths)
+    output = writable_folder(output)
+    failures = []
+    progress = tqdm(photographs, unit="photo", disable=len(photographs) < 2)
+    for photograph, folder in zip(progress, _folders(photographs, output), strict=True):
+        try:
+            progress.write(f"{photograph} -> {folder}: {work(photograph, folder)}")
+        except ImageReadError as error:
+            failures.append(str(error))
+            progress.write(f"skipped: {error}")
+    if failures:
+        typer.echo(f"{len(failures)} of {len(photographs)} photographs could not be read:", err=True)
+        for failure in failures:
+            typer.echo(f"  {failure}", err=True)
+        raise typer.Exit(1)
+
+
+def _expanded(paths: Sequence[Path]) -> list[Path]:
+    endings = {ending.lower() for ending in Image.registered_extensions()}
+    photographs: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            photographs.append(path)
+            continue
+        inside = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in endings)
+        if not inside:
+            raise ValueError(f"{path}: the folder holds no pictures.")
+        photographs += inside
+    return photographs
+
+
+def _folders(photographs: Sequence[Path], output: Path) -> list[Path]:
+    """One folder a photograph; equal names get a number, so that nothing is overwritten."""
+    seen: dict[str, int] = {}
+    folders = []
+    for photograph in photographs:
+        name = photograph.stem
+        seen[name] = seen.get(name, 0) + 1
+        folders.append(output / (name if seen[name] == 1 else f"{name}-{seen[name]}"))
+    return folders

@@ -1,0 +1,57 @@
+"""The colours of VOC, palette pictures and overlays."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcsm_attr.palette import VOC_CLASSES, label_picture, overlay, voc_colours
+
+
+def test_colours_are_those_of_the_development_kit():
+    colours = voc_colours()
+    known = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+        255: (224, 224, 192),
+    }
+    for label, colour in known.items():
+        assert tuple(colours[label]) == colour
+    assert len({tuple(c) for c in colours.tolist()}) == 256
+    assert (len(VOC_CLASSES), VOC_CLASSES[0], VOC_CLASSES[19]) == (20, "aeroplane", "tvmonitor")
+
+
+def test_label_pictures_survive_a_file(tmp_path):
+    labels = np.array([[0, 1, 20], [255, 15, 7]])
+    label_picture(labels).save(tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as picture:
+        assert picture.mode == "P"
+        assert np.array_equal(np.array(picture), labels)
+        assert np.array_equal(np.array(picture.convert("RGB")), voc_colours()[labels])
+
+
+@pytest.mark.parametrize("label", [-1, 256])
+def test_labels_that_do_not_fit(label):
+    with pytest.raises(ValueError, match="between 0 and 255"):
+        label_picture(np.array([[0, label]]))
+
+
+def test_real_masks_have_this_palette(shared):
+    folder = shared / "data" / "voc2012-subset" / "SegmentationClass"
+    mask = next(iter(sorted(folder.iterdir())))
+    with Image.open(mask) as picture:
+        palette = np.array(picture.getpalette(), dtype=np.uint8).reshape(-1, 3)
+        assert np.array_equal(palette, voc_colours()[: len(palette)])
+
+
+def test_overlay_by_hand():
+    image = np.full((3, 4, 3), 100, dtype=np.uint8)
+    labels = np.zeros((3, 4), dtype=np.int64)
+    labels[:, 2:] = 1
+    result = overlay(image, labels, opacity=0.5)
+    assert (result[:, :2] == 100).all()
+    assert (result[:, 2] == 255).all()
+    assert (result[:, 3] == (114, 50, 50)).all()

@@ -1,0 +1,80 @@
+"""The three canvases, normalisation, and the way back to the photograph."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dcsm_attr.backbones.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+
+def _photograph(width, height, colour=(200, 100, 50)):
+    return Image.new("RGB", (width, height), colour)
+
+
+def _normalised(colour):
+    return [(c / 255 - m) / s for c, m, s in zip(colour, IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "inner"), [(250, 125, (250, 500)), (1000, 2000, (500, 250)), (333, 500, (500, 333))]
+)
+def test_the_papers_canvas(width, height, inner):
+    prepared = Preprocess()(_photograph(width, height))
+    assert prepared.tensor.shape == (3, 500, 500)
+    assert tuple(prepared.pixels.shape[1:]) == inner
+    assert (prepared.top, prepared.left) == (0, 0)
+    assert prepared.tensor[:, 0, 0].tolist() == pytest.approx(_normalised((200, 100, 50)), rel=1e-5)
+    outside = prepared.tensor[:, inner[0] :, :] if inner[0] < 500 else prepared.tensor[:, :, inner[1] :]
+    assert outside.numel() == 0 or outside.count_nonzero() == 0
+
+
+@pytest.mark.parametrize(("length", "start"), [(500, 0), (499, 1), (498, 1), (375, 63), (100, 200)])
+def test_the_matconvnet_canvas_starts_where_the_release_does(length, start):
+    # 1-based start (500 - n + mod(n, 2)) / 2 + 1 in the release.
+    prepared = Preprocess("matconvnet")(_photograph(length, 100))
+    assert prepared.left == (500 - length + length % 2) // 2 == start
+    assert prepared.tensor[:, 250, start].tolist() != prepared.tensor[:, 250, 0].tolist() or start == 0
+    if start:
+        # Zeros before normalisation: black, not the mean.
+        assert prepared.tensor[:, 0, 0].tolist() == pytest.approx(_normalised((0, 0, 0)), rel=1e-5)
+    assert torch.equal(prepared.crop(prepared.tensor)[:, 0, 0], prepared.crop(prepared.tensor)[:, -1, -1])
+
+
+def test_the_matconvnet_canvas_refuses_what_the_release_cannot_take():
+    with pytest.raises(ValueError, match=r"\(501, 10\) exceeds its 500 pixels"):
+        Preprocess("matconvnet")(_photograph(501, 10))
+
+
+def test_the_caffe_canvas_warps():
+    prepared = Preprocess("caffe")(_photograph(100, 300))
+    assert prepared.tensor.shape == (3, 512, 512)
+    assert prepared.pixels.shape == (3, 512, 512)
+
+
+def test_cropping_and_restoring_find_the_photograph_again():
+    ramp = np.linspace(0, 255, 200, dtype=np.uint8)
+    photograph = Image.fromarray(np.broadcast_to(ramp[None, :, None], (100, 200, 3)).copy())
+    prepared = Preprocess(size=400, mean=(0, 0, 0), std=(1, 1, 1))(photograph)
+    restored = prepared.restore(prepared.crop(prepared.tensor))
+    assert restored.shape == (3, 100, 200)
+    assert (restored[0] - torch.from_numpy(ramp / 255)).abs().max() < 0.01
+
+
+def test_an_image_of_the_canvas_size_is_not_resampled():
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    prepared = Preprocess(size=40)(Image.fromarray(noise))
+    assert np.array_equal(prepared.pixels.permute(1, 2, 0).numpy(), noise)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"canvas": "square"}, "'paper', 'matconvnet', 'caffe'"),
+        ({"size": 0}, "at least 1"),
+        ({"std": (1, 0, 1)}, "std must be positive"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocess(**options)

@@ -1,0 +1,243 @@
+"""From photographs to label maps: every kind of input, Eq. 7 and the CRF, results that do not depend on the batch,
+saving."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
+from dcsm_attr import maps as eq
+from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.images import ImageReadError
+from dcsm_attr.palette import voc_colours
+
+NAMES = ("ant", "bee", "cow", "dog")
+SMALL = Preprocess(size=40)
+
+
+@pytest.fixture
+def photograph():
+    random = np.random.default_rng(0)
+    return Image.fromarray(random.integers(0, 255, (30, 50, 3), dtype=np.uint8)).resize((60, 36))
+
+
+@pytest.fixture
+def segmenter(vgg):
+    with torch.no_grad():
+        vgg.classifier[2].bias.copy_(torch.tensor([0.5, 0.3, -0.6, -0.7]))
+    return Segmenter(vgg, class_names=NAMES, preprocess=SMALL)
+
+
+def test_every_kind_of_image_gives_the_same(segmenter, photograph, tmp_path):
+    path = tmp_path / "ein Bild – ü.png"
+    photograph.save(path)
+    array = np.array(photograph)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    expected = segmenter.segment(photograph)
+    for image in (path, str(path), array, tensor, tensor / 255):
+        result = segmenter.segment(image)
+        assert torch.equal(result.labels, expected.labels)
+        torch.testing.assert_close(result.probabilities, expected.probabilities)
+    assert segmenter.segment(path).source == str(path)
+    assert expected.source is None
+
+
+def test_a_segmentation_is_consistent(segmenter, photograph):
+    result = segmenter.segment(photograph)
+    height, width = photograph.height, photograph.width
+    assert result.labels.shape == (height, width)
+    assert result.labels.dtype == torch.int64
+    assert result.probabilities.shape == (1 + len(result.classes), height, width)
+    torch.testing.assert_close(result.probabilities.sum(0), torch.ones(height, width))
+    values = torch.tensor([0, *(c + 1 for c in result.classes)])
+    assert torch.equal(result.labels, values[result.probabilities.argmax(0)])
+    assert result.names == tuple(NAMES[c] for c in result.classes)
+    assert not result.fallback
+    assert np.array_equal(result.image, np.array(photograph))
+    with pytest.raises(AttributeError):
+        result.labels = None
+
+
+def test_classes_that_are_only_subtracted_never_appear(segmenter, photograph):
+    result = segmenter.segment(photograph, ["cow"])
+    assert result.classes == (2,)
+    assert len(result.candidates) == 3
+    assert set(result.labels.unique().tolist()) <= {0, 3}
+    assert result.saliency.detected.tolist() == [[True, False, False]]
+
+
+def test_unaries_are_the_background_rule_on_the_canvas(vgg, photograph):
+    """Without resizing and CRF the result is Eq. 7 and an argmax, nothing else."""
+    square = photograph.resize((40, 40))
+    segmenter = Segmenter(vgg, crf=None, preprocess=SMALL)
+    result = segmenter.segment(square, [0, 3])
+    x = SMALL(square).tensor[None]
+    maps = DistinctClassSaliency(vgg).class_maps(x, classes=[0, 3])
+    kept = [k for k in range(3) if maps.classes[0, k] in (0, 3)]
+    foreground = maps.maps[0, kept]
+    background = 1 - foreground.amax(0, keepdim=True)
+    expected = torch.cat([background, foreground])
+    torch.testing.assert_close(result.probabilities, expected / expected.sum(0), rtol=1e-5, atol=1e-6)
+    assert torch.equal(result.probabilities, result.unrefined)
+
+
+def test_the_crf_refines_the_unaries_with_the_photograph_on_the_canvas(segmenter, photograph):
+    square = photograph.resize((40, 40))
+    result = segmenter.segment(square)
+    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None]
+    torch.testing.assert_close(result.probabilities, DenseCRF()(result.unrefined[None], pixels)[0])
+    assert (result.probabilities - result.unrefined).abs().max() > 0.01
+
+
+def test_a_batch_of_different_sizes_equals_single_photographs(segmenter, photograph):
+    images = [photograph, photograph.resize((36, 60)), photograph.crop((5, 5, 45, 30)), photograph.transpose(0)]
+    classes = [["ant"], [1, 2], ["bee", "dog"], [3]]
+    for known in (None, classes):
+        together = segmenter.segment_batch(images, known)
+        for i, result in enumerate(together):
+            alone = segmenter.segment(images[i], None if known is None else known[i])
+            assert result.classes == alone.classes
+            torch.testing.assert_close(result.probabilities, alone.probabilities, rtol=0, atol=1e-4)
+            assert (result.labels == alone.labels).float().mean() > 0.999
+
+
+def test_nothing_detected_falls_back_to_the_best_class(segmenter, vgg, photograph):
+    with torch.no_grad():
+        vgg.classifier[2].bias.fill_(-9)
+    result = segmenter.segment(photograph)
+    assert result.fallback
+    assert result.classes == (int(result.saliency.scores[0].argmax()),)
+    assert result.manifest()["nothing_detected"] is True
+
+
+def test_other_saliency_takes_its_place(vgg, photograph):
+    result = Segmenter(vgg, saliency=Simonyan(vgg), preprocess=SMALL).segment(photograph, [1])
+    assert result.settings["saliency"]["method"] == "Simonyan"
+    assert result.names == ("class 1",)
+
+
+def test_save_writes_everything_and_the_manifest_says_what(segmenter, photograph, tmp_path):
+    result = segmenter.segment(photograph, raw=True)
+    written = result.save(tmp_path / "a" / "b", sheet=True, provenance={"weights": "mine.pth"})
+    folder = tmp_path / "a" / "b"
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in written)
+    assert {p.name for p in written} == {"labels.png", "maps.npz", "overlay.png", "sheet.png", "manifest.json"}
+    labels = Image.open(folder / "labels.png")
+    assert labels.mode == "P"
+    assert np.array_equal(np.array(labels), result.labels.numpy())
+    assert np.array_equal(np.array(labels.getpalette(), dtype=np.uint8).reshape(-1, 3), voc_colours())
+    with np.load(folder / "maps.npz") as arrays:
+        assert np.array_equal(arrays["maps"], result.saliency.maps[0].numpy())
+        assert np.array_equal(arrays["raw"], result.saliency.raw[0].numpy())
+        assert arrays["classes"].tolist() == list(result.candidates)
+        assert np.array_equal(arrays["probabilities"], result.probabilities.numpy())
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    assert manifest["size"] == [36, 60]
+    assert [entry["name"] for entry in manifest["candidates"]] == [NAMES[c] for c in result.candidates]
+    assert manifest["label_values"] == {
+        str(c + 1): {"class": c, "name": NAMES[c], "score": round(float(result.saliency.scores[0, c]), 6)}
+        for c in result.classes
+    }
+    settings = manifest["settings"]
+    assert settings["weights"] == "mine.pth"
+    assert settings["crf"]["bilateral_xy"] == 30
+    assert settings["saliency"]["scales"] == [0.8, 1.0, 1.2]
+    assert settings["preprocess"]["size"] == 40
+    pixels = np.array(Image.open(folder / "overlay.png"))
+    untouched = np.array(photograph)
+    inside = result.labels.numpy() == 0
+    inside[:, 1:] &= inside[:, :-1]
+    inside[1:] &= inside[:-1]
+    assert np.array_equal(pixels[inside], untouched[inside])
+    assert (pixels != untouched).any()
+
+
+def test_the_attribution_alone_can_be_saved(segmenter, photograph, tmp_path):
+    result = segmenter.segment(photograph, raw=True)
+    written = result.save_attribution(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["attribution.json", "attribution.npz", "attribution.png"]
+    assert len(written) == 3
+    with np.load(tmp_path / "attribution.npz") as arrays:
+        assert sorted(arrays) == ["classes", "maps", "raw"]
+
+
+def test_labels_beyond_the_palette_are_numbered(vgg, photograph, tmp_path):
+    wide = torch.nn.Conv2d(16, 300, 1)
+    vgg.classifier[2] = wide
+    result = Segmenter(vgg, preprocess=SMALL).segment(photograph, [290, 7])
+    assert set(result.labels.unique().tolist()) <= {0, 8, 291}
+    assert (result.labels > 0).any()
+    result.save(tmp_path)
+    values = json.loads((tmp_path / "manifest.json").read_text())["label_values"]
+    picture = np.array(Image.open(tmp_path / "labels.png"))
+    for value, entry in values.items():
+        assert np.array_equal(picture == int(value), result.labels.numpy() == entry["class"] + 1)
+
+
+def test_a_failed_write_leaves_no_file_under_its_name(segmenter, photograph, tmp_path, monkeypatch):
+    result = segmenter.segment(photograph)
+    result.save(tmp_path)
+
+    def fail(path, **arrays):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    before = (tmp_path / "maps.npz").read_bytes()
+    with pytest.raises(OSError, match="No space left"):
+        result.save(tmp_path)
+    assert (tmp_path / "maps.npz").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["labels.png", "maps.npz", "overlay.png"]
+
+
+def test_an_unwritable_folder_is_named(segmenter, photograph, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    with pytest.raises(OSError, match=r"cannot write to the folder .*file"):
+        segmenter.segment(photograph).save(file)
+    with pytest.raises(OSError, match="cannot write"):
+        segmenter.segment(photograph).save(file / "below")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["ox"], "there is no class 'ox' among the 4 class names"),
+        (["AN"], "Near it: ant"),
+        ([], "at least one number or name"),
+        ("cow", "sequence"),
+        ([9], "between 0 and 3"),
+    ],
+)
+def test_unknown_classes(segmenter, photograph, classes, message):
+    with pytest.raises(ValueError, match=message):
+        segmenter.segment(photograph, classes)
+
+
+def test_other_bad_input(segmenter, vgg, photograph, tmp_path):
+    with pytest.raises(ValueError, match="images is empty"):
+        segmenter.segment_batch([])
+    with pytest.raises(ValueError, match="1 for 2 images"):
+        segmenter.segment_batch([photograph] * 2, [["ant"]])
+    with pytest.raises(ValueError, match="pass class_names"):
+        Segmenter(vgg, preprocess=SMALL).segment(photograph, ["ant"])
+    with pytest.raises(ValueError, match="3 names, but the model has 4 classes"):
+        Segmenter(vgg, class_names=NAMES[:3], preprocess=SMALL).segment(photograph)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(ImageReadError, match=r"broken\.jpg: not an image"):
+        segmenter.segment(broken)
+
+
+def test_the_matconvnet_picture_is_not_the_unary(vgg, photograph):
+    """The second tanh of the release would leave the background next to nothing."""
+    saliency = DistinctClassSaliency(vgg, variant="matconvnet")
+    result = Segmenter(vgg, saliency=saliency, crf=None, preprocess=SMALL).segment(photograph, [0, 1])
+    kept = result.saliency.maps[:, [result.candidates.index(c) for c in (0, 1)]]
+    picture = eq.matconvnet_picture(kept, 3.0)
+    assert picture.mean() > 1.2 * kept.mean()
+    inflated = eq.background(picture, torch.ones(1, 2, dtype=torch.bool))
+    assert inflated.mean() < result.unrefined[0].mean()

@@ -1,0 +1,99 @@
+"""Sheets draw what they say: the maps themselves, unscaled, with their names."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from dcsm_attr import Segmenter
+from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.visualization import attribution_sheet
+
+NAMES = ("ant", "a very long name of a class, indeed too long", "cow", "dog")
+
+
+@pytest.fixture
+def photograph():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (36, 60, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def segmenter(vgg):
+    return Segmenter(vgg, class_names=NAMES, preprocess=Preprocess(size=40))
+
+
+def _titles(figure):
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+def _drawn(figure, title):
+    (axes,) = [axes for axes in figure.axes if axes.get_title() == title]
+    return np.asarray(axes.images[-1].get_array())
+
+
+def test_the_sheet_of_a_segmentation(segmenter, photograph):
+    result = segmenter.segment(photograph, ["ant", "dog"], raw=True)
+    figure = result.sheet()
+    scores = result.saliency.scores[0]
+    titles = _titles(figure)
+    assert titles[0] == "photograph"
+    assert titles.count("before the CRF") == titles.count("after the CRF") == 1
+    for slot, c in enumerate(result.candidates):
+        name = f"{'a very long name of a c…' if c == 1 else NAMES[c]}  {scores[c]:.2f}"
+        role = "" if c in result.classes else " (only subtracted)"
+        assert np.array_equal(_drawn(figure, f"{name}\nraw{role}"), result.saliency.raw[0, slot].numpy())
+        assert np.array_equal(_drawn(figure, f"{name}\ndistinct{role}"), result.saliency.maps[0, slot].numpy())
+    assert np.array_equal(_drawn(figure, "after the CRF"), np.asarray(result.overlay()))
+    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    texts = [text.get_text() for text in legend.get_texts()]
+    for c, text in zip(result.classes, texts, strict=True):
+        share = float((result.labels == c + 1).float().mean())
+        assert text == f"{NAMES[c]}  {float(scores[c]):.2f}, {share:.0%} of the image"
+
+
+def test_a_fallback_is_written_on_the_sheet(segmenter, vgg, photograph):
+    with torch.no_grad():
+        vgg.classifier[2].bias.fill_(-9)
+    figure = segmenter.segment(photograph).sheet()
+    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    assert "no class above the threshold" in legend.get_title().get_text()
+    assert not any("raw" in title for title in _titles(figure))
+
+
+def test_without_a_crf_there_is_one_label_map(vgg, photograph):
+    figure = Segmenter(vgg, crf=None, preprocess=Preprocess(size=40)).segment(photograph).sheet()
+    assert [t for t in _titles(figure) if "CRF" in t] == ["labels, no CRF"]
+
+
+def test_the_sheet_fits_the_photograph_and_is_not_blank(segmenter, photograph):
+    figure = segmenter.segment(photograph, raw=True).sheet()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())
+    assert pixels.shape[0] < pixels.shape[1]
+    assert pixels[..., :3].std() > 20
+
+
+@pytest.mark.parametrize("with_raw", [True, False])
+def test_the_sheet_of_an_attribution(with_raw):
+    image = np.zeros((6, 8, 3), dtype=np.uint8)
+    maps = [("ant", np.random.default_rng(0).random((6, 8))), ("bee", np.zeros((6, 8)))]
+    raw = [np.ones((6, 8)), np.ones((6, 8))] if with_raw else []
+    figure = attribution_sheet(image, maps, raw)
+    expected = (
+        ["photograph", "ant\nraw", "distinct", "bee\nraw", "distinct"] if with_raw else ["photograph", "ant", "bee"]
+    )
+    assert sorted(_titles(figure)) == sorted(expected)
+    if not with_raw:
+        assert np.array_equal(_drawn(figure, "ant"), maps[0][1])
+
+
+def test_show_leaves_the_figure_to_pyplot(segmenter, photograph, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
+    segmenter.segment(photograph).show()
+    (figure,) = shown
+    assert np.asarray(figure.images[0].get_array()).std() > 20
+    plt.close("all")
