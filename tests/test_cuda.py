@@ -1,0 +1,120 @@
+"""The same results on a GPU: every test here is skipped, with a reason, where there is none."""
+
+import pytest
+import torch
+import torchvision
+from conftest import TinyVGG
+
+from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
+from dcsm_attr.attribution import gradients
+from dcsm_attr.backbones.preprocess import Preprocess
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _exact_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+@pytest.mark.parametrize("variant", ["paper", "matconvnet", "caffe"])
+def test_maps_equal_those_of_the_cpu(variant):
+    model, x = TinyVGG(6).eval(), torch.randn(3, 3, 40, 52)
+    expected = DistinctClassSaliency(model, variant=variant).class_maps(x, candidates=[0, 2, 3, 5], raw=True)
+    result = DistinctClassSaliency(model.cuda(), variant=variant).class_maps(
+        x.cuda(), candidates=[0, 2, 3, 5], raw=True
+    )
+    assert result.maps.device.type == "cuda"
+    torch.testing.assert_close(result.maps.cpu(), expected.maps, rtol=0, atol=2e-4)
+    torch.testing.assert_close(result.raw.cpu(), expected.raw, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "mobilenet_v3_small", "densenet121", "squeezenet1_1"])
+def test_batched_and_looped_backwards_agree(name):
+    options = {"init_weights": False} if name == "googlenet" else {}
+    model = torchvision.models.get_model(name, weights=None, **options).eval().cuda()
+    x = torch.randn(2, 3, 96, 96, device="cuda")
+    batched = DistinctClassSaliency(model).class_maps(x, candidates=[1, 2, 3, 4])
+    looped = DistinctClassSaliency(model, internal_batch_size=1).class_maps(x, candidates=[1, 2, 3, 4])
+    assert (batched.maps - looped.maps).abs().mean() < 1e-3
+    assert batched.maps.amax() > 0.3
+
+
+def test_internal_batch_size_bounds_the_classes_in_one_backward(monkeypatch):
+    sizes = []
+    original = torch.autograd.grad
+
+    def noted(outputs, inputs, seeds, **options):
+        sizes.append(len(seeds) if options["is_grads_batched"] else 1)
+        return original(outputs, inputs, seeds, **options)
+
+    monkeypatch.setattr(gradients.torch.autograd, "grad", noted)
+    model, x = TinyVGG(8).cuda(), torch.randn(2, 3, 32, 32, device="cuda")
+    DistinctClassSaliency(model, "features.5", scales=(1.0,), internal_batch_size=6).class_maps(x, candidates=range(8))
+    assert sizes == [3, 3, 2]
+
+
+def test_bf16_autocast_stays_near_float32():
+    model, x = TinyVGG(6).eval().cuda(), torch.randn(2, 3, 64, 64, device="cuda")
+    expected = DistinctClassSaliency(model).class_maps(x, candidates=[0, 1, 2]).maps
+    with torch.autocast("cuda", torch.bfloat16):
+        result = DistinctClassSaliency(model).class_maps(x, candidates=[0, 1, 2]).maps
+    assert result.dtype == torch.float32
+    assert (result - expected).abs().mean() < 0.03
+
+
+def test_the_same_input_gives_the_same_output():
+    model, x = TinyVGG(6).eval().cuda(), torch.randn(2, 3, 64, 64, device="cuda")
+    dcs = DistinctClassSaliency(model)
+    assert torch.equal(dcs.attribute(x, 1), dcs.attribute(x, 1))
+    crf, probabilities = DenseCRF(), torch.rand(2, 4, 60, 80, device="cuda").softmax(1)
+    images = torch.randint(0, 256, (2, 3, 60, 80), dtype=torch.uint8, device="cuda")
+    assert torch.equal(crf(probabilities, images), crf(probabilities, images))
+
+
+@pytest.mark.parametrize("labels", [2, 4, 21])
+@pytest.mark.parametrize(
+    "widths", [{}, {"bilateral_weight": 10, "bilateral_xy": 80, "bilateral_rgb": 13, "gaussian_weight": 3}]
+)
+def test_the_crf_equals_that_of_the_cpu(labels, widths):
+    coarse = torch.rand(2, 3, 6, 8)
+    images = (torch.nn.functional.interpolate(coarse, (180, 240), mode="bilinear") * 255).to(torch.uint8)
+    probabilities = torch.nn.functional.interpolate(
+        torch.randn(2, labels, 7, 9) * 3, (180, 240), mode="bilinear"
+    ).softmax(1)
+    expected = DenseCRF(**widths)(probabilities, images)
+    result = DenseCRF(**widths)(probabilities.cuda(), images.cuda()).cpu()
+    assert (result - expected).abs().max() < 1e-3
+    assert (result.argmax(1) == expected.argmax(1)).float().mean() >= 0.999
+
+
+def test_photographs_stay_on_the_gpu_until_the_result():
+    model = TinyVGG(4).eval()
+    photograph = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8)
+    expected = Segmenter(model, preprocess=Preprocess(size=80)).segment(photograph, [0, 1])
+    result = Segmenter(model.cuda(), preprocess=Preprocess(size=80)).segment(photograph, [0, 1])
+    assert result.probabilities.device.type == "cpu"
+    assert (result.labels == expected.labels).float().mean() > 0.99
+
+
+def test_random_state_of_the_gpu_is_preserved():
+    model, x = TinyVGG().cuda(), torch.randn(1, 3, 32, 32, device="cuda")
+    before = torch.cuda.get_rng_state()
+    Simonyan(model).attribute(x, 1)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_memory_of_the_gpu_does_not_grow():
+    model, x = TinyVGG().eval().cuda(), torch.randn(2, 3, 64, 64, device="cuda")
+    dcs = DistinctClassSaliency(model)
+    dcs.attribute(x, 1)
+    before = torch.cuda.memory_allocated()
+    for _ in range(20):
+        dcs.attribute(x, 1)
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_a_batch_on_two_devices_is_refused_by_the_model_itself():
+    with pytest.raises(RuntimeError, match="device"):
+        DistinctClassSaliency(TinyVGG().cuda()).attribute(torch.randn(1, 3, 32, 32), 1)
