@@ -64,7 +64,10 @@ def label_picture(labels: npt.NDArray[np.integer]) -> Image.Image:
 
 
 def overlay(
-    image: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer], opacity: float = 0.55
+    image: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.integer],
+    opacity: float = 0.55,
+    colours: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Lay the colours of a label map over a photograph, with a line around each region; the background stays as it is.
 
@@ -72,13 +75,14 @@ def overlay(
         image: ``(H, W, 3)``.
         labels: ``(H, W)``, 0 to 255.
         opacity: of the colours, 0 to 1.
+        colours: one for each label, ``(labels, 3)``. None: those of VOC.
 
     Returns:
         ``(H, W, 3)``.
     """
-    colours = voc_colours()[labels]
+    laid = (voc_colours() if colours is None else colours)[labels]
     covered = (labels > 0)[:, :, None]
-    mixed = np.where(covered, image * (1 - opacity) + colours * opacity, image)
+    mixed = np.where(covered, image * (1 - opacity) + laid * opacity, image)
     edge = np.zeros(labels.shape, dtype=bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]

@@ -92,6 +92,33 @@ def test_the_graph_starts_at_the_first_layer_and_holds_no_parameters(vgg, images
     )
 
 
+class _NoBatchedBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        # Data on the host: what vmap cannot do.
+        return gradient * (2.0 if gradient.sum().item() != 0 else 0.0)
+
+
+def test_operations_without_a_batched_backward_are_taken_one_by_one(vgg, images):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = vgg
+
+        def forward(self, x):
+            return self.net.classifier(_NoBatchedBackward.apply(self.net.features(x)))
+
+    classes = torch.tensor([[0, 1, 3], [2, 1, 0]])
+    point = [LayerPoint("x", vgg.features[5], True)]
+    (batched,) = _record(Model(), images, point).channel_maxima(classes, classes_at_once=3)
+    (plain,) = _record(vgg, images, point).channel_maxima(classes)
+    torch.testing.assert_close(batched, 2 * plain)
+
+
 def test_a_recording_is_used_once(vgg, images):
     recording = _record(vgg, images, _points([vgg.features[5]], True))
     recording.channel_maxima(torch.tensor([[0], [1]]))

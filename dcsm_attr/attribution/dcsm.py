@@ -153,17 +153,17 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers; where none were given, asking runs the model once to choose them."""
-        return tuple(self._resolved_layers(images=None))
+        return tuple(self._resolved_layers())
 
-    def _resolved_layers(self, images: Tensor | None) -> dict[str, nn.Module]:
+    def _resolved_layers(self, inputs: Any = None) -> dict[str, nn.Module]:
         if self._layers is None:
-            names = default_layers(self.forward_func, images)
+            names = default_layers(self.forward_func, None if inputs is None else checked_images(inputs)[0])
             self._layers = named_layers(self.forward_func, names)
             self.layer = list(self._layers.values())
         return self._layers
 
     def _points(self, inputs: Any, attribute_to_layer_input: bool | None) -> list[LayerPoint]:
-        layers = self._resolved_layers(checked_images(inputs)[0])
+        layers = self._resolved_layers(inputs)
         at_input = not self._chosen_by_user if attribute_to_layer_input is None else attribute_to_layer_input
         return layer_points(layers, at_input)
 

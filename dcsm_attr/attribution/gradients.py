@@ -122,23 +122,29 @@ class Recording:
             raise RuntimeError("the graph of this forward pass was used and freed; record another one")
         output, slots = self._output, self._slots
         self._output, self._slots = None, []
-        columns = torch.split(classes, classes_at_once, dim=1)
         chunks = [
-            self._backward(output, slots, _seeds(output, column, positions), retain_graph=column is not columns[-1])
-            for column in columns
+            self._backward(output, slots, _seeds(output, column, positions))
+            for column in torch.split(classes, classes_at_once, dim=1)
         ]
         return [torch.cat(maps, dim=1) for maps in zip(*chunks, strict=True)]
 
-    def _backward(self, output: Tensor, slots: list[Tensor], seeds: Tensor, retain_graph: bool) -> list[Tensor]:
+    def _backward(self, output: Tensor, slots: list[Tensor], seeds: Tensor) -> list[Tensor]:
         batched = len(seeds) > 1
-        gradients = torch.autograd.grad(
-            output,
-            slots,
-            seeds if batched else seeds[0],
-            retain_graph=retain_graph,
-            is_grads_batched=batched,
-            allow_unused=True,
-        )
+        try:
+            gradients = torch.autograd.grad(
+                output,
+                slots,
+                seeds if batched else seeds[0],
+                retain_graph=True,
+                is_grads_batched=batched,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            # Some operations of other libraries have no batched backward.
+            if not batched or not any(sign in str(error) for sign in ("vmap", "Batching rule", "batching rule")):
+                raise
+            one_by_one = [self._backward(output, slots, seed[None]) for seed in seeds]
+            return [torch.cat(maps, dim=1) for maps in zip(*one_by_one, strict=True)]
         for name, gradient in zip(self.points, gradients, strict=True):
             if gradient is None:
                 raise _independent(name)

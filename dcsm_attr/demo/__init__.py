@@ -1,0 +1,1 @@
+"""The demonstration: the whole method on generated scenes, offline."""
