@@ -10,12 +10,14 @@ import copy
 import pytest
 import torch
 from captum.attr import LayerGradCam, NoiseTunnel
-from captum.testing.attr.helpers.gen_test_utils import get_target_layer, parse_test_config
-from captum.testing.attr.helpers.test_config import config
-from captum.testing.helpers.basic import set_all_random_seeds
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
+
+pytest.importorskip("captum.testing", reason="Captum ships its test configuration since 0.9")
+from captum.testing.attr.helpers.gen_test_utils import get_target_layer, parse_test_config
+from captum.testing.attr.helpers.test_config import config
+from captum.testing.helpers.basic import set_all_random_seeds
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:no rectifier lies", "ignore:the gradient at", "ignore:an image has a single"

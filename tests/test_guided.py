@@ -85,7 +85,7 @@ RELU_SPELLINGS = {
 
 @pytest.mark.parametrize("relu", RELU_SPELLINGS.values(), ids=RELU_SPELLINGS)
 def test_every_spelling_of_relu_follows_the_rule(relu):
-    x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([-2.0, -1.0, -0.5, 1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
     seed = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, 2.0], dtype=torch.float64)
     with GuidedRectifiers() as rule:
         y = relu(x * 1)
@@ -94,6 +94,14 @@ def test_every_spelling_of_relu_follows_the_rule(relu):
     # Open at 1, 2, 3; of the gradients there, only the positive ones pass.
     assert gradient.tolist() == [0, 0, 0, 1, 0, 2]
     assert (rule.seen, rule.guided) == (1, 1)
+
+
+def test_relu_is_closed_at_zero():
+    x = torch.zeros(3, requires_grad=True)
+    with GuidedRectifiers():
+        y = F.relu(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert gradient.tolist() == [0, 0, 0]
 
 
 RELATIVES = {

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-__all__ = ["Colour", "CutOut", "Floats", "Pen", "ellipse", "oklch"]
+__all__ = ["Colour", "CutOut", "Floats", "Pen", "Points", "arc", "between", "ellipse", "oklch", "shares_of"]
 
 Colour = tuple[int, int, int]
 Floats = npt.NDArray[np.float32]
@@ -20,11 +20,11 @@ Points = npt.NDArray[np.float64]
 
 # Pixels of the drawing an edge of a pixel of the result.
 _OVERSAMPLING = 3
-# Half the side of the drawing in the object's coordinates: a turned square's corners may be cut, no object reaches
-# them.
+# Half the side of the drawing in the object's coordinates. The corners of a turned square do not fit; no object reaches
+# into them.
 _REACH = 1.15
-_CIRCLE = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-_CIRCLE = np.stack([np.cos(_CIRCLE), np.sin(_CIRCLE)], axis=1)
+_ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+_CIRCLE: Points = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 
 def oklch(lightness: float, chroma: float, hue: float) -> Colour:
@@ -142,7 +142,7 @@ class Pen:
         """
         colour = np.asarray(self._colour.reduce(_OVERSAMPLING), dtype=np.float32)
         alpha_image = self._alpha.reduce(_OVERSAMPLING)
-        alpha = np.asarray(alpha_image, dtype=np.float32) / 255
+        alpha = shares_of(alpha_image)
         if light is not None:
             colour = np.clip(colour * self._shading(alpha_image, light)[..., None], 0, 255)
         return CutOut(colour, alpha, self._left, self._top)
@@ -150,11 +150,17 @@ class Pen:
     def _shading(self, alpha: Image.Image, light: tuple[float, float]) -> Floats:
         # The blurred silhouette as a height: bright where it falls towards the light, dark at the rim.
         blurred = alpha.filter(ImageFilter.GaussianBlur(0.16 * self.detail))
-        height = np.asarray(blurred, dtype=np.float32) / 255
+        height = shares_of(blurred)
         slope_y, slope_x = np.gradient(height)
         facing = -(light[0] * slope_x + light[1] * slope_y) * self.detail
         shading: Floats = 0.80 + 0.24 * height + 0.13 * np.clip(facing, -1.5, 1.5)
         return shading
+
+
+def shares_of(image: Image.Image) -> Floats:
+    """A grey picture as float32 in [0, 1]."""
+    shares: Floats = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
+    return shares
 
 
 def arc(x: float, y: float, rx: float, ry: float, start: float, end: float, points: int = 7) -> Points:

@@ -29,11 +29,15 @@ def draw_backdrop(rng: np.random.Generator, size: int, hue: float) -> Floats:
     return np.clip(picture, 0, 255, out=picture)
 
 
-def _ramp(size: int, top: Colour, bottom: Colour, lean: float = 0.0) -> Floats:
+def _rgb(lightness: float, chroma: float, hue: float) -> Floats:
+    return np.array(oklch(lightness, chroma, hue), dtype=np.float32)
+
+
+def _ramp(size: int, top: Floats, bottom: Floats, lean: float = 0.0) -> Floats:
     """From one colour to the other downwards, the direction leaning to one side."""
     axis = np.linspace(0, 1, size, dtype=np.float32)
     share = np.clip(axis[:, None] + lean * (axis[None, :] - 0.5), 0, 1)[..., None]
-    ramp: Floats = np.float32(top) * (1 - share) + np.float32(bottom) * share
+    ramp: Floats = top * (1 - share) + bottom * share
     return ramp
 
 
@@ -60,36 +64,36 @@ def _waves(rng: np.random.Generator, size: int, height: float, amplitude: float,
 def _gradient(rng: np.random.Generator, size: int, hue: float) -> Floats:
     top, bottom = rng.uniform(0.74, 0.94, 2)
     other = hue + rng.uniform(-0.2, 0.2)
-    return _ramp(size, oklch(top, 0.06, hue), oklch(bottom, 0.06, other), rng.uniform(-0.8, 0.8))
+    return _ramp(size, _rgb(top, 0.06, hue), _rgb(bottom, 0.06, other), rng.uniform(-0.8, 0.8))
 
 
 def _hills(rng: np.random.Generator, size: int, hue: float) -> Floats:
-    picture = _ramp(size, oklch(0.84, 0.06, hue), oklch(0.95, 0.03, hue + 0.1))
+    picture = _ramp(size, _rgb(0.84, 0.06, hue), _rgb(0.95, 0.03, hue + 0.1))
     land = hue + rng.uniform(0.2, 0.5)
     ridges = rng.integers(2, 5)
     for i in range(ridges):
         height = 0.45 + 0.5 * (i + rng.uniform(0, 0.6)) / ridges
         line = _waves(rng, size, height, rng.uniform(0.02, 0.06), rng.uniform(0.5, 1.5))
-        near = oklch(0.84 - 0.09 * i, 0.05 + 0.012 * i, land + 0.02 * i)
-        _lay_below(picture, line, _ramp(size, near, oklch(0.76 - 0.09 * i, 0.06, land)))
+        near = _rgb(0.84 - 0.09 * i, 0.05 + 0.012 * i, land + 0.02 * i)
+        _lay_below(picture, line, _ramp(size, near, _rgb(0.76 - 0.09 * i, 0.06, land)))
     return picture
 
 
 def _sea(rng: np.random.Generator, size: int, hue: float) -> Floats:
-    picture = _ramp(size, oklch(0.93, 0.04, hue + 0.4), oklch(0.88, 0.05, hue))
+    picture = _ramp(size, _rgb(0.93, 0.04, hue + 0.4), _rgb(0.88, 0.05, hue))
     horizon = rng.uniform(0.2, 0.5)
     bands = rng.integers(4, 8)
     for i in range(bands):
         height = horizon + (1 - horizon) * i / bands
         line = _waves(rng, size, height, 0.008 + 0.004 * i, rng.uniform(2, 4))
-        _lay_below(picture, line, np.float32(oklch(0.82 - 0.035 * i, 0.06 + 0.005 * i, hue)))
+        _lay_below(picture, line, _rgb(0.82 - 0.035 * i, 0.06 + 0.005 * i, hue))
     return picture
 
 
 def _night(rng: np.random.Generator, size: int, hue: float) -> Floats:
     # Dark yellows and greens look like mud: from teal to purple only.
     hue = rng.uniform(0.55, 0.9)
-    picture = _ramp(size, oklch(0.26, 0.06, hue), oklch(rng.uniform(0.36, 0.5), 0.09, hue + 0.06))
+    picture = _ramp(size, _rgb(0.26, 0.06, hue), _rgb(rng.uniform(0.36, 0.5), 0.09, hue + 0.06))
     for x, y, glow in zip(*rng.integers(1, size - 1, (2, 40)), rng.uniform(20, 130, 40), strict=True):
         picture[y, x] += glow
         picture[y - 1 : y + 2, x] += 0.2 * glow
@@ -100,29 +104,30 @@ def _night(rng: np.random.Generator, size: int, hue: float) -> Floats:
 def _wallpaper(rng: np.random.Generator, size: int, hue: float) -> Floats:
     """Broad stripes, checks or dots, in two colours that hardly differ."""
     axis = np.arange(size, dtype=np.float32) - size / 2
-    turn, period = rng.uniform(0, 2 * np.pi), rng.uniform(14, 30)
+    turn, period = rng.uniform(0, 2 * np.pi), size * rng.uniform(0.11, 0.23)
     along = np.cos(turn) * axis[None, :] + np.sin(turn) * axis[:, None]
     across = np.cos(turn) * axis[:, None] - np.sin(turn) * axis[None, :]
     first, second = np.sin(2 * np.pi * along / period), np.sin(2 * np.pi * across / period)
     pattern = (first, first * second, first + second - 0.9)[rng.integers(3)]
     share = np.clip(0.5 + 2.5 * pattern, 0, 1)[..., None].astype(np.float32)
     lightness = rng.uniform(0.7, 0.92)
-    ground = _ramp(size, oklch(lightness, 0.05, hue), oklch(lightness - 0.06, 0.06, hue + 0.05))
-    figure = np.float32(oklch(lightness + rng.choice([-0.05, 0.05]), 0.055, hue + 0.03))
-    return ground + (figure - ground) * share
+    ground = _ramp(size, _rgb(lightness, 0.05, hue), _rgb(lightness - 0.06, 0.06, hue + 0.05))
+    figure = _rgb(lightness + rng.choice([-0.05, 0.05]), 0.055, hue + 0.03)
+    picture: Floats = ground + (figure - ground) * share
+    return picture
 
 
 def _lights(rng: np.random.Generator, size: int, hue: float) -> Floats:
     """Discs of light out of focus."""
     lightness = rng.uniform(0.5, 0.85)
-    picture = _ramp(size, oklch(lightness, 0.08, hue), oklch(lightness - 0.1, 0.08, hue + 0.15), 0.5)
+    picture = _ramp(size, _rgb(lightness, 0.08, hue), _rgb(lightness - 0.1, 0.08, hue + 0.15), 0.5)
     rows, columns = np.ogrid[:size, :size]
     for _ in range(rng.integers(5, 11)):
         x, y = rng.uniform(0, size, 2)
         radius = rng.uniform(0.06, 0.17) * size
         distance = np.sqrt((columns - x) ** 2 + (rows - y) ** 2).astype(np.float32)
         disc = np.clip((radius - distance) / 2 + 0.5, 0, 1)[..., None] * rng.uniform(0.1, 0.35)
-        picture += (np.float32(oklch(0.92, 0.06, hue + rng.uniform(-0.1, 0.2))) - picture) * disc
+        picture += (_rgb(0.92, 0.06, hue + rng.uniform(-0.1, 0.2)) - picture) * disc
     return picture
 
 

@@ -6,6 +6,7 @@ fish from a house is everywhere on it, and it is not the hue.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def _balloon(pen: Pen, dyes: Dyes) -> None:
     for x in (-0.14, 0.14):
         pen.strut([(x, 0.45), (0.85 * x, 0.78)], dyes.dark, 0.05)
     edges = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 8))
-    for i, (left, right) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for i, (left, right) in enumerate(pairwise(edges)):
         gore = np.concatenate(
             [np.stack([left * half_width, height], 1), np.stack([right * half_width, height], 1)[::-1]]
         )
@@ -93,9 +94,9 @@ def _flower(pen: Pen, dyes: Dyes) -> None:
     petals = 7
     for i in range(petals):
         turn = i / petals
-        direction = np.array([np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)])
-        pen.shape(ellipse(*(0.58 * direction), 0.42, 0.285, turn), dyes.deep)
-        pen.mark(ellipse(*(0.6 * direction), 0.36, 0.225, turn), dyes.main)
+        x, y = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
+        pen.shape(ellipse(0.58 * x, 0.58 * y, 0.42, 0.285, turn), dyes.deep)
+        pen.mark(ellipse(0.6 * x, 0.6 * y, 0.36, 0.225, turn), dyes.main)
         for lean in (-0.022, 0, 0.022):
             ray = np.array([np.cos(2 * np.pi * (turn + lean)), np.sin(2 * np.pi * (turn + lean))])
             pen.stroke([0.3 * ray, 0.78 * ray], dyes.light, 0.035)
@@ -148,7 +149,7 @@ def _sailboat(pen: Pen, dyes: Dyes) -> None:
     for side, foot, top in ((1, 0.86, -0.95), (-1, -0.7, -0.8)):
         x = 0.06 * side
         heights = np.linspace(0.4, top, 8)
-        for i, (low, high) in enumerate(zip(heights[:-1], heights[1:], strict=True)):
+        for i, (low, high) in enumerate(pairwise(heights)):
             low_x = x + (foot - x) * (low - top) / (0.4 - top)
             high_x = x + (foot - x) * (high - top) / (0.4 - top)
             stripe = dyes.main if (i + side) % 2 else dyes.light

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dcsm_attr.datasets.drawing import CutOut, Floats, Pen, oklch
+from dcsm_attr.datasets.drawing import CutOut, Floats, Pen, oklch, shares_of
 from dcsm_attr.datasets.scene_backdrops import CLUTTER, draw_backdrop
 from dcsm_attr.datasets.scene_objects import DRAWINGS, Dyes
 
@@ -26,6 +26,8 @@ SMALLEST_VISIBLE_SHARE = 0.01
 
 _MOST_OBJECTS = 4
 _SMALLEST_SIDE = 32
+# Of the shadow that an object casts: as shares of the side, and of the light that it takes.
+_SHADOW_BLUR, _SHADOW_DISTANCE, _SHADOW_DEPTH = 0.016, 0.02, 0.28
 # Hues of objects relative to the scene's own, in turns: what painters call analogous, complementary, and triadic.
 _HARMONIES = ((-0.08, 0.0, 0.08, 0.5), (0.0, 0.42, 0.5, 0.58), (0.0, 0.33, 0.67, 0.08))
 
@@ -66,10 +68,11 @@ def generate_scene(index: int, seed: int = 0, size: int = 128) -> Scene:
         raise ValueError(f"size must be at least {_SMALLEST_SIDE} pixels, got {size}.")
     rng = np.random.default_rng([seed, index])
     canvas = _Canvas(rng, size)
-    canvas.scatter_clutter(rng.integers(2, 7), (0.03, 0.1))
-    for _ in range(rng.integers(1, _MOST_OBJECTS + 1)):
-        canvas.add_object()
-    canvas.scatter_clutter(rng.integers(0, 4), (0.02, 0.05))
+    canvas.scatter_clutter(int(rng.integers(2, 7)), (0.03, 0.1))
+    number = rng.choice(_MOST_OBJECTS, p=(0.1, 0.25, 0.35, 0.3)) + 1
+    for kind in rng.permutation(len(DRAWINGS))[:number]:
+        canvas.add_object(int(kind))
+    canvas.scatter_clutter(int(rng.integers(0, 4)), (0.02, 0.05))
     return canvas.scene()
 
 
@@ -122,10 +125,9 @@ class _Canvas:
         self._labels = np.zeros((size, size), dtype=np.int64)
         self._taken: list[tuple[float, float, float]] = []
 
-    def add_object(self) -> None:
+    def add_object(self, number: int) -> None:
         """Draw an object of any class where it hides little of those before."""
         rng = self._rng
-        number = int(rng.integers(len(DRAWINGS)))
         kind = DRAWINGS[number]
         radius = self._size * rng.uniform(0.15, 0.29)
         centre = self._free_place(radius)
@@ -153,19 +155,25 @@ class _Canvas:
         return self._hue + self._harmony[first] + drift, self._hue + self._harmony[second] + drift
 
     def _free_place(self, radius: float) -> tuple[float, float]:
-        """The one of some random places that is furthest from the objects that are there."""
-        margin = 0.75 * radius
-        places = self._rng.uniform(margin, self._size - margin, (12, 2))
-        best, most = places[0], -np.inf
-        for place in places:
-            room = min(
-                (np.hypot(place[0] - x, place[1] - y) - 0.8 * (radius + r) for x, y, r in self._taken), default=0
-            )
-            if min(room, 0) > most:
-                best, most = place, min(room, 0)
-        x, y = float(best[0]), float(best[1])
-        self._taken.append((x, y, radius))
-        return x, y
+        """Beside one of the objects that are there, of some random places the one that hides the least of the
+        others.
+        """
+        rng, margin = self._rng, 0.75 * radius
+        if not self._taken:
+            x, y = rng.uniform(margin, self._size - margin, 2)
+        else:
+            best = -np.inf
+            for _ in range(16):
+                x0, y0, r0 = self._taken[rng.integers(len(self._taken))]
+                angle, distance = rng.uniform(0, 2 * np.pi), (radius + r0) * rng.uniform(0.72, 1.0)
+                px, py = np.clip(
+                    [x0 + distance * np.cos(angle), y0 + distance * np.sin(angle)], margin, self._size - margin
+                )
+                room = min(np.hypot(px - x1, py - y1) / (radius + r1) for x1, y1, r1 in self._taken)
+                if min(room, 0.8) > best:
+                    best, x, y = min(room, 0.8), px, py
+        self._taken.append((float(x), float(y), radius))
+        return float(x), float(y)
 
     def _lay(self, cut_out: CutOut, label: int) -> None:
         rows, columns, colour, alpha = _cropped(cut_out, self._size)
@@ -177,14 +185,12 @@ class _Canvas:
         self._labels[rows, columns][alpha >= 0.5] = label
 
     def _cast_shadow(self, cut_out: CutOut) -> None:
-        blurred = Image.fromarray((255 * cut_out.alpha).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2))
-        distance = 0.02 * self._size
-        left, top = round(-distance * self._light[0]), round(-distance * self._light[1])
-        shadow = CutOut(
-            cut_out.colour, np.asarray(blurred, dtype=np.float32) / 255, cut_out.left + left, cut_out.top + top
-        )
+        silhouette = Image.fromarray((255 * cut_out.alpha).astype(np.uint8))
+        soft = shares_of(silhouette.filter(ImageFilter.GaussianBlur(_SHADOW_BLUR * self._size)))
+        left, top = (round(-_SHADOW_DISTANCE * self._size * towards) for towards in self._light)
+        shadow = CutOut(cut_out.colour, soft, cut_out.left + left, cut_out.top + top)
         rows, columns, _, alpha = _cropped(shadow, self._size)
-        self._picture[rows, columns] *= 1 - 0.28 * alpha[..., None]
+        self._picture[rows, columns] *= 1 - _SHADOW_DEPTH * alpha[..., None]
 
     def scene(self) -> Scene:
         """Finish the picture."""

@@ -200,7 +200,7 @@ def _save_figure(figure: "Figure", final: Path) -> Path:
 
 def _save_arrays(arrays: Mapping[str, npt.NDArray[Any]], final: Path) -> Path:
     with atomic_path(final) as path:
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
     return final
 
 
