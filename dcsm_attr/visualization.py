@@ -1,22 +1,16 @@
 """Pictures of maps and segmentations, with matplotlib."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from torch import Tensor
 
-from dcsm_attr.palette import overlay, voc_colours
-
-if TYPE_CHECKING:
-    from dcsm_attr.segmentation.result import Segmentation
-
-__all__ = ["attribution_sheet", "heat_map", "segmentation_sheet", "show", "visualize_attribution"]
+__all__ = ["attribution_sheet", "blank_sheet", "heat_map", "picture", "show", "visualize_attribution"]
 
 _COLUMN_INCHES = 2.6
 _HEAT = "inferno"
@@ -27,8 +21,7 @@ def visualize_attribution(
 ) -> tuple[Figure, Axes]:
     """Draw one map with Captum's ``visualize_image_attr``.
 
-    That function takes arrays ``(H, W, C)`` and fails on a map of
-    zeros.
+    That function takes arrays ``(H, W, C)`` and fails on a map of zeros.
 
     Args:
         attribution: ``(H, W)``, ``(1, H, W)`` or ``(1, 1, H, W)``, for example ``dcs.attribute(x)`` of one image.
@@ -81,7 +74,14 @@ def heat_map(axes: Axes, image: npt.NDArray[np.uint8], values: npt.NDArray[np.fl
     _finish(axes, title)
 
 
-def _picture(axes: Axes, image: npt.NDArray[np.uint8], title: str) -> None:
+def picture(axes: Axes, image: npt.NDArray[np.uint8], title: str) -> None:
+    """Draw a picture as it is.
+
+    Args:
+        axes: where to draw.
+        image: ``(H, W, 3)``.
+        title: written above.
+    """
     axes.imshow(image)
     _finish(axes, title)
 
@@ -93,7 +93,17 @@ def _finish(axes: Axes, title: str) -> None:
     axes.set_yticks([])
 
 
-def _grid(image: npt.NDArray[np.uint8], rows: int, columns: int) -> tuple[Figure, npt.NDArray[Any]]:
+def blank_sheet(image: npt.NDArray[np.uint8], rows: int, columns: int) -> tuple[Figure, npt.NDArray[Any]]:
+    """A figure with room for pictures that have the shape of one photograph.
+
+    Args:
+        image: the photograph ``(H, W, 3)``.
+        rows: of the sheet.
+        columns: of the sheet.
+
+    Returns:
+        The figure and its axes ``(rows, columns)``; those that nothing is drawn on stay invisible.
+    """
     height, width = image.shape[:2]
     row_inches = _COLUMN_INCHES * min(max(height / width, 0.4), 2.5) + 0.45
     figure = Figure(figsize=(_COLUMN_INCHES * columns, row_inches * rows), layout="constrained")
@@ -118,62 +128,13 @@ def attribution_sheet(
     Returns:
         The figure.
     """
-    figure, axes = _grid(image, 2 if raw else 1, 1 + len(maps))
-    _picture(axes[0, 0], image, "photograph")
+    figure, axes = blank_sheet(image, 2 if raw else 1, 1 + len(maps))
+    picture(axes[0, 0], image, "photograph")
     for column, (title, values) in enumerate(maps, start=1):
         if raw:
             heat_map(axes[0, column], image, raw[column - 1], f"{title}\nraw")
         heat_map(axes[-1, column], image, values, "distinct" if raw else title)
     return figure
-
-
-def segmentation_sheet(segmentation: "Segmentation") -> Figure:
-    """Everything about one photograph on one sheet.
-
-    The photograph and a legend with names and scores; each candidate's raw map (where it was kept) and distinct map;
-    the label map before and after the CRF. Candidates that were only subtracted are marked.
-
-    Args:
-        segmentation: the result.
-
-    Returns:
-        The figure.
-    """
-    saliency, image = segmentation.saliency, segmentation.image
-    candidates = len(segmentation.candidates)
-    figure, axes = _grid(image, 2, 2 + candidates)
-    _picture(axes[0, 0], image, "photograph")
-    _legend(axes[1, 0], segmentation)
-    for slot, c in enumerate(segmentation.candidates):
-        name = f"{_shortened(segmentation.class_names[c])}  {float(saliency.scores[0, c]):.2f}"
-        role = "" if c in segmentation.classes else " (only subtracted)"
-        if saliency.raw is not None:
-            heat_map(axes[0, 1 + slot], image, saliency.raw[0, slot].numpy(), f"{name}\nraw{role}")
-        heat_map(axes[1, 1 + slot], image, saliency.maps[0, slot].numpy(), f"{name}\ndistinct{role}")
-    before = "before the CRF" if segmentation.settings.get("crf") else "labels, no CRF"
-    _picture(axes[0, -1], overlay(image, segmentation.display_labels(segmentation.unrefined)), before)
-    if segmentation.settings.get("crf"):
-        _picture(axes[1, -1], overlay(image, segmentation.display_labels()), "after the CRF")
-    return figure
-
-
-def _legend(axes: Axes, segmentation: "Segmentation") -> None:
-    colours = voc_colours() / 255
-    scores = segmentation.saliency.scores[0]
-    values = np.unique(segmentation.display_labels()).tolist()
-    patches = []
-    for value, c in zip(segmentation.label_values, segmentation.classes, strict=True):
-        share = float((segmentation.labels == c + 1).float().mean())
-        text = f"{segmentation.class_names[c]}  {float(scores[c]):.2f}, {share:.0%} of the image"
-        patches.append(
-            Patch(facecolor=colours[value], edgecolor="black", label=text, alpha=1.0 if value in values else 0.3)
-        )
-    title = "no class above the threshold: the best one" if segmentation.fallback else None
-    axes.legend(handles=patches, loc="center", frameon=False, fontsize=9, title=title, title_fontsize=8)
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
 
 
 def show(figure: Figure) -> None:

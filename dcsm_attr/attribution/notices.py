@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from types import FrameType
 
 __all__ = ["warn_caller"]
 
@@ -10,7 +11,8 @@ _PASSED_ON_BY = ("dcsm_attr.", "captum.")
 
 def warn_caller(message: str) -> None:
     """Warn, with the first frame outside of this package and of Captum's wrappers as the origin."""
-    level, frame = 1, sys._getframe()
+    level = 1
+    frame: FrameType | None = sys._getframe()
     while frame is not None and str(frame.f_globals.get("__name__")).startswith(_PASSED_ON_BY):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)

@@ -155,9 +155,7 @@ class _Canvas:
         return self._hue + self._harmony[first] + drift, self._hue + self._harmony[second] + drift
 
     def _free_place(self, radius: float) -> tuple[float, float]:
-        """Beside one of the objects that are there, of some random places the one that hides the least of the
-        others.
-        """
+        """Of some random places beside objects that are there, the one that hides the least of them."""
         rng, margin = self._rng, 0.75 * radius
         if not self._taken:
             x, y = rng.uniform(margin, self._size - margin, 2)

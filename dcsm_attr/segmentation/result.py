@@ -89,7 +89,7 @@ class Segmentation:
 
     def sheet(self) -> "Figure":
         """Photograph, candidates' maps, and the label map before and after the CRF, on one sheet."""
-        from dcsm_attr.visualization import segmentation_sheet
+        from dcsm_attr.segmentation.sheet import segmentation_sheet
 
         return segmentation_sheet(self)
 
