@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-__all__ = ["attribution_sheet", "blank_sheet", "heat_map", "picture", "show", "visualize_attribution"]
+__all__ = ["attribution_sheet", "blank_sheet", "heat_map", "laid_out", "picture", "show", "visualize_attribution"]
 
 _COLUMN_INCHES = 2.6
 _HEAT = "inferno"
@@ -134,6 +134,15 @@ def attribution_sheet(
         if raw:
             heat_map(axes[0, column], image, raw[column - 1], f"{title}\nraw")
         heat_map(axes[-1, column], image, values, "distinct" if raw else title)
+    return laid_out(figure)
+
+
+def laid_out(figure: Figure) -> Figure:
+    """Arrange a finished sheet so that no title is cut off, and return it.
+
+    One pass comes with drawing; where pictures keep their shape, the layout settles in the second only.
+    """
+    figure.draw_without_rendering()
     return figure
 
 
@@ -148,5 +157,9 @@ def show(figure: Figure) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-    plt.figure(figsize=tuple(figure.get_size_inches())).figimage(pixels, resize=True)
+    shown = plt.figure(figsize=tuple(figure.get_size_inches()), dpi=figure.dpi)
+    # In axes, not as a bare image: a notebook shows nothing of a figure without axes.
+    axes = shown.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.imshow(pixels)
+    axes.axis("off")
     plt.show()

@@ -95,5 +95,5 @@ def test_show_leaves_the_figure_to_pyplot(segmenter, photograph, monkeypatch):
     monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
     segmenter.segment(photograph).show()
     (figure,) = shown
-    assert np.asarray(figure.images[0].get_array()).std() > 20
+    assert np.asarray(figure.axes[0].images[0].get_array()).std() > 20
     plt.close("all")

@@ -1,5 +1,6 @@
 """A model from a name and its weights: torchvision's own, or a file."""
 
+import difflib
 import inspect
 import pickle
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dcsm_attr.guest import preserved_random_state
 from dcsm_attr.palette import VOC_CLASSES
 
 __all__ = ["WeightsError", "class_names", "load_model", "load_weights", "read_weights"]
@@ -41,15 +43,17 @@ def load_model(name: str, weights: str | Path, device: torch.device | str = "cpu
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        near = [other for other in known if other[:4] == name[:4].lower()]
+        near = difflib.get_close_matches(name.lower(), known, n=5)
         hint = f"Near it: {', '.join(near)}." if near else "torchvision.models.list_models() lists them."
         raise ValueError(f"torchvision has no classification model {name!r}. {hint}")
-    if _is_file_name(weights):
-        tensors = read_weights(weights)
-        model = _build(name, _class_count(name, tensors))
-        load_weights(model, tensors, str(weights))
-    else:
-        model = _with_published_weights(name, str(weights))
+    # Modules draw their initial weights even where others take their place.
+    with preserved_random_state(torch.device("cpu")):
+        if _is_file_name(weights):
+            tensors = read_weights(weights)
+            model = _build(name, _class_count(name, tensors))
+            load_weights(model, tensors, str(weights))
+        else:
+            model = _with_published_weights(name, str(weights))
     return model.eval().to(device)
 
 

@@ -3,9 +3,11 @@
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from dcsm_attr.backbones.loading import load_weights, read_weights
+from dcsm_attr.guest import preserved_random_state
 
 __all__ = ["MEAN", "STD", "SceneNet", "load_scene_net"]
 
@@ -90,6 +92,7 @@ def load_scene_net(path: str | Path | None = None) -> SceneNet:
             return load_scene_net(shipped)
     tensors = read_weights(path)
     last = tensors.get("classifier.4.weight")
-    network = SceneNet(1 if last is None else len(last))
+    with preserved_random_state(torch.device("cpu")):
+        network = SceneNet(1 if last is None else len(last))
     load_weights(network, tensors, str(path))
     return network.eval()

@@ -42,9 +42,9 @@ def demo_figure(result: DemoResult) -> Figure:
     raw, subtracted, refined = (f"{100 * value:.1f}" for value in result.mean_iou)
     titles = (
         "scene",
-        f"where the network sees each class\nraw: mean IoU {raw}",
-        f"the other classes subtracted\nmean IoU {subtracted}",
-        f"segmented by the dense CRF\nmean IoU {refined}",
+        f"raw maps of its classes\nmean IoU {raw}",
+        f"subtracted from each other\nmean IoU {subtracted}",
+        f"refined by the dense CRF\nmean IoU {refined}",
         "truth",
     )
     rows = len(result.shown)

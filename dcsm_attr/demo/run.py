@@ -58,18 +58,25 @@ class DemoResult:
 
 
 def scene_segmenter(network: nn.Module) -> Segmenter:
-    """The method at its defaults, with the widths of the CRF for scenes of 128 pixels."""
-    crf = DenseCRF(bilateral_xy=30, bilateral_rgb=10, gaussian_xy=3)
+    """The method at its defaults, but for one weight of the CRF.
+
+    The scenes' edges are sharper than those of photographs, so that colour may say more: on the scenes of seed 700, of
+    the weights 1, 2, 3, 4, 6 and 10 it was 4 that gave the best mean IoU.
+    """
+    crf = DenseCRF(bilateral_weight=4)
     preprocess = Preprocess(size=_SIDE, mean=MEAN, std=STD)
     return Segmenter(network, crf=crf, class_names=CLASS_NAMES, preprocess=preprocess)
 
 
-def run_demo(network: nn.Module, scenes: int, *, shown: int = 5, progress: bool = True) -> DemoResult:
+def run_demo(
+    network: nn.Module, scenes: int, *, scene_seed: int = UNSEEN_SEED, shown: int = 5, progress: bool = True
+) -> DemoResult:
     """Draw unseen scenes, segment them, and measure the mean IoU of each step.
 
     Args:
         network: gives score maps of the scenes' classes.
         scenes: how many to draw.
+        scene_seed: of the series of scenes.
         shown: how many to keep for the figure.
         progress: whether to show a bar.
 
@@ -82,7 +89,7 @@ def run_demo(network: nn.Module, scenes: int, *, shown: int = 5, progress: bool 
     kept: list[SegmentedScene] = []
     with tqdm(total=scenes, unit="scene", disable=not progress) as bar:
         for start in range(0, scenes, _BATCH):
-            drawn = [generate_scene(i, UNSEEN_SEED, _SIDE) for i in range(start, min(start + _BATCH, scenes))]
+            drawn = [generate_scene(i, scene_seed, _SIDE) for i in range(start, min(start + _BATCH, scenes))]
             results = segmenter.segment_batch([scene.image for scene in drawn], raw=True)
             for scene, segmentation in zip(drawn, results, strict=True):
                 segmented = SegmentedScene(scene, segmentation, step_labels(segmentation))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from dcsm_attr.palette import overlay, voc_colours
-from dcsm_attr.visualization import blank_sheet, heat_map, picture
+from dcsm_attr.visualization import blank_sheet, heat_map, laid_out, picture
 
 if TYPE_CHECKING:
     from dcsm_attr.segmentation.result import Segmentation
@@ -43,7 +43,7 @@ def segmentation_sheet(segmentation: "Segmentation") -> Figure:
     picture(axes[0, -1], overlay(image, segmentation.display_labels(segmentation.unrefined)), before)
     if segmentation.settings.get("crf"):
         picture(axes[1, -1], overlay(image, segmentation.display_labels()), "after the CRF")
-    return figure
+    return laid_out(figure)
 
 
 def _legend(axes: Axes, segmentation: "Segmentation") -> None:
