@@ -117,6 +117,22 @@ def test_one_bad_photograph_does_not_end_the_run(files, tmp_path):
     assert "none.jpg" in result.output
 
 
+def test_an_interrupted_run_goes_on(files, tmp_path):
+    photographs = [files / "a" / "photo.png", files / "b" / "photo.png"]
+    with_network(files, "segment", *photographs, output=tmp_path)
+    second = tmp_path / "photo-2"
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "photo").iterdir()}
+    expected = (second / "labels.png").read_bytes()
+    (second / "manifest.json").unlink()
+    (second / "labels.png").write_bytes(b"half")
+    result = with_network(files, "segment", *photographs, "--resume", output=tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 photographs are finished already" in result.output
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "photo").iterdir()} == before
+    assert (second / "labels.png").read_bytes() == expected
+    assert (second / "manifest.json").is_file()
+
+
 def test_demo_measures_and_draws(tmp_path):
     result = run("demo", "--scenes", 4, "--output", tmp_path)
     assert result.exit_code == 0, result.output

@@ -176,8 +176,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             warn_caller(
                 f"the gradient at {', '.join(said)} is the same at every position, so that its map says nothing about "
                 "where: no rectifier or max pool lies between it and a pooled linear head. Choose earlier layers, or "
-                "layer inputs "
-                "(attribute_to_layer_input=True)."
+                "layer inputs (attribute_to_layer_input=True)."
             )
 
     @log_usage()

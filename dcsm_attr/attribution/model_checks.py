@@ -73,8 +73,7 @@ def check_guidance(recording: Recording) -> None:
     if recording.rectifiers_guided == 0:
         warn_caller(
             "no rectifier lies between the chosen layers and the class scores: nothing was guided, and the result "
-            "equals "
-            "guided=False. Choose earlier layers."
+            "equals guided=False. Choose earlier layers."
         )
 
 

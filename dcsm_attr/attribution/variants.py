@@ -1,7 +1,6 @@
 """The three published forms of DCSM: the paper's, and those of its two released codes.
 
-Each step of the method at which the three differ is a field of :class:`Variant`; the steps themselves are the functions
-of
+Each step of the method at which the three differ is a field of :class:`Variant`; the steps themselves are functions of
 :mod:`dcsm_attr.maps`.
 """
 

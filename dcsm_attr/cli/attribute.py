@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dcsm_attr.cli.building import build_segmenter, parsed_classes
-from dcsm_attr.cli.options import Classes, Device, Labels, ModelName, Output, Photographs, Weights
+from dcsm_attr.cli.options import Classes, Device, Labels, ModelName, Output, Photographs, Resume, Weights
 from dcsm_attr.cli.photographs import for_each_photograph
 
 __all__ = ["attribute"]
@@ -17,6 +17,7 @@ def attribute(
     classes: Classes = None,
     device: Device = "auto",
     output: Output = Path("out"),
+    resume: Resume = False,
 ) -> None:
     """Show where the model sees each class: the candidates' maps, raw and distinct.
 
@@ -40,4 +41,4 @@ def attribute(
         scores = result.saliency.scores[0]
         return ", ".join(f"{result.class_names[c]} {float(scores[c]):.2f}" for c in result.candidates)
 
-    for_each_photograph(photographs, output, work)
+    for_each_photograph(photographs, output, work, finished="attribution.json" if resume else None)

@@ -38,6 +38,14 @@ Classes = Annotated[
 ]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Device = Annotated[DeviceName, typer.Option(help="auto: a GPU if there is one.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Leave out photographs whose results are complete in FOLDER already: after an interruption, give the same "
+        "command with this added.",
+    ),
+]
 Output = Annotated[
     Path, typer.Option(metavar="FOLDER", help="Where to write; each photograph gets a folder of its name.")
 ]

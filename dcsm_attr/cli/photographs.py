@@ -13,13 +13,16 @@ from dcsm_attr.images import ImageReadError
 __all__ = ["for_each_photograph"]
 
 
-def for_each_photograph(paths: Sequence[Path], output: Path, work: Callable[[Path, Path], str]) -> None:
+def for_each_photograph(
+    paths: Sequence[Path], output: Path, work: Callable[[Path, Path], str], *, finished: str | None = None
+) -> None:
     """Do ``work(photograph, folder)`` for each photograph, with progress, and report what could not be read.
 
     Args:
         paths: files and folders.
         output: each photograph gets a folder of its name in it.
         work: writes into the folder and returns a line to print.
+        finished: the file that ``work`` writes last; photographs in whose folder it stands are left out. None: none is.
 
     Raises:
         ValueError: if there is no photograph.
@@ -28,8 +31,14 @@ def for_each_photograph(paths: Sequence[Path], output: Path, work: Callable[[Pat
     photographs = _expanded(paths)
     output = writable_folder(output)
     failures = []
-    progress = tqdm(photographs, unit="photo", disable=len(photographs) < 2)
-    for photograph, folder in zip(progress, _folders(photographs, output), strict=True):
+    pairs = list(zip(photographs, _folders(photographs, output), strict=True))
+    left = [
+        (photograph, folder) for photograph, folder in pairs if finished is None or not (folder / finished).exists()
+    ]
+    if len(left) < len(pairs):
+        typer.echo(f"{len(pairs) - len(left)} of {len(pairs)} photographs are finished already.")
+    progress = tqdm(left, unit="photo", disable=len(pairs) < 2)
+    for photograph, folder in progress:
         try:
             progress.write(f"{photograph} -> {folder}: {work(photograph, folder)}")
         except ImageReadError as error:

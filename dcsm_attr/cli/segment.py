@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dcsm_attr.cli.building import build_segmenter, parsed_classes
-from dcsm_attr.cli.options import Classes, Device, Labels, ModelName, Output, Photographs, Weights
+from dcsm_attr.cli.options import Classes, Device, Labels, ModelName, Output, Photographs, Resume, Weights
 from dcsm_attr.cli.photographs import for_each_photograph
 
 __all__ = ["segment"]
@@ -17,6 +17,7 @@ def segment(
     classes: Classes = None,
     device: Device = "auto",
     output: Output = Path("out"),
+    resume: Resume = False,
 ) -> None:
     """Segment photographs: class maps, background, dense CRF, label map.
 
@@ -45,4 +46,4 @@ def segment(
         found = ", ".join(f"{name} {share:.1%}" for name, share in zip(result.names, shares, strict=True))
         return f"nothing above the threshold; best: {found}" if result.fallback else found
 
-    for_each_photograph(photographs, output, work)
+    for_each_photograph(photographs, output, work, finished="manifest.json" if resume else None)
