@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dcsm_attr.cli.building import build_segmenter, parsed_classes
-from dcsm_attr.cli.options import Classes, Device, Labels, ModelName, Output, Photographs, Resume, Weights
+from dcsm_attr.cli.options import Classes, Device, DeviceName, Labels, ModelName, Output, Photographs, Resume, Weights
 from dcsm_attr.cli.photographs import for_each_photograph
 
 __all__ = ["attribute"]
@@ -15,7 +15,7 @@ def attribute(
     weights: Weights = "DEFAULT",
     labels: Labels = "imagenet",
     classes: Classes = None,
-    device: Device = "auto",
+    device: Device = DeviceName.AUTO,
     output: Output = Path("out"),
     resume: Resume = False,
 ) -> None:
@@ -33,7 +33,7 @@ def attribute(
     """
     known = parsed_classes(classes)
     provenance = {"model": model, "weights": weights, "labels": labels}
-    segmenter = build_segmenter(model, weights, labels, device, crf=None)
+    segmenter = build_segmenter(model, weights, labels, device.value, crf=None)
 
     def work(photograph: Path, folder: Path) -> str:
         result = segmenter.segment(photograph, known, raw=True)

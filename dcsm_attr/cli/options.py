@@ -1,7 +1,8 @@
 """Options that mean the same in every command."""
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -36,7 +37,16 @@ Classes = Annotated[
         "detects.",
     ),
 ]
-DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+class DeviceName(str, Enum):
+    """Where the model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 Device = Annotated[DeviceName, typer.Option(help="auto: a GPU if there is one.")]
 Resume = Annotated[
     bool,

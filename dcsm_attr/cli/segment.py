@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dcsm_attr.cli.building import build_segmenter, parsed_classes
-from dcsm_attr.cli.options import Classes, Device, Labels, ModelName, Output, Photographs, Resume, Weights
+from dcsm_attr.cli.options import Classes, Device, DeviceName, Labels, ModelName, Output, Photographs, Resume, Weights
 from dcsm_attr.cli.photographs import for_each_photograph
 
 __all__ = ["segment"]
@@ -15,7 +15,7 @@ def segment(
     weights: Weights = "DEFAULT",
     labels: Labels = "imagenet",
     classes: Classes = None,
-    device: Device = "auto",
+    device: Device = DeviceName.AUTO,
     output: Output = Path("out"),
     resume: Resume = False,
 ) -> None:
@@ -37,7 +37,7 @@ def segment(
     """
     known = parsed_classes(classes)
     provenance = {"model": model, "weights": weights, "labels": labels}
-    segmenter = build_segmenter(model, weights, labels, device)
+    segmenter = build_segmenter(model, weights, labels, device.value)
 
     def work(photograph: Path, folder: Path) -> str:
         result = segmenter.segment(photograph, known, raw=True)
