@@ -1,0 +1,56 @@
+"""A set of photographs with their image-level labels: what training reads, and what evaluation compares with masks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["Collection", "Photograph"]
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One photograph of a collection.
+
+    Attributes:
+        name: its id, unique in the collection.
+        path: of the picture file.
+        classes: the classes in it (image-level labels), from 0, ascending.
+        mask: the true label map as a palette or grey picture, 0 background, ``c + 1`` for class ``c``, 255 void. None:
+            there is none, or it is not to be read.
+    """
+
+    name: str
+    path: Path
+    classes: tuple[int, ...]
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Photographs and the names of their classes.
+
+    Attributes:
+        class_names: one a class, without the background.
+        photographs: in a fixed order.
+    """
+
+    class_names: tuple[str, ...]
+    photographs: tuple[Photograph, ...]
+
+    def __len__(self) -> int:
+        """Number of photographs."""
+        return len(self.photographs)
+
+    def __iter__(self) -> Iterator[Photograph]:
+        """The photographs in order."""
+        return iter(self.photographs)
+
+    def presence(self) -> Tensor:
+        """Which classes are in which photograph, ``(N, C)`` bool."""
+        present = torch.zeros(len(self), len(self.class_names), dtype=torch.bool)
+        for row, photograph in zip(present, self.photographs, strict=True):
+            row[list(photograph.classes)] = True
+        return present
