@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import measured_on
 
 from dcsm_attr import Segmenter
 from dcsm_attr.backbones.loading import class_names, load_model
+from dcsm_attr.evaluation.provenance import measured_on
 
 HERE = Path(__file__).parent
 BOXES: dict[str, Any] = json.loads((HERE / "animal_boxes.json").read_text())

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from machine import measured_on
 from PIL import Image
 from tqdm import tqdm
 
 from dcsm_attr import DenseCRF
+from dcsm_attr.evaluation.provenance import measured_on
 
 SETTINGS: dict[str, dict[str, float]] = {
     "paper (30/10, 3)": {},

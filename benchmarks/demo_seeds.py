@@ -10,10 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from machine import measured_on
-
 from dcsm_attr.backbones.scene_net import load_scene_net
 from dcsm_attr.demo.run import STEPS, UNSEEN_SEED, run_demo
+from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.files import writable_folder
 from dcsm_attr.training.scenes import train_scene_net
 

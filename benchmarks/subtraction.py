@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from machine import measured_on
 
+from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.maps import _subtract_pairs, _subtract_sorted
 
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,9 @@ def segmenter(shared):
 
 @pytest.fixture(scope="module")
 def animal_share():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        specification = importlib.util.spec_from_file_location("animal_share", BENCHMARKS / "animal_share.py")
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    specification = importlib.util.spec_from_file_location("animal_share", BENCHMARKS / "animal_share.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
     return module
 
 

@@ -10,10 +10,12 @@ from tqdm import tqdm
 
 from dcsm_attr.backbones.loading import WeightsError
 from dcsm_attr.backbones.scene_net import SceneNet, load_scene_net
+from dcsm_attr.backbones.score_pooling import pooled_scores
 from dcsm_attr.datasets.scenes import CLASS_NAMES, Scenes
 from dcsm_attr.training import scenes as training
 from dcsm_attr.training.hide_and_seek import hide_patches
-from dcsm_attr.training.scenes import multi_label_loss, train_scene_net
+from dcsm_attr.training.losses import multi_label_loss
+from dcsm_attr.training.scenes import train_scene_net
 
 SHORT = {"steps": 4, "size": 32, "workers": 0, "progress": False}
 
@@ -22,10 +24,11 @@ def test_the_loss_is_cross_entropy_of_each_class_at_its_maximum():
     score_maps = torch.full((1, 2, 3, 3), -5.0)
     score_maps[0, 0, 1, 2] = 2.0
     score_maps[0, 1, 0, 0] = -1.0
-    loss = multi_label_loss(score_maps, torch.tensor([[1.0, 0.0]]))
+    logits = pooled_scores(score_maps)
+    loss = multi_label_loss(logits, torch.tensor([[1.0, 0.0]]))
     expected = -math.log(1 / (1 + math.exp(-2.0))) - math.log(1 - 1 / (1 + math.exp(1.0)))
     assert loss.item() == pytest.approx(expected, rel=1e-6)
-    both = multi_label_loss(score_maps.repeat(2, 1, 1, 1), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    both = multi_label_loss(logits.repeat(2, 1), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     assert both.item() == pytest.approx(expected, rel=1e-6)
 
 

@@ -8,7 +8,10 @@ import typer
 import dcsm_attr
 from dcsm_attr.cli.attribute import attribute
 from dcsm_attr.cli.demo import demo
+from dcsm_attr.cli.evaluate import evaluate
+from dcsm_attr.cli.labels import labels
 from dcsm_attr.cli.segment import segment
+from dcsm_attr.cli.train import train
 
 __all__ = ["app", "main"]
 
@@ -23,6 +26,9 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(segment)
 app.command()(attribute)
+app.command()(labels)
+app.command()(train)
+app.command()(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

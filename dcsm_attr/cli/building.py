@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from dcsm_attr.segmentation import Segmenter
 
@@ -14,7 +15,7 @@ def build_segmenter(model: str, weights: str, labels: str, device: str, **settin
     """Load the model and put a segmenter around it.
 
     Args:
-        model: as the option of that name.
+        model: as the option of that name. A classifier that ``dcsm-attr train`` wrote brings its own, and its labels.
         weights: as the option of that name.
         labels: as the option of that name.
         device: as the option of that name.
@@ -24,12 +25,19 @@ def build_segmenter(model: str, weights: str, labels: str, device: str, **settin
         ValueError: if one of them is not known or they do not fit each other.
     """
     from dcsm_attr.attribution import DistinctClassSaliency
+    from dcsm_attr.backbones.classifier import is_classifier, load_classifier
     from dcsm_attr.backbones.loading import class_names, load_model
     from dcsm_attr.segmentation import Segmenter
 
-    names = class_names(labels)
-    network = load_model(model, weights, chosen_device(device))
-    saliency = DistinctClassSaliency(network, activation="sigmoid" if labels == "voc" else "auto")
+    network: nn.Module
+    if is_classifier(weights):
+        classifier = load_classifier(weights)
+        network, names = classifier.network.to(chosen_device(device)), classifier.class_names
+        saliency = DistinctClassSaliency(network)
+    else:
+        names = class_names(labels)
+        network = load_model(model, weights, chosen_device(device))
+        saliency = DistinctClassSaliency(network, activation="sigmoid" if labels == "voc" else "auto")
     return Segmenter(network, saliency=saliency, class_names=names, **settings)
 
 

@@ -18,7 +18,8 @@ Weights = Annotated[
     typer.Option(
         metavar="DEFAULT|FILE",
         help="DEFAULT: torchvision's, downloaded once. Or a .safetensors, .pth or .pt file with the model's "
-        "parameters; pickled objects in it are never executed.",
+        "parameters; pickled objects in it are never executed. A file that dcsm-attr train wrote brings its own model "
+        "and labels.",
     ),
 ]
 Labels = Annotated[

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import typer
-from PIL import Image
 from tqdm import tqdm
 
+from dcsm_attr.datasets.folder import pictures_in
 from dcsm_attr.files import writable_folder
 from dcsm_attr.images import ImageReadError
 
@@ -52,16 +52,9 @@ def for_each_photograph(
 
 
 def _expanded(paths: Sequence[Path]) -> list[Path]:
-    endings = {ending.lower() for ending in Image.registered_extensions()}
     photographs: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            photographs.append(path)
-            continue
-        inside = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in endings)
-        if not inside:
-            raise ValueError(f"{path}: the folder holds no pictures.")
-        photographs += inside
+        photographs += pictures_in(path) if path.is_dir() else [path]
     return photographs
 
 

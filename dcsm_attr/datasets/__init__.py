@@ -1,1 +1,1 @@
-"""Pictures with labels: generated scenes."""
+"""Pictures with labels: generated scenes, VOC's folders, a user's own."""

@@ -70,6 +70,16 @@ class Segmenter:
         self.class_names = None if class_names is None else tuple(class_names)
         self.preprocess = Preprocess() if preprocess is None else preprocess
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that a segmentation depends on beside photograph and parameters, ready for JSON."""
+        return {
+            "model": type(self.model).__name__,
+            "saliency": self.saliency.settings,
+            "crf": None if self.crf is None else asdict(self.crf),
+            "preprocess": asdict(replace(self.preprocess, size=self.preprocess.side)),
+        }
+
     def segment(self, image: Any, classes: Sequence[int | str] | None = None, *, raw: bool = False) -> Segmentation:
         """Segment one photograph.
 
@@ -120,7 +130,7 @@ class Segmenter:
         names = self._names(class_maps.scores.shape[1])
         unaries = [_label_probabilities(class_maps, i, p) for i, p in enumerate(prepared)]
         refined = self._refined(unaries, prepared)
-        settings = self._settings()
+        settings = self.settings
         return [
             _result(
                 images[i], np.asarray(photograph), prepared[i], class_maps[i], unaries[i], refined[i], names, settings
@@ -163,14 +173,6 @@ class Segmenter:
             pixels = torch.stack([prepared[i].pixels for i in group])
             refined.update(zip(group, self.crf(torch.stack([unaries[i] for i in group]), pixels), strict=True))
         return [refined[i] for i in range(len(unaries))]
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "model": type(self.model).__name__,
-            "saliency": self.saliency.settings,
-            "crf": None if self.crf is None else asdict(self.crf),
-            "preprocess": asdict(replace(self.preprocess, size=self.preprocess.side)),
-        }
 
 
 def _label_probabilities(class_maps: ClassMaps, image: int, prepared: Prepared) -> Tensor:

@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dcsm_attr.backbones.scene_net import MEAN, STD, SceneNet, load_scene_net
+from dcsm_attr.backbones.score_pooling import pooled_scores
 from dcsm_attr.datasets.scenes import CLASS_NAMES, Scenes
 from dcsm_attr.files import atomic_path
 from dcsm_attr.training.hide_and_seek import hide_patches
+from dcsm_attr.training.losses import multi_label_loss
 
-__all__ = ["FIRST_TRAINING_SEED", "multi_label_loss", "train_scene_net"]
+__all__ = ["FIRST_TRAINING_SEED", "train_scene_net"]
 
 #: Training draws the series of scenes with this seed and those after it; evaluate on smaller ones.
 FIRST_TRAINING_SEED = 1_000_000
@@ -92,26 +94,12 @@ def _fit(network: SceneNet, batches: "tqdm[tuple[Tensor, Tensor]]", steps: int) 
         inputs = _normalised(images)
         if step >= _HIDE_FROM * steps:
             inputs = hide_patches(inputs, _MOST_HIDDEN)
-        loss = multi_label_loss(network(_resized(inputs)), present)
+        loss = multi_label_loss(pooled_scores(network(_resized(inputs))), present)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         batches.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-
-
-def multi_label_loss(score_maps: Tensor, present: Tensor) -> Tensor:
-    """Binary cross entropy of the global maximum of each score map, summed over classes: Eq. 1 of the paper.
-
-    Args:
-        score_maps: ``(N, C, h, w)`` logits.
-        present: ``(N, C)``, 1 for classes in the image, else 0.
-
-    Returns:
-        Scalar, the mean over images.
-    """
-    logits = score_maps.amax(dim=(2, 3))
-    return F.binary_cross_entropy_with_logits(logits, present, reduction="none").sum(dim=1).mean()
 
 
 def _rate(done: float) -> float:

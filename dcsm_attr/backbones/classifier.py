@@ -1,0 +1,155 @@
+"""A trained classifier as one file: what it is built from, its classes, and its weights."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from dcsm_attr.backbones.convolutional import HeadName, ScoreMapNetwork, fully_convolutional
+from dcsm_attr.backbones.loading import WeightsError, load_model, load_weights, read_weights
+from dcsm_attr.files import atomic_path
+from dcsm_attr.guest import preserved_random_state
+
+__all__ = ["Architecture", "Classifier", "build_classifier", "is_classifier", "load_classifier", "save_classifier"]
+
+_KEY = "dcsm_attr.classifier"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a score map network is built from.
+
+    Attributes:
+        model: torchvision's name.
+        num_classes: C.
+        cut: see :func:`~dcsm_attr.backbones.convolutional.fully_convolutional`.
+        head: see there.
+    """
+
+    model: str
+    num_classes: int
+    cut: str | None = None
+    head: HeadName = "own"
+
+    def network(self, backbone: nn.Module) -> ScoreMapNetwork:
+        """Turn a model of that name into the network."""
+        return fully_convolutional(backbone, self.num_classes, cut=self.cut, head=self.head)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network with the names of its classes.
+
+    Attributes:
+        network: gives score maps.
+        architecture: what it was built from.
+        class_names: one a class, in the order of its scores.
+    """
+
+    network: ScoreMapNetwork
+    architecture: Architecture
+    class_names: tuple[str, ...]
+
+
+def build_classifier(architecture: Architecture, weights: str | Path | None, class_names: Sequence[str]) -> Classifier:
+    """Build a network for training: a trunk with published weights, and new layers for its classes.
+
+    Args:
+        architecture: of the network.
+        weights: of the backbone: ``"DEFAULT"`` or another name of torchvision's; a file of the model's parameters, of
+            which those behind the cut may be missing. None: drawn anew.
+        class_names: one a class.
+
+    Returns:
+        The classifier, on the CPU, in training mode. New layers are drawn from PyTorch's global generator.
+
+    Raises:
+        ValueError: if the architecture is not possible, or the names do not go with it.
+        WeightsError: if the weights cannot be had, read, or do not fit.
+    """
+    if len(class_names) != architecture.num_classes:
+        raise ValueError(f"{architecture.num_classes} classes need as many names, got {len(class_names)}.")
+    if weights is None or (architecture.cut is not None and Path(weights).suffix):
+        network = architecture.network(_unloaded(architecture.model))
+        if weights is not None:
+            tensors = read_weights(weights)
+            wanted = network.trunk.state_dict()
+            load_weights(network.trunk, {name: t for name, t in tensors.items() if name in wanted}, str(weights))
+    else:
+        network = architecture.network(load_model(architecture.model, weights))
+    return Classifier(network.train(), architecture, tuple(class_names))
+
+
+def _unloaded(name: str) -> nn.Module:
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        # Says what is known instead.
+        return load_model(name, "DEFAULT")
+    model: nn.Module = torchvision.models.get_model(name, weights=None)
+    return model
+
+
+def save_classifier(classifier: Classifier, path: str | Path) -> None:
+    """Write a classifier to a ``.safetensors`` file, which appears when it is complete.
+
+    Args:
+        classifier: whose parameters, buffers, architecture and class names are kept.
+        path: of the file.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.network.state_dict().items()}
+    description = {"architecture": asdict(classifier.architecture), "class_names": list(classifier.class_names)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {_KEY: json.dumps(description)})
+
+
+def is_classifier(path: str | Path) -> bool:
+    """Whether a file is one that :func:`save_classifier` wrote."""
+    path = Path(path)
+    return path.suffix == ".safetensors" and path.is_file() and _KEY in _metadata(path)
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Load what :func:`save_classifier` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The classifier, on the CPU, in evaluation mode.
+
+    Raises:
+        WeightsError: if the file is missing, incomplete, or no classifier of this package.
+    """
+    description = _description(Path(path))
+    architecture = Architecture(**description["architecture"])
+    with preserved_random_state(torch.device("cpu")):
+        network = architecture.network(_unloaded(architecture.model))
+    load_weights(network, read_weights(path), str(path))
+    return Classifier(network.eval(), architecture, tuple(description["class_names"]))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a complete safetensors file ({error}).") from error
+
+
+def _description(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file.")
+    metadata = _metadata(path)
+    if _KEY not in metadata:
+        raise WeightsError(
+            f"{path}: holds weights, but not what they belong to: no classifier that `dcsm-attr train` wrote. Name the "
+            "model beside it (--model)."
+        )
+    description: dict[str, Any] = json.loads(metadata[_KEY])
+    return description

@@ -1,0 +1,243 @@
+"""A classifier as a fully convolutional network: score maps instead of scores, at any input size."""
+
+import copy
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+import torchvision.models as tv
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+__all__ = ["HeadName", "ScoreMapNetwork", "convolution_of", "fully_convolutional", "rectified_head"]
+
+HeadName = Literal["own", "linear", "rectified"]
+
+# Where the trunk of each family ends, and the attributes that make up its head, in order.
+_FAMILIES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
+    tv.AlexNet: ("features", ("classifier",)),
+    tv.ConvNeXt: ("features", ("classifier",)),
+    tv.DenseNet: ("relu", ("classifier",)),
+    tv.EfficientNet: ("features", ("classifier",)),
+    tv.GoogLeNet: ("inception5b", ("dropout", "fc")),
+    tv.Inception3: ("Mixed_7c", ("dropout", "fc")),
+    tv.MNASNet: ("layers", ("classifier",)),
+    tv.MobileNetV2: ("features", ("classifier",)),
+    tv.MobileNetV3: ("features", ("classifier",)),
+    tv.RegNet: ("trunk_output", ("fc",)),
+    tv.ResNet: ("layer4", ("fc",)),
+    tv.ShuffleNetV2: ("conv5", ("fc",)),
+    tv.SqueezeNet: ("features", ("classifier",)),
+    tv.VGG: ("features", ("classifier",)),
+}
+
+# Pool and flatten: what a head of score maps does without.
+_LEFT_OUT = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten)
+_DEFAULT_WIDTH = 512
+_NEW_WEIGHT_DEVIATION = 0.01
+# Most classes are absent from most pictures: a probability of 0.1 to begin with.
+_NEW_BIAS = -2.2
+
+
+class ScoreMapNetwork(nn.Module):
+    """A trunk of convolutions and a head that gives a score map for each class.
+
+    Attributes:
+        trunk: images to a map of features.
+        head: the map of features to score maps; what :func:`fully_convolutional` made anew is the end of it.
+    """
+
+    def __init__(self, trunk: nn.Module, head: nn.Sequential) -> None:
+        """Put the parts together.
+
+        Args:
+            trunk: returns a dictionary with the one entry ``"map"``, as torchvision's feature extractors do.
+            head: of layers that work at any size.
+        """
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score maps before sigmoid or softmax.
+
+        Args:
+            images: ``(N, 3, H, W)``.
+
+        Returns:
+            ``(N, C, h, w)``.
+        """
+        scores: Tensor = self.head(self.trunk(images)["map"])
+        return scores
+
+
+class _GrowingConv2d(nn.Conv2d):
+    """A convolution without padding that pads maps smaller than its kernel to the size of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = [max(0, kernel - side) for kernel, side in zip(self.kernel_size, x.shape[2:], strict=True)]
+        if any(missing):
+            top, left = (lack // 2 for lack in missing)
+            x = F.pad(x, (left, missing[1] - left, top, missing[0] - top))
+        return super().forward(x)
+
+
+def convolution_of(linear: nn.Linear, channels: int) -> nn.Conv2d:
+    """Read a linear layer over a flattened map as the convolution with the same function.
+
+    Args:
+        linear: with ``channels * k * k`` input features, flattened from ``(channels, k, k)``.
+        channels: of the map.
+
+    Returns:
+        A convolution with kernel ``k`` and without padding; maps smaller than that are padded to it with zeros.
+
+    Raises:
+        ValueError: if the features are no square map of so many channels.
+    """
+    side = round((linear.in_features / channels) ** 0.5)
+    if side < 1 or channels * side * side != linear.in_features:
+        raise ValueError(
+            f"a linear layer over a map of {channels} channels must take {channels} * k * k features; it takes "
+            f"{linear.in_features}."
+        )
+    kind = nn.Conv2d if side == 1 else _GrowingConv2d
+    convolution = kind(channels, linear.out_features, side, bias=linear.bias is not None)
+    with torch.no_grad():
+        convolution.weight.copy_(linear.weight.view_as(convolution.weight))
+        if linear.bias is not None and convolution.bias is not None:
+            convolution.bias.copy_(linear.bias)
+    return convolution
+
+
+def rectified_head(channels: int, num_classes: int, width: int = _DEFAULT_WIDTH, dropout: float = 0.5) -> nn.Sequential:
+    """A head of VGG's kind: two rectified hidden layers, so that the seeds of two classes differ by position.
+
+    Args:
+        channels: of the trunk's map.
+        num_classes: C.
+        width: of the hidden layers.
+        dropout: probability, before each of the last two layers.
+
+    Returns:
+        3 x 3 convolution, ReLU, 1 x 1 convolution, ReLU, 1 x 1 convolution.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Conv2d(width, width, 1),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        _classifying(width, num_classes),
+    )
+
+
+def fully_convolutional(
+    model: nn.Module, num_classes: int | None = None, *, cut: str | None = None, head: HeadName = "own"
+) -> ScoreMapNetwork:
+    """Make a classifier give score maps, at any input size.
+
+    VGG's and AlexNet's linear layers become convolutions with the same function: at the size that they were trained at,
+    the only position of each score map is the score. Where a pooled map is followed by one linear layer, that becomes a
+    1 x 1 convolution, and the mean of each score map is the score. Where more follows the pool (ConvNeXt, MobileNet v3)
+    the same layers work at each position instead, which is another function. Auxiliary heads are left out.
+
+    Args:
+        model: a classification CNN of torchvision; it is left as it is. With ``cut``, any network that ``torch.fx`` can
+            trace.
+        num_classes: C; the last layer is made anew, with weights drawn from PyTorch's global generator. None: the
+            model's own classes and weights.
+        cut: name of the module or node after which the network ends, for example ``"layer3"`` of a ResNet. None: before
+            the head.
+        head: ``"own"``: the model's; ``"linear"``: one new 1 x 1 convolution; ``"rectified"``: see
+            :func:`rectified_head`. New heads need ``num_classes``.
+
+    Returns:
+        The network, in the mode and on the device of the model, sharing no parameter with it.
+
+    Raises:
+        ValueError: if the family is not known and nothing says where to cut, the place to cut is not in the model, or
+            the arguments do not go together.
+    """
+    if head == "own" and cut is not None:
+        raise ValueError(f"cut={cut!r} takes the model's own head off: say head='linear' or head='rectified'.")
+    if head != "own" and num_classes is None:
+        raise ValueError(f"head={head!r} is a new head, which needs num_classes.")
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+    own = copy.deepcopy(model)
+    end, parts = _family(own, cut)
+    trunk = _trunk(own, end)
+    parameter = next(own.parameters())
+    channels = _channels(trunk, parameter)
+    if head == "own":
+        layers = list(_convolutional(_in_order(own, parts), channels))
+        if num_classes is not None:
+            last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d))
+            # SqueezeNet's rectifier behind the scores goes too: a score must be able to fall below zero.
+            layers[last:] = [_classifying(int(layers[last].in_channels), num_classes)]  # type: ignore[arg-type]
+        built = nn.Sequential(*layers)
+    else:
+        assert num_classes is not None
+        built = nn.Sequential(_classifying(channels, num_classes))
+        if head == "rectified":
+            built = rectified_head(channels, num_classes)
+    return ScoreMapNetwork(trunk, built.to(parameter.device, parameter.dtype)).train(model.training)
+
+
+def _family(model: nn.Module, cut: str | None) -> tuple[str, tuple[str, ...]]:
+    if cut is not None:
+        return cut, ()
+    for family, description in _FAMILIES.items():
+        if isinstance(model, family):
+            return description
+    raise ValueError(
+        f"where the trunk of {type(model).__name__} ends is not known: name the module with cut=..., and choose a new "
+        f"head. Known are {', '.join(family.__name__ for family in _FAMILIES)}."
+    )
+
+
+def _trunk(model: nn.Module, end: str) -> nn.Module:
+    try:
+        trunk: nn.Module = create_feature_extractor(model, {end: "map"}, suppress_diff_warning=True)
+    except ValueError as error:
+        near = [name for name, _ in model.named_modules() if name and "." not in name]
+        raise ValueError(
+            f"{end!r} is not a place to cut {type(model).__name__} at; its stages: {', '.join(near)}."
+        ) from error
+    return trunk
+
+
+def _channels(trunk: nn.Module, parameter: Tensor) -> int:
+    image = torch.zeros(1, 3, 224, 224, device=parameter.device, dtype=parameter.dtype)
+    was_training = trunk.training
+    with torch.no_grad():
+        channels = int(trunk.eval()(image)["map"].shape[1])
+    trunk.train(was_training)
+    return channels
+
+
+def _in_order(model: nn.Module, parts: tuple[str, ...]) -> Iterator[nn.Module]:
+    for part in parts:
+        module = getattr(model, part)
+        yield from module if isinstance(module, nn.Sequential) else (module,)
+
+
+def _convolutional(modules: Iterator[nn.Module], channels: int) -> Iterator[nn.Module]:
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            convolution = convolution_of(module, channels)
+            channels = convolution.out_channels
+            yield convolution
+        elif not isinstance(module, _LEFT_OUT):
+            yield module
+
+
+def _classifying(channels: int, num_classes: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, num_classes, 1)
+    nn.init.normal_(layer.weight, std=_NEW_WEIGHT_DEVIATION)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, _NEW_BIAS)
+    return layer

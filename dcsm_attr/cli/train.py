@@ -1,0 +1,135 @@
+"""``dcsm-attr train``: a classifier from image-level labels."""
+
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dcsm_attr.cli.options import Device, DeviceName, ModelName
+
+if TYPE_CHECKING:
+    from dcsm_attr.datasets.collection import Collection
+    from dcsm_attr.training.presets import Preset
+
+__all__ = ["train"]
+
+
+class HeadChoice(str, Enum):
+    """The heads of a classifier."""
+
+    OWN = "own"
+    LINEAR = "linear"
+    RECTIFIED = "rectified"
+
+
+class PoolingChoice(str, Enum):
+    """From score maps to scores."""
+
+    MAX = "max"
+    AVERAGE = "average"
+    LOGSUMEXP = "logsumexp"
+
+
+class PresetChoice(str, Enum):
+    """Ways to train."""
+
+    PAPER = "paper"
+    MODERN = "modern"
+
+
+def train(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="A VOC folder (VOCdevkit/VOC2012); or, with --labels, one of pictures."),
+    ],
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where to write; a run that was cut off goes on from there.")
+    ] = Path("out/classifier"),
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv",
+            help="Image-level labels: columns id, split (train or val) and labels. A VOC folder may do without.",
+        ),
+    ] = None,
+    model: ModelName = "vgg16",
+    weights: Annotated[
+        str,
+        typer.Option(metavar="DEFAULT|FILE|none", help="Of the backbone; none: drawn anew."),
+    ] = "DEFAULT",
+    cut: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Where the backbone ends, such as layer3; needs a new head.")
+    ] = None,
+    head: Annotated[
+        HeadChoice, typer.Option(help="own: the model's; linear: one 1 x 1 convolution; rectified: VGG's kind.")
+    ] = HeadChoice.OWN,
+    pooling: Annotated[PoolingChoice, typer.Option(help="From score maps to scores.")] = PoolingChoice.MAX,
+    preset: Annotated[
+        PresetChoice, typer.Option(help="paper: its optimiser and its 50,000 steps; modern: for little data.")
+    ] = PresetChoice.MODERN,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the optimiser; the preset's, if not given.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Photographs a step, over all processes.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the backbone.")] = None,
+    size: Annotated[int, typer.Option(min=32, help="Side of the canvas in pixels.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    device: Device = DeviceName.AUTO,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read photographs ahead.")] = 2,
+) -> None:
+    """Train a classifier on image-level labels; masks are never read.
+
+    Writes best.safetensors (the best on the photographs of split val, which the other commands take as --weights),
+    log.csv, settings.json, and last.pt, from which the same command goes on after an interruption. Under torchrun,
+    the processes share each batch.
+
+    Examples:
+      dcsm-attr train VOCdevkit/VOC2012 --model vgg16 --preset paper
+
+      dcsm-attr train VOCdevkit/VOC2012 --model squeezenet1_1 --head rectified --size 320 --steps 400
+
+      dcsm-attr train pictures --labels labels.csv --model resnet18 --cut layer3 --head rectified
+
+      torchrun --nproc-per-node 4 -m dcsm_attr train VOCdevkit/VOC2012 --batch-size 32
+    """
+    import torch
+
+    from dcsm_attr.backbones.classifier import Architecture, build_classifier
+    from dcsm_attr.backbones.preprocess import Preprocess
+    from dcsm_attr.cli.building import chosen_device
+    from dcsm_attr.training.classifier import Settings, train_classifier
+    from dcsm_attr.training.presets import PRESETS
+
+    training, validation = (_collection(data, labels, split) for split in ("train", "val"))
+    changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    chosen = _adapted(PRESETS[preset.value], {name: value for name, value in changes.items() if value is not None})
+    torch.manual_seed(seed)
+    names = training.class_names
+    architecture = Architecture(model, len(names), cut, head.value)
+    classifier = build_classifier(architecture, None if weights == "none" else weights, names)
+    settings = Settings(chosen, pooling.value, Preprocess(size=size), seed)
+    train_classifier(
+        classifier, training, validation, output, settings, device=chosen_device(device.value), workers=workers
+    )
+    typer.echo(f"{output / 'best.safetensors'}: the best classifier; log.csv beside it says how it went.")
+
+
+def _collection(data: Path, labels: Path | None, split: str) -> "Collection":
+    from dcsm_attr.datasets.folder import folder_collection
+    from dcsm_attr.datasets.voc import voc_collection
+
+    if (data / "ImageSets").is_dir():
+        return voc_collection(data, split, labels=labels, masks=False)
+    if labels is None:
+        raise ValueError(
+            f"{data}: has no ImageSets, so that it is no VOC folder; for a folder of pictures pass --labels FILE.csv."
+        )
+    return folder_collection(data, labels, split=split)
+
+
+def _adapted(preset: "Preset", changes: dict[str, Any]) -> "Preset":
+    """The preset with other numbers; the head keeps its share of the steps."""
+    steps = changes.get("steps", preset.steps)
+    return replace(preset, **{**changes, "head_only": round(preset.head_only * steps / preset.steps)})

@@ -1,0 +1,127 @@
+"""The user's own photographs: a plain folder of pictures, and a CSV file with their labels."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.image_labels import ImageLabels, LabelRow, read_image_labels
+from dcsm_attr.datasets.missing import first_five, require_files
+
+__all__ = ["folder_collection", "pictures_in"]
+
+
+def pictures_in(folder: str | Path) -> list[Path]:
+    """The files in a folder whose ending is that of a picture, sorted; folders in it are not looked at.
+
+    Raises:
+        ValueError: if there is none, or no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder.")
+    endings = {ending.lower() for ending in Image.registered_extensions()}
+    pictures = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in endings)
+    if not pictures:
+        raise ValueError(f"{folder}: the folder holds no pictures.")
+    return pictures
+
+
+def folder_collection(
+    images: str | Path,
+    labels: str | Path,
+    *,
+    split: str | None = None,
+    class_names: Sequence[str] | None = None,
+    masks: str | Path | None = None,
+) -> Collection:
+    """Photographs of a folder with the labels of a CSV file.
+
+    Pictures that the file does not list, in any split, are left out with one warning, which counts them: nothing is
+    learned from them, but a forgotten row should be seen.
+
+    Args:
+        images: the folder. No two pictures in it may have the same name but for the ending.
+        labels: the CSV file (:mod:`dcsm_attr.datasets.image_labels`); its ids are names of files in the folder, with or
+            without the ending.
+        split: only rows of this split are taken. None: all.
+        class_names: in the order of the class numbers. None: those that the file names in any split, sorted.
+        masks: the folder of the true label maps, ``NAME.png`` for each photograph of the split. None: there are none.
+
+    Returns:
+        The photographs in the order of the file, named without their endings.
+
+    Raises:
+        OSError: if the CSV file cannot be opened.
+        ValueError: if the CSV file is bad, naming file and line; if the folder is missing, holds no pictures, or two of
+            one name; if the split has no rows; if two ids mean one picture; or if ids have no picture or photographs no
+            mask, naming the first five.
+    """
+    images, labels = Path(images), Path(labels)
+    table = read_image_labels(labels, class_names)
+    pictures = _by_name(images)
+    rows = _rows_of(table, split, labels)
+    missing = [name for name in rows if name not in pictures]
+    if missing:
+        raise ValueError(
+            f"{labels}: {len(missing)} of {len(rows)} ids have no picture in {images}: {first_five(missing)}. An id is "
+            "the name of a file in the folder, with or without the ending."
+        )
+    listed = {pictures[name] for name in table.rows if name in pictures}
+    _warn_of_unlisted(sorted({path.name for path in pictures.values() if path not in listed}), labels)
+    photographs = _photographs(rows, pictures, labels, None if masks is None else Path(masks))
+    if masks is not None:
+        require_files(
+            [p.mask for p in photographs if p.mask is not None], "masks", "Each photograph needs one of its name."
+        )
+    return Collection(table.class_names, photographs)
+
+
+def _by_name(images: Path) -> dict[str, Path]:
+    """The pictures by the names that an id may use."""
+    by_stem: dict[str, Path] = {}
+    for path in pictures_in(images):
+        other = by_stem.setdefault(path.stem, path)
+        if other != path:
+            raise ValueError(
+                f"{images}: {other.name} and {path.name} differ in their endings only, but names must be unique. "
+                "Rename one; masks belong into a folder of their own."
+            )
+    # Where a whole name is also another picture's name without the ending, the whole name is meant.
+    return by_stem | {path.name: path for path in by_stem.values()}
+
+
+def _rows_of(table: ImageLabels, split: str | None, labels: Path) -> Mapping[str, LabelRow]:
+    if split is None:
+        return table.rows
+    rows = {name: row for name, row in table.rows.items() if row.split == split}
+    if not rows:
+        known = ", ".join(sorted({row.split for row in table.rows.values() if row.split is not None})) or "none"
+        raise ValueError(f"{labels}: no row is of the split {split!r}. Splits in the file: {known}.")
+    return rows
+
+
+def _warn_of_unlisted(names: Sequence[str], labels: Path) -> None:
+    if names:
+        warnings.warn(
+            f"{labels}: {len(names)} pictures in the folder have no row and are left out: {first_five(names)}.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _photographs(
+    rows: Mapping[str, LabelRow], pictures: Mapping[str, Path], labels: Path, masks: Path | None
+) -> tuple[Photograph, ...]:
+    ids: dict[Path, str] = {}
+    photographs = []
+    for name, row in rows.items():
+        path = pictures[name]
+        if path in ids:
+            raise ValueError(f"{labels}: the ids {ids[path]!r} and {name!r} mean one picture, {path}. Remove one row.")
+        ids[path] = name
+        mask = None if masks is None else masks / f"{path.stem}.png"
+        photographs.append(Photograph(path.stem, path, row.classes, mask))
+    return tuple(photographs)

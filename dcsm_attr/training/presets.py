@@ -1,0 +1,77 @@
+"""How a classifier is trained: the paper's way, and one for little data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["PRESETS", "Preset", "PresetName"]
+
+PresetName = Literal["paper", "modern"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that training depends on beside network and photographs.
+
+    Attributes:
+        optimiser: ``"sgd"`` with momentum 0.9, or ``"adamw"``.
+        schedule: ``"constant"``, or ``"onecycle"``: the rate rises and falls once (Smith and Topin 2017).
+        learning_rate: of the trunk; with one-cycle the highest.
+        head_rate: of the head, as a multiple of that.
+        weight_decay: of all parameters with more than one dimension.
+        batch_size: photographs in one step, over all processes.
+        steps: of the optimiser.
+        head_only: of these, the first ones, in which the head alone is trained.
+        ratios: between which each batch is resized, both sides alike.
+        gradient_limit: norm that the gradient is scaled down to. None: there is no limit.
+    """
+
+    optimiser: Literal["sgd", "adamw"]
+    schedule: Literal["constant", "onecycle"]
+    learning_rate: float
+    head_rate: float
+    weight_decay: float
+    batch_size: int
+    steps: int
+    head_only: int
+    ratios: tuple[float, float] = (0.7, 1.4)
+    gradient_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name in ("learning_rate", "head_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.batch_size < 1 or self.steps < 1:
+            raise ValueError(
+                f"batch_size and steps must be at least 1, got batch_size={self.batch_size}, steps={self.steps}."
+            )
+        if not 0 <= self.head_only <= self.steps:
+            raise ValueError(f"head_only must lie between 0 and steps = {self.steps}, got {self.head_only}.")
+        if not 0 < self.ratios[0] <= self.ratios[1] <= 4:
+            raise ValueError(f"ratios must be positive, ascending and at most 4, got {self.ratios}.")
+
+
+PRESETS: dict[PresetName, Preset] = {
+    # Section 4.2 of the paper: batches of two, 30,000 steps above pool5, then 20,000 of all layers.
+    "paper": Preset(
+        optimiser="sgd",
+        schedule="constant",
+        learning_rate=1e-5,
+        head_rate=1.0,
+        weight_decay=5e-4,
+        batch_size=2,
+        steps=50_000,
+        head_only=30_000,
+    ),
+    "modern": Preset(
+        optimiser="adamw",
+        schedule="onecycle",
+        learning_rate=2e-4,
+        head_rate=5.0,
+        weight_decay=1e-2,
+        batch_size=16,
+        steps=600,
+        head_only=60,
+        gradient_limit=10.0,
+    ),
+}

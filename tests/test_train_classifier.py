@@ -1,0 +1,291 @@
+"""Training on image-level labels: what it learns, that it resumes exactly, and that processes share the work."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+import dcsm_attr.training.classifier as module
+from dcsm_attr.backbones.classifier import (
+    Architecture,
+    Classifier,
+    build_classifier,
+    is_classifier,
+    load_classifier,
+    save_classifier,
+)
+from dcsm_attr.backbones.loading import WeightsError
+from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.training.checkpoint import CheckpointError
+from dcsm_attr.training.classifier import Settings, train_classifier
+from dcsm_attr.training.presets import PRESETS, Preset
+
+NAMES = ("red", "green")
+PRESET = Preset("adamw", "onecycle", 1e-3, 5.0, 1e-2, batch_size=4, steps=8, head_only=2, ratios=(0.8, 1.2))
+SETTINGS = Settings(PRESET, preprocess=Preprocess(size=32), validate_every=2)
+
+
+def pictures(folder, count, corrupt=()):
+    """Red, green or both halves: an easy problem, and no mask anywhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    photographs = []
+    for i in range(count):
+        shown = ((0,), (1,), (0, 1))[i % 3]
+        pixels = torch.randint(0, 60, (32, 32, 3), generator=torch.Generator().manual_seed(i)).to(torch.uint8)
+        for c in shown:
+            pixels[8 * c + 4 : 8 * c + 12, :, c] = 250
+        path = folder / f"{i}.png"
+        Image.fromarray(pixels.numpy()).save(path)
+        if i in corrupt:
+            path.write_bytes(b"broken")
+        photographs.append(Photograph(str(i), path, shown))
+    return Collection(NAMES, tuple(photographs))
+
+
+def classifier(dropout=True):
+    torch.manual_seed(7)
+    built = build_classifier(Architecture("squeezenet1_1", 2, "features.4", "rectified"), None, NAMES)
+    if not dropout:
+        for layer in built.network.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.0
+    return built
+
+
+def train(folder, training, validation, settings=SETTINGS, **options):
+    start = options.pop("start", None) or classifier()
+    return train_classifier(start, training, validation, folder, settings, workers=0, progress=False, **options)
+
+
+def last_weights(folder):
+    return torch.load(folder / "last.pt", weights_only=True)["network"]
+
+
+def test_it_learns_and_keeps_the_best(tmp_path):
+    training, validation = pictures(tmp_path / "t", 24), pictures(tmp_path / "v", 12)
+    settings = replace(SETTINGS, preset=replace(PRESET, steps=60, batch_size=8), validate_every=10)
+    best = train(tmp_path / "out", training, validation, settings)
+    with (tmp_path / "out" / "log.csv").open() as file:
+        log = list(csv.DictReader(file))
+    assert [int(line["step"]) for line in log] == [10, 20, 30, 40, 50, 60]
+    precisions = [float(line["validation_map"]) for line in log]
+    assert max(precisions) > 0.95
+    assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
+    assert not best.network.training
+    assert best.class_names == NAMES
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["preset"]["steps"] == 60
+
+
+def test_the_head_learns_alone_at_first(tmp_path):
+    training = pictures(tmp_path / "t", 8)
+    settings = replace(SETTINGS, preset=replace(PRESET, steps=2, head_only=2))
+    before = {name: value.clone() for name, value in classifier().network.state_dict().items()}
+    train(tmp_path / "out", training, training, settings)
+    after = last_weights(tmp_path / "out")
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("trunk."))
+    assert not torch.equal(after["head.0.weight"], before["head.0.weight"])
+    train(tmp_path / "all", training, training, replace(settings, preset=replace(PRESET, steps=2, head_only=0)))
+    assert not torch.equal(last_weights(tmp_path / "all")["trunk.features.0.weight"], before["trunk.features.0.weight"])
+
+
+@pytest.mark.parametrize("fault_at", [1, 4, 5, 8])
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch, fault_at):
+    training, validation = pictures(tmp_path / "t", 10), pictures(tmp_path / "v", 6)
+    train(tmp_path / "whole", training, validation)
+    calls = []
+
+    def failing(logits, present):
+        calls.append(1)
+        if len(calls) == fault_at:
+            raise KeyboardInterrupt
+        return original(logits, present)
+
+    original = module.multi_label_loss
+    monkeypatch.setattr(module, "multi_label_loss", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", training, validation)
+    monkeypatch.setattr(module, "multi_label_loss", original)
+    train(tmp_path / "cut", training, validation)
+    whole, cut = last_weights(tmp_path / "whole"), last_weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    best = [load_file(tmp_path / name / "best.safetensors") for name in ("whole", "cut")]
+    assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
+    logs = []
+    for name in ("whole", "cut"):
+        with (tmp_path / name / "log.csv").open() as file:
+            logs.append([{k: v for k, v in line.items() if k != "seconds"} for line in csv.DictReader(file)])
+    assert logs[0] == logs[1]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    training = pictures(tmp_path / "t", 6)
+    train(tmp_path / "out", training, training)
+    stamp = (tmp_path / "out" / "last.pt").stat().st_mtime_ns
+    train(tmp_path / "out", training, training)
+    assert (tmp_path / "out" / "last.pt").stat().st_mtime_ns == stamp
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path):
+    training = pictures(tmp_path / "t", 6)
+    train(tmp_path / "out", training, training)
+    with pytest.raises(CheckpointError, match="comes from another training: seed was 0 and is 1"):
+        train(tmp_path / "out", training, training, replace(SETTINGS, seed=1))
+    (tmp_path / "out" / "last.pt").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        train(tmp_path / "out", training, training)
+
+
+def test_corrupt_photographs_are_counted_and_do_not_end_the_epoch(tmp_path):
+    training, validation = pictures(tmp_path / "t", 9, corrupt=(1, 4)), pictures(tmp_path / "v", 6, corrupt=(2,))
+    settings = replace(SETTINGS, preset=replace(PRESET, batch_size=3, steps=6), validate_every=3)
+    train(tmp_path / "out", training, validation, settings)
+    with (tmp_path / "out" / "log.csv").open() as file:
+        log = list(csv.DictReader(file))
+    assert [int(line["unreadable"]) for line in log] == [2, 4]
+
+
+def test_frozen_batch_norms_keep_statistics_and_parameters(tmp_path):
+    training = pictures(tmp_path / "t", 6)
+
+    def trained(frozen):
+        torch.manual_seed(1)
+        start = build_classifier(Architecture("resnet18", 2, "layer1", "linear"), None, NAMES)
+        before = {name: value.clone() for name, value in start.network.state_dict().items()}
+        settings = replace(SETTINGS, frozen_batch_norm=frozen, preset=replace(PRESET, steps=3))
+        train(tmp_path / f"out-{frozen}", training, training, settings, start=start)
+        after = last_weights(tmp_path / f"out-{frozen}")
+        return {name for name in before if not torch.equal(before[name], after[name])}
+
+    changed = trained(frozen=True)
+    assert "trunk.conv1.weight" in changed
+    assert not any(".bn" in name for name in changed)
+    changed = trained(frozen=False)
+    assert {"trunk.bn1.running_mean", "trunk.bn1.weight"} <= changed
+
+
+SHARED_BATCHES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_train_classifier import NAMES, SETTINGS, classifier, pictures
+from dcsm_attr.training.classifier import train_classifier
+import torch
+torch.set_num_threads(1)
+folder = Path(sys.argv[2])
+collection = pictures(folder.parent / "t", 10)
+train_classifier(classifier(dropout=False), collection, collection, folder, SETTINGS, workers=0, progress=False)
+"""
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path):
+    from pathlib import Path
+
+    script = tmp_path / "script.py"
+    script.write_text(SHARED_BATCHES)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pictures(tmp_path / "t", 10)
+    tests = str(Path(__file__).parent)
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for command, name in (([sys.executable], "one"), (two, "two")):
+        result = subprocess.run(
+            [*command, str(script), tests, str(tmp_path / name)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+    one, both = last_weights(tmp_path / "one"), last_weights(tmp_path / "two")
+    start = classifier(dropout=False).network.state_dict()
+    for name in one:
+        moved = (one[name] - start[name]).abs().max()
+        assert (one[name] - both[name]).abs().max() <= 1e-3 * moved + 1e-6, name
+    logs = [(tmp_path / name / "log.csv").read_text().splitlines() for name in ("one", "two")]
+    assert len(logs[0]) == len(logs[1]) == 5
+
+
+def test_a_classifier_comes_back_from_its_file(tmp_path):
+    built = classifier()
+    path = tmp_path / "net.safetensors"
+    save_classifier(built, path)
+    before = torch.get_rng_state()
+    loaded = load_classifier(path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (loaded.architecture, loaded.class_names) == (built.architecture, NAMES)
+    x = torch.randn(1, 3, 40, 40)
+    assert torch.equal(loaded.network(x), built.network.eval()(x))
+    assert is_classifier(path)
+
+
+def test_files_that_are_no_classifier(tmp_path):
+    from safetensors.torch import save_file
+
+    plain = tmp_path / "plain.safetensors"
+    save_file({"a": torch.zeros(1)}, plain)
+    assert not is_classifier(plain)
+    with pytest.raises(WeightsError, match="not what they belong to"):
+        load_classifier(plain)
+    with pytest.raises(WeightsError, match="there is no such file"):
+        load_classifier(tmp_path / "none.safetensors")
+    plain.write_bytes(b"half")
+    with pytest.raises(WeightsError, match="not a complete safetensors file"):
+        is_classifier(plain)
+
+
+def test_a_cut_network_takes_its_part_of_a_file(tmp_path):
+    import torchvision
+    from safetensors.torch import save_file
+
+    whole = torchvision.models.resnet18(weights=None)
+    save_file(whole.state_dict(), tmp_path / "whole.safetensors")
+    architecture = Architecture("resnet18", 2, "layer2", "linear")
+    built = build_classifier(architecture, tmp_path / "whole.safetensors", NAMES)
+    for name, value in built.network.trunk.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name])
+    part = {name: value for name, value in whole.state_dict().items() if not name.startswith("layer2.1")}
+    save_file(part, tmp_path / "part.safetensors")
+    with pytest.raises(WeightsError, match=r"layer2\.1\.conv1\.weight is missing"):
+        build_classifier(architecture, tmp_path / "part.safetensors", NAMES)
+
+
+def test_collections_that_do_not_fit(tmp_path):
+    training = pictures(tmp_path / "t", 3)
+    with pytest.raises(ValueError, match="the validation collection is empty"):
+        train(tmp_path / "out", training, Collection(NAMES, ()))
+    with pytest.raises(ValueError, match="the training collection has the classes"):
+        train(tmp_path / "out", Collection(("x", "y"), training.photographs), training)
+    with pytest.raises(ValueError, match="2 classes need as many names, got 1"):
+        build_classifier(Architecture("resnet18", 2), None, ("one",))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch_size": 0}, "batch_size and steps must be at least 1"),
+        ({"head_only": 9}, "head_only must lie between 0 and steps = 8, got 9"),
+        ({"ratios": (1.4, 0.7)}, "ratios must be positive, ascending"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+    ],
+)
+def test_bad_presets(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(PRESET, **changes)
+
+
+def test_the_papers_preset_is_the_papers():
+    paper = PRESETS["paper"]
+    assert (paper.batch_size, paper.learning_rate, paper.weight_decay) == (2, 1e-5, 5e-4)
+    assert (paper.steps, paper.head_only, paper.ratios) == (50_000, 30_000, (0.7, 1.4))
+    assert (paper.optimiser, paper.schedule) == ("sgd", "constant")
+    assert isinstance(classifier(), Classifier)
