@@ -152,6 +152,8 @@ def test_the_rectified_head_by_hand():
     [
         ({"cut": "layer3"}, "takes the model's own head off"),
         ({"head": "linear"}, "is a new head, which needs num_classes"),
+        ({"head": "extended"}, "is a new head, which needs num_classes"),
+        ({"head": "extended", "num_classes": 3, "cut": "layer3"}, "takes the model's own head off"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         (
             {"num_classes": 3, "cut": "layer9", "head": "linear"},
@@ -162,3 +164,15 @@ def test_the_rectified_head_by_hand():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         fully_convolutional(model_named("resnet18"), **arguments)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "vgg11"])
+def test_the_extended_head_stands_on_the_models_own_scores(name):
+    model = model_named(name)
+    network = fully_convolutional(model, 5, head="extended")
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        own = torch.relu(fully_convolutional(model)(x))
+        expected = torch.nn.functional.conv2d(own, network.head[-1].weight, network.head[-1].bias)
+        assert torch.allclose(network(x), expected, atol=1e-5)
+    assert sum(isinstance(layer, nn.ReLU) for layer in network.head) == (3 if name == "vgg11" else 1)

@@ -12,7 +12,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 __all__ = ["HeadName", "ScoreMapNetwork", "convolution_of", "fully_convolutional", "rectified_head"]
 
-HeadName = Literal["own", "linear", "rectified"]
+HeadName = Literal["own", "extended", "linear", "rectified"]
 
 # Where the trunk of each family ends, and the attributes that make up its head, in order.
 _FAMILIES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
@@ -35,7 +35,6 @@ _FAMILIES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
 # Pool and flatten: what a head of score maps does without.
 _LEFT_OUT = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten)
 _DEFAULT_WIDTH = 512
-_NEW_WEIGHT_DEVIATION = 0.01
 # Most classes are absent from most pictures: a probability of 0.1 to begin with.
 _NEW_BIAS = -2.2
 
@@ -151,8 +150,10 @@ def fully_convolutional(
             model's own classes and weights.
         cut: name of the module or node after which the network ends, for example ``"layer3"`` of a ResNet. None: before
             the head.
-        head: ``"own"``: the model's; ``"linear"``: one new 1 x 1 convolution; ``"rectified"``: see
-            :func:`rectified_head`. New heads need ``num_classes``.
+        head: ``"own"``: the model's; ``"extended"``: the model's with its classes, rectified, as a hidden layer, and
+            one new 1 x 1 convolution on top, so that a trained head is of VGG's kind without being learned anew;
+            ``"linear"``: one new 1 x 1 convolution; ``"rectified"``: see :func:`rectified_head`. New layers need
+            ``num_classes``.
 
     Returns:
         The network, in the mode and on the device of the model, sharing no parameter with it.
@@ -161,7 +162,7 @@ def fully_convolutional(
         ValueError: if the family is not known and nothing says where to cut, the place to cut is not in the model, or
             the arguments do not go together.
     """
-    if head == "own" and cut is not None:
+    if head in ("own", "extended") and cut is not None:
         raise ValueError(f"cut={cut!r} takes the model's own head off: say head='linear' or head='rectified'.")
     if head != "own" and num_classes is None:
         raise ValueError(f"head={head!r} is a new head, which needs num_classes.")
@@ -172,19 +173,26 @@ def fully_convolutional(
     trunk = _trunk(own, end)
     parameter = next(own.parameters())
     channels = _channels(trunk, parameter)
-    if head == "own":
-        layers = list(_convolutional(_in_order(own, parts), channels))
-        if num_classes is not None:
-            last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d))
-            # SqueezeNet's rectifier behind the scores goes too: a score must be able to fall below zero.
-            layers[last:] = [_classifying(int(layers[last].in_channels), num_classes)]  # type: ignore[arg-type]
-        built = nn.Sequential(*layers)
-    else:
-        assert num_classes is not None
+    if num_classes is None:
+        built = nn.Sequential(*_convolutional(_in_order(own, parts), channels))
+    elif head == "linear":
         built = nn.Sequential(_classifying(channels, num_classes))
-        if head == "rectified":
-            built = rectified_head(channels, num_classes)
+    elif head == "rectified":
+        built = rectified_head(channels, num_classes)
+    else:
+        built = _with_new_classes(list(_convolutional(_in_order(own, parts), channels)), num_classes, head)
     return ScoreMapNetwork(trunk, built.to(parameter.device, parameter.dtype)).train(model.training)
+
+
+def _with_new_classes(layers: list[nn.Module], num_classes: int, head: HeadName) -> nn.Sequential:
+    last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d))
+    classifying = layers[last]
+    assert isinstance(classifying, nn.Conv2d)
+    if head == "extended":
+        extension = [nn.ReLU(inplace=True), _classifying(classifying.out_channels, num_classes)]
+        return nn.Sequential(*layers[: last + 1], *extension)
+    # SqueezeNet's rectifier behind the scores goes too: a score must be able to fall below zero.
+    return nn.Sequential(*layers[:last], _classifying(classifying.in_channels, num_classes))
 
 
 def _family(model: nn.Module, cut: str | None) -> tuple[str, tuple[str, ...]]:
@@ -237,7 +245,8 @@ def _convolutional(modules: Iterator[nn.Module], channels: int) -> Iterator[nn.M
 
 def _classifying(channels: int, num_classes: int) -> nn.Conv2d:
     layer = nn.Conv2d(channels, num_classes, 1)
-    nn.init.normal_(layer.weight, std=_NEW_WEIGHT_DEVIATION)
+    # Small beside the inputs, which for rectified class scores reach ten and more.
+    nn.init.normal_(layer.weight, std=1 / channels)
     assert layer.bias is not None
     nn.init.constant_(layer.bias, _NEW_BIAS)
     return layer

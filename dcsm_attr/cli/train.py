@@ -20,6 +20,7 @@ class HeadChoice(str, Enum):
     """The heads of a classifier."""
 
     OWN = "own"
+    EXTENDED = "extended"
     LINEAR = "linear"
     RECTIFIED = "rectified"
 
@@ -63,7 +64,11 @@ def train(
         str | None, typer.Option(metavar="STAGE", help="Where the backbone ends, such as layer3; needs a new head.")
     ] = None,
     head: Annotated[
-        HeadChoice, typer.Option(help="own: the model's; linear: one 1 x 1 convolution; rectified: VGG's kind.")
+        HeadChoice,
+        typer.Option(
+            help="own: the model's; extended: with its own classes, rectified, as a hidden layer; linear: one 1 x 1 "
+            "convolution; rectified: of VGG's kind, drawn anew."
+        ),
     ] = HeadChoice.OWN,
     pooling: Annotated[PoolingChoice, typer.Option(help="From score maps to scores.")] = PoolingChoice.MAX,
     preset: Annotated[
