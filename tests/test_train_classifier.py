@@ -31,7 +31,8 @@ from dcsm_attr.training.presets import PRESETS, Preset
 
 NAMES = ("red", "green")
 PRESET = Preset("adamw", "onecycle", 1e-3, 5.0, 1e-2, batch_size=4, steps=8, head_only=2, ratios=(0.8, 1.2))
-SETTINGS = Settings(PRESET, preprocess=Preprocess(size=32), validate_every=2)
+SETTINGS = Settings(PRESET, validate_every=2)
+CANVAS = Preprocess(size=32)
 
 
 def pictures(folder, count, corrupt=()):
@@ -53,7 +54,7 @@ def pictures(folder, count, corrupt=()):
 
 def classifier(dropout=True):
     torch.manual_seed(7)
-    built = build_classifier(Architecture("squeezenet1_1", 2, "features.4", "rectified"), None, NAMES)
+    built = build_classifier(Architecture("squeezenet1_1", 2, "features.4", "rectified"), None, NAMES, CANVAS)
     if not dropout:
         for layer in built.network.modules():
             if isinstance(layer, nn.Dropout):
@@ -158,7 +159,7 @@ def test_frozen_batch_norms_keep_statistics_and_parameters(tmp_path):
 
     def trained(frozen):
         torch.manual_seed(1)
-        start = build_classifier(Architecture("resnet18", 2, "layer1", "linear"), None, NAMES)
+        start = build_classifier(Architecture("resnet18", 2, "layer1", "linear"), None, NAMES, CANVAS)
         before = {name: value.clone() for name, value in start.network.state_dict().items()}
         settings = replace(SETTINGS, frozen_batch_norm=frozen, preset=replace(PRESET, steps=3))
         train(tmp_path / f"out-{frozen}", training, training, settings, start=start)
@@ -220,7 +221,7 @@ def test_a_classifier_comes_back_from_its_file(tmp_path):
     before = torch.get_rng_state()
     loaded = load_classifier(path)
     assert torch.equal(torch.get_rng_state(), before)
-    assert (loaded.architecture, loaded.class_names) == (built.architecture, NAMES)
+    assert (loaded.architecture, loaded.class_names, loaded.preprocess) == (built.architecture, NAMES, CANVAS)
     x = torch.randn(1, 3, 40, 40)
     assert torch.equal(loaded.network(x), built.network.eval()(x))
     assert is_classifier(path)

@@ -14,6 +14,7 @@ from torch import nn
 
 from dcsm_attr.backbones.convolutional import HeadName, ScoreMapNetwork, fully_convolutional
 from dcsm_attr.backbones.loading import WeightsError, load_model, load_weights, read_weights
+from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.files import atomic_path
 from dcsm_attr.guest import preserved_random_state
 
@@ -51,14 +52,21 @@ class Classifier:
         network: gives score maps.
         architecture: what it was built from.
         class_names: one a class, in the order of its scores.
+        preprocess: the canvas that it was, or is to be, trained on.
     """
 
     network: ScoreMapNetwork
     architecture: Architecture
     class_names: tuple[str, ...]
+    preprocess: Preprocess
 
 
-def build_classifier(architecture: Architecture, weights: str | Path | None, class_names: Sequence[str]) -> Classifier:
+def build_classifier(
+    architecture: Architecture,
+    weights: str | Path | None,
+    class_names: Sequence[str],
+    preprocess: Preprocess = Preprocess(),  # noqa: B008 - frozen
+) -> Classifier:
     """Build a network for training: a trunk with published weights, and new layers for its classes.
 
     Args:
@@ -66,6 +74,7 @@ def build_classifier(architecture: Architecture, weights: str | Path | None, cla
         weights: of the backbone: ``"DEFAULT"`` or another name of torchvision's; a file of the model's parameters, of
             which those behind the cut may be missing. None: drawn anew.
         class_names: one a class.
+        preprocess: the canvas to train on.
 
     Returns:
         The classifier, on the CPU, in training mode. New layers are drawn from PyTorch's global generator.
@@ -84,7 +93,7 @@ def build_classifier(architecture: Architecture, weights: str | Path | None, cla
             load_weights(network.trunk, {name: t for name, t in tensors.items() if name in wanted}, str(weights))
     else:
         network = architecture.network(load_model(architecture.model, weights))
-    return Classifier(network.train(), architecture, tuple(class_names))
+    return Classifier(network.train(), architecture, tuple(class_names), preprocess)
 
 
 def _unloaded(name: str) -> nn.Module:
@@ -99,11 +108,15 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     """Write a classifier to a ``.safetensors`` file, which appears when it is complete.
 
     Args:
-        classifier: whose parameters, buffers, architecture and class names are kept.
+        classifier: all of it is kept.
         path: of the file.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.network.state_dict().items()}
-    description = {"architecture": asdict(classifier.architecture), "class_names": list(classifier.class_names)}
+    description = {
+        "architecture": asdict(classifier.architecture),
+        "class_names": classifier.class_names,
+        "preprocess": asdict(classifier.preprocess),
+    }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, {_KEY: json.dumps(description)})
 
@@ -131,7 +144,10 @@ def load_classifier(path: str | Path) -> Classifier:
     with preserved_random_state(torch.device("cpu")):
         network = architecture.network(_unloaded(architecture.model))
     load_weights(network, read_weights(path), str(path))
-    return Classifier(network.eval(), architecture, tuple(description["class_names"]))
+    canvas: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in description["preprocess"].items()
+    }
+    return Classifier(network.eval(), architecture, tuple(description["class_names"]), Preprocess(**canvas))
 
 
 def _metadata(path: Path) -> dict[str, str]:

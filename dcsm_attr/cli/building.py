@@ -34,6 +34,7 @@ def build_segmenter(model: str, weights: str, labels: str, device: str, **settin
         classifier = load_classifier(weights)
         network, names = classifier.network.to(chosen_device(device)), classifier.class_names
         saliency = DistinctClassSaliency(network)
+        settings = {"preprocess": classifier.preprocess, **settings}
     else:
         names = class_names(labels)
         network = load_model(model, weights, chosen_device(device))

@@ -113,8 +113,9 @@ def train(
     torch.manual_seed(seed)
     names = training.class_names
     architecture = Architecture(model, len(names), cut, head.value)
-    classifier = build_classifier(architecture, None if weights == "none" else weights, names)
-    settings = Settings(chosen, pooling.value, Preprocess(size=size), seed)
+    backbone = None if weights == "none" else weights
+    classifier = build_classifier(architecture, backbone, names, Preprocess(size=size))
+    settings = Settings(chosen, pooling.value, seed)
     train_classifier(
         classifier, training, validation, output, settings, device=chosen_device(device.value), workers=workers
     )

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dcsm_attr.backbones.classifier import Classifier, load_classifier, save_classifier
-from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.backbones.score_pooling import PoolingName, pooled_scores
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.average_precision import mean_average_precision
@@ -42,7 +41,6 @@ class Settings:
     Attributes:
         preset: optimiser, rates, steps.
         pooling: of score maps to scores.
-        preprocess: the canvas.
         seed: of the order of the photographs, mirroring, resizing and dropout.
         frozen_batch_norm: whether batch norms keep their statistics and their parameters.
         validate_every: steps between validations, each of which may give the best network.
@@ -51,7 +49,6 @@ class Settings:
 
     preset: Preset
     pooling: PoolingName = "max"
-    preprocess: Preprocess = Preprocess()  # noqa: RUF009 - frozen
     seed: int = 0
     frozen_batch_norm: bool = True
     validate_every: int = 100
@@ -135,7 +132,13 @@ class _Run:
         self._unreadable = 0
         self._seconds = 0.0
         self._log = TrainingLog(folder / "log.csv", _LOGGED)
-        self._description = _as_plain({"architecture": asdict(classifier.architecture), **asdict(settings)})
+        self._description = _as_plain(
+            {
+                "architecture": asdict(classifier.architecture),
+                "preprocess": asdict(classifier.preprocess),
+                **asdict(settings),
+            }
+        )
 
     def go(self, training: Collection, validation: Collection, workers: int, progress: bool) -> None:
         """Train from where the folder stands to the end."""
@@ -157,7 +160,7 @@ class _Run:
             rank=processes.rank,
             processes=processes.count,
         )
-        loader = _loader(Canvases(training, settings.preprocess), plan, workers)
+        loader = _loader(Canvases(training, self._classifier.preprocess), plan, workers)
         network: nn.Module | None = None
         start = time.perf_counter() - self._seconds
         bar = tqdm(
@@ -233,7 +236,7 @@ class _Run:
         images = batch.images.to(self._device, non_blocking=True)
         if not len(images):
             # The other processes wait for this one's gradients, which are zero.
-            side = self._settings.preprocess.side
+            side = self._classifier.preprocess.side
             nothing: Tensor = 0.0 * network(images.new_zeros(1, 3, side, side)).sum()
             return nothing
         with self._autocast():
@@ -252,7 +255,7 @@ class _Run:
         draws = [Draw(number) for number in mine]
         size = max(1, settings.preset.batch_size // processes.count)
         batches = [draws[i : i + size] for i in range(0, len(draws), size)]
-        loader = _loader(Canvases(validation, settings.preprocess), batches, workers)
+        loader = _loader(Canvases(validation, self._classifier.preprocess), batches, workers)
         self._network.eval()
         rows: list[tuple[int, list[float]]] = []
         with torch.no_grad():
