@@ -30,7 +30,9 @@ from dcsm_attr.training.classifier import Settings, train_classifier
 from dcsm_attr.training.presets import PRESETS, Preset
 
 NAMES = ("red", "green")
-PRESET = Preset("adamw", "onecycle", 1e-3, 5.0, 1e-2, batch_size=4, steps=8, head_only=2, ratios=(0.8, 1.2))
+PRESET = Preset(
+    "adamw", "onecycle", 1e-3, 5.0, 1e-2, batch_size=4, steps=8, head_only=2, pooling="max", ratios=(0.8, 1.2)
+)
 SETTINGS = Settings(PRESET, validate_every=2)
 CANVAS = Preprocess(size=32)
 
@@ -288,5 +290,5 @@ def test_the_papers_preset_is_the_papers():
     paper = PRESETS["paper"]
     assert (paper.batch_size, paper.learning_rate, paper.weight_decay) == (2, 1e-5, 5e-4)
     assert (paper.steps, paper.head_only, paper.ratios) == (50_000, 30_000, (0.7, 1.4))
-    assert (paper.optimiser, paper.schedule) == ("sgd", "constant")
+    assert (paper.optimiser, paper.schedule, paper.pooling) == ("sgd", "constant", "max")
     assert isinstance(classifier(), Classifier)

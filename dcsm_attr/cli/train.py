@@ -70,7 +70,9 @@ def train(
             "convolution; rectified: of VGG's kind, drawn anew."
         ),
     ] = HeadChoice.OWN,
-    pooling: Annotated[PoolingChoice, typer.Option(help="From score maps to scores.")] = PoolingChoice.MAX,
+    pooling: Annotated[
+        PoolingChoice | None, typer.Option(help="From score maps to scores; the preset's, if not given.")
+    ] = None,
     preset: Annotated[
         PresetChoice, typer.Option(help="paper: its optimiser and its 50,000 steps; modern: for little data.")
     ] = PresetChoice.MODERN,
@@ -93,7 +95,7 @@ def train(
     Examples:
       dcsm-attr train VOCdevkit/VOC2012 --model vgg16 --preset paper
 
-      dcsm-attr train VOCdevkit/VOC2012 --model squeezenet1_1 --head rectified --size 320 --steps 400
+      dcsm-attr train VOCdevkit/VOC2012 --model squeezenet1_1 --head extended --size 320
 
       dcsm-attr train pictures --labels labels.csv --model resnet18 --cut layer3 --head rectified
 
@@ -108,14 +110,19 @@ def train(
     from dcsm_attr.training.presets import PRESETS
 
     training, validation = (_collection(data, labels, split) for split in ("train", "val"))
-    changes = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    changes = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "pooling": None if pooling is None else pooling.value,
+    }
     chosen = _adapted(PRESETS[preset.value], {name: value for name, value in changes.items() if value is not None})
     torch.manual_seed(seed)
     names = training.class_names
     architecture = Architecture(model, len(names), cut, head.value)
     backbone = None if weights == "none" else weights
     classifier = build_classifier(architecture, backbone, names, Preprocess(size=size))
-    settings = Settings(chosen, pooling.value, seed)
+    settings = Settings(chosen, seed)
     train_classifier(
         classifier, training, validation, output, settings, device=chosen_device(device.value), workers=workers
     )

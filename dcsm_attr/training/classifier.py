@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dcsm_attr.backbones.classifier import Classifier, load_classifier, save_classifier
-from dcsm_attr.backbones.score_pooling import PoolingName, pooled_scores
+from dcsm_attr.backbones.score_pooling import pooled_scores
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.average_precision import mean_average_precision
 from dcsm_attr.files import atomic_path, writable_folder
@@ -40,7 +40,6 @@ class Settings:
 
     Attributes:
         preset: optimiser, rates, steps.
-        pooling: of score maps to scores.
         seed: of the order of the photographs, mirroring, resizing and dropout.
         frozen_batch_norm: whether batch norms keep their statistics and their parameters.
         validate_every: steps between validations, each of which may give the best network.
@@ -48,7 +47,6 @@ class Settings:
     """
 
     preset: Preset
-    pooling: PoolingName = "max"
     seed: int = 0
     frozen_batch_norm: bool = True
     validate_every: int = 100
@@ -241,7 +239,7 @@ class _Run:
             return nothing
         with self._autocast():
             score_maps = network(_resized(images, ratio))
-        logits = pooled_scores(score_maps.float(), self._settings.pooling)
+        logits = pooled_scores(score_maps.float(), self._settings.preset.pooling)
         return multi_label_loss(logits, batch.present.to(self._device, non_blocking=True))
 
     def _autocast(self) -> Any:
@@ -262,7 +260,7 @@ class _Run:
             for batch in loader:
                 if not len(batch.numbers):
                     continue
-                logits = pooled_scores(self._network(batch.images.to(self._device)).float(), settings.pooling)
+                logits = pooled_scores(self._network(batch.images.to(self._device)).float(), settings.preset.pooling)
                 rows += zip(batch.numbers.tolist(), logits.tolist(), strict=True)
         rows = sorted(processes.gathered(rows))
         if not rows:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dcsm_attr.backbones.score_pooling import PoolingName
+
 __all__ = ["PRESETS", "Preset", "PresetName"]
 
 PresetName = Literal["paper", "modern"]
@@ -21,6 +23,7 @@ class Preset:
         batch_size: photographs in one step, over all processes.
         steps: of the optimiser.
         head_only: of these, the first ones, in which the head alone is trained.
+        pooling: of score maps to scores, see :func:`dcsm_attr.backbones.score_pooling.pooled_scores`.
         ratios: between which each batch is resized, both sides alike.
         gradient_limit: norm that the gradient is scaled down to. None: there is no limit.
     """
@@ -33,6 +36,7 @@ class Preset:
     batch_size: int
     steps: int
     head_only: int
+    pooling: PoolingName
     ratios: tuple[float, float] = (0.7, 1.4)
     gradient_limit: float | None = None
 
@@ -62,6 +66,7 @@ PRESETS: dict[PresetName, Preset] = {
         batch_size=2,
         steps=50_000,
         head_only=30_000,
+        pooling="max",
     ),
     "modern": Preset(
         optimiser="adamw",
@@ -70,8 +75,10 @@ PRESETS: dict[PresetName, Preset] = {
         head_rate=5.0,
         weight_decay=1e-2,
         batch_size=16,
-        steps=600,
-        head_only=60,
+        steps=300,
+        head_only=30,
+        # A maximum teaches one position a class and picture: from few pictures, too little.
+        pooling="average",
         gradient_limit=10.0,
     ),
 }
