@@ -369,3 +369,20 @@ def test_simonyan_is_the_squashed_input_gradient(vgg, images):
     assert not result.subtracted.any()
     assert torch.equal(Simonyan(vgg).attribute(images, [0, 2])[0, 0], result.of(torch.tensor([0, 2]))[0, 0])
     assert Simonyan(vgg, alpha=2.0).attribute(images, 0).mean() < Simonyan(vgg).attribute(images, 0).mean()
+
+
+def test_classes_are_detected_with_the_pooling_that_is_asked_for(vgg, images):
+    """The bias of each class is set so that its maximum is above zero and its average below."""
+    with torch.no_grad():
+        maps = vgg(images[:1])
+        vgg.classifier[-1].bias -= (maps.amax((0, 2, 3)) + maps.mean((0, 2, 3))) / 2
+        maps = vgg(images[:1])
+    by_maximum = DistinctClassSaliency(vgg, scales=(1.0,)).class_maps(images[:1])
+    by_average = DistinctClassSaliency(vgg, scales=(1.0,), pooling="average").class_maps(images[:1])
+    assert by_maximum.detected.all()
+    assert by_average.nothing_detected.all()
+    assert torch.allclose(by_average.scores, maps.mean((2, 3)).sigmoid(), atol=1e-6)
+    assert by_maximum.classes.shape[1] == 4
+    assert by_average.classes.shape[1] == 3
+    with pytest.raises(ValueError, match="pooling must be one of 'max', 'average', 'logsumexp'; got 'median'"):
+        DistinctClassSaliency(vgg, pooling="median")

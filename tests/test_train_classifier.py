@@ -85,6 +85,7 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     assert float(log[-1]["loss"]) < 0.7 * float(log[0]["loss"])
     assert not best.network.training
     assert best.class_names == NAMES
+    assert best.pooling == "max"
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["preset"]["steps"] == 60
 
 
@@ -219,11 +220,13 @@ def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path):
 def test_a_classifier_comes_back_from_its_file(tmp_path):
     built = classifier()
     path = tmp_path / "net.safetensors"
+    built = replace(built, pooling="average")
     save_classifier(built, path)
     before = torch.get_rng_state()
     loaded = load_classifier(path)
     assert torch.equal(torch.get_rng_state(), before)
     assert (loaded.architecture, loaded.class_names, loaded.preprocess) == (built.architecture, NAMES, CANVAS)
+    assert loaded.pooling == "average"
     x = torch.randn(1, 3, 40, 40)
     assert torch.equal(loaded.network(x), built.network.eval()(x))
     assert is_classifier(path)

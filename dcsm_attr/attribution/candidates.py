@@ -6,18 +6,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dcsm_attr.backbones.score_pooling import PoolingName, pooled_scores
+
 __all__ = ["Activation", "Candidates", "choose_candidates", "class_scores", "explicit_classes", "given_candidates"]
 
 Activation = Literal["auto", "sigmoid", "softmax"]
 
 
-def class_scores(logits: Tensor, activation: Activation) -> Tensor:
-    """Scores of the classes: the global maximum of each score map, then the activation (Eq. 2).
+def class_scores(logits: Tensor, activation: Activation, pooling: PoolingName = "max") -> Tensor:
+    """Scores of the classes: each score map pooled over its positions, then the activation (Eq. 2).
 
     Args:
         logits: ``(N, C)`` or ``(N, C, h, w)``.
         activation: ``"sigmoid"`` for classifiers that decide each class for itself, ``"softmax"`` for those that choose
             one class. ``"auto"``: sigmoid for score maps and for a single class, softmax otherwise.
+        pooling: of score maps; see :func:`dcsm_attr.backbones.score_pooling.pooled_scores`.
 
     Returns:
         ``(N, C)`` float32 in [0, 1].
@@ -25,7 +28,7 @@ def class_scores(logits: Tensor, activation: Activation) -> Tensor:
     Raises:
         ValueError: if a score is NaN or infinite.
     """
-    pooled = (logits if logits.ndim == 2 else logits.amax(dim=(2, 3))).float()
+    pooled = (logits if logits.ndim == 2 else pooled_scores(logits, pooling)).float()
     if not torch.isfinite(pooled).all():
         raise ValueError(
             "the model's scores hold NaN or infinite values: check its weights and the range of the inputs."

@@ -17,6 +17,7 @@ from dcsm_attr.attribution.model_checks import check_guidance, checked_model, ex
 from dcsm_attr.attribution.notices import warn_caller
 from dcsm_attr.attribution.selection import Request, Selection
 from dcsm_attr.attribution.variants import Variant
+from dcsm_attr.backbones.score_pooling import POOLINGS, PoolingName
 from dcsm_attr.guest import evaluation_mode, preserved_random_state
 
 __all__ = ["ClassSaliency"]
@@ -29,8 +30,8 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
 
     Attributes:
         forward_func: the model, without the wrappers of compilation and distribution.
-        guided, subtract, scales, alpha, activation, threshold, min_candidates, internal_batch_size: as given, or the
-            variant's own.
+        guided, subtract, scales, alpha, activation, pooling, threshold, min_candidates, internal_batch_size: as given,
+            or the variant's own.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         scales: Sequence[float] | None,
         alpha: float,
         activation: Activation,
+        pooling: PoolingName,
         threshold: float,
         min_candidates: int | None,
         internal_batch_size: int | None,
@@ -54,6 +56,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         self.scales = tuple(variant.scales if scales is None else scales)
         self.alpha = alpha
         self.activation = activation
+        self.pooling = pooling
         self.threshold = threshold
         self.min_candidates = variant.min_candidates if min_candidates is None else min_candidates
         self.internal_batch_size = internal_batch_size
@@ -69,6 +72,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
             "scales": list(self.scales),
             "alpha": self.alpha,
             "activation": self.activation,
+            "pooling": self.pooling,
             "threshold": self.threshold,
             "min_candidates": self.min_candidates,
         }
@@ -80,6 +84,8 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
             raise ValueError(f"alpha must be positive, got {self.alpha}.")
         if self.activation not in ("auto", "sigmoid", "softmax"):
             raise ValueError(f"activation must be 'auto', 'sigmoid' or 'softmax', got {self.activation!r}.")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(map(repr, POOLINGS))}; got {self.pooling!r}.")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
         if self.min_candidates < 1:
@@ -164,7 +170,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
     def _combined(self, runs: Iterator[Recording], selection: Selection, size: tuple[int, int], raw: bool) -> ClassMaps:
         """Choose the candidates of a part of the batch and average their maps over layers and scales (Eq. 5)."""
         ahead = list(runs) if self._variant.pool_scores else [next(runs)]
-        scores = [class_scores(recording.logits, self.activation) for recording in ahead]
+        scores = [class_scores(recording.logits, self.activation, self.pooling) for recording in ahead]
         candidates = self._candidates(scores, selection)
         valid = candidates.classes >= 0
         subtracted = valid.sum(dim=1) > 1 if self.subtract else torch.zeros_like(valid[:, 0])
@@ -202,7 +208,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         """Which candidates count at this scale, ``(N, K, 1, 1)``."""
         if not self._variant.scale_gate or selection.known is not None:
             return 1.0
-        above = class_scores(recording.logits, self.activation) > self.threshold
+        above = class_scores(recording.logits, self.activation, self.pooling) > self.threshold
         passes = above.gather(1, candidates.classes.clamp(min=0)) | ~candidates.detected
         if selection.target is not None:
             passes |= candidates.classes == selection.target[:, None]

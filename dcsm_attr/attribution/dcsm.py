@@ -18,6 +18,7 @@ from dcsm_attr.attribution.notices import warn_caller
 from dcsm_attr.attribution.selection import Request
 from dcsm_attr.attribution.variants import VARIANTS, VariantName
 from dcsm_attr.backbones.layers import default_layers, is_constant
+from dcsm_attr.backbones.score_pooling import PoolingName
 
 __all__ = ["DistinctClassSaliency"]
 
@@ -81,6 +82,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         scales: Sequence[float] | None = None,
         alpha: float = 3.0,
         activation: Activation = "auto",
+        pooling: PoolingName = "max",
         threshold: float = 0.5,
         min_candidates: int | None = None,
         variant: VariantName = "paper",
@@ -107,6 +109,10 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             activation (str, optional): How scores become probabilities for choosing candidates: "sigmoid", "softmax",
                 or "auto": sigmoid for score maps and single-class models, softmax for plain classifiers. A multi-label
                 classifier that returns (N, C) needs "sigmoid". Default: "auto"
+            pooling (str, optional): How score maps become scores, for choosing candidates: "max" (Eq. 2), "average" or
+                "logsumexp"; the one that the model was trained with. Of no effect on the gradients, and for models that
+                return (N, C).
+                Default: "max"
             threshold (float, optional): Probability above which a class counts as detected.
                 Default: 0.5
             min_candidates (int, optional): Number of candidates of each image at least. None: the variant's own, 3, for
@@ -130,6 +136,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             scales=scales,
             alpha=alpha,
             activation=activation,
+            pooling=pooling,
             threshold=threshold,
             min_candidates=min_candidates,
             internal_batch_size=internal_batch_size,

@@ -13,6 +13,7 @@ from dcsm_attr.attribution.class_saliency import ClassSaliency
 from dcsm_attr.attribution.gradients import LayerPoint
 from dcsm_attr.attribution.selection import Request
 from dcsm_attr.attribution.variants import VARIANTS
+from dcsm_attr.backbones.score_pooling import PoolingName
 
 __all__ = ["Simonyan"]
 
@@ -39,6 +40,7 @@ class Simonyan(ClassSaliency):
         *,
         alpha: float = 8.0,
         activation: Activation = "auto",
+        pooling: PoolingName = "max",
         threshold: float = 0.5,
         internal_batch_size: int | None = None,
     ) -> None:
@@ -50,6 +52,8 @@ class Simonyan(ClassSaliency):
                 Default: 8.0
             activation (str, optional): As in :class:`DistinctClassSaliency`.
                 Default: "auto"
+            pooling (str, optional): As in :class:`DistinctClassSaliency`.
+                Default: "max"
             threshold (float, optional): As in :class:`DistinctClassSaliency`.
                 Default: 0.5
             internal_batch_size (int, optional): As in :class:`DistinctClassSaliency`.
@@ -64,6 +68,7 @@ class Simonyan(ClassSaliency):
             scales=None,
             alpha=alpha,
             activation=activation,
+            pooling=pooling,
             threshold=threshold,
             min_candidates=None,
             internal_batch_size=internal_batch_size,

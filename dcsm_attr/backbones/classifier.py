@@ -15,6 +15,7 @@ from torch import nn
 from dcsm_attr.backbones.convolutional import HeadName, ScoreMapNetwork, fully_convolutional
 from dcsm_attr.backbones.loading import WeightsError, load_model, load_weights, read_weights
 from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.backbones.score_pooling import PoolingName
 from dcsm_attr.files import atomic_path
 from dcsm_attr.guest import preserved_random_state
 
@@ -53,12 +54,14 @@ class Classifier:
         architecture: what it was built from.
         class_names: one a class, in the order of its scores.
         preprocess: the canvas that it was, or is to be, trained on.
+        pooling: of score maps to scores, that it was trained with.
     """
 
     network: ScoreMapNetwork
     architecture: Architecture
     class_names: tuple[str, ...]
     preprocess: Preprocess
+    pooling: PoolingName = "max"
 
 
 def build_classifier(
@@ -116,6 +119,7 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
         "architecture": asdict(classifier.architecture),
         "class_names": classifier.class_names,
         "preprocess": asdict(classifier.preprocess),
+        "pooling": classifier.pooling,
     }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, {_KEY: json.dumps(description)})
@@ -147,7 +151,8 @@ def load_classifier(path: str | Path) -> Classifier:
     canvas: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in description["preprocess"].items()
     }
-    return Classifier(network.eval(), architecture, tuple(description["class_names"]), Preprocess(**canvas))
+    names = tuple(description["class_names"])
+    return Classifier(network.eval(), architecture, names, Preprocess(**canvas), description["pooling"])
 
 
 def _metadata(path: Path) -> dict[str, str]:

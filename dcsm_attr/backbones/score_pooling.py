@@ -1,14 +1,15 @@
 """From score maps to one logit a class: global pooling over positions."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["PoolingName", "pooled_scores"]
+__all__ = ["POOLINGS", "PoolingName", "pooled_scores"]
 
 PoolingName = Literal["max", "average", "logsumexp"]
+POOLINGS: tuple[PoolingName, ...] = get_args(PoolingName)
 
 # Pinheiro and Collobert, "From Image-level to Pixel-level Labeling with Convolutional Networks", CVPR 2015.
 _SHARPNESS = 5.0

@@ -33,7 +33,7 @@ def build_segmenter(model: str, weights: str, labels: str, device: str, **settin
     if is_classifier(weights):
         classifier = load_classifier(weights)
         network, names = classifier.network.to(chosen_device(device)), classifier.class_names
-        saliency = DistinctClassSaliency(network)
+        saliency = DistinctClassSaliency(network, pooling=classifier.pooling)
         settings = {"preprocess": classifier.preprocess, **settings}
     else:
         names = class_names(labels)

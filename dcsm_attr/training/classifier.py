@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class _Run:
     def __init__(
         self, classifier: Classifier, folder: Path, settings: Settings, device: torch.device, processes: Processes
     ) -> None:
-        self._classifier = classifier
+        self._classifier = replace(classifier, pooling=settings.preset.pooling)
         self._folder = folder
         self._settings = settings
         self._device = device
