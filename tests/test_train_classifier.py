@@ -28,6 +28,7 @@ from dcsm_attr.datasets.collection import Collection, Photograph
 from dcsm_attr.training.checkpoint import CheckpointError
 from dcsm_attr.training.classifier import Settings, train_classifier
 from dcsm_attr.training.presets import PRESETS, Preset
+from dcsm_attr.training.processes import own_device
 
 NAMES = ("red", "green")
 PRESET = Preset(
@@ -128,6 +129,21 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch, 
         with (tmp_path / name / "log.csv").open() as file:
             logs.append([{k: v for k, v in line.items() if k != "seconds"} for line in csv.DictReader(file)])
     assert logs[0] == logs[1]
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    assert own_device(torch.device("cpu")) == torch.device("cpu")
+    assert own_device(torch.device("cuda")) == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own_device(torch.device("cuda")) == torch.device("cuda", 3)
+    assert own_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+
+
+def test_training_gives_the_random_state_back(tmp_path):
+    training, start = pictures(tmp_path / "t", 6), classifier()
+    before = torch.get_rng_state()
+    train(tmp_path / "out", training, training, start=start)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

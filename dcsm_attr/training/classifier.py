@@ -21,12 +21,13 @@ from dcsm_attr.backbones.score_pooling import pooled_scores
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.average_precision import mean_average_precision
 from dcsm_attr.files import atomic_path, writable_folder
+from dcsm_attr.guest import preserved_random_state
 from dcsm_attr.training.canvases import BatchPlan, CanvasBatch, Canvases, Draw, collate
 from dcsm_attr.training.checkpoint import load_checkpoint, save_checkpoint
 from dcsm_attr.training.log import TrainingLog
 from dcsm_attr.training.losses import multi_label_loss
 from dcsm_attr.training.presets import Preset
-from dcsm_attr.training.processes import Processes, process_group
+from dcsm_attr.training.processes import Processes, own_device, process_group
 
 __all__ = ["Settings", "train_classifier"]
 
@@ -102,10 +103,10 @@ def train_classifier(
                 f"{classifier.class_names}."
             )
     folder = writable_folder(folder)
-    device = torch.device(device)
+    device = own_device(torch.device(device))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with process_group(device) as processes:
+    with preserved_random_state(device), process_group(device) as processes:
         run = _Run(classifier, folder, settings, device, processes)
         run.go(training, validation, workers, progress)
     return load_classifier(folder / "best.safetensors")

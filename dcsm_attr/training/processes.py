@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-__all__ = ["Processes", "process_group"]
+__all__ = ["Processes", "own_device", "process_group"]
 
 _Item = TypeVar("_Item")
 
@@ -43,6 +43,13 @@ class Processes:
         """Wait until all processes are here."""
         if self.count > 1:
             dist.barrier()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process: of several GPUs, the one that ``torchrun`` means it to take."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 @contextmanager
