@@ -1,12 +1,14 @@
 """Writing files so that nothing half-written ever appears under its final name."""
 
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_path", "writable_folder"]
+__all__ = ["atomic_path", "writable_folder", "write_json"]
 
 
 @contextmanager
@@ -66,3 +68,13 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
             f"cannot write to the folder {folder}: {error.strerror or error}. Choose another one."
         ) from error
     return folder
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write JSON for people to read, in UTF-8; the file appears when it is complete.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

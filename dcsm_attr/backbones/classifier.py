@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from dcsm_attr.backbones.convolutional import HeadName, ScoreMapNetwork, fully_convolutional
-from dcsm_attr.backbones.loading import WeightsError, load_model, load_weights, read_weights
+from dcsm_attr.backbones.loading import WeightsError, load_model, load_weights, new_model, read_weights
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.backbones.score_pooling import PoolingName
 from dcsm_attr.files import atomic_path
@@ -89,7 +88,7 @@ def build_classifier(
     if len(class_names) != architecture.num_classes:
         raise ValueError(f"{architecture.num_classes} classes need as many names, got {len(class_names)}.")
     if weights is None or (architecture.cut is not None and Path(weights).suffix):
-        network = architecture.network(_unloaded(architecture.model))
+        network = architecture.network(new_model(architecture.model))
         if weights is not None:
             tensors = read_weights(weights)
             wanted = network.trunk.state_dict()
@@ -97,14 +96,6 @@ def build_classifier(
     else:
         network = architecture.network(load_model(architecture.model, weights))
     return Classifier(network.train(), architecture, tuple(class_names), preprocess)
-
-
-def _unloaded(name: str) -> nn.Module:
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        # Says what is known instead.
-        return load_model(name, "DEFAULT")
-    model: nn.Module = torchvision.models.get_model(name, weights=None)
-    return model
 
 
 def save_classifier(classifier: Classifier, path: str | Path) -> None:
@@ -146,7 +137,7 @@ def load_classifier(path: str | Path) -> Classifier:
     description = _description(Path(path))
     architecture = Architecture(**description["architecture"])
     with preserved_random_state(torch.device("cpu")):
-        network = architecture.network(_unloaded(architecture.model))
+        network = architecture.network(new_model(architecture.model))
     load_weights(network, read_weights(path), str(path))
     canvas: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in description["preprocess"].items()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dcsm_attr.guest import preserved_random_state
 from dcsm_attr.palette import VOC_CLASSES
 
-__all__ = ["WeightsError", "class_names", "load_model", "load_weights", "read_weights"]
+__all__ = ["WeightsError", "class_names", "load_model", "load_weights", "new_model", "read_weights"]
 
 _MISMATCHES_NAMED = 5
 
@@ -41,11 +41,7 @@ def load_model(name: str, weights: str | Path, device: torch.device | str = "cpu
         ValueError: if the name is not known.
         WeightsError: if the weights cannot be had, read, or do not fit.
     """
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=5)
-        hint = f"Near it: {', '.join(near)}." if near else "torchvision.models.list_models() lists them."
-        raise ValueError(f"torchvision has no classification model {name!r}. {hint}")
+    _check_name(name)
     # Modules draw their initial weights even where others take their place.
     with preserved_random_state(torch.device("cpu")):
         if _is_file_name(weights):
@@ -55,6 +51,28 @@ def load_model(name: str, weights: str | Path, device: torch.device | str = "cpu
         else:
             model = _with_published_weights(name, str(weights))
     return model.eval().to(device)
+
+
+def new_model(name: str) -> nn.Module:
+    """Build a torchvision classification model with weights drawn from PyTorch's global generator.
+
+    Args:
+        name: as in :func:`load_model`.
+
+    Raises:
+        ValueError: if the name is not known.
+    """
+    _check_name(name)
+    model: nn.Module = torchvision.models.get_model(name, weights=None)
+    return model
+
+
+def _check_name(name: str) -> None:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=5)
+        hint = f"Near it: {', '.join(near)}." if near else "torchvision.models.list_models() lists them."
+        raise ValueError(f"torchvision has no classification model {name!r}. {hint}")
 
 
 def _is_file_name(weights: str | Path) -> bool:

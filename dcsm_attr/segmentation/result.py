@@ -1,6 +1,5 @@
 """A segmentation: the label map of one photograph and everything that led to it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 import dcsm_attr
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.files import atomic_path, writable_folder
+from dcsm_attr.files import atomic_path, writable_folder, write_json
 from dcsm_attr.palette import VOID, label_picture, overlay
 
 if TYPE_CHECKING:
@@ -206,6 +205,5 @@ def _save_arrays(arrays: Mapping[str, npt.NDArray[Any]], final: Path) -> Path:
 
 def _save_json(manifest: dict[str, Any], provenance: Mapping[str, Any] | None, final: Path) -> Path:
     manifest["settings"].update(provenance or {})
-    with atomic_path(final) as path:
-        path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(final, manifest)
     return final

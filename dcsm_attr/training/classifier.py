@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dcsm_attr.attribution.inputs import rescaled
 from dcsm_attr.backbones.classifier import Classifier, load_classifier, save_classifier
 from dcsm_attr.backbones.score_pooling import pooled_scores
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.average_precision import mean_average_precision
-from dcsm_attr.files import atomic_path, writable_folder
+from dcsm_attr.files import writable_folder, write_json
 from dcsm_attr.guest import preserved_random_state
 from dcsm_attr.training.canvases import BatchPlan, CanvasBatch, Canvases, Draw, collate
 from dcsm_attr.training.checkpoint import load_checkpoint, save_checkpoint
@@ -149,7 +149,7 @@ class _Run:
             self._resume(last, description)
         elif processes.is_first:
             self._log.forget_after(0)
-            _write_json(self._folder / "settings.json", description)
+            write_json(self._folder / "settings.json", description)
         plan = BatchPlan(
             len(training),
             preset.batch_size,
@@ -239,7 +239,7 @@ class _Run:
             nothing: Tensor = 0.0 * network(images.new_zeros(1, 3, side, side)).sum()
             return nothing
         with self._autocast():
-            score_maps = network(_resized(images, ratio))
+            score_maps = network(*rescaled((images,), ratio, "bilinear"))
         logits = pooled_scores(score_maps.float(), self._settings.preset.pooling)
         return multi_label_loss(logits, batch.present.to(self._device, non_blocking=True))
 
@@ -308,13 +308,6 @@ def _loader(canvases: Canvases, batches: Iterable[list[Draw]], workers: int) -> 
     )
 
 
-def _resized(images: Tensor, ratio: float) -> Tensor:
-    side = max(1, round(ratio * images.shape[-1]))
-    if side == images.shape[-1]:
-        return images
-    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
-
-
 def _optimisation(network: nn.Module, preset: Preset) -> tuple[torch.optim.Optimizer, LRScheduler]:
     groups = list(_parameter_groups(network, preset))
     rates = [group["lr"] for group in groups]
@@ -344,8 +337,3 @@ def _parameter_groups(network: Any, preset: Preset) -> Iterator[dict[str, Any]]:
 def _as_plain(values: Any) -> Any:
     """The same as JSON would give it back: lists instead of tuples."""
     return json.loads(json.dumps(values))
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -4,12 +4,12 @@ import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dcsm_attr.attribution.inputs import rescaled
 from dcsm_attr.backbones.scene_net import MEAN, STD, SceneNet, load_scene_net
 from dcsm_attr.backbones.score_pooling import pooled_scores
 from dcsm_attr.datasets.scenes import CLASS_NAMES, Scenes
@@ -94,7 +94,9 @@ def _fit(network: SceneNet, batches: "tqdm[tuple[Tensor, Tensor]]", steps: int) 
         inputs = _normalised(images)
         if step >= _HIDE_FROM * steps:
             inputs = hide_patches(inputs, _MOST_HIDDEN)
-        loss = multi_label_loss(pooled_scores(network(_resized(inputs))), present)
+        ratio = _RATIOS[int(torch.randint(len(_RATIOS), ()))]
+        score_maps = network(*rescaled((inputs,), ratio, "bilinear"))
+        loss = multi_label_loss(pooled_scores(score_maps), present)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -111,14 +113,6 @@ def _rate(done: float) -> float:
 
 def _normalised(images: Tensor) -> Tensor:
     return (images / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-
-
-def _resized(images: Tensor) -> Tensor:
-    ratio = _RATIOS[int(torch.randint(len(_RATIOS), ()))]
-    if ratio == 1:
-        return images
-    side = round(ratio * images.shape[-1])
-    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
 
 
 @torch.no_grad()
