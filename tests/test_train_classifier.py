@@ -157,7 +157,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 def test_a_run_with_other_settings_is_refused(tmp_path):
     training = pictures(tmp_path / "t", 6)
     train(tmp_path / "out", training, training)
-    with pytest.raises(CheckpointError, match="comes from another training: seed was 0 and is 1"):
+    with pytest.raises(CheckpointError, match=r"another training, which differs in seed \(0 before, 1 now\)\. Go on"):
         train(tmp_path / "out", training, training, replace(SETTINGS, seed=1))
     (tmp_path / "out" / "last.pt").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):

@@ -223,7 +223,7 @@ def test_difficult_objects_count_and_parts_do_not(tmp_path):
         ("", r"2007_03\.xml: not complete XML"),
         (annotation(("cat", 0))[:-5], r"2007_03\.xml: not complete XML"),
         (annotation(), r"2007_03\.xml: names no object"),
-        (annotation(("cat", 0), ("unicorn", 0)), r"2007_03\.xml: 'unicorn' is none of the 20 classes of VOC"),
+        (annotation(("cat", 0), ("unicorn", 0)), r"2007_03\.xml: 'unicorn' is none of the 20 classes"),
         ("<annotation><object/></annotation>", r"2007_03\.xml: '' is none of the 20 classes"),
     ],
 )

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dcsm_attr.class_names import read_class_names
 from dcsm_attr.guest import preserved_random_state
 from dcsm_attr.palette import VOC_CLASSES
 
@@ -225,12 +226,4 @@ def class_names(labels: str | Path) -> tuple[str, ...]:
         raise ValueError(
             f"labels must be 'voc', 'imagenet' or a text file with one name a line; there is no file {path}."
         )
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    if not names:
-        raise ValueError(f"{path}: names no class.")
-    for position, name in enumerate(names):
-        if name in names[:position]:
-            raise ValueError(
-                f"{path}: the class {name!r} is named twice, as number {names.index(name)} and {position}."
-            )
-    return names
+    return read_class_names(path)

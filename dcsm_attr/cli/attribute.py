@@ -2,8 +2,25 @@
 
 from pathlib import Path
 
-from dcsm_attr.cli.building import build_segmenter, parsed_classes
-from dcsm_attr.cli.options import Classes, Device, DeviceName, Labels, ModelName, Output, Photographs, Resume, Weights
+from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_network, parsed_classes
+from dcsm_attr.cli.options import (
+    Alpha,
+    Classes,
+    Device,
+    DeviceName,
+    Labels,
+    Method,
+    MethodChoice,
+    MinCandidates,
+    ModelName,
+    NoGuided,
+    NoSubtract,
+    Output,
+    Photographs,
+    Resume,
+    Variant,
+    Weights,
+)
 from dcsm_attr.cli.photographs import for_each_photograph
 
 __all__ = ["attribute"]
@@ -15,6 +32,12 @@ def attribute(
     weights: Weights = "DEFAULT",
     labels: Labels = "imagenet",
     classes: Classes = None,
+    method: Method = MethodChoice.DCSM,
+    variant: Variant = None,
+    no_subtract: NoSubtract = False,
+    no_guided: NoGuided = False,
+    alpha: Alpha = None,
+    min_candidates: MinCandidates = None,
     device: Device = DeviceName.AUTO,
     output: Output = Path("out"),
     resume: Resume = False,
@@ -29,11 +52,14 @@ def attribute(
 
       dcsm-attr attribute pets.jpg --model resnet50 --classes "golden retriever,tabby"
 
+      dcsm-attr attribute photo.jpg --variant caffe --no-guided
+
       dcsm-attr attribute photo.jpg --model squeezenet1_1 --weights squeezenet.safetensors
     """
     known = parsed_classes(classes)
-    provenance = {"model": model, "weights": weights, "labels": labels}
-    segmenter = build_segmenter(model, weights, labels, device.value, crf=None)
+    provenance = chosen_network(model, weights, labels)
+    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates)
+    segmenter = build_segmenter(model, weights, labels, device.value, saliency, crf=None)
 
     def work(photograph: Path, folder: Path) -> str:
         result = segmenter.segment(photograph, known, raw=True)

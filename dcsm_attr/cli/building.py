@@ -1,17 +1,103 @@
 """From the options of a command to a segmenter."""
 
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+from dcsm_attr.cli.options import MethodChoice, VariantChoice
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from dcsm_attr.attribution.candidates import Activation
+    from dcsm_attr.backbones.score_pooling import PoolingName
     from dcsm_attr.segmentation import Segmenter
+    from dcsm_attr.segmentation.segmenter import Saliency
 
-__all__ = ["build_segmenter", "chosen_device", "parsed_classes"]
+__all__ = [
+    "SaliencyOptions",
+    "build_saliency",
+    "build_segmenter",
+    "chosen_device",
+    "chosen_network",
+    "parsed_classes",
+]
 
 
-def build_segmenter(model: str, weights: str, labels: str, device: str, **settings: Any) -> "Segmenter":
+@dataclass(frozen=True)
+class SaliencyOptions:
+    """The options of how class maps are made; None: the method's own.
+
+    Attributes:
+        method, variant, no_subtract, no_guided, alpha, min_candidates: as the options of these names.
+    """
+
+    method: MethodChoice = MethodChoice.DCSM
+    variant: VariantChoice | None = None
+    no_subtract: bool = False
+    no_guided: bool = False
+    alpha: float | None = None
+    min_candidates: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the options go together."""
+        dcsm_alone = [argument for argument in self.arguments() if not argument.startswith(("--method", "--alpha"))]
+        if self.method is MethodChoice.SIMONYAN and dcsm_alone:
+            raise ValueError(
+                f"--method simonyan is one plain gradient a class, without candidates or variants: "
+                f"{', '.join(dcsm_alone)} {'belong' if len(dcsm_alone) > 1 else 'belongs'} to --method dcsm."
+            )
+
+    def arguments(self) -> list[str]:
+        """The command-line arguments that give these options; nothing for those that are as they would be anyway."""
+        arguments = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                option = f"--{field.name.replace('_', '-')}"
+                arguments.append(option if value is True else f"{option}={getattr(value, 'value', value)}")
+        return arguments
+
+
+def build_saliency(
+    network: "nn.Module", options: SaliencyOptions, *, activation: "Activation", pooling: "PoolingName"
+) -> "Saliency":
+    """The method that the options describe.
+
+    Args:
+        network: gives scores or score maps.
+        options: of the method.
+        activation: how its scores become probabilities.
+        pooling: how score maps become scores.
+
+    Raises:
+        ValueError: if an option is out of its range, or the method does not work on the network.
+    """
+    from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
+
+    given: dict[str, Any] = {} if options.alpha is None else {"alpha": options.alpha}
+    if options.method is MethodChoice.SIMONYAN:
+        return Simonyan(network, activation=activation, pooling=pooling, **given)
+    return DistinctClassSaliency(
+        network,
+        guided=not options.no_guided,
+        subtract=not options.no_subtract,
+        activation=activation,
+        pooling=pooling,
+        min_candidates=options.min_candidates,
+        variant=(options.variant or VariantChoice.PAPER).value,
+        **given,
+    )
+
+
+def build_segmenter(
+    model: str,
+    weights: str,
+    labels: str,
+    device: str,
+    saliency: SaliencyOptions = SaliencyOptions(),
+    **settings: Any,
+) -> "Segmenter":
     """Load the model and put a segmenter around it.
 
     Args:
@@ -19,27 +105,37 @@ def build_segmenter(model: str, weights: str, labels: str, device: str, **settin
         weights: as the option of that name.
         labels: as the option of that name.
         device: as the option of that name.
+        saliency: how the class maps are made.
         **settings: passed to :class:`dcsm_attr.Segmenter`.
 
     Raises:
         ValueError: if one of them is not known or they do not fit each other.
     """
-    from dcsm_attr.attribution import DistinctClassSaliency
     from dcsm_attr.backbones.classifier import is_classifier, load_classifier
     from dcsm_attr.backbones.loading import class_names, load_model
     from dcsm_attr.segmentation import Segmenter
 
     network: nn.Module
+    activation: Activation = "auto"
+    pooling: PoolingName = "max"
     if is_classifier(weights):
         classifier = load_classifier(weights)
         network, names = classifier.network.to(chosen_device(device)), classifier.class_names
-        saliency = DistinctClassSaliency(network, pooling=classifier.pooling)
-        settings = {"preprocess": classifier.preprocess, **settings}
+        pooling = classifier.pooling
+        settings = {"preprocess": classifier.preprocess, "architecture": asdict(classifier.architecture), **settings}
     else:
         names = class_names(labels)
         network = load_model(model, weights, chosen_device(device))
-        saliency = DistinctClassSaliency(network, activation="sigmoid" if labels == "voc" else "auto")
-    return Segmenter(network, saliency=saliency, class_names=names, **settings)
+        activation = "sigmoid" if labels == "voc" else "auto"
+    method = build_saliency(network, saliency, activation=activation, pooling=pooling)
+    return Segmenter(network, saliency=method, class_names=names, **settings)
+
+
+def chosen_network(model: str, weights: str, labels: str) -> dict[str, str]:
+    """The options that chose the network; of a trained classifier's file, which brings its own, the file alone."""
+    from dcsm_attr.backbones.classifier import is_classifier
+
+    return {"weights": weights, **({} if is_classifier(weights) else {"model": model, "labels": labels})}
 
 
 def chosen_device(name: str) -> "torch.device":

@@ -1,15 +1,29 @@
 """``dcsm-attr evaluate``: how well a classifier's label maps agree with the masks of a VOC folder."""
 
 import shlex
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcsm_attr.cli.building import build_segmenter
-from dcsm_attr.cli.options import Device, DeviceName, Labels, ModelName, Resume, Weights
+from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_network
+from dcsm_attr.cli.options import (
+    Alpha,
+    Device,
+    DeviceName,
+    Labels,
+    Method,
+    MethodChoice,
+    MinCandidates,
+    ModelName,
+    NoCrf,
+    NoGuided,
+    NoSubtract,
+    Resume,
+    Variant,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from dcsm_attr.datasets.collection import Collection
@@ -50,6 +64,13 @@ def evaluate(
     count: Annotated[
         int, typer.Option(min=0, help="So many photographs, evenly spread over the list; 0: all of them.")
     ] = 0,
+    method: Method = MethodChoice.DCSM,
+    variant: Variant = None,
+    no_subtract: NoSubtract = False,
+    no_guided: NoGuided = False,
+    alpha: Alpha = None,
+    min_candidates: MinCandidates = None,
+    no_crf: NoCrf = False,
     device: Device = DeviceName.AUTO,
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where to write evaluation.md and evaluation.json.")
@@ -67,34 +88,35 @@ def evaluate(
       dcsm-attr evaluate VOCdevkit/VOC2012 --weights my-voc-vgg16.pth --split train --protocol known
 
       dcsm-attr evaluate VOC --model squeezenet1_1 --weights voc.safetensors --protocol both --count 50
+
+      dcsm-attr evaluate VOCdevkit/VOC2012 --weights out/classifier/best.safetensors --method simonyan --no-crf
     """
-    from dcsm_attr.backbones.classifier import is_classifier
     from dcsm_attr.datasets.voc import voc_collection
     from dcsm_attr.evaluation import protocols
     from dcsm_attr.evaluation.report import write_report
     from dcsm_attr.evaluation.result import Protocol
     from dcsm_attr.files import writable_folder
 
+    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates)
     output = writable_folder(output)
     whole = voc_collection(voc_root, split)
-    chosen = _spread(whole, count)
-    segmenter = build_segmenter(model, weights, labels, device.value)
+    chosen = whole.spread(count)
+    without = {"crf": None} if no_crf else {}
+    segmenter = build_segmenter(model, weights, labels, device.value, saliency, **without)
     evaluations = []
     for one in Protocol if protocol is ProtocolChoice.BOTH else (Protocol(protocol.value),):
         state = output / f"photographs-{one.value}.jsonl"
         if not resume:
             state.unlink(missing_ok=True)
         evaluations.append(protocols.evaluate(segmenter, chosen, one, state=state))
-    # A trained classifier's file brings its own model and labels, so that the options would say something wrong.
-    network = {} if is_classifier(weights) else {"model": model, "labels": Path(labels).name}
-    told = {"weights": Path(weights).name, **network, "split": split, "protocol": protocol.value, "count": str(count)}
+    network = {name: Path(value).name for name, value in chosen_network(model, weights, labels).items()}
+    told = {**network, "split": split, "protocol": protocol.value, "count": str(count)}
+    arguments = [*(f"--{name}={value}" for name, value in told.items()), *saliency.arguments()]
     paths = write_report(
         {Path(weights).stem: evaluations},
         output,
-        command=shlex.join(
-            ["dcsm-attr", "evaluate", "VOC_ROOT", *(f"--{name}={value}" for name, value in told.items())]
-        ),
-        data=_described(split, len(chosen), len(whole)),
+        command=shlex.join(["dcsm-attr", "evaluate", "VOC_ROOT", *arguments, *(["--no-crf"] if no_crf else [])]),
+        data=_described(whole, split, len(chosen)),
     )
     for evaluation in evaluations:
         typer.echo(_summary(evaluation))
@@ -102,24 +124,23 @@ def evaluate(
     _report_skipped(evaluations)
 
 
-def _spread(collection: "Collection", count: int) -> "Collection":
-    """As many photographs as asked for, at equal distances; all, if there are not more or 0 are asked for."""
-    total = len(collection)
-    count = min(count or total, total)
-    return replace(collection, photographs=tuple(collection.photographs[i * total // count] for i in range(count)))
+def _described(collection: "Collection", split: str, count: int) -> str:
+    from dcsm_attr.palette import VOC_CLASSES
 
-
-def _described(split: str, count: int, total: int) -> str:
-    sentence = f"Split {split!r} of a VOC folder: {count} of its {total} photographs."
+    sentence = f"Split {split!r} of a VOC folder: {count} of its {len(collection)} photographs."
+    if collection.class_names != VOC_CLASSES:
+        return f"{sentence} Its classes are not those of VOC."
     if count < _WHOLE.get(split, 0):
         sentence += f" That split of VOC 2012 has {_WHOLE[split]}: these figures do not compare with published ones."
     return sentence
 
 
 def _summary(evaluation: "Evaluation") -> str:
+    before, after = (100 * confusion.mean_iou for confusion in (evaluation.unrefined, evaluation.refined))
+    figures = f"{before:.1f} before the CRF, {after:.1f} after it"
     return (
         f"{evaluation.protocol.value} classes, {len(evaluation.photographs)} photographs: mean IoU "
-        f"{100 * evaluation.unrefined.mean_iou:.1f} before the CRF, {100 * evaluation.refined.mean_iou:.1f} after it; "
+        f"{figures if evaluation.settings['crf'] else f'{before:.1f} without a CRF'}; "
         f"mean AP of the classifier {100 * evaluation.mean_average_precision:.1f}"
     )
 

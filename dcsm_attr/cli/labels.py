@@ -42,20 +42,21 @@ def labels(
       dcsm-attr labels VOC --split train --split val --output VOC/image_labels.csv
     """
     from dcsm_attr.datasets.image_labels import ImageLabels, LabelRow, write_image_labels
+    from dcsm_attr.datasets.voc import voc_class_names
     from dcsm_attr.datasets.voc_annotations import annotation_files
     from dcsm_attr.datasets.voc_lists import read_voc_list
     from dcsm_attr.files import writable_folder
-    from dcsm_attr.palette import VOC_CLASSES
 
     listed = [(name, entry) for name in split for entry in read_voc_list(voc_root, name)]
     _check_listed_once([entry.name for _, entry in listed])
     entries = [entry for _, entry in listed]
     annotations = annotation_files(voc_root, [entry.name for entry in entries])
     writable_folder(output.parent)
-    derived = tqdm(_derived(entries, annotations), total=len(entries), unit="photo")
+    class_names = voc_class_names(voc_root)
+    derived = tqdm(_derived(entries, annotations, class_names), total=len(entries), unit="photo")
     rows = {entry.name: LabelRow(name, shown) for (name, entry), shown in zip(listed, derived, strict=True)}
-    write_image_labels(output, ImageLabels(VOC_CLASSES, rows))
-    counts = Counter(VOC_CLASSES[c] for row in rows.values() for c in row.classes)
+    write_image_labels(output, ImageLabels(class_names, rows))
+    counts = Counter(class_names[c] for row in rows.values() for c in row.classes)
     typer.echo(f"{output}: {len(rows)} photographs, from the {'masks' if annotations is None else 'annotations'}")
     typer.echo(", ".join(f"{name} {count}" for name, count in counts.most_common()))
 
@@ -71,19 +72,21 @@ def _check_listed_once(names: Sequence[str]) -> None:
         )
 
 
-def _derived(entries: "Sequence[VocEntry]", annotations: Sequence[Path] | None) -> Iterator[tuple[int, ...]]:
+def _derived(
+    entries: "Sequence[VocEntry]", annotations: Sequence[Path] | None, class_names: Sequence[str]
+) -> Iterator[tuple[int, ...]]:
     """The classes of each photograph."""
     from dcsm_attr.datasets.masks import classes_in_mask, read_mask
     from dcsm_attr.datasets.missing import require_files
     from dcsm_attr.datasets.voc_annotations import annotated_classes
 
     if annotations is not None:
-        yield from map(annotated_classes, annotations)
+        yield from (annotated_classes(annotation, class_names) for annotation in annotations)
         return
     masks = [entry.mask for entry in entries]
     require_files(masks, "masks", "Where there is no folder Annotations, the labels come from them.")
     for mask in masks:
-        classes = classes_in_mask(read_mask(mask))
+        classes = classes_in_mask(read_mask(mask, class_count=len(class_names)))
         if not classes:
             raise ValueError(f"{mask}: shows no class; take the photograph out of the list.")
         yield classes

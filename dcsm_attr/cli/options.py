@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+_METHOD_PANEL = "Method"
+
 Photographs = Annotated[
     list[Path],
     typer.Argument(
@@ -37,6 +39,61 @@ Classes = Annotated[
         help="The classes that are in the photographs, as names or numbers. Without it, those are taken that the model "
         "detects.",
     ),
+]
+
+
+class MethodChoice(str, Enum):
+    """Where class maps come from."""
+
+    DCSM = "dcsm"
+    SIMONYAN = "simonyan"
+
+
+class VariantChoice(str, Enum):
+    """The published forms of DCSM."""
+
+    PAPER = "paper"
+    MATCONVNET = "matconvnet"
+    CAFFE = "caffe"
+
+
+Method = Annotated[
+    MethodChoice,
+    typer.Option(
+        help="dcsm: distinct class-specific saliency maps. simonyan: the paper's baseline, one plain gradient a class.",
+        rich_help_panel=_METHOD_PANEL,
+    ),
+]
+Variant = Annotated[
+    VariantChoice | None,
+    typer.Option(
+        help="The paper's form of dcsm, or that of one of its two released codes; paper, if not given.",
+        rich_help_panel=_METHOD_PANEL,
+    ),
+]
+NoSubtract = Annotated[
+    bool,
+    typer.Option("--no-subtract", help="Do not subtract the classes from each other.", rich_help_panel=_METHOD_PANEL),
+]
+NoGuided = Annotated[
+    bool,
+    typer.Option("--no-guided", help="Plain gradients, not guided backpropagation.", rich_help_panel=_METHOD_PANEL),
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="Steepness of tanh; 3, with simonyan 8, if not given.", rich_help_panel=_METHOD_PANEL),
+]
+MinCandidates = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="So many classes at least are compared; 3, with matconvnet 4, if not given.",
+        rich_help_panel=_METHOD_PANEL,
+    ),
+]
+NoCrf = Annotated[
+    bool,
+    typer.Option("--no-crf", help="Label maps from the class maps alone.", rich_help_panel=_METHOD_PANEL),
 ]
 
 

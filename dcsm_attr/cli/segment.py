@@ -2,8 +2,26 @@
 
 from pathlib import Path
 
-from dcsm_attr.cli.building import build_segmenter, parsed_classes
-from dcsm_attr.cli.options import Classes, Device, DeviceName, Labels, ModelName, Output, Photographs, Resume, Weights
+from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_network, parsed_classes
+from dcsm_attr.cli.options import (
+    Alpha,
+    Classes,
+    Device,
+    DeviceName,
+    Labels,
+    Method,
+    MethodChoice,
+    MinCandidates,
+    ModelName,
+    NoCrf,
+    NoGuided,
+    NoSubtract,
+    Output,
+    Photographs,
+    Resume,
+    Variant,
+    Weights,
+)
 from dcsm_attr.cli.photographs import for_each_photograph
 
 __all__ = ["segment"]
@@ -15,6 +33,13 @@ def segment(
     weights: Weights = "DEFAULT",
     labels: Labels = "imagenet",
     classes: Classes = None,
+    method: Method = MethodChoice.DCSM,
+    variant: Variant = None,
+    no_subtract: NoSubtract = False,
+    no_guided: NoGuided = False,
+    alpha: Alpha = None,
+    min_candidates: MinCandidates = None,
+    no_crf: NoCrf = False,
     device: Device = DeviceName.AUTO,
     output: Output = Path("out"),
     resume: Resume = False,
@@ -33,11 +58,15 @@ def segment(
 
       dcsm-attr segment photo.jpg --model squeezenet1_1 --weights squeezenet.safetensors
 
+      dcsm-attr segment photo.jpg --method simonyan --no-crf
+
       dcsm-attr segment street.jpg --weights my-voc-vgg16.pth --labels voc --classes car,person
     """
     known = parsed_classes(classes)
-    provenance = {"model": model, "weights": weights, "labels": labels}
-    segmenter = build_segmenter(model, weights, labels, device.value)
+    provenance = chosen_network(model, weights, labels)
+    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates)
+    without = {"crf": None} if no_crf else {}
+    segmenter = build_segmenter(model, weights, labels, device.value, saliency, **without)
 
     def work(photograph: Path, folder: Path) -> str:
         result = segmenter.segment(photograph, known, raw=True)

@@ -8,6 +8,7 @@ image-level labels only; the masks of :class:`Scene` are for evaluation.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
@@ -17,7 +18,7 @@ from dcsm_attr.datasets.drawing import CutOut, Floats, Pen, oklch, shares_of
 from dcsm_attr.datasets.scene_backdrops import CLUTTER, draw_backdrop
 from dcsm_attr.datasets.scene_objects import DRAWINGS, Dyes
 
-__all__ = ["CLASS_NAMES", "SMALLEST_VISIBLE_SHARE", "Scene", "Scenes", "generate_scene"]
+__all__ = ["CLASS_NAMES", "SMALLEST_VISIBLE_SHARE", "Scene", "Scenes", "generate_scene", "visible_classes"]
 
 CLASS_NAMES: tuple[str, ...] = tuple(kind.name for kind in DRAWINGS)
 
@@ -74,6 +75,16 @@ def generate_scene(index: int, seed: int = 0, size: int = 128) -> Scene:
         canvas.add_object(int(kind))
     canvas.scatter_clutter(int(rng.integers(0, 4)), (0.02, 0.05))
     return canvas.scene()
+
+
+def visible_classes(labels: npt.NDArray[np.integer]) -> tuple[int, ...]:
+    """The image-level labels of a scene: the classes that cover :data:`SMALLEST_VISIBLE_SHARE` of it, ascending.
+
+    Args:
+        labels: ``(S, S)``, 0 background, c + 1 for class c.
+    """
+    areas = np.bincount(labels.ravel(), minlength=len(DRAWINGS) + 1)[1:]
+    return tuple(np.flatnonzero(areas >= SMALLEST_VISIBLE_SHARE * labels.size).tolist())
 
 
 class Scenes(Dataset[tuple[Tensor, Tensor]]):
@@ -193,8 +204,8 @@ class _Canvas:
     def scene(self) -> Scene:
         """Finish the picture."""
         image = torch.from_numpy(np.clip(self._picture + 0.5, 0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
-        areas = np.bincount(self._labels.ravel(), minlength=len(DRAWINGS) + 1)[1:]
-        present = torch.from_numpy(areas >= SMALLEST_VISIBLE_SHARE * self._size**2)
+        present = torch.zeros(len(DRAWINGS), dtype=torch.bool)
+        present[list(visible_classes(self._labels))] = True
         return Scene(image, torch.from_numpy(self._labels), present)
 
 

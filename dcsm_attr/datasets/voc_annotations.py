@@ -31,17 +31,18 @@ def annotation_files(root: str | Path, names: Sequence[str]) -> list[Path] | Non
     return files
 
 
-def annotated_classes(path: Path) -> tuple[int, ...]:
+def annotated_classes(path: Path, class_names: Sequence[str] = VOC_CLASSES) -> tuple[int, ...]:
     """The classes of the objects in an annotation, from 0, ascending.
 
     Objects marked ``difficult`` count, for they are in the photograph; parts of objects (head, hand, foot) do not.
 
     Args:
         path: the XML file.
+        class_names: in the order of the class numbers.
 
     Raises:
         OSError: if it cannot be opened.
-        ValueError: naming the file, if it is no XML, names no object, or an object that is none of VOC's.
+        ValueError: naming the file, if it is no XML, names no object, or one that is none of the classes.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -50,7 +51,7 @@ def annotated_classes(path: Path) -> tuple[int, ...]:
     names = {thing.findtext("name", "").strip() for thing in root.findall("object")}
     if not names:
         raise ValueError(f"{path}: names no object; each photograph must show at least one class.")
-    unknown = sorted(names - set(VOC_CLASSES))
+    unknown = sorted(names - set(class_names))
     if unknown:
-        raise ValueError(f"{path}: {unknown[0]!r} is none of the {len(VOC_CLASSES)} classes of VOC.")
-    return tuple(sorted(VOC_CLASSES.index(name) for name in names))
+        raise ValueError(f"{path}: {unknown[0]!r} is none of the {len(class_names)} classes.")
+    return tuple(sorted(class_names.index(name) for name in names))

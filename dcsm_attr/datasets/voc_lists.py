@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["VocEntry", "read_voc_list"]
+__all__ = ["LISTS", "VocEntry", "read_voc_list"]
 
-_LISTS = Path("ImageSets", "Segmentation")
+#: Where the lists stand in the root.
+LISTS = Path("ImageSets", "Segmentation")
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def read_voc_list(root: str | Path, split: str) -> tuple[VocEntry, ...]:
             line has another form, or an id is listed twice.
     """
     root = Path(root)
-    folder = root / _LISTS
+    folder = root / LISTS
     if not folder.is_dir():
-        raise ValueError(f"{root}: not a VOC folder, for it has no {_LISTS}. Give the one like VOCdevkit/VOC2012.")
+        raise ValueError(f"{root}: not a VOC folder, for it has no {LISTS}. Give the one like VOCdevkit/VOC2012.")
     path = folder / f"{split}.txt"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dcsm_attr.files import atomic_path
+from dcsm_attr.settings import differences
 
 __all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint"]
 
@@ -77,15 +78,11 @@ def load_checkpoint(
         raise CheckpointError(
             f"{path}: not a complete checkpoint ({error}). Remove it to start the training again."
         ) from error
-    differing = [
-        f"{name} was {kept.get(name)!r} and is {settings.get(name)!r}"
-        for name in sorted({*kept, *settings})
-        if kept.get(name) != settings.get(name)
-    ]
-    if differing:
+    different = differences(kept, settings)
+    if different:
         raise CheckpointError(
-            f"{path}: comes from another training: {'; '.join(differing)}. Go on with the same settings, or choose "
-            "another folder."
+            f"{path}: comes from another training, which differs in {'; '.join(different)}. Go on with the same "
+            "settings, or choose another folder."
         )
     network.load_state_dict(content["network"])
     optimiser.load_state_dict(content["optimiser"])

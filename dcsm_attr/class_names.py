@@ -1,0 +1,24 @@
+"""The names of classes in a text file, one a line, in the order of the class numbers."""
+
+from pathlib import Path
+
+__all__ = ["read_class_names"]
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """Read the names; empty lines do not count.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ValueError: naming the file, if it names no class, or one twice.
+    """
+    path = Path(path)
+    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not names:
+        raise ValueError(f"{path}: names no class.")
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            raise ValueError(
+                f"{path}: the class {name!r} is named twice, as number {names.index(name)} and {position}."
+            )
+    return names

@@ -1,0 +1,203 @@
+"""The options of the method: what they build, what contradicts itself, and what a result tells of them."""
+
+import json
+
+import numpy as np
+import pytest
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from dcsm_attr import DistinctClassSaliency, Simonyan
+from dcsm_attr.backbones.classifier import Architecture, build_classifier, save_classifier
+from dcsm_attr.cli import app
+from dcsm_attr.cli.building import SaliencyOptions, build_saliency
+from dcsm_attr.cli.options import MethodChoice, VariantChoice
+from dcsm_attr.datasets.scenes import generate_scene
+from dcsm_attr.palette import VOC_CLASSES, label_picture
+
+SIMONYAN = MethodChoice.SIMONYAN
+DCSM_ONLY = {
+    "--variant=paper": {"variant": VariantChoice.PAPER},
+    "--no-subtract": {"no_subtract": True},
+    "--no-guided": {"no_guided": True},
+    "--min-candidates=2": {"min_candidates": 2},
+}
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def built(vgg, **options):
+    return build_saliency(vgg, SaliencyOptions(**options), activation="sigmoid", pooling="average")
+
+
+def test_without_options_the_methods_own_defaults_hold(vgg):
+    dcsm = DistinctClassSaliency(vgg, activation="sigmoid", pooling="average")
+    assert built(vgg).settings == dcsm.settings
+    simonyan = Simonyan(vgg, activation="sigmoid", pooling="average")
+    assert built(vgg, method=SIMONYAN).settings == simonyan.settings
+    assert SaliencyOptions().arguments() == []
+
+
+def test_each_option_reaches_the_method(vgg):
+    options = {"variant": VariantChoice.CAFFE, "no_subtract": True, "no_guided": True, "alpha": 4.5}
+    method = built(vgg, **options, min_candidates=2)
+    expected = DistinctClassSaliency(
+        vgg,
+        variant="caffe",
+        subtract=False,
+        guided=False,
+        alpha=4.5,
+        min_candidates=2,
+        activation="sigmoid",
+        pooling="average",
+    )
+    assert method.settings == expected.settings
+    assert built(vgg, method=SIMONYAN, alpha=9.0).settings["alpha"] == 9.0
+    assert built(vgg, variant=VariantChoice.MATCONVNET).settings["min_candidates"] == 4
+    with pytest.raises(ValueError, match="alpha must be positive, got 0"):
+        built(vgg, alpha=0.0)
+
+
+def test_the_arguments_give_the_options_back():
+    options = SaliencyOptions(SIMONYAN, alpha=9.0)
+    assert options.arguments() == ["--method=simonyan", "--alpha=9.0"]
+    options = SaliencyOptions(variant=VariantChoice.CAFFE, no_subtract=True, no_guided=True, min_candidates=5)
+    assert options.arguments() == ["--variant=caffe", "--no-subtract", "--no-guided", "--min-candidates=5"]
+
+
+@pytest.mark.parametrize("argument", DCSM_ONLY)
+def test_simonyan_has_no_options_of_dcsm(argument):
+    with pytest.raises(ValueError, match=f"{argument} belongs to --method dcsm"):
+        SaliencyOptions(SIMONYAN, **DCSM_ONLY[argument])
+
+
+def test_all_contradictions_are_named_together():
+    with pytest.raises(ValueError, match="--no-subtract, --no-guided belong to --method dcsm"):
+        SaliencyOptions(SIMONYAN, no_subtract=True, no_guided=True)
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """A VOC folder of two scenes, a network of torchvision, and a trained classifier."""
+    root = tmp_path / "VOC"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    lines = ["id,split,labels"]
+    for i in range(2):
+        scene = generate_scene(i, seed=6, size=40)
+        Image.fromarray(scene.image.permute(1, 2, 0).numpy()).save(root / "JPEGImages" / f"s{i}.jpg")
+        label_picture(scene.labels.numpy()).save(root / "SegmentationClass" / f"s{i}.png")
+        lines.append(f"s{i},val,{' '.join(VOC_CLASSES[c] for c in scene.present.nonzero()[:, 0].tolist())}")
+    (root / "image_labels.csv").write_text("\n".join(lines) + "\n")
+    (root / "ImageSets" / "Segmentation" / "val.txt").write_text("s0\ns1\n")
+    network = torchvision.models.squeezenet1_1(weights=None, num_classes=len(VOC_CLASSES))
+    save_file(network.state_dict(), tmp_path / "net.safetensors")
+    architecture = Architecture("squeezenet1_1", len(VOC_CLASSES), head="extended")
+    save_classifier(build_classifier(architecture, None, VOC_CLASSES), tmp_path / "best.safetensors")
+    return root
+
+
+def evaluated(voc, *options):
+    network = ("--model", "squeezenet1_1", "--weights", voc.parent / "net.safetensors", "--protocol", "known")
+    result = run("evaluate", voc, *network, "--device", "cpu", "--output", voc.parent / "out", *options)
+    assert result.exit_code == 0, result.output
+    return result, json.loads((voc.parent / "out" / "evaluation.json").read_text())
+
+
+def test_evaluate_measures_what_the_options_say_and_tells_them(voc):
+    result, content = evaluated(voc, "--no-subtract", "--alpha", 5, "--no-crf")
+    (one,) = content["evaluations"]
+    assert one["settings"]["saliency"]["subtract"] is False
+    assert one["settings"]["saliency"]["alpha"] == 5.0
+    assert one["settings"]["crf"] is None
+    assert one["after the CRF"] is None
+    command = content["measured"]["command"]
+    assert command.endswith("--count=0 --no-subtract --alpha=5.0 --no-crf")
+    assert f"{100 * one['before the CRF']['mean IoU']:.1f} without a CRF" in result.output
+    assert "after it" not in result.output
+
+
+def test_evaluate_with_other_options_is_another_evaluation(voc):
+    simonyan = evaluated(voc, "--method", "simonyan", "--no-crf")[1]
+    assert simonyan["evaluations"][0]["settings"]["saliency"]["method"] == "Simonyan"
+    assert "--method=simonyan --no-crf" in simonyan["measured"]["command"]
+    again = run(
+        *("evaluate", voc, "--model", "squeezenet1_1", "--weights", voc.parent / "net.safetensors"),
+        *("--protocol", "known", "--device", "cpu", "--output", voc.parent / "out", "--no-crf", "--resume"),
+    )
+    assert "belongs to another evaluation, which differs in saliency.method (Simonyan before" in str(again.exception)
+    default = evaluated(voc)[1]
+    assert default["measured"]["command"].endswith("--count=0")
+    counts = "confusion matrix (row: truth, column: prediction)"
+    raw, dcsm = (one["evaluations"][0]["before the CRF"][counts] for one in (simonyan, default))
+    assert raw != dcsm
+
+
+def test_a_trained_classifier_is_named_in_full(voc):
+    _, content = evaluated(voc, "--weights", voc.parent / "best.safetensors", "--no-crf")
+    settings = content["evaluations"][0]["settings"]
+    assert settings["model"] == "ScoreMapNetwork"
+    expected = {"model": "squeezenet1_1", "num_classes": 20, "cut": None, "head": "extended"}
+    assert settings["architecture"] == expected
+    table = (voc.parent / "out" / "evaluation.md").read_text()
+    assert "| `architecture.model` | squeezenet1_1 |" in table
+    assert "| `architecture.head` | extended |" in table
+
+
+@pytest.mark.parametrize("command", ["segment", "attribute"])
+def test_photographs_take_the_same_options(voc, tmp_path, command):
+    network = (
+        "--model",
+        "vgg16",
+        "--weights",
+        tmp_path / "best.safetensors",
+        "--device",
+        "cpu",
+        "--classes",
+        "cat,dog",
+    )
+    photograph, out = voc / "JPEGImages" / "s0.jpg", tmp_path / "out"
+    result = run(command, photograph, *network, "--output", out, "--variant", "matconvnet", "--no-guided")
+    assert result.exit_code == 0, result.output
+    (written,) = (path for path in (out / "s0").iterdir() if path.suffix == ".json")
+    settings = json.loads(written.read_text())["settings"]
+    assert (settings["saliency"]["variant"], settings["saliency"]["guided"]) == ("matconvnet", False)
+    # The file brings its own model; the option that names another one has no effect, and is not told.
+    assert settings["model"] == "ScoreMapNetwork"
+    assert settings["architecture"]["model"] == "squeezenet1_1"
+    result = run(command, photograph, *network, "--output", out, "--method", "simonyan")
+    assert result.exit_code == 0, result.output
+    assert json.loads(written.read_text())["settings"]["saliency"]["method"] == "Simonyan"
+
+
+def test_segment_without_the_crf_labels_by_the_maps(voc, tmp_path):
+    network = ("--weights", tmp_path / "best.safetensors", "--device", "cpu", "--classes", "cat,dog")
+    result = run("segment", voc / "JPEGImages" / "s0.jpg", *network, "--no-crf", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "out" / "s0" / "maps.npz") as arrays:
+        slots = arrays["probabilities"].argmax(axis=0)
+        foreground = [int(c) for c in arrays["classes"] if c in (VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog"))]
+    labels = np.asarray(Image.open(tmp_path / "out" / "s0" / "labels.png"))
+    assert np.array_equal(labels, np.take([0, *(c + 1 for c in foreground)], slots))
+    assert json.loads((tmp_path / "out" / "s0" / "manifest.json").read_text())["settings"]["crf"] is None
+
+
+@pytest.mark.parametrize("command", ["segment", "attribute", "evaluate"])
+def test_contradictions_are_found_before_the_work(voc, tmp_path, command):
+    result = run(command, voc, "--weights", "nowhere.pth", "--method", "simonyan", "--variant", "paper")
+    assert result.exit_code == 1
+    assert "--variant=paper belongs to --method dcsm" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["segment", "attribute", "evaluate"])
+def test_the_help_has_a_part_for_the_method(command):
+    text = run(command, "--help").output
+    ordinary, of_method = text.split("─ Method ─")
+    for option in ("--method", "--variant", "--no-subtract", "--no-guided", "--alpha", "--min-candidates"):
+        assert option in of_method
+        assert f"{option} " not in ordinary.split("─ Options ─")[1]
+    assert ("--no-crf" in of_method) == (command != "attribute")
