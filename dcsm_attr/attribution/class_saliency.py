@@ -1,7 +1,7 @@
 """What the methods of this package share: from images and a request to one map a candidate class."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -13,6 +13,7 @@ from dcsm_attr.attribution.candidates import Activation, Candidates, class_score
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.gradients import LayerPoint, Recording, record
 from dcsm_attr.attribution.inputs import batch_slices, checked_images, rescaled, sliced_arguments
+from dcsm_attr.attribution.kept_gradients import GradientRun, KeptGradients, KeptRun
 from dcsm_attr.attribution.model_checks import check_guidance, checked_model, explained_failure
 from dcsm_attr.attribution.notices import warn_caller
 from dcsm_attr.attribution.selection import Request, Selection
@@ -105,6 +106,44 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         attribution = result.best() if target is None else result.of(target.to(result.maps.device))
         return tuple(attribution.clone() for _ in inputs) if isinstance(inputs, tuple) else attribution
 
+    def _keep(
+        self, inputs: Any, points: Sequence[LayerPoint], request: Request, additional_forward_args: Any
+    ) -> KeptGradients:
+        images = checked_images(inputs)
+        count, size = len(images[0]), (images[0].shape[2], images[0].shape[3])
+        arguments = _as_tuple(additional_forward_args)
+        selection: Selection | None = None
+        candidates: Candidates | None = None
+        kept = []
+        with self._as_guest(images[0].device):
+            for scale, recording in self._forward_runs(images, arguments, points):
+                if selection is None or candidates is None:
+                    selection = request.resolve(count, recording.logits.shape).to(recording.logits.device)
+                    if self.guided:
+                        check_guidance(recording)
+                    scores = class_scores(recording.logits, self.activation, self.pooling)
+                    candidates = selection.candidates_for(scores, scores > self.threshold, self.min_candidates)
+                maps = self._backward(recording, candidates, selection)
+                kept.append(KeptRun(scale, recording.logits, recording.points, candidates.classes, maps))
+        return KeptGradients(size, tuple(kept))
+
+    def _of_kept(self, kept: KeptGradients, points: Sequence[str], request: Request, raw: bool) -> ClassMaps:
+        runs = (kept.run(scale).at(points) for scale in self._ordered_scales())
+        first = next(runs)
+        selection = request.resolve(len(first.logits), first.logits.shape).to(first.logits.device)
+        with torch.no_grad():
+            return self._combined(chain([first], runs), selection, kept.size, raw)
+
+    @contextmanager
+    def _as_guest(self, device: torch.device) -> Iterator[None]:
+        """The model in evaluation mode and without gradients; it and the random state as before afterwards."""
+        with ExitStack() as stack:
+            if isinstance(self.forward_func, nn.Module):
+                stack.enter_context(evaluation_mode(self.forward_func))
+            stack.enter_context(preserved_random_state(device))
+            stack.enter_context(torch.no_grad())
+            yield
+
     def _run(
         self,
         inputs: Any,
@@ -119,14 +158,11 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         size = (images[0].shape[2], images[0].shape[3])
         selection: Selection | None = None
         parts = []
-        with ExitStack() as stack:
-            if isinstance(self.forward_func, nn.Module):
-                stack.enter_context(evaluation_mode(self.forward_func))
-            stack.enter_context(preserved_random_state(device))
-            stack.enter_context(torch.no_grad())
+        with self._as_guest(device):
             for part in batch_slices(count, self.internal_batch_size):
                 part_images = tuple(x[part] for x in images)
-                runs = self._forward_runs(part_images, sliced_arguments(arguments, part, count), points)
+                recordings = self._forward_runs(part_images, sliced_arguments(arguments, part, count), points)
+                runs = (recording for _, recording in recordings)
                 first = next(runs)
                 if selection is None:
                     selection = request.resolve(count, first.logits.shape)
@@ -150,11 +186,15 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
                 f"scales=(1.0,); got scales={self.scales}."
             )
 
+    def _ordered_scales(self) -> list[float]:
+        """The scale nearest to 1 comes first: there the classes are chosen."""
+        return sorted(self.scales, key=lambda ratio: abs(ratio - 1))
+
     def _forward_runs(
         self, images: tuple[Tensor, ...], arguments: tuple[Any, ...], points: Sequence[LayerPoint]
-    ) -> Iterator[Recording]:
-        """One forward pass a scale, run when it is asked for; the scale nearest to 1 comes first."""
-        for scale in sorted(self.scales, key=lambda ratio: abs(ratio - 1)):
+    ) -> Iterator[tuple[float, Recording]]:
+        """One forward pass a scale, run when it is asked for."""
+        for scale in self._ordered_scales():
             resized = rescaled(images, scale, self._variant.image_interpolation)
             try:
                 recording = record(
@@ -165,9 +205,11 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
                 if explained is error:
                     raise
                 raise explained from error
-            yield recording
+            yield scale, recording
 
-    def _combined(self, runs: Iterator[Recording], selection: Selection, size: tuple[int, int], raw: bool) -> ClassMaps:
+    def _combined(
+        self, runs: Iterator[GradientRun], selection: Selection, size: tuple[int, int], raw: bool
+    ) -> ClassMaps:
         """Choose the candidates of a part of the batch and average their maps over layers and scales (Eq. 5)."""
         ahead = list(runs) if self._variant.pool_scores else [next(runs)]
         scores = [class_scores(recording.logits, self.activation, self.pooling) for recording in ahead]
@@ -204,7 +246,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
             return chosen
         return Candidates(chosen.classes, chosen.classes >= 0)
 
-    def _gate(self, recording: Recording, candidates: Candidates, selection: Selection) -> Tensor | float:
+    def _gate(self, recording: GradientRun, candidates: Candidates, selection: Selection) -> Tensor | float:
         """Which candidates count at this scale, ``(N, K, 1, 1)``."""
         if not self._variant.scale_gate or selection.known is not None:
             return 1.0
@@ -217,7 +259,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
     def _inspect(self, names: list[str], layers: list[Tensor]) -> None:
         """Look at the raw maps of the scale nearest to 1: for a method that has something to say about them."""
 
-    def _backward(self, recording: Recording, candidates: Candidates, selection: Selection) -> list[Tensor]:
+    def _backward(self, recording: GradientRun, candidates: Candidates, selection: Selection) -> list[Tensor]:
         images, classes = candidates.classes.shape
         at_once = 1
         if recording.logits.device.type != "cpu":

@@ -11,6 +11,7 @@ from dcsm_attr.attribution.candidates import Activation
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.class_saliency import ClassSaliency
 from dcsm_attr.attribution.gradients import LayerPoint
+from dcsm_attr.attribution.kept_gradients import KeptGradients
 from dcsm_attr.attribution.selection import Request
 from dcsm_attr.attribution.variants import VARIANTS
 from dcsm_attr.backbones.score_pooling import PoolingName
@@ -139,3 +140,46 @@ class Simonyan(ClassSaliency):
             ValueError: as :meth:`DistinctClassSaliency.class_maps`.
         """
         return self._run(inputs, [_IMAGES], Request(classes=classes), additional_forward_args, raw)[0]
+
+    def keep_gradients(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        classes: Any = None,
+        additional_forward_args: Any = None,
+    ) -> KeptGradients:
+        r"""
+        Takes the gradients without combining them, so that several settings of the method can share them.
+
+        Alpha is left to :meth:`class_maps_of`.
+
+        Args:
+
+            inputs: As in :meth:`class_maps`.
+            classes: As in :meth:`class_maps`.
+            additional_forward_args: As in :meth:`class_maps`.
+
+        Returns:
+            *KeptGradients* of the detected classes.
+
+        Raises:
+            ValueError: as :meth:`class_maps`.
+        """
+        return self._keep(inputs, [_IMAGES], Request(classes=classes), additional_forward_args)
+
+    def class_maps_of(self, kept: KeptGradients, classes: Any = None, *, raw: bool = False) -> ClassMaps:
+        r"""
+        Computes what :meth:`class_maps` does from gradients that were kept.
+
+        Args:
+
+            kept (KeptGradients): Of this method with the same model.
+            classes: As in :meth:`class_maps`.
+            raw: As in :meth:`class_maps`.
+
+        Returns:
+            *ClassMaps*, bit for bit those of :meth:`class_maps` where the batch was the same.
+
+        Raises:
+            ValueError: as :meth:`class_maps`; and if a class was not kept.
+        """
+        return self._of_kept(kept, [_IMAGES.name], Request(classes=classes), raw)

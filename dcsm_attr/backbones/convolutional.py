@@ -10,9 +10,16 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-__all__ = ["HeadName", "ScoreMapNetwork", "convolution_of", "fully_convolutional", "rectified_head"]
+__all__ = [
+    "HeadName",
+    "ScoreMapNetwork",
+    "convolution_of",
+    "fully_convolutional",
+    "normalised_head",
+    "rectified_head",
+]
 
-HeadName = Literal["own", "extended", "linear", "rectified"]
+HeadName = Literal["own", "extended", "linear", "rectified", "normalised"]
 
 # Where the trunk of each family ends, and the attributes that make up its head, in order.
 _FAMILIES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
@@ -133,6 +140,36 @@ def rectified_head(channels: int, num_classes: int, width: int = _DEFAULT_WIDTH,
     )
 
 
+def normalised_head(
+    channels: int, num_classes: int, width: int = _DEFAULT_WIDTH, dropout: float = 0.5
+) -> nn.Sequential:
+    """A deeper rectified head with batch norms, for features that are far from the classes, as those of a cut network.
+
+    Without batch norms a head that is drawn anew hardly learns there. On ResNet-18's features after ``layer3`` and 528
+    photographs, 120 steps of the head alone gave a mean AP of 17 for :func:`rectified_head`, of 43 for the same with
+    batch norms, and of 48 for this one (one run each).
+
+    Args:
+        channels: of the trunk's map.
+        num_classes: C.
+        width: of the hidden layers.
+        dropout: probability, before the last layer.
+
+    Returns:
+        Two times 3 x 3 convolution, batch norm and ReLU, then a 1 x 1 convolution.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        _classifying(width, num_classes),
+    )
+
+
 def fully_convolutional(
     model: nn.Module, num_classes: int | None = None, *, cut: str | None = None, head: HeadName = "own"
 ) -> ScoreMapNetwork:
@@ -152,8 +189,8 @@ def fully_convolutional(
             the head.
         head: ``"own"``: the model's; ``"extended"``: the model's with its classes, rectified, as a hidden layer, and
             one new 1 x 1 convolution on top, so that a trained head is of VGG's kind without being learned anew;
-            ``"linear"``: one new 1 x 1 convolution; ``"rectified"``: see :func:`rectified_head`. New layers need
-            ``num_classes``.
+            ``"linear"``: one new 1 x 1 convolution; ``"rectified"``: see :func:`rectified_head`; ``"normalised"``: see
+            :func:`normalised_head`. New layers need ``num_classes``.
 
     Returns:
         The network, in the mode and on the device of the model, sharing no parameter with it.
@@ -163,7 +200,9 @@ def fully_convolutional(
             the arguments do not go together.
     """
     if head in ("own", "extended") and cut is not None:
-        raise ValueError(f"cut={cut!r} takes the model's own head off: say head='linear' or head='rectified'.")
+        raise ValueError(
+            f"cut={cut!r} takes the model's own head off: say head='linear', head='rectified' or head='normalised'."
+        )
     if head != "own" and num_classes is None:
         raise ValueError(f"head={head!r} is a new head, which needs num_classes.")
     if num_classes is not None and num_classes < 1:
@@ -179,6 +218,8 @@ def fully_convolutional(
         built = nn.Sequential(_classifying(channels, num_classes))
     elif head == "rectified":
         built = rectified_head(channels, num_classes)
+    elif head == "normalised":
+        built = normalised_head(channels, num_classes)
     else:
         built = _with_new_classes(list(_convolutional(_in_order(own, parts), channels)), num_classes, head)
     return ScoreMapNetwork(trunk, built.to(parameter.device, parameter.dtype)).train(model.training)

@@ -14,7 +14,7 @@ from torchvision.models import VGG
 
 from dcsm_attr.guest import evaluation_mode, preserved_random_state
 
-__all__ = ["default_layers", "is_constant", "probe_image", "vgg_layers"]
+__all__ = ["default_layers", "is_constant", "layer_blocks", "probe_image", "vgg_blocks"]
 
 _STAGES = 3
 _PER_STAGE = 3
@@ -24,14 +24,32 @@ _HEADS = {"classifier", "fc", "head", "heads", "aux1", "aux2", "AuxLogits", "aux
 def default_layers(model: nn.Module, images: Tensor | None = None) -> list[str]:
     """Choose the layers at whose inputs gradients are read: nine in a deep network, three of each of three stages.
 
-    VGG: every convolution of the last three blocks, as in the paper. Other networks are run once, forward and backward,
+    They are the last three of :func:`layer_blocks`.
+
+    Args:
+        model: as for :func:`layer_blocks`.
+        images: as for :func:`layer_blocks`.
+
+    Returns:
+        Names of modules, in the order in which they run.
+
+    Raises:
+        ValueError, RuntimeError: as :func:`layer_blocks`.
+    """
+    return [name for block in layer_blocks(model, images)[-_STAGES:] for name in block]
+
+
+def layer_blocks(model: nn.Module, images: Tensor | None = None) -> list[list[str]]:
+    """Find the layers at whose inputs gradients may be read, and group them by resolution.
+
+    VGG: every convolution, as in the paper. Other networks are run once, forward and backward,
     on one image of noise; of the convolutions outside the classification head,
 
     - those count whose input is a map, is not the image itself, and has a gradient that differs between positions;
-    - the three smallest resolutions among them are the stages;
-    - of each stage, tensors with at least half of the largest number of channels count (the trunk, not the
+    - those of one resolution are a block;
+    - of each block, tensors with at least half of the largest number of channels count (the trunk, not the
       bottlenecks), each once, whichever convolutions share it;
-    - of those, three are taken, evenly spread from the first to the last. VGG-16 has just three a stage; deeper
+    - of those, three are taken, evenly spread from the first to the last. VGG-16 has at most three a block; deeper
       networks have dozens with nearly the same map.
 
     A tensor whose gradient is the same at every position says nothing about where. Behind a pooled linear head that is
@@ -44,14 +62,14 @@ def default_layers(model: nn.Module, images: Tensor | None = None) -> list[str]:
             None: only 224 x 224 is tried.
 
     Returns:
-        Names of modules, in the order in which they run.
+        Names of modules, in the order in which they run, block by block, the largest resolution first.
 
     Raises:
         ValueError: if there is no such convolution.
         RuntimeError: if the model runs with neither size.
     """
     if isinstance(model, VGG):
-        return vgg_layers(model)
+        return vgg_blocks(model)
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         raise ValueError(
             f"{type(model).__name__} has no convolution (nn.Conv2d), so that no layer has a map. Name layers yourself, "
@@ -67,20 +85,20 @@ def default_layers(model: nn.Module, images: Tensor | None = None) -> list[str]:
     stages: dict[int, list[_Reading]] = defaultdict(list)
     for reading in usable:
         stages[reading.positions].append(reading)
-    smallest = sorted(stages)[:_STAGES]
-    chosen = {reading.name for positions in smallest for reading in _spread(_trunk(stages[positions]))}
-    return [reading.name for reading in readings if reading.name in chosen]
+    return [
+        [reading.name for reading in _spread(_trunk(stages[positions]))] for positions in sorted(stages, reverse=True)
+    ]
 
 
-def vgg_layers(model: VGG) -> list[str]:
-    """The convolutions of the last three blocks of a VGG; for VGG-16 conv3_1 to conv5_3."""
+def vgg_blocks(model: VGG) -> list[list[str]]:
+    """The convolutions of each block of a VGG; of VGG-16 the last three are conv3_1 to conv5_3."""
     blocks: list[list[str]] = [[]]
     for name, module in model.features.named_children():
         if isinstance(module, nn.MaxPool2d):
             blocks.append([])
         elif isinstance(module, nn.Conv2d):
             blocks[-1].append(f"features.{name}")
-    return [name for block in [b for b in blocks if b][-_STAGES:] for name in block]
+    return [block for block in blocks if block]
 
 
 def is_constant(maps: Tensor) -> Tensor:

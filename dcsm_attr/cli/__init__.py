@@ -6,10 +6,12 @@ from typing import Annotated
 import typer
 
 import dcsm_attr
+from dcsm_attr.cli.ablate import ablate
 from dcsm_attr.cli.attribute import attribute
 from dcsm_attr.cli.demo import demo
 from dcsm_attr.cli.evaluate import evaluate
 from dcsm_attr.cli.labels import labels
+from dcsm_attr.cli.scenes import scenes
 from dcsm_attr.cli.segment import segment
 from dcsm_attr.cli.train import train
 
@@ -29,6 +31,8 @@ app.command()(attribute)
 app.command()(labels)
 app.command()(train)
 app.command()(evaluate)
+app.command()(ablate)
+app.command()(scenes)
 
 
 def _print_version(wanted: bool) -> None:

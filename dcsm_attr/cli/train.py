@@ -23,6 +23,7 @@ class HeadChoice(str, Enum):
     EXTENDED = "extended"
     LINEAR = "linear"
     RECTIFIED = "rectified"
+    NORMALISED = "normalised"
 
 
 class PoolingChoice(str, Enum):
@@ -67,7 +68,8 @@ def train(
         HeadChoice,
         typer.Option(
             help="own: the model's; extended: with its own classes, rectified, as a hidden layer; linear: one 1 x 1 "
-            "convolution; rectified: of VGG's kind, drawn anew."
+            "convolution; rectified: of VGG's kind, drawn anew; normalised: the same with batch norms, for a cut "
+            "network."
         ),
     ] = HeadChoice.OWN,
     pooling: Annotated[
@@ -85,6 +87,9 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     device: Device = DeviceName.AUTO,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read photographs ahead.")] = 2,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write FOLDER/tensorboard too: the curves of log.csv.")
+    ] = False,
 ) -> None:
     """Train a classifier on image-level labels; masks are never read.
 
@@ -97,7 +102,7 @@ def train(
 
       dcsm-attr train VOCdevkit/VOC2012 --model squeezenet1_1 --head extended --size 320
 
-      dcsm-attr train pictures --labels labels.csv --model resnet18 --cut layer3 --head rectified
+      dcsm-attr train pictures --labels labels.csv --model resnet18 --cut layer3 --head normalised
 
       torchrun --nproc-per-node 4 -m dcsm_attr train VOCdevkit/VOC2012 --batch-size 32
     """
@@ -124,7 +129,14 @@ def train(
     classifier = build_classifier(architecture, backbone, names, Preprocess(size=size))
     settings = Settings(chosen, seed)
     train_classifier(
-        classifier, training, validation, output, settings, device=chosen_device(device.value), workers=workers
+        classifier,
+        training,
+        validation,
+        output,
+        settings,
+        device=chosen_device(device.value),
+        workers=workers,
+        tensorboard=tensorboard,
     )
     typer.echo(f"{output / 'best.safetensors'}: the best classifier; log.csv beside it says how it went.")
 

@@ -93,11 +93,42 @@ class DenseCRF:
             )
             return refined.to(probabilities.device, probabilities.dtype)
 
+    def alternatives(self, probabilities: Tensor, image: Tensor) -> Tensor:
+        """Refine several labellings of one photograph; the lattices are built once for all of them.
+
+        Args:
+            probabilities: ``(S, L, H, W)`` floating point in [0, 1], S labellings.
+            image: ``(3, H, W)`` uint8, as in a call.
+
+        Returns:
+            ``(S, L, H, W)``: each as a call with it alone would give it, up to rounding.
+
+        Raises:
+            TypeError, ValueError, ImportError: as a call.
+        """
+        images = image.expand(len(probabilities), *image.shape)
+        if self.backend == "pydensecrf":
+            return self(probabilities, images)
+        _check(probabilities, images)
+        count, labels, height, width = probabilities.shape
+        with torch.no_grad():
+            unary = -probabilities.float().clamp(min=SMALLEST_PROBABILITY).log()
+            kernels = self._kernels(image[None].to(unary.device))
+            q = mean_field(unary.permute(2, 3, 0, 1).reshape(-1, count, labels), kernels, self.iterations)
+            refined = q.view(height, width, count, labels).permute(2, 3, 0, 1).contiguous()
+            return refined.to(probabilities.device, probabilities.dtype)
+
     def _with_torch(self, unary: Tensor, images: Tensor) -> Tensor:
         count, labels, height, width = unary.shape
-        images = images.to(unary.device)
-        positions = _pixel_positions(count, height, width, unary.device)
-        groups = torch.arange(count, device=unary.device).repeat_interleave(height * width)
+        kernels = self._kernels(images.to(unary.device))
+        q = mean_field(unary.permute(0, 2, 3, 1).reshape(-1, labels), kernels, self.iterations)
+        return q.view(count, height, width, labels).permute(0, 3, 1, 2).contiguous()
+
+    def _kernels(self, images: Tensor) -> list[GaussianKernel]:
+        """The terms of Eq. 8 for photographs ``(N, 3, H, W)``, of which none sees another."""
+        count, _, height, width = images.shape
+        positions = _pixel_positions(count, height, width, images.device)
+        groups = torch.arange(count, device=images.device).repeat_interleave(height * width)
         kernels = []
         if self.gaussian_weight:
             features = _divided(positions, [self.gaussian_xy] * 2)
@@ -107,8 +138,7 @@ class DenseCRF:
             deviations = [self.bilateral_xy] * 2 + [self.bilateral_rgb] * 3
             features = _divided(torch.cat([positions, colours], dim=1), deviations)
             kernels.append(GaussianKernel.build(features, self.bilateral_weight, groups))
-        q = mean_field(unary.permute(0, 2, 3, 1).reshape(-1, labels), kernels, self.iterations)
-        return q.view(count, height, width, labels).permute(0, 3, 1, 2).contiguous()
+        return kernels
 
     def _with_pydensecrf(self, unary: Tensor, images: Tensor) -> Tensor:
         refined = [

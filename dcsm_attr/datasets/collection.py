@@ -1,7 +1,7 @@
 """A set of photographs with their image-level labels: what training reads, and what evaluation compares with masks."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,6 +47,12 @@ class Collection:
     def __iter__(self) -> Iterator[Photograph]:
         """The photographs in order."""
         return iter(self.photographs)
+
+    def spread(self, count: int) -> "Collection":
+        """So many photographs at equal distances; all, if there are not more or 0 are asked for."""
+        total = len(self)
+        count = min(count or total, total)
+        return replace(self, photographs=tuple(self.photographs[i * total // count] for i in range(count)))
 
     def presence(self) -> Tensor:
         """Which classes are in which photograph, ``(N, C)`` bool."""

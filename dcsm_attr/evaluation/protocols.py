@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 import dcsm_attr
 from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.datasets.masks import MaskError, read_mask
+from dcsm_attr.evaluation.measurable import UNMEASURABLE, check_collection, read_with_mask
 from dcsm_attr.evaluation.miou import confusion_matrix
 from dcsm_attr.evaluation.provenance import parameters_digest
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol
-from dcsm_attr.evaluation.rows import CountedPhotograph, Row, SkippedPhotograph
-from dcsm_attr.evaluation.state import append_rows, kept_rows
-from dcsm_attr.images import ImageReadError, read_image
+from dcsm_attr.evaluation.rows import CountedPhotograph, Row, SkippedPhotograph, row_from_line, row_line
+from dcsm_attr.evaluation.state import append_lines, kept_rows
 from dcsm_attr.palette import VOID
 from dcsm_attr.segmentation import Segmentation, Segmenter
 
@@ -61,21 +59,23 @@ def evaluate(
             an argument is out of its range, or ``state`` belongs to another evaluation.
     """
     protocol = _checked_protocol(protocol)
-    _check(segmenter, collection, batch_size)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    check_collection(collection, segmenter.class_names)
     # Asked for before the first photograph: layers that are still to be chosen must not depend on where a run goes on.
     settings = _settings(segmenter, batch_size)
     path = None if state is None else Path(state)
     rows: list[Row] = []
     if path is not None:
         depends_on = {**settings, "protocol": protocol.value, **_described(collection)}
-        rows = kept_rows(path, depends_on, [photograph.name for photograph in collection], batch_size)
+        rows = kept_rows(path, depends_on, [photograph.name for photograph in collection], batch_size, row_from_line)
     description = f"{protocol.value} classes"
     with tqdm(total=len(collection), initial=len(rows), unit="photo", desc=description, disable=not progress) as bar:
         while len(rows) < len(collection):
             batch = collection.photographs[len(rows) : len(rows) + batch_size]
             done = _batch_rows(segmenter, batch, protocol, len(collection.class_names))
             if path is not None:
-                append_rows(path, done)
+                append_lines(path, [row_line(row) for row in done])
             rows += done
             bar.update(len(done))
     return _summed(rows, collection, protocol, settings)
@@ -87,34 +87,6 @@ def _checked_protocol(protocol: Protocol | str) -> Protocol:
     except ValueError as error:
         known = " or ".join(repr(choice.value) for choice in Protocol)
         raise ValueError(f"protocol must be {known}, got {protocol!r}.") from error
-
-
-def _check(segmenter: Segmenter, collection: Collection, batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    if not len(collection):
-        raise ValueError("the collection is empty: at least one photograph is needed.")
-    if segmenter.class_names != collection.class_names:
-        raise ValueError(
-            "the segmenter's class names must be those of the collection, in the same order, for labels are compared "
-            f"by number; got {_outline(segmenter.class_names)} and {_outline(collection.class_names)}."
-        )
-    if len(collection.class_names) >= VOID:
-        raise ValueError(
-            f"masks of 8 bits tell at most {VOID - 1} classes from each other, got {len(collection.class_names)}."
-        )
-    without = [photograph.name for photograph in collection if photograph.mask is None]
-    if without:
-        raise ValueError(
-            f"every photograph needs a mask to be compared with, but {len(without)} of {len(collection)} have none, "
-            f"such as {without[0]}. Read the collection together with its masks."
-        )
-
-
-def _outline(names: Sequence[str] | None) -> str:
-    if names is None:
-        return "none"
-    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _settings(segmenter: Segmenter, batch_size: int) -> dict[str, Any]:
@@ -145,8 +117,8 @@ def _batch_rows(
     read = []
     for photograph in photographs:
         try:
-            read.append((photograph, *_read(photograph, protocol, class_count)))
-        except (ImageReadError, MaskError, _NoClassError) as error:
+            read.append((photograph, *read_with_mask(photograph, protocol, class_count)))
+        except UNMEASURABLE as error:
             _logger.warning("%s is skipped: %s", photograph.name, error)
             rows[photograph.name] = SkippedPhotograph(photograph.name, str(error))
     if read:
@@ -155,18 +127,6 @@ def _batch_rows(
         for (photograph, _, mask), result in zip(read, results, strict=True):
             rows[photograph.name] = _counted(photograph.name, result, mask, 1 + class_count)
     return [rows[photograph.name] for photograph in photographs]
-
-
-class _NoClassError(ValueError):
-    """A photograph of which nothing is known, under the protocol that tells what is in it."""
-
-
-def _read(photograph: Photograph, protocol: Protocol, class_count: int) -> tuple[Image.Image, Tensor]:
-    if protocol is Protocol.KNOWN and not photograph.classes:
-        raise _NoClassError("it has no image-level label, and without a class there is nothing to segment.")
-    image = read_image(photograph.path)
-    assert photograph.mask is not None
-    return image, read_mask(photograph.mask, (image.height, image.width), class_count)
 
 
 def _counted(name: str, result: Segmentation, mask: Tensor, labels: int) -> CountedPhotograph:

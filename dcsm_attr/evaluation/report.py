@@ -2,16 +2,17 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from dcsm_attr.evaluation.markdown import markdown_table, value_text
 from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol
-from dcsm_attr.evaluation.settings import flattened
 from dcsm_attr.files import atomic_path, writable_folder
+from dcsm_attr.settings import flattened
 
 __all__ = ["write_report"]
 
@@ -116,7 +117,10 @@ def _markdown(evaluations: Mapping[str, Sequence[Evaluation]], measured: Mapping
         chosen = {name: one for name, group in evaluations.items() for one in group if one.protocol is protocol}
         if chosen:
             blocks += _section(protocol, chosen)
-    blocks += ["## Measured with", _table([["", ""], *([name, _text(value)] for name, value in measured.items())])]
+    blocks += [
+        "## Measured with",
+        markdown_table([["", ""], *([name, value_text(value)] for name, value in measured.items())]),
+    ]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -143,7 +147,7 @@ def _iou_table(evaluations: Mapping[str, Evaluation]) -> str:
         for name, of_class in zip(("background", *class_names), zip(*values, strict=True), strict=True)
     ]
     rows.append(["**mean**", *(f"**{_percent(confusion.mean_iou)}**" for confusion in columns.values())])
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def _facts_table(evaluations: Mapping[str, Evaluation]) -> str:
@@ -157,20 +161,8 @@ def _facts_table(evaluations: Mapping[str, Evaluation]) -> str:
     }
     for key in {key: None for setting in settings for key in setting}:
         facts[f"`{key}`"] = [setting.get(key, "-") for setting in settings]
-    return _table([["", *evaluations], *([name, *map(_text, values)] for name, values in facts.items())])
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *body)]
-    return "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
+    return markdown_table([["", *evaluations], *([name, *map(value_text, values)] for name, values in facts.items())])
 
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "none"
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -42,7 +42,7 @@ class Segmenter:
     in pixels mean the same for every photograph; its probabilities are resized to the photograph.
 
     Attributes:
-        model, saliency, crf, class_names, preprocess: as given, or the defaults.
+        model, saliency, crf, class_names, preprocess, background_exponent, architecture: as given, or the defaults.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class Segmenter:
         crf: DenseCRF | None = DenseCRF(),  # noqa: B008 - frozen
         class_names: Sequence[str] | None = None,
         preprocess: Preprocess | None = None,
+        background_exponent: float = 1.0,
+        architecture: Mapping[str, Any] | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -63,19 +65,31 @@ class Segmenter:
             class_names: one for each class of the model, in order. None: ``"class 0"``, ``"class 1"``, ...
             preprocess: the canvas and the normalisation. None: longest side 500, ImageNet's mean and standard
                 deviation.
+            background_exponent: see :func:`dcsm_attr.maps.background`; 1 is Eq. 7, larger gives more foreground.
+            architecture: what the model was built from, ready for JSON, to be told in the settings; the results do not
+                depend on it. None: only the name of its class is told.
+
+        Raises:
+            ValueError: if the exponent is not positive.
         """
+        if not 0 < background_exponent < float("inf"):
+            raise ValueError(f"background_exponent must be positive, got {background_exponent}.")
         self.model = model
         self.saliency: Saliency = DistinctClassSaliency(model) if saliency is None else saliency
         self.crf = crf
         self.class_names = None if class_names is None else tuple(class_names)
         self.preprocess = Preprocess() if preprocess is None else preprocess
+        self.background_exponent = background_exponent
+        self.architecture = architecture
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that a segmentation depends on beside photograph and parameters, ready for JSON."""
         return {
             "model": type(self.model).__name__,
+            **({} if self.architecture is None else {"architecture": dict(self.architecture)}),
             "saliency": self.saliency.settings,
+            "background_exponent": self.background_exponent,
             "crf": None if self.crf is None else asdict(self.crf),
             "preprocess": asdict(replace(self.preprocess, size=self.preprocess.side)),
         }
@@ -128,7 +142,7 @@ class Segmenter:
         tensors = torch.stack([p.tensor for p in prepared]).to(device)
         class_maps = self.saliency.class_maps(tensors, known, raw=raw)
         names = self._names(class_maps.scores.shape[1])
-        unaries = [_label_probabilities(class_maps, i, p) for i, p in enumerate(prepared)]
+        unaries = [self._label_probabilities(class_maps, i, p) for i, p in enumerate(prepared)]
         refined = self._refined(unaries, prepared)
         settings = self.settings
         return [
@@ -161,6 +175,13 @@ class Segmenter:
             raise ValueError(f"class_names has {len(self.class_names)} names, but the model has {count} classes.")
         return self.class_names
 
+    def _label_probabilities(self, class_maps: ClassMaps, image: int, prepared: Prepared) -> Tensor:
+        """Unaries of one photograph ``(1 + foreground classes, h, w)``, in the order of the slots."""
+        foreground = class_maps.foreground[image]
+        maps = prepared.crop(class_maps.maps[image, foreground])
+        present = torch.ones_like(foreground[foreground])
+        return label_probabilities(maps[None], present[None], self.background_exponent)[0]
+
     def _refined(self, unaries: list[Tensor], prepared: list[Prepared]) -> list[Tensor]:
         """Run the CRF, once for all photographs with one shape and number of labels."""
         if self.crf is None:
@@ -173,13 +194,6 @@ class Segmenter:
             pixels = torch.stack([prepared[i].pixels for i in group])
             refined.update(zip(group, self.crf(torch.stack([unaries[i] for i in group]), pixels), strict=True))
         return [refined[i] for i in range(len(unaries))]
-
-
-def _label_probabilities(class_maps: ClassMaps, image: int, prepared: Prepared) -> Tensor:
-    """Unaries of one photograph ``(1 + foreground classes, h, w)``, in the order of the slots."""
-    foreground = class_maps.foreground[image]
-    maps = prepared.crop(class_maps.maps[image, foreground])
-    return label_probabilities(maps[None], torch.ones_like(foreground[foreground])[None])[0]
 
 
 def _result(

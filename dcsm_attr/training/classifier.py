@@ -28,11 +28,13 @@ from dcsm_attr.training.log import TrainingLog
 from dcsm_attr.training.losses import multi_label_loss
 from dcsm_attr.training.presets import Preset
 from dcsm_attr.training.processes import Processes, own_device, process_group
+from dcsm_attr.training.tensorboard import TensorBoardLog
 
 __all__ = ["Settings", "train_classifier"]
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _LOGGED = ("loss", "learning_rate", "validation_map", "seconds", "unreadable")
+_DRAWN = ("loss", "learning_rate", "validation_map")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Settings:
     Attributes:
         preset: optimiser, rates, steps.
         seed: of the order of the photographs, mirroring, resizing and dropout.
-        frozen_batch_norm: whether batch norms keep their statistics and their parameters.
+        frozen_batch_norm: whether the trunk's batch norms keep their statistics and their parameters. Those of a new
+            head always learn; their statistics are of each process's share of the batch.
         validate_every: steps between validations, each of which may give the best network.
         mixed_precision: autocast to bfloat16 on a GPU.
     """
@@ -68,6 +71,7 @@ def train_classifier(
     *,
     device: torch.device | str = "cpu",
     workers: int = 2,
+    tensorboard: bool = False,
     progress: bool = True,
 ) -> Classifier:
     """Train on image-level labels; masks are never read.
@@ -84,6 +88,7 @@ def train_classifier(
         settings: of the training.
         device: where to train.
         workers: processes that read photographs ahead; 0: this one reads them.
+        tensorboard: whether to write the curves of the log for TensorBoard too, into ``tensorboard`` in the folder.
         progress: whether to show a bar.
 
     Returns:
@@ -92,6 +97,7 @@ def train_classifier(
     Raises:
         ValueError: if a collection is empty, or its classes are not those of the classifier.
         CheckpointError: if the folder holds a run with other settings.
+        ImportError: if TensorBoard is asked for and not installed.
         OSError: if the folder cannot be written to.
     """
     for name, collection in (("training", training), ("validation", validation)):
@@ -102,13 +108,19 @@ def train_classifier(
                 f"the {name} collection has the classes {collection.class_names}, the classifier "
                 f"{classifier.class_names}."
             )
+    # Before the folder: a library that is missing is found out now.
+    board = TensorBoardLog(Path(folder) / "tensorboard", _DRAWN) if tensorboard else None
     folder = writable_folder(folder)
     device = own_device(torch.device(device))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with preserved_random_state(device), process_group(device) as processes:
-        run = _Run(classifier, folder, settings, device, processes)
-        run.go(training, validation, workers, progress)
+        run = _Run(classifier, folder, settings, device, processes, board)
+        try:
+            run.go(training, validation, workers, progress)
+        finally:
+            if board is not None:
+                board.close()
     return load_classifier(folder / "best.safetensors")
 
 
@@ -116,7 +128,13 @@ class _Run:
     """One training: the network with its optimiser, and how far they are."""
 
     def __init__(
-        self, classifier: Classifier, folder: Path, settings: Settings, device: torch.device, processes: Processes
+        self,
+        classifier: Classifier,
+        folder: Path,
+        settings: Settings,
+        device: torch.device,
+        processes: Processes,
+        board: TensorBoardLog | None,
     ) -> None:
         self._classifier = replace(classifier, pooling=settings.preset.pooling)
         self._folder = folder
@@ -130,7 +148,8 @@ class _Run:
         self._loss = 0.0
         self._unreadable = 0
         self._seconds = 0.0
-        self._log = TrainingLog(folder / "log.csv", _LOGGED)
+        log = TrainingLog(folder / "log.csv", _LOGGED)
+        self._logs: list[TrainingLog | TensorBoardLog] = [log] if board is None else [log, board]
         self._description = _as_plain(
             {
                 "architecture": asdict(classifier.architecture),
@@ -148,7 +167,7 @@ class _Run:
         if last.exists():
             self._resume(last, description)
         elif processes.is_first:
-            self._log.forget_after(0)
+            self._forget_after(0)
             write_json(self._folder / "settings.json", description)
         plan = BatchPlan(
             len(training),
@@ -189,7 +208,11 @@ class _Run:
         self._step, self._best = state["step"], state["best"]
         self._loss, self._unreadable, self._seconds = state["loss"], state["unreadable"], state["seconds"]
         if self._processes.is_first:
-            self._log.forget_after(self._step)
+            self._forget_after(self._step)
+
+    def _forget_after(self, step: int) -> None:
+        for log in self._logs:
+            log.forget_after(step)
 
     def _for_phase(self) -> nn.Module:
         """Choose what learns: the head alone at first, then everything that may."""
@@ -198,7 +221,7 @@ class _Run:
         for parameter in self._network.trunk.parameters():
             parameter.requires_grad_(self._step >= self._settings.preset.head_only)
         if self._settings.frozen_batch_norm:
-            for module in self._network.modules():
+            for module in self._network.trunk.modules():
                 if isinstance(module, _BATCH_NORMS):
                     for parameter in module.parameters():
                         parameter.requires_grad_(False)
@@ -211,7 +234,7 @@ class _Run:
         if self._step < self._settings.preset.head_only:
             self._network.trunk.eval()
         if self._settings.frozen_batch_norm:
-            for module in self._network.modules():
+            for module in self._network.trunk.modules():
                 if isinstance(module, _BATCH_NORMS):
                     module.eval()
 
@@ -271,16 +294,16 @@ class _Run:
         value = float(mean_average_precision(scores, present))
         if not processes.is_first:
             return
-        self._log.append(
-            {
-                "step": self._step,
-                "loss": f"{self._loss:.5f}",
-                "learning_rate": f"{self._schedule.get_last_lr()[0]:.3g}",
-                "validation_map": f"{value:.5f}",
-                "seconds": f"{self._seconds:.1f}",
-                "unreadable": self._unreadable,
-            }
-        )
+        line = {
+            "step": self._step,
+            "loss": f"{self._loss:.5f}",
+            "learning_rate": f"{self._schedule.get_last_lr()[0]:.3g}",
+            "validation_map": f"{value:.5f}",
+            "seconds": f"{self._seconds:.1f}",
+            "unreadable": self._unreadable,
+        }
+        for log in self._logs:
+            log.append(line)
         if value > self._best:
             self._best = value
             save_classifier(self._classifier, self._folder / "best.safetensors")

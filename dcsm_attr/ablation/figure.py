@@ -1,0 +1,71 @@
+"""A table as a picture."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dcsm_attr.ablation.measure import Measurement
+from dcsm_attr.ablation.tables import Row
+
+__all__ = ["ablation_figure"]
+
+# Apart from each other also for those who see few colours (Okabe and Ito).
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+
+
+def ablation_figure(measurement: Measurement) -> Figure:
+    """Mean IoU over what the table varies, before the CRF and after it, each method with its own background.
+
+    Args:
+        measurement: of the table.
+
+    Returns:
+        The figure: a curve where the places are numbers, in order; points where they are names.
+    """
+    labels = list(dict.fromkeys(row.label for row in measurement.table.rows))
+    figure = Figure(figsize=(max(5.0, 0.75 * len(labels) + 2.2), 3.6), layout="constrained")
+    axes = figure.subplots()
+    series: dict[str, list[Row]] = {}
+    for row in measurement.table.rows:
+        series.setdefault(row.series, []).append(row)
+    for colour, (name, rows) in zip(_COLOURS, series.items(), strict=False):
+        for refined, style, marker in ((False, "--", "o"), (True, "-", "s")):
+            _draw(axes, measurement, labels, rows, name, refined, colour, style, marker)
+    axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 8 else 30, fontsize=8)
+    for tick in axes.get_xticklabels():
+        tick.set_horizontalalignment("center" if max(map(len, labels)) < 8 else "right")
+    axes.set_xlabel(measurement.table.axis)
+    axes.set_ylabel("mean IoU in %")
+    axes.set_title(measurement.table.title, fontsize=9, wrap=True)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _draw(
+    axes: Axes,
+    measurement: Measurement,
+    labels: list[str],
+    rows: list[Row],
+    name: str,
+    refined: bool,
+    colour: str,
+    style: str,
+    marker: str,
+) -> None:
+    found = [
+        (labels.index(row.label), 100 * confusion.mean_iou)
+        for row in rows
+        if (confusion := measurement.confusion(row.method, refined=refined, own_background=True)) is not None
+    ]
+    if not found:
+        return
+    numbers = all(row.label.replace(".", "").isdecimal() for row in rows)
+    axes.plot(
+        *zip(*found, strict=True),
+        color=colour,
+        linestyle=style if numbers else "none",
+        marker=marker,
+        markersize=5,
+        markerfacecolor=colour if refined else "white",
+        label=f"{name}, {'after' if refined else 'before'} the CRF",
+    )

@@ -1,0 +1,119 @@
+"""One table measured: the background of each method chosen on one set of photographs, its figures taken on another."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcsm_attr.ablation.counts import Reading
+from dcsm_attr.ablation.gradient_store import GradientStore
+from dcsm_attr.ablation.method import Method
+from dcsm_attr.ablation.sweep import Sweep, SweepResult
+from dcsm_attr.ablation.tables import Table
+from dcsm_attr.backbones.classifier import Classifier
+from dcsm_attr.crf import DenseCRF
+from dcsm_attr.datasets.collection import Collection
+from dcsm_attr.evaluation.measurable import check_collection
+from dcsm_attr.evaluation.result import Confusion, Protocol
+
+__all__ = ["EXPONENTS", "Measurement", "measured_table"]
+
+#: Exponents of the background among which each method's is chosen; the foreground begins at 0.62, 0.5, 0.38, 0.28,
+#: 0.19 and 0.12 of a map's range.
+EXPONENTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+_PAPER = 1.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured for one table.
+
+    Attributes:
+        table: the methods.
+        protocol: what was told about the photographs.
+        exponents: of each method that gives maps, by its name: the best on the photographs it was chosen on.
+        chosen_on: what was counted there.
+        result: what was counted on the others.
+    """
+
+    table: Table
+    protocol: Protocol
+    exponents: Mapping[str, float]
+    chosen_on: SweepResult
+    result: SweepResult
+
+    def confusion(self, method: Method, *, refined: bool, own_background: bool) -> Confusion | None:
+        """The counts of one method.
+
+        Args:
+            method: of the table.
+            refined: after the CRF.
+            own_background: with the exponent that was chosen for it, or with Eq. 7.
+
+        Returns:
+            None where there is no such reading: a method that gives labels itself has one alone, which counts as
+            refined.
+        """
+        readings = self.result.confusions[method.name]
+        if method.labels is not None:
+            return next(iter(readings.values())) if refined else None
+        exponent = self.exponents[method.name] if own_background else _PAPER
+        return readings[Reading(exponent, refined)]
+
+
+def measured_table(
+    table: Table,
+    classifier: Classifier,
+    chosen_on: Collection,
+    measured_on: Collection,
+    protocol: Protocol,
+    folder: Path,
+    *,
+    crf: DenseCRF = DenseCRF(),  # noqa: B008 - frozen
+    progress: bool = True,
+) -> Measurement:
+    """Measure the methods of a table.
+
+    Args:
+        table: of the classifier.
+        classifier: in any mode; it is left as it is.
+        chosen_on: photographs on which the background is chosen, by mean IoU before the CRF.
+        measured_on: photographs on which the figures are taken, before and after the CRF, with Eq. 7's background and
+            with the chosen one.
+        protocol: what is told about a photograph.
+        folder: for gradients and counts, which other tables of the classifier share.
+        crf: the refinement.
+        progress: whether to show bars.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+        ValueError: if the folder belongs to another classifier or other photographs, or a collection is empty, has no
+            masks or other classes, or none of its photographs can be read.
+    """
+    for collection in (chosen_on, measured_on):
+        check_collection(collection, classifier.class_names)
+    methods = list({row.method.name: row.method for row in table.rows}.values())
+    store = GradientStore(folder / "gradients", classifier)
+
+    def sweep(collection: Collection, name: str) -> Sweep:
+        return Sweep(
+            classifier, collection, protocol, store, folder / "counts" / f"{name}-{protocol.value}", crf, progress
+        )
+
+    search: dict[Method, Sequence[Reading]] = {
+        method: [Reading(exponent, refined=False) for exponent in EXPONENTS] for method in methods if method.maps
+    }
+    first = sweep(chosen_on, "background")(search, f"background of {len(search)} methods")
+    exponents = {name: _best(readings) for name, readings in first.confusions.items()}
+    readings: dict[Method, Sequence[Reading]] = {}
+    for method in methods:
+        own = {_PAPER, exponents[method.name]} if method.maps else {_PAPER}
+        refinements = (False, True) if method.maps else (False,)
+        readings[method] = [Reading(exponent, refined) for exponent in sorted(own) for refined in refinements]
+    second = sweep(measured_on, "figures")(readings, f"figures of {len(readings)} methods")
+    return Measurement(table, protocol, exponents, first, second)
+
+
+def _best(readings: Mapping[Reading, Confusion]) -> float:
+    # Of equal ones the smallest exponent, so that the choice does not depend on their order.
+    return max(sorted(readings), key=lambda reading: (readings[reading].mean_iou, -reading.exponent)).exponent

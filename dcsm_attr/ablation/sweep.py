@@ -1,0 +1,232 @@
+"""Many methods on the same photographs: each photograph is read once, each CRF built once, each count kept."""
+
+import hashlib
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import dcsm_attr
+from dcsm_attr.ablation.case import Case, open_case
+from dcsm_attr.ablation.counts import (
+    CountedCase,
+    CountsRow,
+    Reading,
+    count_row_from_line,
+    count_row_line,
+    dense,
+    sparse,
+)
+from dcsm_attr.ablation.gradient_store import GradientStore
+from dcsm_attr.ablation.method import Method
+from dcsm_attr.backbones.classifier import Classifier
+from dcsm_attr.crf import DenseCRF
+from dcsm_attr.datasets.collection import Collection
+from dcsm_attr.evaluation.measurable import UNMEASURABLE
+from dcsm_attr.evaluation.miou import confusion_matrix
+from dcsm_attr.evaluation.provenance import parameters_digest
+from dcsm_attr.evaluation.result import Confusion, Protocol
+from dcsm_attr.evaluation.rows import SkippedPhotograph
+from dcsm_attr.evaluation.state import append_lines, kept_rows
+from dcsm_attr.maps import label_probabilities
+from dcsm_attr.palette import VOID
+
+__all__ = ["Sweep", "SweepResult"]
+
+_logger = logging.getLogger(__name__)
+
+# Labels that a method gives itself depend on no background.
+_GIVEN = Reading(1.0, refined=False)
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What was counted.
+
+    Attributes:
+        confusions: by the method's name and the reading.
+        photographs: number of those that were counted.
+        skipped: the reason, by the name of each photograph that was not.
+    """
+
+    confusions: Mapping[str, Mapping[Reading, Confusion]]
+    photographs: int
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Measures methods on one collection under one protocol.
+
+    Attributes:
+        classifier: whose maps they are.
+        collection: photographs with masks, of the classifier's classes.
+        protocol: what is told about a photograph.
+        store: of gradients.
+        folder: where the counts are kept, a file for each method; a sweep that was cut off goes on from there, and one
+            with further methods counts these alone.
+        crf: refines the readings that ask for it.
+        progress: whether to show a bar.
+    """
+
+    classifier: Classifier
+    collection: Collection
+    protocol: Protocol
+    store: GradientStore
+    folder: Path
+    crf: DenseCRF
+    progress: bool = True
+
+    def __call__(self, readings: Mapping[Method, Sequence[Reading]], description: str) -> SweepResult:
+        """Count.
+
+        Args:
+            readings: of each method, with different names.
+            description: for the bar.
+
+        Returns:
+            The sums over all photographs that could be read.
+
+        Raises:
+            OSError: if the folder cannot be written to.
+            ValueError: if names are not unique, the folder belongs to another network or collection, or none of the
+                photographs could be read.
+        """
+        names = [method.name for method in readings]
+        if len(set(names)) < len(names):
+            raise ValueError(f"methods must have different names, got {', '.join(names)}.")
+        files = {method: self._path(method, wanted) for method, wanted in readings.items()}
+        rows: dict[Method, list[CountsRow]] = {
+            method: kept_rows(files[method], self._described(method, wanted), self._names, 1, count_row_from_line)
+            for method, wanted in readings.items()
+        }
+        done = min(map(len, rows.values()), default=len(self.collection))
+        with tqdm(
+            total=len(self.collection), initial=done, unit="photo", desc=description, disable=not self.progress
+        ) as bar:
+            for number in range(done, len(self.collection)):
+                due = {method: readings[method] for method in readings if len(rows[method]) == number}
+                for method, row in self._counted(number, due).items():
+                    append_lines(files[method], [count_row_line(row)])
+                    rows[method].append(row)
+                bar.update()
+        return self._summed(rows)
+
+    @property
+    def _names(self) -> list[str]:
+        return [photograph.name for photograph in self.collection]
+
+    def _path(self, method: Method, readings: Sequence[Reading]) -> Path:
+        short = re.sub(r"[^a-z0-9.]+", "-", method.name.lower()).strip("-")[:80]
+        digest = hashlib.sha256(repr((method.name, sorted(readings))).encode()).hexdigest()[:8]
+        return self.folder / f"{short}-{digest}.jsonl"
+
+    def _described(self, method: Method, readings: Sequence[Reading]) -> dict[str, Any]:
+        labelled = repr([(photograph.name, photograph.classes) for photograph in self.collection])
+        return {
+            "dcsm_attr": dcsm_attr.__version__,
+            "method": method.name,
+            "readings": [str(reading) for reading in sorted(readings)],
+            "protocol": self.protocol.value,
+            "parameters": parameters_digest(self.classifier.network),
+            "pooling": self.classifier.pooling,
+            "preprocess": asdict(self.classifier.preprocess),
+            "crf": asdict(self.crf),
+            "photographs": hashlib.sha256(labelled.encode()).hexdigest(),
+        }
+
+    def _counted(self, number: int, due: Mapping[Method, Sequence[Reading]]) -> dict[Method, CountsRow]:
+        photograph = self.collection.photographs[number]
+        try:
+            case = open_case(photograph, self.classifier, self.store, self.protocol)
+        except UNMEASURABLE as error:
+            _logger.warning("%s is skipped: %s", photograph.name, error)
+            return {method: SkippedPhotograph(photograph.name, str(error)) for method in due}
+        counts = {method: {_GIVEN: method.labels(case)} for method in due if method.labels is not None}
+        unrefined = {
+            method: _label_probabilities(method.maps(case), case, readings)
+            for method, readings in due.items()
+            if method.maps is not None
+        }
+        for method, probabilities in self._refined(unrefined, case).items():
+            counts[method] = {reading: _labels(values, case) for reading, values in probabilities.items()}
+        labels = 1 + len(self.collection.class_names)
+        return {
+            method: CountedCase(
+                case.name,
+                {
+                    str(reading): sparse(confusion_matrix(_of_classes(found, case), case.mask, labels, VOID))
+                    for reading, found in of_method.items()
+                },
+            )
+            for method, of_method in counts.items()
+        }
+
+    def _refined(
+        self, unrefined: Mapping[Method, Mapping[Reading, Tensor]], case: Case
+    ) -> dict[Method, dict[Reading, Tensor]]:
+        """Run the CRF on all that asks for it, with one lattice."""
+        result = {method: dict(of_method) for method, of_method in unrefined.items()}
+        keys = [(method, reading) for method, of_method in result.items() for reading in of_method if reading.refined]
+        for start in range(0, len(keys), _AT_ONCE):
+            part = keys[start : start + _AT_ONCE]
+            stacked = torch.stack([result[method][reading] for method, reading in part])
+            for (method, reading), refined in zip(
+                part, self.crf.alternatives(stacked, case.prepared.pixels), strict=True
+            ):
+                result[method][reading] = refined
+        return result
+
+    def _summed(self, rows: Mapping[Method, Sequence[CountsRow]]) -> SweepResult:
+        labels = 1 + len(self.collection.class_names)
+        confusions = {}
+        counted = set[str]()
+        skipped = {}
+        for method, of_method in rows.items():
+            totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros(labels, labels, dtype=torch.int64))
+            for row in of_method:
+                if isinstance(row, SkippedPhotograph):
+                    skipped[row.name] = row.reason
+                    continue
+                counted.add(row.name)
+                for reading, entries in row.counts.items():
+                    totals[reading] += dense(entries, labels)
+            if not totals:
+                raise ValueError(
+                    f"none of the {len(of_method)} photographs could be measured, such as {of_method[0].name}: "
+                    f"{skipped[of_method[0].name]}"
+                )
+            confusions[method.name] = {Reading.parsed(text): Confusion(total) for text, total in totals.items()}
+        return SweepResult(confusions, len(counted), skipped)
+
+
+# Labellings of a photograph that go through the CRF together: bounds memory.
+_AT_ONCE = 16
+
+
+def _label_probabilities(maps: Tensor, case: Case, readings: Sequence[Reading]) -> dict[Reading, Tensor]:
+    cropped = case.prepared.crop(maps)[None]
+    present = torch.ones(1, len(maps), dtype=torch.bool)
+    by_exponent = {reading.exponent: label_probabilities(cropped, present, reading.exponent)[0] for reading in readings}
+    return {reading: by_exponent[reading.exponent] for reading in readings}
+
+
+def _labels(probabilities: Tensor, case: Case) -> Tensor:
+    # As argmax, which is several times slower along the first dimension.
+    return case.prepared.restore(probabilities).max(dim=0).indices
+
+
+def _of_classes(slots: Tensor, case: Case) -> Tensor:
+    """From slots (0 background, ``1 + k``) to labels (``1 + c``), at the size of the photograph."""
+    labels = torch.tensor([0, *(1 + c for c in case.classes)])[slots]
+    if labels.shape == case.mask.shape:
+        return labels
+    resized = torch.nn.functional.interpolate(labels[None, None].float(), case.mask.shape, mode="nearest-exact")
+    return resized[0, 0].long()

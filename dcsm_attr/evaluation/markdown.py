@@ -1,0 +1,20 @@
+"""Tables in Markdown."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = ["markdown_table", "value_text"]
+
+
+def markdown_table(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as a table: the first row is its head, the first column is aligned to the left."""
+    head, *body = rows
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *body)]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
+
+
+def value_text(value: Any) -> str:
+    """A setting as a cell."""
+    if value is None:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
