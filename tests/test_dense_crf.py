@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dcsm_attr import DenseCRF
+from dcsm_attr.crf.mean_field import GaussianKernel
 
 DEEPLAB = {"bilateral_weight": 10, "bilateral_xy": 80, "bilateral_rgb": 13, "gaussian_weight": 3, "gaussian_xy": 3}
 
@@ -61,6 +62,47 @@ def test_a_batch_equals_single_images_bit_for_bit():
     together = DenseCRF()(probabilities, images)
     for n in range(3):
         assert torch.equal(together[n], DenseCRF()(probabilities[n : n + 1], images[n : n + 1])[0])
+
+
+@pytest.mark.parametrize("settings", [{}, DEEPLAB, {"bilateral_weight": 0}, {"iterations": 0}])
+def test_alternatives_equal_single_calls(settings):
+    image, probabilities = _picture(40, 50), _probabilities(5, 4, 40, 50)
+    probabilities[3] = probabilities[3].argmax(0) == torch.arange(4)[:, None, None]
+    crf = DenseCRF(**settings)
+    together = crf.alternatives(probabilities, image[0])
+    for one, refined in zip(probabilities, together, strict=True):
+        assert (refined - crf(one[None], image)[0]).abs().max() < 1e-5
+    assert ((together - probabilities).abs().max() > 0.1) == (settings != {"iterations": 0})
+    assert (together.dtype, together.requires_grad) == (torch.float32, False)
+
+
+def test_alternatives_of_the_reference_library_are_its_single_calls():
+    pytest.importorskip("pydensecrf", reason="the reference CRF is an extra: pip install 'dcsm_attr[pydensecrf]'")
+    image, probabilities = _picture(40, 50), _probabilities(3, 4, 40, 50)
+    reference = DenseCRF(backend="pydensecrf")
+    together = reference.alternatives(probabilities, image[0])
+    assert torch.equal(together, torch.cat([reference(one[None], image) for one in probabilities]))
+    assert (together - DenseCRF().alternatives(probabilities, image[0])).abs().max() < 1e-3
+
+
+def test_alternatives_build_each_lattice_once(monkeypatch):
+    built = []
+    original = GaussianKernel.build
+    monkeypatch.setattr(GaussianKernel, "build", staticmethod(lambda *given: built.append(1) or original(*given)))
+    DenseCRF(iterations=1).alternatives(_probabilities(6, 3, 12, 14), _picture(12, 14)[0])
+    assert len(built) == 2
+
+
+def test_bad_alternatives():
+    image = _picture(12, 14)[0]
+    for probabilities, picture, error, message in (
+        (_probabilities(2, 3, 12, 14), image[:, :5], ValueError, r"images must have shape .*\(2, 3, 12, 14\)"),
+        (_probabilities(2, 3, 12, 14), image / 255, TypeError, "uint8"),
+        (2 * _probabilities(2, 3, 12, 14), image, ValueError, r"in \[0, 1\]"),
+        (_probabilities(2, 3, 12, 14)[0], image, ValueError, r"\(N, L, H, W\)"),
+    ):
+        with pytest.raises(error, match=message):
+            DenseCRF().alternatives(probabilities, picture)
 
 
 def test_it_recovers_regions_from_noisy_unaries():

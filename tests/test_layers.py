@@ -7,7 +7,7 @@ from conftest import TinyVGG
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.backbones.layers import default_layers, is_constant, probe_image
+from dcsm_attr.backbones.layers import default_layers, is_constant, layer_blocks, probe_image, vgg_blocks
 
 
 def _model(name):
@@ -19,6 +19,45 @@ def test_vgg16_has_conv3_1_to_conv5_3():
     # In torchvision's numbering of VGG-16: blocks end at the pools 4, 9, 16, 23, 30.
     assert default_layers(_model("vgg16")) == [f"features.{i}" for i in (10, 12, 14, 17, 19, 21, 24, 26, 28)]
     assert len(default_layers(_model("vgg19_bn"))) == 12
+
+
+def test_vgg16_has_five_blocks():
+    numbers = [[0, 2], [5, 7], [10, 12, 14], [17, 19, 21], [24, 26, 28]]
+    assert layer_blocks(_model("vgg16")) == [[f"features.{i}" for i in block] for block in numbers]
+    # With batch norms a convolution takes three places; a VGG-11 has 1, 1, 2, 2, 2 of them.
+    assert vgg_blocks(_model("vgg11_bn")) == [
+        [f"features.{i}" for i in block] for block in ([0], [4], [8, 11], [15, 18], [22, 25])
+    ]
+
+
+BLOCKS = {
+    # Five inputs at 56 x 56 positions, four at 28 x 28 and 14 x 14, three at 7 x 7; the first, the middle and the last.
+    "resnet18": [
+        ["layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1"],
+        ["layer2.0.conv2", "layer2.1.conv2", "layer3.0.conv1"],
+        ["layer3.0.conv2", "layer3.1.conv2", "layer4.0.conv1"],
+        ["layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2"],
+    ],
+    # The inputs of fires; of four at the last resolution, the first, the third and the fourth.
+    "squeezenet1_1": [
+        ["features.3.squeeze", "features.4.squeeze"],
+        ["features.6.squeeze", "features.7.squeeze"],
+        ["features.9.squeeze", "features.11.squeeze", "features.12.squeeze"],
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_of_known_families(name):
+    assert layer_blocks(_model(name)) == BLOCKS[name]
+
+
+@pytest.mark.parametrize("name", ["vgg16", "alexnet", "resnet18", "squeezenet1_1"])
+def test_the_default_layers_are_the_last_three_blocks(name):
+    model = _model(name)
+    blocks = layer_blocks(model)
+    assert default_layers(model) == [name for block in blocks[-3:] for name in block]
+    assert len({layer for block in blocks for layer in block}) == sum(map(len, blocks))
 
 
 EXPECTED = {

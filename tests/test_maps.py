@@ -212,6 +212,47 @@ def test_background_by_hand():
     assert eq.background(maps, torch.tensor([[False, False]])).flatten().tolist() == [1.0, 1.0]
 
 
+# Where m = (1 - m)^g: 2 m = 1; m^2 - 3 m + 1 = 0; m^2 + m - 1 = 0.
+@pytest.mark.parametrize(("exponent", "edge"), [(1.0, 0.5), (2.0, (3 - 5**0.5) / 2), (0.5, (5**0.5 - 1) / 2)])
+def test_the_exponent_says_where_the_foreground_begins(exponent, edge):
+    maps = torch.tensor([[[[edge - 1e-3, edge, edge + 1e-3]]]], dtype=torch.float64)
+    present = torch.tensor([[True]])
+    assert eq.background(maps, present, exponent)[..., 1].item() == pytest.approx(edge, abs=1e-12)
+    labels = eq.label_probabilities(maps, present, exponent)[0, :, 0]
+    assert labels[:, 1].tolist() == pytest.approx([0.5, 0.5])
+    assert labels[:, 0].argmax() == 0
+    assert labels[:, 2].argmax() == 1
+
+
+def test_the_background_with_an_exponent_by_hand():
+    maps = torch.tensor([[[[0.2, 0.9, 1.0, 0.0]], [[0.5, 0.1, 0.3, 0.0]]]])
+    both = torch.tensor([[True, True]])
+    assert eq.background(maps, both, 2.0).flatten().tolist() == pytest.approx([0.25, 0.01, 0.0, 1.0])
+    assert eq.background(maps, both, 0.5).flatten().tolist() == pytest.approx([0.5**0.5, 0.1**0.5, 0.0, 1.0])
+    assert eq.background(maps, torch.tensor([[False, False]]), 4.0).flatten().tolist() == [1.0] * 4
+    labels = eq.label_probabilities(maps, both, 2.0)[0, :, 0, 0]
+    assert labels.tolist() == pytest.approx([0.25 / 0.95, 0.2 / 0.95, 0.5 / 0.95])
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_an_exponent_of_one_is_eq7_to_the_last_bit(seed):
+    maps, flags = _random_maps(seed, 3, 4, 4), torch.tensor([[True, False, True]] * 2)
+    expected = 1 - torch.maximum(maps[:, :1], maps[:, 2:])
+    assert torch.equal(eq.background(maps, flags), expected)
+    assert torch.equal(eq.background(maps, flags, 1.0), expected)
+    assert torch.equal(eq.label_probabilities(maps, flags, 1.0), eq.label_probabilities(maps, flags))
+
+
+@given(st.integers(0, 10_000), st.floats(0.1, 20), st.floats(0.1, 20))
+@settings(max_examples=40, deadline=None)
+def test_a_larger_exponent_gives_more_foreground(seed, first, second):
+    maps, flags = _random_maps(seed, 3, 4, 4), torch.ones(2, 3, dtype=torch.bool)
+    smaller, larger = (eq.label_probabilities(maps, flags, g).argmax(1) for g in sorted((first, second)))
+    assert torch.equal(larger[smaller > 0], smaller[smaller > 0]), "what is foreground keeps its class"
+    assert (larger > 0).sum() >= (smaller > 0).sum()
+
+
 @given(st.integers(0, 10_000), st.lists(st.booleans(), min_size=3, max_size=3))
 @settings(max_examples=40, deadline=None)
 def test_label_probabilities_are_a_distribution_with_the_same_winner(seed, foreground):

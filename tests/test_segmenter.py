@@ -84,6 +84,26 @@ def test_unaries_are_the_background_rule_on_the_canvas(vgg, photograph):
     assert torch.equal(result.probabilities, result.unrefined)
 
 
+def test_another_background_on_the_canvas(vgg, photograph):
+    square = photograph.resize((40, 40))
+    parts = {"crf": None, "preprocess": SMALL}
+    result = Segmenter(vgg, **parts, background_exponent=2).segment(square, [0, 3])
+    maps = DistinctClassSaliency(vgg).class_maps(SMALL(square).tensor[None], classes=[0, 3])
+    foreground = maps.maps[0, [k for k in range(3) if maps.classes[0, k] in (0, 3)]]
+    expected = torch.cat([(1 - foreground.amax(0, keepdim=True)) ** 2, foreground])
+    torch.testing.assert_close(result.probabilities, expected / expected.sum(0), rtol=1e-5, atol=1e-6)
+    assert result.settings["background_exponent"] == 2
+    paper = Segmenter(vgg, **parts).segment(square, [0, 3])
+    assert paper.settings["background_exponent"] == 1
+    assert (result.labels > 0).sum() > (paper.labels > 0).sum()
+
+
+@pytest.mark.parametrize("exponent", [0, -1, float("nan"), float("inf")])
+def test_bad_exponents(vgg, exponent):
+    with pytest.raises(ValueError, match="background_exponent must be positive, got"):
+        Segmenter(vgg, background_exponent=exponent)
+
+
 def test_the_crf_refines_the_unaries_with_the_photograph_on_the_canvas(segmenter, photograph):
     square = photograph.resize((40, 40))
     result = segmenter.segment(square)

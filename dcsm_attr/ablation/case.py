@@ -33,7 +33,8 @@ class Case:
         prepared: on the canvas of the classifier.
         mask: ``(H, W)`` int64, the truth.
         logits: ``(1, C, h, w)``, the score maps of the canvas.
-        classes: the K classes that are to be labelled: the image-level labels, or those that are detected.
+        classes: the K classes that are to be labelled, the best first: the image-level labels, or those that are
+            detected. A pixel where maps are equal goes to the first.
         required: the classes of both protocols, so that they share their gradients.
         by_score: all classes, the best first.
     """
@@ -81,7 +82,7 @@ def open_case(photograph: Photograph, classifier: Classifier, store: GradientSto
     scores = class_scores(logits, "auto", classifier.pooling)[0]
     by_score = scores.argsort(descending=True, stable=True).tolist()
     detected = [c for c in by_score if scores[c] > _THRESHOLD] or by_score[:1]
-    known = list(photograph.classes)
+    known = [c for c in by_score if c in photograph.classes]
     return Case(
         photograph.name,
         classifier,

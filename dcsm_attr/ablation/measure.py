@@ -17,9 +17,9 @@ from dcsm_attr.evaluation.result import Confusion, Protocol
 
 __all__ = ["EXPONENTS", "Measurement", "measured_table"]
 
-#: Exponents of the background among which each method's is chosen; the foreground begins at 0.62, 0.5, 0.38, 0.28,
-#: 0.19 and 0.12 of a map's range.
-EXPONENTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+#: Exponents of the background among which each method's is chosen; the foreground begins at 0.62, 0.56, 0.5, 0.44,
+#: 0.38, 0.28, 0.19 and 0.12 of a map's range.
+EXPONENTS = (0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0)
 
 _PAPER = 1.0
 
@@ -77,7 +77,8 @@ def measured_table(
     Args:
         table: of the classifier.
         classifier: in any mode; it is left as it is.
-        chosen_on: photographs on which the background is chosen, by mean IoU before the CRF.
+        chosen_on: photographs on which the background is chosen, by mean IoU before the CRF; after it for methods that
+            bring their own. Labels are compared on the canvas.
         measured_on: photographs on which the figures are taken, before and after the CRF, with Eq. 7's background and
             with the chosen one.
         protocol: what is told about a photograph.
@@ -95,22 +96,23 @@ def measured_table(
     methods = list({row.method.name: row.method for row in table.rows}.values())
     store = GradientStore(folder / "gradients", classifier)
 
-    def sweep(collection: Collection, name: str) -> Sweep:
-        return Sweep(
-            classifier, collection, protocol, store, folder / "counts" / f"{name}-{protocol.value}", crf, progress
-        )
+    def sweep(collection: Collection, name: str, on_canvas: bool) -> Sweep:
+        counts = folder / "counts" / f"{name}-{protocol.value}"
+        return Sweep(classifier, collection, protocol, store, counts, crf, on_canvas, progress)
 
     search: dict[Method, Sequence[Reading]] = {
-        method: [Reading(exponent, refined=False) for exponent in EXPONENTS] for method in methods if method.maps
+        method: [Reading(exponent, refined=method.crf is not None) for exponent in EXPONENTS]
+        for method in methods
+        if method.maps
     }
-    first = sweep(chosen_on, "background")(search, f"background of {len(search)} methods")
+    first = sweep(chosen_on, "background", True)(search, f"background of {len(search)} methods")
     exponents = {name: _best(readings) for name, readings in first.confusions.items()}
     readings: dict[Method, Sequence[Reading]] = {}
     for method in methods:
         own = {_PAPER, exponents[method.name]} if method.maps else {_PAPER}
         refinements = (False, True) if method.maps else (False,)
         readings[method] = [Reading(exponent, refined) for exponent in sorted(own) for refined in refinements]
-    second = sweep(measured_on, "figures")(readings, f"figures of {len(readings)} methods")
+    second = sweep(measured_on, "figures", False)(readings, f"figures of {len(readings)} methods")
     return Measurement(table, protocol, exponents, first, second)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from dcsm_attr.ablation.case import Case
 from dcsm_attr.ablation.gradient_store import PassName
 from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
+from dcsm_attr.crf import DenseCRF
 
 __all__ = ["Method", "maps_of_classes"]
 
@@ -21,11 +22,14 @@ class Method:
         maps: a case to maps ``(K, S, S)`` in [0, 1] of its classes, on the canvas. None: it gives labels itself.
         labels: a case to labels ``(h, w)`` int64 of the photograph on its canvas: 0 background, ``1 + k`` for the k-th
             class. None: the labels follow from the maps, a background and the CRF.
+        crf: the CRF of this method, which its background is then chosen after. None: that of the table, and the
+            background is chosen before it.
     """
 
     name: str
     maps: Callable[[Case], Tensor] | None = None
     labels: Callable[[Case], Tensor] | None = None
+    crf: DenseCRF | None = None
 
     def __post_init__(self) -> None:
         """Check that there is one way."""

@@ -72,7 +72,9 @@ class Sweep:
         store: of gradients.
         folder: where the counts are kept, a file for each method; a sweep that was cut off goes on from there, and one
             with further methods counts these alone.
-        crf: refines the readings that ask for it.
+        crf: refines the readings that ask for it, of the methods that bring none.
+        on_canvas: whether labels are compared with the mask on the canvas, which is several times faster and good
+            enough to choose between settings, or at the photograph's own size, as :func:`evaluate` does.
         progress: whether to show a bar.
     """
 
@@ -82,6 +84,7 @@ class Sweep:
     store: GradientStore
     folder: Path
     crf: DenseCRF
+    on_canvas: bool = False
     progress: bool = True
 
     def __call__(self, readings: Mapping[Method, Sequence[Reading]], description: str) -> SweepResult:
@@ -138,7 +141,8 @@ class Sweep:
             "parameters": parameters_digest(self.classifier.network),
             "pooling": self.classifier.pooling,
             "preprocess": asdict(self.classifier.preprocess),
-            "crf": asdict(self.crf),
+            "crf": asdict(method.crf or self.crf),
+            "on_canvas": self.on_canvas,
             "photographs": hashlib.sha256(labelled.encode()).hexdigest(),
         }
 
@@ -156,32 +160,40 @@ class Sweep:
             if method.maps is not None
         }
         for method, probabilities in self._refined(unrefined, case).items():
-            counts[method] = {reading: _labels(values, case) for reading, values in probabilities.items()}
+            counts[method] = {reading: self._labels(values, case) for reading, values in probabilities.items()}
         labels = 1 + len(self.collection.class_names)
+        mask = _resized(case.mask, case.prepared.pixels.shape[1:]) if self.on_canvas else case.mask
         return {
             method: CountedCase(
                 case.name,
                 {
-                    str(reading): sparse(confusion_matrix(_of_classes(found, case), case.mask, labels, VOID))
+                    str(reading): sparse(confusion_matrix(_of_classes(found, case, mask), mask, labels, VOID))
                     for reading, found in of_method.items()
                 },
             )
             for method, of_method in counts.items()
         }
 
+    def _labels(self, probabilities: Tensor, case: Case) -> Tensor:
+        sized = probabilities if self.on_canvas else case.prepared.restore(probabilities)
+        # As argmax, which is several times slower along the first dimension.
+        return sized.max(dim=0).indices
+
     def _refined(
         self, unrefined: Mapping[Method, Mapping[Reading, Tensor]], case: Case
     ) -> dict[Method, dict[Reading, Tensor]]:
-        """Run the CRF on all that asks for it, with one lattice."""
+        """Run each CRF on all that asks for it, with one lattice."""
         result = {method: dict(of_method) for method, of_method in unrefined.items()}
-        keys = [(method, reading) for method, of_method in result.items() for reading in of_method if reading.refined]
-        for start in range(0, len(keys), _AT_ONCE):
-            part = keys[start : start + _AT_ONCE]
-            stacked = torch.stack([result[method][reading] for method, reading in part])
-            for (method, reading), refined in zip(
-                part, self.crf.alternatives(stacked, case.prepared.pixels), strict=True
-            ):
-                result[method][reading] = refined
+        of_crf: dict[DenseCRF, list[tuple[Method, Reading]]] = defaultdict(list)
+        for method, of_method in result.items():
+            of_crf[method.crf or self.crf] += [(method, reading) for reading in of_method if reading.refined]
+        for crf, keys in of_crf.items():
+            for start in range(0, len(keys), _AT_ONCE):
+                part = keys[start : start + _AT_ONCE]
+                stacked = torch.stack([result[method][reading] for method, reading in part])
+                refined_part = crf.alternatives(stacked, case.prepared.pixels)
+                for (method, reading), refined in zip(part, refined_part, strict=True):
+                    result[method][reading] = refined
         return result
 
     def _summed(self, rows: Mapping[Method, Sequence[CountsRow]]) -> SweepResult:
@@ -218,15 +230,13 @@ def _label_probabilities(maps: Tensor, case: Case, readings: Sequence[Reading]) 
     return {reading: by_exponent[reading.exponent] for reading in readings}
 
 
-def _labels(probabilities: Tensor, case: Case) -> Tensor:
-    # As argmax, which is several times slower along the first dimension.
-    return case.prepared.restore(probabilities).max(dim=0).indices
+def _of_classes(slots: Tensor, case: Case, mask: Tensor) -> Tensor:
+    """From slots (0 background, ``1 + k``) to labels (``1 + c``), at the size of the mask."""
+    return _resized(torch.tensor([0, *(1 + c for c in case.classes)])[slots], mask.shape)
 
 
-def _of_classes(slots: Tensor, case: Case) -> Tensor:
-    """From slots (0 background, ``1 + k``) to labels (``1 + c``), at the size of the photograph."""
-    labels = torch.tensor([0, *(1 + c for c in case.classes)])[slots]
-    if labels.shape == case.mask.shape:
+def _resized(labels: Tensor, size: Sequence[int]) -> Tensor:
+    if labels.shape == tuple(size):
         return labels
-    resized = torch.nn.functional.interpolate(labels[None, None].float(), case.mask.shape, mode="nearest-exact")
+    resized = torch.nn.functional.interpolate(labels[None, None].float(), tuple(size), mode="nearest-exact")
     return resized[0, 0].long()

@@ -9,6 +9,7 @@ import typer
 
 from dcsm_attr.cli.building import chosen_device
 from dcsm_attr.cli.options import Device, DeviceName
+from dcsm_attr.cli.skipped import report_skipped
 
 if TYPE_CHECKING:
     from dcsm_attr.ablation.measure import Measurement
@@ -136,6 +137,7 @@ def ablate(
     )
     _say(measurement)
     typer.echo(f"{paths[0]}: the table; {paths[2]}: its picture")
+    report_skipped({**measurement.chosen_on.skipped, **measurement.result.skipped})
 
 
 def _say(measurement: "Measurement") -> None:
