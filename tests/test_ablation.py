@@ -309,8 +309,14 @@ LABELS = {
         "peers": ["CAM", "Grad-CAM", "Grad-CAM++", "LayerCAM", "FinerCAM", "Guided Grad-CAM"],
         "ours": ["DCSM", "no subtraction", "Simonyan, alpha 8"],
     },
+    "preset": {
+        "the paper's": ["DCSM (N = 3)", "no subtraction", "Simonyan, alpha 8"],
+        "among the present": ["all layers", "2 deepest layers", "deepest layer"],
+        "heat map": ["alone"],
+        "peers": ["CAM", "Grad-CAM", "Grad-CAM++", "LayerCAM", "FinerCAM", "Guided Grad-CAM"],
+    },
 }
-LIBRARIES = {"fusion": ["cv2"], "peers": ["torchcam", "pytorch_grad_cam"]}
+LIBRARIES = {"fusion": ["cv2"], "preset": ["torchcam", "pytorch_grad_cam"], "peers": ["torchcam", "pytorch_grad_cam"]}
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -1,6 +1,7 @@
 """Many methods on the same photographs: each photograph is read once, each CRF built once, each count kept."""
 
 import hashlib
+import json
 import logging
 import re
 from collections import defaultdict
@@ -128,7 +129,7 @@ class Sweep:
 
     def _path(self, method: Method, readings: Sequence[Reading]) -> Path:
         short = re.sub(r"[^a-z0-9.]+", "-", method.name.lower()).strip("-")[:80]
-        digest = hashlib.sha256(repr((method.name, sorted(readings))).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(self._described(method, readings)).encode()).hexdigest()[:8]
         return self.folder / f"{short}-{digest}.jsonl"
 
     def _described(self, method: Method, readings: Sequence[Reading]) -> dict[str, Any]:

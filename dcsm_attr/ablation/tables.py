@@ -1,7 +1,7 @@
 """The paper's tables, each as the methods whose rows it compares."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -18,6 +18,7 @@ from dcsm_attr.backbones.layers import default_layers, layer_blocks
 from dcsm_attr.peers import PEERS, peer_maps
 from dcsm_attr.segmentation.fusion import fused, heat_maps
 from dcsm_attr.segmentation.grabcut import grabcut_labels
+from dcsm_attr.segmentation.presets import tuned_crf
 
 __all__ = ["TABLES", "Row", "Table", "dcsm", "simonyan"]
 
@@ -234,6 +235,31 @@ def _peers(classifier: Classifier) -> Table:
     return Table("Class activation methods of other libraries", "method", (*map(of, PEERS), *ours))
 
 
+def _preset(classifier: Classifier) -> Table:
+    crf = tuned_crf(classifier.preprocess.side)
+    layers = default_layers(classifier.network)
+
+    def among(count: int) -> Row:
+        method = dcsm(classifier, f"DCSM, among the present, {count} deepest", layer=layers[-count:], min_candidates=1)
+        return Row("among the present", f"{count} deepest layers" if count > 1 else "deepest layer", method)
+
+    deepest = len(layers)
+    rows = [
+        Row("the paper's", "DCSM (N = 3)", dcsm(classifier)),
+        Row("the paper's", "no subtraction", _raw(classifier)),
+        Row("the paper's", "Simonyan, alpha 8", simonyan(classifier, 8)),
+        Row("among the present", "all layers", dcsm(classifier, "DCSM, N = 1", min_candidates=1)),
+        *(among(count) for count in (4, 2, 1) if count < deepest),
+        Row("heat map", "alone", Method("heat map", maps=_heat)),
+        *(row for row in _peers(classifier).rows if row.series == "peers"),
+    ]
+    tuned = [
+        Row(row.series, row.label, replace(row.method, name=f"{row.method.name}, tuned CRF", crf=crf)) for row in rows
+    ]
+    title = "Beyond the paper: all methods with the CRF of the preset 'tuned', each with its best background after it"
+    return Table(title, "method", tuple(tuned))
+
+
 def _of_peer(name: str, case: Case) -> Tensor:
     classifier = case.classifier
     device = next(classifier.network.parameters()).device
@@ -250,4 +276,5 @@ TABLES: dict[str, Callable[[Classifier], Table]] = {
     "variant": _variant,
     "fusion": _fusion,
     "peers": _peers,
+    "preset": _preset,
 }

@@ -172,7 +172,8 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
                 parts.append(self._combined(chain([first], runs), selection[part].to(device), size, raw))
         assert selection is not None
         result = ClassMaps.concatenated(parts)
-        if self.subtract and not result.subtracted.all():
+        # Who asks for one candidate only does not expect that anything is subtracted.
+        if self.subtract and self.min_candidates > 1 and not result.subtracted.all():
             warn_caller(
                 "an image has a single candidate class: there is nothing to subtract, and its map is the raw one "
                 "(see ClassMaps.subtracted)."

@@ -87,6 +87,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         threshold: float = 0.5,
         min_candidates: int | None = None,
         variant: VariantName = "paper",
+        deepest: int | None = None,
         internal_batch_size: int | None = None,
     ) -> None:
         r"""
@@ -121,6 +122,8 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
                 Default: None
             variant (str, optional): "paper", "matconvnet" or "caffe".
                 Default: "paper"
+            deepest (int, optional): Where ``layer`` is None: so many of the default layers, from the last. None: all.
+                Default: None
             internal_batch_size (int, optional): Bounds memory: at most this many images in one forward pass, and on an
                 accelerator this many images times classes in one backward pass. None: the whole batch and all classes.
                 Default: None
@@ -142,6 +145,12 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             min_candidates=min_candidates,
             internal_batch_size=internal_batch_size,
         )
+        if deepest is not None and (layer is not None or deepest < 1):
+            raise ValueError(
+                "deepest takes so many of the default layers, at least 1, and does not go together with layer; got "
+                f"deepest={deepest}{'' if layer is None else ' and a layer'}."
+            )
+        self._deepest = deepest
         self._chosen_by_user = layer is not None
         self._layers: dict[str, nn.Module] | None = None
         if layer is not None:
@@ -166,7 +175,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
     def _resolved_layers(self, inputs: Any = None) -> dict[str, nn.Module]:
         if self._layers is None:
             names = default_layers(self.forward_func, None if inputs is None else checked_images(inputs)[0])
-            self._layers = named_layers(self.forward_func, names)
+            self._layers = named_layers(self.forward_func, names[-(self._deepest or 0) :])
             self.layer = list(self._layers.values())
         return self._layers
 

@@ -29,6 +29,7 @@ class TableChoice(str, Enum):
     VARIANT = "variant"
     FUSION = "fusion"
     PEERS = "peers"
+    PRESET = "preset"
 
 
 class ProtocolOfTable(str, Enum):
@@ -43,7 +44,8 @@ def ablate(
         TableChoice,
         typer.Argument(
             help="alpha, layers, size, candidates, rule, crf: Tables 1 to 6 of the paper. variant: its two released "
-            "codes. fusion: class score maps, and GrabCut. peers: other libraries' class activation methods.",
+            "codes. fusion: class score maps, and GrabCut. peers: other libraries' class activation methods. preset: "
+            "all of them with the CRF of the preset tuned.",
             show_default=False,
         ),
     ],

@@ -17,6 +17,8 @@ from dcsm_attr.cli.options import (
     NoSubtract,
     Output,
     Photographs,
+    PresetChoice,
+    PresetOption,
     Resume,
     Variant,
     Weights,
@@ -32,6 +34,7 @@ def attribute(
     weights: Weights = "DEFAULT",
     labels: Labels = "imagenet",
     classes: Classes = None,
+    preset: PresetOption = PresetChoice.PAPER,
     method: Method = MethodChoice.DCSM,
     variant: Variant = None,
     no_subtract: NoSubtract = False,
@@ -58,7 +61,7 @@ def attribute(
     """
     known = parsed_classes(classes)
     provenance = chosen_network(model, weights, labels)
-    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates)
+    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, crf=None)
 
     def work(photograph: Path, folder: Path) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from dcsm_attr.cli.options import MethodChoice, VariantChoice
+from dcsm_attr.cli.options import MethodChoice, PresetChoice, VariantChoice
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ class SaliencyOptions:
     """The options of how class maps are made; None: the method's own.
 
     Attributes:
-        method, variant, no_subtract, no_guided, alpha, min_candidates: as the options of these names.
+        method, variant, no_subtract, no_guided, alpha, min_candidates, preset: as the options of these names.
     """
 
     method: MethodChoice = MethodChoice.DCSM
@@ -38,10 +38,12 @@ class SaliencyOptions:
     no_guided: bool = False
     alpha: float | None = None
     min_candidates: int | None = None
+    preset: PresetChoice = PresetChoice.PAPER
 
     def __post_init__(self) -> None:
         """Check that the options go together."""
-        dcsm_alone = [argument for argument in self.arguments() if not argument.startswith(("--method", "--alpha"))]
+        of_both = ("--method", "--alpha", "--preset")
+        dcsm_alone = [argument for argument in self.arguments() if not argument.startswith(of_both)]
         if self.method is MethodChoice.SIMONYAN and dcsm_alone:
             raise ValueError(
                 f"--method simonyan is one plain gradient a class, without candidates or variants: "
@@ -74,7 +76,9 @@ def build_saliency(
         ValueError: if an option is out of its range, or the method does not work on the network.
     """
     from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
+    from dcsm_attr.segmentation.presets import PRESETS
 
+    preset = PRESETS[options.preset.value]
     given: dict[str, Any] = {} if options.alpha is None else {"alpha": options.alpha}
     if options.method is MethodChoice.SIMONYAN:
         return Simonyan(network, activation=activation, pooling=pooling, **given)
@@ -84,7 +88,9 @@ def build_saliency(
         subtract=not options.no_subtract,
         activation=activation,
         pooling=pooling,
-        min_candidates=options.min_candidates,
+        # A released code brings its own number of candidates.
+        min_candidates=options.min_candidates or (None if options.variant else preset.min_candidates),
+        deepest=preset.deepest,
         variant=(options.variant or VariantChoice.PAPER).value,
         **given,
     )
@@ -113,7 +119,9 @@ def build_segmenter(
     """
     from dcsm_attr.backbones.classifier import is_classifier, load_classifier
     from dcsm_attr.backbones.loading import class_names, load_model
+    from dcsm_attr.backbones.preprocess import Preprocess
     from dcsm_attr.segmentation import Segmenter
+    from dcsm_attr.segmentation.presets import PRESETS
 
     network: nn.Module
     activation: Activation = "auto"
@@ -128,6 +136,9 @@ def build_segmenter(
         network = load_model(model, weights, chosen_device(device))
         activation = "sigmoid" if labels == "voc" else "auto"
     method = build_saliency(network, saliency, activation=activation, pooling=pooling)
+    preset = PRESETS[saliency.preset.value]
+    side = settings.get("preprocess", Preprocess()).side
+    settings = {"crf": preset.crf(side), "background_exponent": preset.background_exponent, **settings}
     return Segmenter(network, saliency=method, class_names=names, **settings)
 
 

@@ -20,6 +20,8 @@ from dcsm_attr.cli.options import (
     NoCrf,
     NoGuided,
     NoSubtract,
+    PresetChoice,
+    PresetOption,
     Resume,
     Variant,
     Weights,
@@ -64,6 +66,7 @@ def evaluate(
     count: Annotated[
         int, typer.Option(min=0, help="So many photographs, evenly spread over the list; 0: all of them.")
     ] = 0,
+    preset: PresetOption = PresetChoice.PAPER,
     method: Method = MethodChoice.DCSM,
     variant: Variant = None,
     no_subtract: NoSubtract = False,
@@ -97,7 +100,7 @@ def evaluate(
     from dcsm_attr.evaluation.result import Protocol
     from dcsm_attr.files import writable_folder
 
-    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates)
+    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
     output = writable_folder(output)
     whole = voc_collection(voc_root, split)
     chosen = whole.spread(count)

@@ -57,6 +57,22 @@ class VariantChoice(str, Enum):
     CAFFE = "caffe"
 
 
+class PresetChoice(str, Enum):
+    """Named settings of everything."""
+
+    PAPER = "paper"
+    TUNED = "tuned"
+
+
+PresetOption = Annotated[
+    PresetChoice,
+    typer.Option(
+        "--preset",
+        help="paper: as published. tuned: the deepest layers, only the classes in the picture subtracted from each "
+        "other, a background and a CRF chosen on photographs. The other options change parts of it.",
+        rich_help_panel=_METHOD_PANEL,
+    ),
+]
 Method = Annotated[
     MethodChoice,
     typer.Option(

@@ -18,6 +18,8 @@ from dcsm_attr.cli.options import (
     NoSubtract,
     Output,
     Photographs,
+    PresetChoice,
+    PresetOption,
     Resume,
     Variant,
     Weights,
@@ -33,6 +35,7 @@ def segment(
     weights: Weights = "DEFAULT",
     labels: Labels = "imagenet",
     classes: Classes = None,
+    preset: PresetOption = PresetChoice.PAPER,
     method: Method = MethodChoice.DCSM,
     variant: Variant = None,
     no_subtract: NoSubtract = False,
@@ -64,7 +67,7 @@ def segment(
     """
     known = parsed_classes(classes)
     provenance = chosen_network(model, weights, labels)
-    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates)
+    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
     without = {"crf": None} if no_crf else {}
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, **without)
 

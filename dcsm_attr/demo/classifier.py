@@ -4,8 +4,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from dcsm_attr.backbones.classifier import Architecture, Classifier
 from dcsm_attr.backbones.convolutional import ScoreMapNetwork
-from dcsm_attr.backbones.scene_net import MEAN, STD, load_scene_net
 from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.backbones.scene_net import MEAN, STD, load_scene_net
 from dcsm_attr.datasets.scenes import CLASS_NAMES
 
 __all__ = ["scene_classifier"]

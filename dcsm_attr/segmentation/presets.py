@@ -8,7 +8,6 @@ from torch import nn
 
 from dcsm_attr.attribution import DistinctClassSaliency
 from dcsm_attr.attribution.candidates import Activation
-from dcsm_attr.backbones.layers import default_layers
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.backbones.score_pooling import PoolingName
 from dcsm_attr.crf import DenseCRF
@@ -36,11 +35,6 @@ class Preset:
     background_exponent: float
     crf: Callable[[int], DenseCRF]
 
-    def layers(self, model: nn.Module) -> list[str]:
-        """Names of the layers at whose inputs gradients are read."""
-        layers = default_layers(model)
-        return layers if self.deepest is None else layers[-self.deepest :]
-
 
 def tuned_crf(side: int) -> DenseCRF:
     """The CRF of the preset ``"tuned"``, whose widths in pixels grow with the canvas.
@@ -51,9 +45,9 @@ def tuned_crf(side: int) -> DenseCRF:
     return DenseCRF(bilateral_weight=5, bilateral_xy=3 / 16 * side, bilateral_rgb=10, gaussian_weight=3)
 
 
-#: By name. ``"paper"``: Eq. 3 to 8 as published. ``"tuned"``: the two deepest of the default layers, no classes that are
-#: not in the picture among the candidates, a background that begins later, and a CRF that reaches further. It was found
-#: with a SqueezeNet 1.1 and the masks of 64 VOC photographs of the training set.
+#: By name. ``"paper"``: Eq. 3 to 8 as published. ``"tuned"``: the two deepest of the default layers, no classes that
+#: are not in the picture among the candidates, a foreground that begins later, and a CRF that reaches further. It was
+#: found with a SqueezeNet 1.1 and the masks of 64 VOC photographs of the training set.
 PRESETS: Mapping[PresetName, Preset] = {
     "paper": Preset(None, 3, 1.0, lambda side: DenseCRF()),
     "tuned": Preset(2, 1, 0.5, tuned_crf),
@@ -90,11 +84,10 @@ def preset_segmenter(
     preprocess = Preprocess() if preprocess is None else preprocess
     saliency = DistinctClassSaliency(
         model,
-        # All of them are the method's own choice, which it reads at their inputs.
-        None if chosen.deepest is None else chosen.layers(model),
         activation=activation,
         pooling=pooling,
         min_candidates=chosen.min_candidates,
+        deepest=chosen.deepest,
     )
     return Segmenter(
         model,

@@ -1,0 +1,97 @@
+"""Segmenters by the name of their preset."""
+
+import warnings
+
+import pytest
+import torch
+from conftest import TinyVGG
+from PIL import Image
+from typer.testing import CliRunner
+
+from dcsm_attr import DenseCRF, DistinctClassSaliency
+from dcsm_attr import maps as eq
+from dcsm_attr.backbones.classifier import Architecture, build_classifier, save_classifier
+from dcsm_attr.backbones.layers import default_layers
+from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.cli import app
+from dcsm_attr.segmentation.presets import preset_segmenter, tuned_crf
+
+PREPROCESS = Preprocess(size=48)
+
+
+@pytest.fixture
+def photograph():
+    return Image.effect_noise((48, 36), 90).convert("RGB")
+
+
+def test_the_papers_preset_is_the_default_segmenter(vgg):
+    segmenter = preset_segmenter(vgg, "paper")
+    assert segmenter.settings["saliency"] == DistinctClassSaliency(vgg).settings
+    assert (segmenter.crf, segmenter.background_exponent) == (DenseCRF(), 1.0)
+
+
+def test_the_tuned_preset_by_hand(vgg, photograph):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # One class alone has nothing to be subtracted, as is asked for.
+        alone = preset_segmenter(vgg, "tuned", preprocess=PREPROCESS).segment(photograph, [2])
+        both = preset_segmenter(vgg, "tuned", preprocess=PREPROCESS).segment(photograph, [2, 0])
+    prepared = PREPROCESS(photograph)
+    for segmentation, classes in ((alone, [2]), (both, [2, 0])):
+        layers = default_layers(vgg)[-2:]
+        candidates = list(segmentation.classes)
+        assert sorted(candidates) == sorted(classes), "nothing but what is there is compared"
+        by_name = DistinctClassSaliency(vgg, layers, subtract=len(classes) > 1, min_candidates=1)
+        found = by_name.class_maps(prepared.tensor[None], candidates, candidates, attribute_to_layer_input=True)
+        probabilities = eq.label_probabilities(prepared.crop(found.maps), found.detected, 0.5)
+        assert torch.allclose(segmentation.unrefined, probabilities[0], atol=1e-6)
+        refined = DenseCRF(5, 9, 10, 3, 3)(probabilities, prepared.pixels[None])
+        assert torch.allclose(segmentation.probabilities, refined[0], atol=1e-5)
+
+
+def test_the_widths_grow_with_the_canvas():
+    assert tuned_crf(320) == DenseCRF(5, 60, 10, 3, 3)
+    assert tuned_crf(500).bilateral_xy == 93.75
+
+
+def test_the_deepest_layers(vgg, images):
+    every = DistinctClassSaliency(vgg).layers
+    assert DistinctClassSaliency(vgg, deepest=2).layers == every[-2:]
+    assert DistinctClassSaliency(vgg, deepest=99).layers == every
+    by_name = DistinctClassSaliency(vgg, every[-1]).attribute(images, 1, attribute_to_layer_input=True)
+    assert torch.equal(DistinctClassSaliency(vgg, deepest=1).attribute(images, 1), by_name)
+
+
+@pytest.mark.parametrize("options", [{"deepest": 0}, {"deepest": 1, "layer": "features.5"}])
+def test_deepest_is_checked(vgg, options):
+    with pytest.raises(ValueError, match="deepest takes so many of the default layers, at least 1"):
+        DistinctClassSaliency(vgg, **options)
+
+
+def test_an_unknown_preset():
+    with pytest.raises(ValueError, match="preset must be one of 'paper', 'tuned'; got 'best'"):
+        preset_segmenter(TinyVGG(), "best")
+
+
+def test_on_the_command_line(tmp_path, photograph):
+    names = ("ant", "bee", "cat")
+    built = build_classifier(Architecture("squeezenet1_1", 3, "features.6", "linear"), None, names, PREPROCESS)
+    save_classifier(built, tmp_path / "net.safetensors")
+    photograph.save(tmp_path / "photo.png")
+    arguments = ["segment", "photo.png", "--weights", "net.safetensors", "--classes", "bee", "--device", "cpu"]
+
+    def manifest(*options):
+        import json
+
+        out = tmp_path / "-".join(("out", *options))
+        inputs = [str(tmp_path / a) if a.endswith((".png", ".safetensors")) else a for a in arguments]
+        result = CliRunner().invoke(app, [*inputs, "--output", str(out), *options])
+        assert result.exit_code == 0, result.output
+        return json.loads((out / "photo" / "manifest.json").read_text())["settings"]
+
+    tuned, changed = manifest("--preset", "tuned"), manifest("--preset", "tuned", "--min-candidates", "2", "--no-crf")
+    assert tuned["crf"]["bilateral_xy"] == 9
+    assert (tuned["background_exponent"], tuned["saliency"]["min_candidates"]) == (0.5, 1)
+    assert len(tuned["saliency"]["layers"]) == 2
+    assert changed["crf"] is None
+    assert changed["saliency"]["min_candidates"] == 2
+    assert changed["saliency"]["layers"] == tuned["saliency"]["layers"]
