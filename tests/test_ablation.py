@@ -283,7 +283,7 @@ def test_a_method_may_bring_its_own_crf(classifier, background, collection, fold
 
 def test_of_equal_backgrounds_the_smallest_exponent_is_chosen(classifier, background, collection, tmp_path):
     nowhere = Method("nowhere", maps=lambda case: torch.zeros(len(case.classes), 64, 64))
-    assert measured(table_of(nowhere), classifier, background, collection, tmp_path).exponents == {"nowhere": 0.5}
+    assert measured(table_of(nowhere), classifier, background, collection, tmp_path).exponents == {"nowhere": EXPONENTS[0]}
 
 
 # The tables
@@ -658,6 +658,7 @@ def test_the_report(classifier, background, collection, folder, tmp_path):
         "method",
         "exponent",
         *("Eq. 7, before CRF", "Eq. 7, after CRF", "own background, before CRF", "own background, after CRF"),
+        *("coverage", "mistaken", "spilled"),
     ]
     readings = [(False, False), (True, False), (False, True), (True, True)]
     for cells, row in zip(body[:3], table.rows, strict=True):
@@ -665,7 +666,9 @@ def test_the_report(classifier, background, collection, folder, tmp_path):
             percent(measurement.confusion(row.method, refined=refined, own_background=own)) for refined, own in readings
         ]
         exponent = measurement.exponents[row.method.name]
-        assert cells == [row.series, row.label, f"{exponent:g}", *figures]
+        own = measurement.confusion(row.method, refined=False, own_background=True)
+        shares = [f"{100 * share:.0f}" for share in (own.coverage, own.mistaken, own.spilled)]
+        assert cells == [row.series, row.label, f"{exponent:g}", *figures, *shares]
     classes = body[3:]
     assert classes[0][0] == "IoU in %"
     assert classes[0][1:3] == ["DCSM, N = 3, before CRF", "DCSM, N = 3, after CRF"]
@@ -681,7 +684,7 @@ def test_the_report(classifier, background, collection, folder, tmp_path):
     assert content["photographs"] == COUNT
     for told, row in zip(content["rows"], table.rows, strict=True):
         assert (told["series"], told["label"], told["method"]) == (row.series, row.label, row.method.name)
-        for title, (refined, own) in zip(head[3:], readings, strict=True):
+        for title, (refined, own) in zip(head[3:7], readings, strict=True):
             one = measurement.confusion(row.method, refined=refined, own_background=own)
             assert told["mean IoU"][title] == pytest.approx(one.mean_iou, abs=1e-5)
             shares = [-1 if share is None else share for share in told["IoU"][title].values()]

@@ -25,7 +25,7 @@ from dcsm_attr.demo.run import scene_segmenter
 from dcsm_attr.evaluation.average_precision import mean_average_precision
 from dcsm_attr.evaluation.protocols import evaluate
 from dcsm_attr.evaluation.provenance import measured_on, parameters_digest
-from dcsm_attr.evaluation.result import Protocol
+from dcsm_attr.evaluation.result import Confusion, Protocol
 from dcsm_attr.palette import VOC_CLASSES, VOID, label_picture
 
 COUNT = 7
@@ -500,3 +500,13 @@ def test_a_real_voc_folder(shared, tmp_path):
     for line in lines:
         truth = np.asarray(Image.open(root / "SegmentationClass" / f"{line['name']}.png"))
         assert np.array_equal(np.sum(line["refined"], axis=1), np.bincount(truth[truth != VOID], minlength=21))
+
+
+def test_coverage_mistaken_and_spilled_by_hand():
+    counts = torch.tensor([[50, 6, 4], [5, 12, 3], [10, 1, 9]])
+    confusion = Confusion(counts)
+    assert confusion.coverage == pytest.approx((12 + 3 + 1 + 9) / (5 + 12 + 3 + 10 + 1 + 9))
+    assert confusion.mistaken == pytest.approx((3 + 1) / 25)
+    assert confusion.spilled == pytest.approx((6 + 4) / (6 + 4 + 25))
+    nothing = Confusion(torch.tensor([[7, 0], [0, 0]]))
+    assert all(math.isnan(value) for value in (nothing.coverage, nothing.mistaken, nothing.spilled))

@@ -71,6 +71,15 @@ _COLUMNS = (
 )
 
 
+_SHARES = ("coverage", "mistaken", "spilled")
+
+
+def _shares(confusion: Confusion | None) -> list[str]:
+    if confusion is None:
+        return ["-"] * len(_SHARES)
+    return [f"{100 * getattr(confusion, name):.0f}" for name in _SHARES]
+
+
 def _content(measurement: Measurement, row: Row, class_names: Sequence[str]) -> dict[str, Any]:
     figures = {
         title: measurement.confusion(row.method, refined=refined, own_background=own)
@@ -87,6 +96,10 @@ def _content(measurement: Measurement, row: Row, class_names: Sequence[str]) -> 
             title: None if one is None else dict(zip(labels, map(_number, one.iou.tolist()), strict=True))
             for title, one in figures.items()
         },
+        **{
+            name: {title: None if one is None else _number(getattr(one, name)) for title, one in figures.items()}
+            for name in _SHARES
+        },
     }
 
 
@@ -95,7 +108,7 @@ def _number(share: float) -> float | None:
 
 
 def _markdown(measurement: Measurement, measured: Mapping[str, Any], data: str, about: Mapping[str, Any]) -> str:
-    rows = [["", measurement.table.axis, "exponent", *(title for title, _, _ in _COLUMNS)]]
+    rows = [["", measurement.table.axis, "exponent", *(title for title, _, _ in _COLUMNS), *_SHARES]]
     rows += [
         [
             row.series,
@@ -105,13 +118,17 @@ def _markdown(measurement: Measurement, measured: Mapping[str, Any], data: str, 
                 _percent(measurement.confusion(row.method, refined=refined, own_background=own))
                 for _, refined, own in _COLUMNS
             ),
+            *_shares(measurement.confusion(row.method, refined=row.method.labels is not None, own_background=True)),
         ]
         for row in measurement.table.rows
     ]
     blocks = [
         f"# {measurement.table.title}",
         f"Mean IoU in %. {_TOLD[measurement.protocol]} {data} The exponent of the background, which says where the "
-        "foreground begins, is each method's best before the CRF on the photographs that it was chosen on.",
+        "foreground begins, is each method's best on the photographs that it was chosen on. The last three columns are "
+        "of the labels with that background before the CRF: coverage is the share of the true foreground that is labelled as "
+        "foreground, mistaken the share of this that has a wrong class, spilled the share of what is labelled as "
+        "foreground that is background.",
         markdown_table(rows),
         f"![{measurement.table.title}]({about['picture']})",
     ]

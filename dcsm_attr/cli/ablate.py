@@ -56,7 +56,12 @@ def ablate(
         ),
     ],
     weights: Annotated[
-        Path, typer.Option(metavar="FILE", help="A classifier that dcsm-attr train wrote.", show_default=False)
+        str,
+        typer.Option(
+            metavar="FILE|demo",
+            help="A classifier that dcsm-attr train wrote; or demo: the shipped one, for a folder of dcsm-attr scenes.",
+            show_default=False,
+        ),
     ],
     protocol: Annotated[
         ProtocolOfTable,
@@ -69,7 +74,7 @@ def ablate(
     ] = "train",
     background_count: Annotated[
         int, typer.Option(min=0, help="So many of its photographs, evenly spread; 0: all.")
-    ] = 128,
+    ] = 64,
     device: Device = DeviceName.AUTO,
     output: Annotated[
         Path,
@@ -89,18 +94,21 @@ def ablate(
       dcsm-attr ablate candidates VOCdevkit/VOC2012 --weights out/classifier/best.safetensors
 
       dcsm-attr ablate size VOC --weights best.safetensors --protocol detected --count 50
+
+      dcsm-attr scenes scenes --count 500 --seed 99 && dcsm-attr ablate candidates scenes --weights demo
     """
     from dcsm_attr.ablation.measure import measured_table
     from dcsm_attr.ablation.report import write_ablation
     from dcsm_attr.ablation.tables import TABLES
     from dcsm_attr.backbones.classifier import load_classifier
     from dcsm_attr.datasets.voc import voc_collection
+    from dcsm_attr.demo.classifier import scene_classifier
     from dcsm_attr.evaluation.provenance import parameters_digest
     from dcsm_attr.evaluation.result import Protocol
     from dcsm_attr.files import writable_folder
 
     output = writable_folder(output)
-    classifier = load_classifier(weights)
+    classifier = scene_classifier() if weights == "demo" else load_classifier(weights)
     classifier.network.to(chosen_device(device.value))
     whole, whole_background = voc_collection(voc_root, split), voc_collection(voc_root, background_split)
     chosen, background = whole.spread(count), whole_background.spread(background_count)
@@ -108,7 +116,7 @@ def ablate(
         TABLES[table.value](classifier), classifier, background, chosen, Protocol(protocol.value), output
     )
     told = {
-        "weights": weights.name,
+        "weights": Path(weights).name,
         "protocol": protocol.value,
         "split": split,
         "count": count,

@@ -44,6 +44,27 @@ class Confusion:
         """See :func:`dcsm_attr.evaluation.miou.mean_iou`."""
         return mean_iou(self.counts)
 
+    @property
+    def coverage(self) -> float:
+        """Share of the true foreground that is labelled as foreground, whatever its class; NaN without foreground."""
+        return _share(self.counts[1:, 1:].sum(), self.counts[1:].sum())
+
+    @property
+    def mistaken(self) -> float:
+        """Of that share, the share that is given a wrong class; NaN where nothing is covered."""
+        covered = self.counts[1:, 1:]
+        return _share(covered.sum() - covered.diagonal().sum(), covered.sum())
+
+    @property
+    def spilled(self) -> float:
+        """Share of what is labelled as foreground that is background in truth; NaN where nothing is."""
+        return _share(self.counts[0, 1:].sum(), self.counts[:, 1:].sum())
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    # 0 / 0 is NaN.
+    return float(part.double() / whole)
+
 
 @dataclass(frozen=True)
 class Evaluation:
