@@ -283,7 +283,8 @@ def test_a_method_may_bring_its_own_crf(classifier, background, collection, fold
 
 def test_of_equal_backgrounds_the_smallest_exponent_is_chosen(classifier, background, collection, tmp_path):
     nowhere = Method("nowhere", maps=lambda case: torch.zeros(len(case.classes), 64, 64))
-    assert measured(table_of(nowhere), classifier, background, collection, tmp_path).exponents == {"nowhere": EXPONENTS[0]}
+    measurement = measured(table_of(nowhere), classifier, background, collection, tmp_path)
+    assert measurement.exponents == {"nowhere": EXPONENTS[0]}
 
 
 # The tables
