@@ -126,9 +126,9 @@ def _markdown(measurement: Measurement, measured: Mapping[str, Any], data: str, 
         f"# {measurement.table.title}",
         f"Mean IoU in %. {_TOLD[measurement.protocol]} {data} The exponent of the background, which says where the "
         "foreground begins, is each method's best on the photographs that it was chosen on. The last three columns are "
-        "of the labels with that background before the CRF: coverage is the share of the true foreground that is labelled "
-        "as foreground, mistaken the share of this that has a wrong class, spilled the share of what is labelled as "
-        "foreground that is background.",
+        "of the labels with that background before the CRF: coverage is the share of the true foreground that is "
+        "labelled as foreground, mistaken the share of this that has a wrong class, spilled the share of what is "
+        "labelled as foreground that is background.",
         markdown_table(rows),
         f"![{measurement.table.title}]({about['picture']})",
     ]
