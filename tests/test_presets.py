@@ -14,7 +14,7 @@ from dcsm_attr.backbones.classifier import Architecture, build_classifier, save_
 from dcsm_attr.backbones.layers import default_layers
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.cli import app
-from dcsm_attr.segmentation.presets import preset_segmenter, tuned_crf
+from dcsm_attr.segmentation.presets import preset_segmenter
 
 PREPROCESS = Preprocess(size=48)
 
@@ -37,20 +37,15 @@ def test_the_tuned_preset_by_hand(vgg, photograph):
         both = preset_segmenter(vgg, "tuned", preprocess=PREPROCESS).segment(photograph, [2, 0])
     prepared = PREPROCESS(photograph)
     for segmentation, classes in ((alone, [2]), (both, [2, 0])):
-        layers = default_layers(vgg)[-2:]
+        layers = default_layers(vgg)[-1:]
         candidates = list(segmentation.classes)
         assert sorted(candidates) == sorted(classes), "nothing but what is there is compared"
         by_name = DistinctClassSaliency(vgg, layers, subtract=len(classes) > 1, min_candidates=1)
         found = by_name.class_maps(prepared.tensor[None], candidates, candidates, attribute_to_layer_input=True)
-        probabilities = eq.label_probabilities(prepared.crop(found.maps), found.detected, 0.5)
+        probabilities = eq.label_probabilities(prepared.crop(found.maps), found.detected, 0.35)
         assert torch.allclose(segmentation.unrefined, probabilities[0], atol=1e-6)
-        refined = DenseCRF(5, 9, 10, 3, 3)(probabilities, prepared.pixels[None])
+        refined = DenseCRF(3, 30, 10, 1, 3)(probabilities, prepared.pixels[None])
         assert torch.allclose(segmentation.probabilities, refined[0], atol=1e-5)
-
-
-def test_the_widths_grow_with_the_canvas():
-    assert tuned_crf(320) == DenseCRF(5, 60, 10, 3, 3)
-    assert tuned_crf(500).bilateral_xy == 93.75
 
 
 def test_the_deepest_layers(vgg, images):
@@ -89,9 +84,9 @@ def test_on_the_command_line(tmp_path, photograph):
         return json.loads((out / "photo" / "manifest.json").read_text())["settings"]
 
     tuned, changed = manifest("--preset", "tuned"), manifest("--preset", "tuned", "--min-candidates", "2", "--no-crf")
-    assert tuned["crf"]["bilateral_xy"] == 9
-    assert (tuned["background_exponent"], tuned["saliency"]["min_candidates"]) == (0.5, 1)
-    assert len(tuned["saliency"]["layers"]) == 2
+    assert tuned["crf"]["bilateral_weight"] == 3
+    assert (tuned["background_exponent"], tuned["saliency"]["min_candidates"]) == (0.35, 1)
+    assert len(tuned["saliency"]["layers"]) == 1
     assert changed["crf"] is None
     assert changed["saliency"]["min_candidates"] == 2
     assert changed["saliency"]["layers"] == tuned["saliency"]["layers"]

@@ -15,10 +15,11 @@ from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
 from dcsm_attr.attribution.variants import VARIANTS
 from dcsm_attr.backbones.classifier import Classifier
 from dcsm_attr.backbones.layers import default_layers, layer_blocks
+from dcsm_attr.crf import DenseCRF
 from dcsm_attr.peers import PEERS, peer_maps
 from dcsm_attr.segmentation.fusion import fused, heat_maps
 from dcsm_attr.segmentation.grabcut import grabcut_labels
-from dcsm_attr.segmentation.presets import tuned_crf
+from dcsm_attr.segmentation.presets import TUNED_CRF
 
 __all__ = ["TABLES", "Row", "Table", "dcsm", "simonyan"]
 
@@ -236,7 +237,6 @@ def _peers(classifier: Classifier) -> Table:
 
 
 def _preset(classifier: Classifier) -> Table:
-    crf = tuned_crf(classifier.preprocess.side)
     layers = default_layers(classifier.network)
 
     def among(count: int) -> Row:
@@ -253,11 +253,13 @@ def _preset(classifier: Classifier) -> Table:
         Row("heat map", "alone", Method("heat map", maps=_heat)),
         *(row for row in _peers(classifier).rows if row.series == "peers"),
     ]
-    tuned = [
-        Row(row.series, row.label, replace(row.method, name=f"{row.method.name}, tuned CRF", crf=crf)) for row in rows
-    ]
+    tuned = tuple(replace(row, method=_with_crf(row.method, "tuned CRF", TUNED_CRF)) for row in rows)
     title = "Beyond the paper: all methods with the CRF of the preset 'tuned', each with its best background after it"
-    return Table(title, "method", tuple(tuned))
+    return Table(title, "method", tuned)
+
+
+def _with_crf(method: Method, name: str, crf: DenseCRF) -> Method:
+    return replace(method, name=f"{method.name}, {name}", crf=crf)
 
 
 def _of_peer(name: str, case: Case) -> Tensor:

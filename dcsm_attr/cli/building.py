@@ -119,7 +119,6 @@ def build_segmenter(
     """
     from dcsm_attr.backbones.classifier import is_classifier, load_classifier
     from dcsm_attr.backbones.loading import class_names, load_model
-    from dcsm_attr.backbones.preprocess import Preprocess
     from dcsm_attr.segmentation import Segmenter
     from dcsm_attr.segmentation.presets import PRESETS
 
@@ -137,8 +136,7 @@ def build_segmenter(
         activation = "sigmoid" if labels == "voc" else "auto"
     method = build_saliency(network, saliency, activation=activation, pooling=pooling)
     preset = PRESETS[saliency.preset.value]
-    side = settings.get("preprocess", Preprocess()).side
-    settings = {"crf": preset.crf(side), "background_exponent": preset.background_exponent, **settings}
+    settings = {"crf": preset.crf, "background_exponent": preset.background_exponent, **settings}
     return Segmenter(network, saliency=method, class_names=names, **settings)
 
 

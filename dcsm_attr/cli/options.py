@@ -68,7 +68,7 @@ PresetOption = Annotated[
     PresetChoice,
     typer.Option(
         "--preset",
-        help="paper: as published. tuned: the deepest layers, only the classes in the picture subtracted from each "
+        help="paper: as published. tuned: the deepest layer, only the classes in the picture subtracted from each "
         "other, a background and a CRF chosen on photographs. The other options change parts of it.",
         rich_help_panel=_METHOD_PANEL,
     ),
