@@ -532,24 +532,27 @@ def test_a_run_that_was_killed_while_it_wrote_goes_on(classifier, background, co
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_counts_of_something_else_are_refused(classifier, background, collection, tmp_path):
+def test_counts_of_something_else_stand_beside_each_other(classifier, background, collection, tmp_path):
     table = table_of(simonyan(classifier, 8))
-    measured(table, classifier, background, collection, tmp_path)
-    with pytest.raises(ValueError, match=r"\.jsonl: belongs to another evaluation, .*photographs \(.*Remove it"):
-        measured(table, classifier, background, replace(collection, photographs=collection.photographs[1:]), tmp_path)
-    with pytest.raises(
-        ValueError, match=r"\.jsonl: belongs to another evaluation, .*crf\.iterations \(1 before, 3 now"
-    ):
-        measured_table(
-            table,
-            classifier,
-            background,
-            collection,
-            Protocol.KNOWN,
-            tmp_path,
-            crf=DenseCRF(iterations=3),
-            progress=False,
-        )
+    fewer = replace(collection, photographs=collection.photographs[1:])
+    settings = {"progress": False}
+
+    def both(folder, photographs, crf):
+        return measured_table(
+            table, classifier, background, photographs, Protocol.KNOWN, folder, crf=crf, **settings
+        ).result.confusions
+
+    crf = DenseCRF(iterations=1)
+    both(tmp_path / "shared", collection, crf)
+    files = set((tmp_path / "shared" / "counts").rglob("*.jsonl"))
+    for photographs, other in ((fewer, crf), (collection, DenseCRF(iterations=3))):
+        found = both(tmp_path / "shared", photographs, other)
+        alone = both(tmp_path / f"alone {len(photographs)}", photographs, other)
+        assert {k: v.counts.tolist() for k, v in next(iter(found.values())).items()} == {
+            k: v.counts.tolist() for k, v in next(iter(alone.values())).items()
+        }
+    now = set((tmp_path / "shared" / "counts").rglob("*.jsonl"))
+    assert files < now, "nothing that was counted is lost"
 
 
 # Bad files

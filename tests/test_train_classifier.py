@@ -311,3 +311,20 @@ def test_the_papers_preset_is_the_papers():
     assert (paper.steps, paper.head_only, paper.ratios) == (50_000, 30_000, (0.7, 1.4))
     assert (paper.optimiser, paper.schedule, paper.pooling) == ("sgd", "constant", "max")
     assert isinstance(classifier(), Classifier)
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_the_one_cycle_rises_and_falls_in_any_number_of_steps(steps):
+    preset = replace(PRESETS["modern"], steps=steps, head_only=0)
+    optimiser, schedule = module._optimisation(classifier().network, preset)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    top = rates.index(max(rates))
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert max(rates) <= preset.learning_rate * (1 + 1e-9)
+    if steps > 2:
+        assert max(rates) > 0.5 * preset.learning_rate

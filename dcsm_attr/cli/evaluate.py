@@ -26,6 +26,7 @@ from dcsm_attr.cli.options import (
     Variant,
     Weights,
 )
+from dcsm_attr.cli.skipped import report_skipped
 
 if TYPE_CHECKING:
     from dcsm_attr.datasets.collection import Collection
@@ -124,7 +125,7 @@ def evaluate(
     for evaluation in evaluations:
         typer.echo(_summary(evaluation))
     typer.echo(f"{paths[0]}: IoU of each class, and every setting")
-    _report_skipped(evaluations)
+    report_skipped({name: reason for evaluation in evaluations for name, reason in evaluation.skipped.items()})
 
 
 def _described(collection: "Collection", split: str, count: int) -> str:
@@ -146,12 +147,3 @@ def _summary(evaluation: "Evaluation") -> str:
         f"{figures if evaluation.settings['crf'] else f'{before:.1f} without a CRF'}; "
         f"mean AP of the classifier {100 * evaluation.mean_average_precision:.1f}"
     )
-
-
-def _report_skipped(evaluations: "list[Evaluation]") -> None:
-    skipped = {name: reason for evaluation in evaluations for name, reason in evaluation.skipped.items()}
-    if skipped:
-        typer.echo(f"{len(skipped)} photographs could not be measured:", err=True)
-        for name, reason in skipped.items():
-            typer.echo(f"  {name}: {reason}", err=True)
-        raise typer.Exit(1)

@@ -342,7 +342,11 @@ def _optimisation(network: nn.Module, preset: Preset) -> tuple[torch.optim.Optim
     if preset.schedule == "constant":
         return optimiser, LambdaLR(optimiser, lambda step: 1.0)
     # The momentum stays: the last step of the schedule is one more than there are.
-    return optimiser, OneCycleLR(optimiser, rates, total_steps=preset.steps + 1, cycle_momentum=False, pct_start=0.2)
+    total = preset.steps + 1
+    # The rise takes a fifth of the steps, but one at least: PyTorch divides by its length.
+    return optimiser, OneCycleLR(
+        optimiser, rates, total_steps=total, cycle_momentum=False, pct_start=max(0.2, 2 / total)
+    )
 
 
 def _parameter_groups(network: Any, preset: Preset) -> Iterator[dict[str, Any]]:
