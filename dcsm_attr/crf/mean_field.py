@@ -76,5 +76,14 @@ def mean_field(unary: Tensor, kernels: Sequence[GaussianKernel], iterations: int
 
 
 def _over_labels(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension, a few labels long: there the CPU is ten times faster along the first."""
-    return torch.softmax(logits.movedim(-1, 0).contiguous(), dim=0).movedim(0, -1).contiguous()
+    """Softmax over the last dimension, a few labels long: there the CPU is several times faster along the first.
+
+    Not by :func:`torch.softmax`, whose last bits along the first dimension depend on where a point lies: what a
+    photograph gets must not depend on the others of its batch.
+    """
+    by_label = logits.movedim(-1, 0).contiguous()
+    exponentials = (by_label - by_label.amax(dim=0)).exp_()
+    total = exponentials[0].clone()
+    for of_label in exponentials[1:]:
+        total += of_label
+    return exponentials.div_(total).movedim(0, -1).contiguous()
