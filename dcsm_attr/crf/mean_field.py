@@ -7,7 +7,6 @@ Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gauss
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dcsm_attr.crf.permutohedral import PermutohedralLattice
