@@ -18,7 +18,7 @@ import dcsm_attr.ablation.sweep as sweep_module
 import dcsm_attr.backbones.layers as layers_module
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
 from dcsm_attr.ablation.case import open_case
-from dcsm_attr.ablation.counts import CountedCase, Reading, count_row_from_line, count_row_line, dense, sparse
+from dcsm_attr.ablation.counts import CountedCase, Reading, count_row_from_line, dense, sparse
 from dcsm_attr.ablation.gradient_store import GradientStore
 from dcsm_attr.ablation.measure import EXPONENTS, measured_table
 from dcsm_attr.ablation.method import Method
@@ -34,7 +34,7 @@ from dcsm_attr.datasets.scenes import CLASS_NAMES
 from dcsm_attr.evaluation.miou import mean_iou
 from dcsm_attr.evaluation.protocols import evaluate
 from dcsm_attr.evaluation.result import Protocol
-from dcsm_attr.evaluation.rows import SkippedPhotograph
+from dcsm_attr.evaluation.rows import SkippedPhotograph, row_line
 
 CRF = DenseCRF(iterations=1)
 COUNT = 4
@@ -625,7 +625,7 @@ def test_lines_come_back():
     assert entries == [[0, 1, 7], [2, 0, 5], [2, 2, 9]]
     assert torch.equal(dense(entries, 3), confusion)
     for row in (CountedCase("a", {"2.0 crf": entries}), SkippedPhotograph("b", "half a file")):
-        assert count_row_from_line(count_row_line(row)) == row
+        assert count_row_from_line(row_line(row)) == row
     for reading, text in ((Reading(0.5, False), "0.5"), (Reading(16.0, True), "16.0 crf")):
         assert str(reading) == text
         assert Reading.parsed(text) == reading

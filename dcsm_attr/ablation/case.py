@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,7 +27,6 @@ class Case:
     Attributes:
         name: its id.
         classifier: the network that is asked.
-        photograph: ``(H, W, 3)`` uint8.
         prepared: on the canvas of the classifier.
         mask: ``(H, W)`` int64, the truth.
         logits: ``(1, C, h, w)``, the score maps of the canvas.
@@ -41,7 +38,6 @@ class Case:
 
     name: str
     classifier: Classifier
-    photograph: npt.NDArray[np.uint8]
     prepared: Prepared
     mask: Tensor
     logits: Tensor
@@ -86,7 +82,6 @@ def open_case(photograph: Photograph, classifier: Classifier, store: GradientSto
     return Case(
         photograph.name,
         classifier,
-        np.asarray(image),
         prepared,
         mask,
         logits,

@@ -1,21 +1,18 @@
 """What one method got right and wrong in one photograph, and its line in a file."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dcsm_attr.evaluation.rows import SkippedPhotograph
+from dcsm_attr.evaluation.rows import SkippedPhotograph, row_reader
 
 __all__ = [
     "CountedCase",
     "CountsRow",
     "Reading",
-    "SkippedPhotograph",
     "count_row_from_line",
-    "count_row_line",
     "dense",
     "sparse",
 ]
@@ -75,19 +72,4 @@ def dense(entries: list[list[int]], labels: int) -> Tensor:
     return confusion
 
 
-def count_row_line(row: CountsRow) -> str:
-    """One line of JSON, without its end."""
-    return json.dumps(asdict(row))
-
-
-def count_row_from_line(line: str | bytes) -> CountsRow:
-    """Read what :func:`count_row_line` gave.
-
-    Raises:
-        ValueError: if it is no such line.
-    """
-    values = json.loads(line)
-    try:
-        return SkippedPhotograph(**values) if "reason" in values else CountedCase(**values)
-    except TypeError as error:
-        raise ValueError(f"not a row of counts ({error})") from error
+count_row_from_line: Callable[[str | bytes], CountsRow] = row_reader(CountedCase, "counts")

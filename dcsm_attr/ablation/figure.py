@@ -1,5 +1,7 @@
 """A table as a picture."""
 
+from itertools import cycle
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,7 +29,7 @@ def ablation_figure(measurement: Measurement) -> Figure:
     series: dict[str, list[Row]] = {}
     for row in measurement.table.rows:
         series.setdefault(row.series, []).append(row)
-    for colour, (name, rows) in zip(_COLOURS, series.items(), strict=False):
+    for colour, (name, rows) in zip(cycle(_COLOURS), series.items(), strict=False):
         for refined, style, marker in ((False, "--", "o"), (True, "-", "s")):
             _draw(axes, measurement, labels, rows, name, refined, colour, style, marker)
     axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 8 else 30, fontsize=8)

@@ -74,6 +74,9 @@ class GradientStore:
     """Kept gradients of photographs, one file for each pass and photograph, taken when they are first asked for.
 
     Several processes may share a folder: files appear when they are complete, and whoever comes second writes the same.
+
+    Attributes:
+        parameters: digest of the classifier's parameters, of which all gradients are.
     """
 
     def __init__(self, folder: str | Path, classifier: Classifier) -> None:
@@ -89,7 +92,7 @@ class GradientStore:
         """
         self._folder = writable_folder(folder)
         self._passes = passes_of(classifier)
-        self._digest = parameters_digest(classifier.network)
+        self.parameters = parameters_digest(classifier.network)
         self._preprocess = asdict(classifier.preprocess)
         self._checked: set[PassName] = set()
 
@@ -133,7 +136,7 @@ class GradientStore:
             return
         one = self._passes[name]
         settings = {**one.method.settings, "points": one.points, "candidates": one.candidates}
-        described = {"parameters": self._digest, "preprocess": self._preprocess, "pass": settings}
+        described = {"parameters": self.parameters, "preprocess": self._preprocess, "pass": settings}
         now = json.loads(json.dumps(described))
         folder = writable_folder(self._folder / name)
         path = folder / "settings.json"

@@ -21,7 +21,6 @@ from dcsm_attr.ablation.counts import (
     CountsRow,
     Reading,
     count_row_from_line,
-    count_row_line,
     dense,
     sparse,
 )
@@ -32,9 +31,8 @@ from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.measurable import UNMEASURABLE
 from dcsm_attr.evaluation.miou import confusion_matrix
-from dcsm_attr.evaluation.provenance import parameters_digest
 from dcsm_attr.evaluation.result import Confusion, Protocol
-from dcsm_attr.evaluation.rows import SkippedPhotograph
+from dcsm_attr.evaluation.rows import SkippedPhotograph, row_line
 from dcsm_attr.evaluation.state import append_lines, kept_rows
 from dcsm_attr.maps import label_probabilities
 from dcsm_attr.palette import VOID
@@ -118,7 +116,7 @@ class Sweep:
             for number in range(done, len(self.collection)):
                 due = {method: readings[method] for method in readings if len(rows[method]) == number}
                 for method, row in self._counted(number, due).items():
-                    append_lines(files[method], [count_row_line(row)])
+                    append_lines(files[method], [row_line(row)])
                     rows[method].append(row)
                 bar.update()
         return self._summed(rows)
@@ -139,7 +137,7 @@ class Sweep:
             "method": method.name,
             "readings": [str(reading) for reading in sorted(readings)],
             "protocol": self.protocol.value,
-            "parameters": parameters_digest(self.classifier.network),
+            "parameters": self.store.parameters,
             "pooling": self.classifier.pooling,
             "preprocess": asdict(self.classifier.preprocess),
             "crf": asdict(method.crf or self.crf),

@@ -1,9 +1,11 @@
 """What one photograph adds to an evaluation, and its line in a file."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
-__all__ = ["CountedPhotograph", "Row", "SkippedPhotograph", "row_from_line", "row_line"]
+__all__ = ["CountedPhotograph", "Row", "SkippedPhotograph", "row_from_line", "row_line", "row_reader"]
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,33 @@ class SkippedPhotograph:
 Row = CountedPhotograph | SkippedPhotograph
 
 
-def row_line(row: Row) -> str:
+_Counted = TypeVar("_Counted")
+
+
+def row_line(row: Any) -> str:
     """One line of JSON, without its end. Numbers come back from it as they were, to the last bit."""
     return json.dumps(asdict(row))
 
 
-def row_from_line(line: str | bytes) -> Row:
-    """Read what :func:`row_line` gave.
+def row_reader(counted: type[_Counted], what: str) -> Callable[[str | bytes], _Counted | SkippedPhotograph]:
+    """Make the inverse of :func:`row_line`.
 
-    Raises:
-        ValueError: if it is no such line.
+    Args:
+        counted: the row of a photograph that was measured; a dataclass without a field ``reason``.
+        what: what the rows belong to, for messages.
+
+    Returns:
+        Reads a line, and raises a ValueError if it is no such row.
     """
-    values = json.loads(line)
-    try:
-        return SkippedPhotograph(**values) if "reason" in values else CountedPhotograph(**values)
-    except TypeError as error:
-        raise ValueError(f"not a row of an evaluation ({error})") from error
+
+    def read(line: str | bytes) -> _Counted | SkippedPhotograph:
+        values = json.loads(line)
+        try:
+            return SkippedPhotograph(**values) if "reason" in values else counted(**values)
+        except TypeError as error:
+            raise ValueError(f"not a row of {what} ({error})") from error
+
+    return read
+
+
+row_from_line: Callable[[str | bytes], Row] = row_reader(CountedPhotograph, "an evaluation")
