@@ -20,7 +20,7 @@ from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
 from dcsm_attr.ablation.case import open_case
 from dcsm_attr.ablation.counts import CountedCase, Reading, count_row_from_line, dense, sparse
 from dcsm_attr.ablation.gradient_store import GradientStore
-from dcsm_attr.ablation.measure import EXPONENTS, measured_table
+from dcsm_attr.ablation.measure import EXPONENTS, FURTHER_EXPONENTS, measured_table
 from dcsm_attr.ablation.method import Method
 from dcsm_attr.ablation.report import write_ablation
 from dcsm_attr.ablation.sweep import Sweep
@@ -252,15 +252,40 @@ def test_the_chosen_background_is_the_best_one(classifier, background, collectio
     assert {Image.open(p.path).width for p in background} != {64}, "not all are as large as the canvas"
     for method, saliency in methods.items():
         found = {}
-        for exponent in EXPONENTS:
+        exponents = list(EXPONENTS)
+        for exponent in exponents:
             segmenting = segmenter(classifier, saliency, exponent)
             segmenting.crf = method.crf or CRF
             found[exponent] = iou_on_canvas(segmenting, background)[method.crf is not None]
+            if exponent == EXPONENTS[-1]:
+                exponents += FURTHER_EXPONENTS.get(max(found, key=found.get), ())
         counted = measurement.chosen_on.confusions[method.name]
         assert {reading.refined for reading in counted} == {method.crf is not None}
         assert {reading.exponent: one.mean_iou for reading, one in counted.items()} == pytest.approx(found, abs=1e-3)
         assert measurement.exponents[method.name] == max(found, key=found.get)
     assert len(set(measurement.exponents.values())) > 1
+
+
+@pytest.mark.parametrize(("heights", "elsewhere", "end"), [((0.04, 0.4), 0.01, -1), ((0.85, 1.0), 0.8, 0)])
+def test_beyond_an_end_of_the_exponents_further_ones_are_tried(
+    classifier, background, collection, tmp_path, heights, elsewhere, end
+):
+    def sharp(case):
+        # Right where the mask is, from heights that the exponents of the list can tell to ones that they cannot.
+        maps = torch.full((len(case.classes), 64, 64), elsewhere)
+        height, width = case.prepared.pixels.shape[1:]
+        mask = torch.nn.functional.interpolate(case.mask[None, None].float(), (height, width))[0, 0]
+        for of_class, c in zip(maps, case.classes, strict=True):
+            of_class[:height, :width][mask == 1 + c] = torch.linspace(*heights, int((mask == 1 + c).sum()))
+        return maps
+
+    measurement = measured(table_of(Method("sharp", maps=sharp)), classifier, background, collection, tmp_path)
+    counted = measurement.chosen_on.confusions["sharp"]
+    further = FURTHER_EXPONENTS[EXPONENTS[end]]
+    assert {reading.exponent for reading in counted} == {*EXPONENTS, *further}
+    assert measurement.exponents["sharp"] in further
+    chosen = Reading(measurement.exponents["sharp"], refined=False)
+    assert counted[chosen].mean_iou > counted[Reading(EXPONENTS[end], refined=False)].mean_iou
 
 
 def test_a_method_may_bring_its_own_crf(classifier, background, collection, folder):
@@ -284,7 +309,7 @@ def test_a_method_may_bring_its_own_crf(classifier, background, collection, fold
 def test_of_equal_backgrounds_the_smallest_exponent_is_chosen(classifier, background, collection, tmp_path):
     nowhere = Method("nowhere", maps=lambda case: torch.zeros(len(case.classes), 64, 64))
     measurement = measured(table_of(nowhere), classifier, background, collection, tmp_path)
-    assert measurement.exponents == {"nowhere": EXPONENTS[0]}
+    assert measurement.exponents == {"nowhere": min(FURTHER_EXPONENTS[EXPONENTS[0]])}
 
 
 # The tables

@@ -15,11 +15,18 @@ from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.measurable import check_collection
 from dcsm_attr.evaluation.result import Confusion, Protocol
 
-__all__ = ["EXPONENTS", "Measurement", "measured_table"]
+__all__ = ["EXPONENTS", "FURTHER_EXPONENTS", "Measurement", "measured_table"]
 
 #: Exponents of the background among which each method's is chosen; the foreground begins at 0.72, 0.68, 0.62, 0.56,
 #: 0.5, 0.44, 0.38, 0.28, 0.19 and 0.12 of a map's range.
 EXPONENTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0)
+
+#: Tried too, for methods that are best at an end of :data:`EXPONENTS`, by this end: the foreground begins at 0.77, 0.82
+#: and 0.88 of a map's range, or at 0.08, 0.05 and 0.03.
+FURTHER_EXPONENTS: dict[float, tuple[float, ...]] = {
+    EXPONENTS[0]: (0.18, 0.12, 0.06),
+    EXPONENTS[-1]: (32.0, 64.0, 128.0),
+}
 
 _PAPER = 1.0
 
@@ -100,13 +107,21 @@ def measured_table(
         counts = folder / "counts" / f"{name}-{protocol.value}"
         return Sweep(classifier, collection, protocol, store, counts, crf, on_canvas, progress)
 
-    search: dict[Method, Sequence[Reading]] = {
-        method: [Reading(exponent, refined=method.crf is not None) for exponent in EXPONENTS]
-        for method in methods
-        if method.maps
-    }
-    first = sweep(chosen_on, "background", True)(search, f"background of {len(search)} methods")
-    exponents = {name: _best(readings) for name, readings in first.confusions.items()}
+    first = SweepResult({}, 0, {})
+    exponents: dict[str, float] = {}
+    search: dict[Method, tuple[float, ...]] = {method: EXPONENTS for method in methods if method.maps}
+    while search:
+        wanted = {
+            method: [Reading(exponent, refined=method.crf is not None) for exponent in of_method]
+            for method, of_method in search.items()
+        }
+        first |= sweep(chosen_on, "background", True)(wanted, f"background of {len(search)} methods")
+        exponents = {name: _best(readings) for name, readings in first.confusions.items()}
+        search = {
+            method: FURTHER_EXPONENTS[exponents[method.name]]
+            for method in search
+            if exponents[method.name] in FURTHER_EXPONENTS
+        }
     readings: dict[Method, Sequence[Reading]] = {}
     for method in methods:
         own = {_PAPER, exponents[method.name]} if method.maps else {_PAPER}

@@ -59,6 +59,13 @@ class SweepResult:
     photographs: int
     skipped: Mapping[str, str]
 
+    def __or__(self, other: "SweepResult") -> "SweepResult":
+        """With further readings of the same photographs."""
+        readings = {name: dict(of_method) for name, of_method in self.confusions.items()}
+        for name, of_method in other.confusions.items():
+            readings.setdefault(name, {}).update(of_method)
+        return SweepResult(readings, max(self.photographs, other.photographs), {**self.skipped, **other.skipped})
+
 
 @dataclass(frozen=True)
 class Sweep:
