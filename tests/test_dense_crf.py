@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dcsm_attr import DenseCRF
-from dcsm_attr.crf.mean_field import GaussianKernel
+from dcsm_attr.crf import dense_crf as dense_crf_module
 
 DEEPLAB = {"bilateral_weight": 10, "bilateral_xy": 80, "bilateral_rgb": 13, "gaussian_weight": 3, "gaussian_xy": 3}
 
@@ -85,12 +85,21 @@ def test_alternatives_of_the_reference_library_are_its_single_calls():
     assert (together - DenseCRF().alternatives(probabilities, image[0])).abs().max() < 1e-3
 
 
-def test_alternatives_build_each_lattice_once(monkeypatch):
-    built = []
-    original = GaussianKernel.build
-    monkeypatch.setattr(GaussianKernel, "build", staticmethod(lambda *given: built.append(1) or original(*given)))
-    DenseCRF(iterations=1).alternatives(_probabilities(6, 3, 12, 14), _picture(12, 14)[0])
-    assert len(built) == 2
+def test_no_lattice_is_built_twice(monkeypatch):
+    dimensions = []
+    original = dense_crf_module.PermutohedralLattice
+
+    def counted(features, groups):
+        dimensions.append(features.shape[1])
+        return original(features, groups)
+
+    monkeypatch.setattr(dense_crf_module, "PermutohedralLattice", counted)
+    crf = DenseCRF(iterations=1)
+    crf.alternatives(_probabilities(6, 3, 12, 14), _picture(12, 14)[0])
+    assert dimensions == [2, 5], "once for all labellings"
+    dimensions.clear()
+    crf(_probabilities(3, 3, 12, 14), _picture(12, 14).expand(3, 3, 12, 14))
+    assert dimensions == [2, 5, 5, 5], "that of the positions once for all images"
 
 
 def test_bad_alternatives():

@@ -3,22 +3,20 @@
 import pytest
 import torch
 
-from dcsm_attr.crf.mean_field import GaussianKernel, mean_field
-
-
-class _Exact:
-    """A kernel with the full matrix in place of the lattice."""
-
-    def __init__(self, features):
-        self.matrix = torch.exp(-0.5 * torch.cdist(features, features) ** 2)
-
-    def filter(self, values):
-        return self.matrix @ values
+from dcsm_attr.crf.gaussian_kernels import GaussianKernels
+from dcsm_attr.crf.mean_field import mean_field
+from dcsm_attr.crf.permutohedral import PermutohedralLattice
 
 
 def _exact_kernel(features, weight):
-    lattice = _Exact(features)
-    return GaussianKernel(lattice, weight, lattice.matrix.sum(1, keepdim=True).rsqrt())
+    """A kernel with the full matrix in place of the lattice."""
+    matrix = torch.exp(-0.5 * torch.cdist(features, features) ** 2)
+    normalisation = matrix.sum(1, keepdim=True).rsqrt()
+    return lambda q: weight * normalisation * (matrix @ (normalisation * q))
+
+
+def _lattice_kernel(features, weight):
+    return GaussianKernels.build([(PermutohedralLattice(features), weight)])
 
 
 def _problem(points=120, labels=3):
@@ -42,29 +40,29 @@ def test_updates_equal_the_formula_term_by_term():
                 energy += 2.5 * normalised[i, j] * q[j]
             new[i] = torch.exp(energy) / torch.exp(energy).sum()
         q = new
-    torch.testing.assert_close(mean_field(unary, [_exact_kernel(features, 2.5)], 4), q, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(mean_field(unary, _exact_kernel(features, 2.5), 4), q, rtol=1e-10, atol=1e-12)
 
 
 def test_the_lattice_stays_near_the_exact_sums():
     features, unary = _problem(600)
-    lattice = mean_field(unary, [GaussianKernel.build(features, 3.0)], 10)
-    exact = mean_field(unary, [_exact_kernel(features, 3.0)], 10)
+    lattice = mean_field(unary, _lattice_kernel(features, 3.0), 10)
+    exact = mean_field(unary, _exact_kernel(features, 3.0), 10)
     assert (lattice.argmax(1) == exact.argmax(1)).double().mean() >= 0.98
     assert (lattice - exact).abs().mean() < 0.02
 
 
-def test_without_kernels_or_iterations_it_is_the_softmax():
+def test_without_pairwise_or_iterations_it_is_the_softmax():
     features, unary = _problem()
     expected = torch.softmax(-unary, 1)
     # Along another dimension, the sum over the labels rounds otherwise.
-    for q in (mean_field(unary, [], 5), mean_field(unary, [GaussianKernel.build(features, 1.0)], 0)):
+    for q in (mean_field(unary, None, 5), mean_field(unary, _lattice_kernel(features, 1.0), 0)):
         torch.testing.assert_close(q, expected, rtol=1e-14, atol=0)
 
 
 def test_the_unary_is_not_changed():
     features, unary = _problem()
     before = unary.clone()
-    mean_field(unary, [GaussianKernel.build(features, 2.0)], 3)
+    mean_field(unary, _lattice_kernel(features, 2.0), 3)
     assert torch.equal(unary, before)
 
 
@@ -72,25 +70,48 @@ def test_the_unary_is_not_changed():
 def test_labellings_of_the_same_points_do_not_see_each_other(exact):
     features, _ = _problem()
     unary = torch.rand(120, 2, 3, 4, dtype=torch.float64) * 3
-    kernels = [_exact_kernel(features, 2.0) if exact else GaussianKernel.build(features, 2.0)]
-    together = mean_field(unary, kernels, 5)
+    pairwise = (_exact_kernel if exact else _lattice_kernel)(features, 2.0)
+    together = mean_field(unary, pairwise, 5)
     assert together.shape == unary.shape
     for i in range(2):
         for j in range(3):
-            alone = mean_field(unary[:, i, j], kernels, 5)
+            alone = mean_field(unary[:, i, j], pairwise, 5)
             torch.testing.assert_close(together[:, i, j], alone, rtol=1e-10, atol=1e-12)
+
+
+def test_kernels_that_are_put_together_are_the_sum_of_the_formula():
+    """Each kernel by its lattice's own filter, with its normalisation and weight, one after the other."""
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(200, d, dtype=torch.float64, generator=generator) for d in (2, 5)]
+    weights = (0.7, 4.0)
+    lattices = [PermutohedralLattice(of_kernel) for of_kernel in features]
+    q = torch.rand(200, 6, dtype=torch.float64, generator=generator)
+    expected = torch.zeros_like(q)
+    for lattice, weight in zip(lattices, weights, strict=True):
+        mass = lattice.filter(torch.ones(200, 1, dtype=torch.float64))
+        expected += weight * lattice.filter(q / mass.sqrt()) / mass.sqrt()
+    together = GaussianKernels.build(list(zip(lattices, weights, strict=True)))(q)
+    torch.testing.assert_close(together, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("labels", [2, 4, 12, 13, 21])
+def test_a_point_gets_the_same_bits_wherever_it_lies(labels):
+    unary = torch.rand(1000, labels) * 10
+    whole = mean_field(unary, None, 0)
+    for start, end in ((1, 8), (3, 500), (999, 1000)):
+        assert torch.equal(mean_field(unary[start:end], None, 0), whole[start:end])
 
 
 def test_permuting_labels_permutes_the_result():
     features, unary = _problem(labels=4)
-    kernels = [GaussianKernel.build(features, 2.0)]
+    pairwise = _lattice_kernel(features, 2.0)
     order = [2, 0, 3, 1]
-    torch.testing.assert_close(mean_field(unary[:, order], kernels, 5), mean_field(unary, kernels, 5)[:, order])
+    torch.testing.assert_close(mean_field(unary[:, order], pairwise, 5), mean_field(unary, pairwise, 5)[:, order])
 
 
 def test_uniform_unaries_stay_uniform():
     features, _ = _problem()
-    q = mean_field(torch.zeros(120, 4, dtype=torch.float64), [GaussianKernel.build(features, 5.0)], 10)
+    q = mean_field(torch.zeros(120, 4, dtype=torch.float64), _lattice_kernel(features, 5.0), 10)
     torch.testing.assert_close(q, torch.full_like(q, 0.25))
 
 
@@ -100,12 +121,12 @@ def test_neighbours_agree():
     unary = torch.zeros(10, 2, dtype=torch.float64)
     unary[:4, 1], unary[4, 0] = 1.0, 0.5
     unary[5:9, 0], unary[9, 1] = 1.0, 0.5
-    q = mean_field(unary, [GaussianKernel.build(features, 4.0)], 10)
+    q = mean_field(unary, _lattice_kernel(features, 4.0), 10)
     assert q.argmax(1).tolist() == [0] * 5 + [1] * 5
 
 
 @pytest.mark.parametrize("iterations", [1, 10])
 def test_probabilities_sum_to_one(iterations):
     features, unary = _problem()
-    q = mean_field(unary, [GaussianKernel.build(features, 2.0)], iterations)
+    q = mean_field(unary, _lattice_kernel(features, 2.0), iterations)
     torch.testing.assert_close(q.sum(1), torch.ones(120, dtype=torch.float64))

@@ -76,7 +76,7 @@ def test_barycentric_weights_are_a_convex_combination(dimensions, seed, on_faces
     if on_faces:
         features = features.round()
     weights = _enclosing_simplices(features, None).weights
-    torch.testing.assert_close(weights.sum(1), torch.ones(50, dtype=torch.float64))
+    torch.testing.assert_close(weights.sum(0), torch.ones(50, dtype=torch.float64))
     assert weights.min() >= -1e-12
 
 
@@ -116,7 +116,8 @@ def test_filtering_is_linear_and_positive():
     assert matrix.diagonal().min() > 0
 
 
-def test_features_that_spread_too_far_are_refused():
-    features = torch.randn(8, 5, dtype=torch.float64) * 1e6
+@pytest.mark.parametrize("spread", [1e6, 1e300, math.inf])
+def test_features_that_spread_too_far_are_refused(spread):
+    features = torch.randn(8, 5, dtype=torch.float64) * spread
     with pytest.raises(ValueError, match="larger standard deviations"):
         PermutohedralLattice(features)

@@ -6,7 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dcsm_attr.crf.mean_field import GaussianKernel, mean_field
+from dcsm_attr.crf.gaussian_kernels import GaussianKernels
+from dcsm_attr.crf.mean_field import mean_field
+from dcsm_attr.crf.permutohedral import PermutohedralLattice
 from dcsm_attr.crf.reference import infer_with_pydensecrf
 
 __all__ = ["Backend", "DenseCRF"]
@@ -113,32 +115,42 @@ class DenseCRF:
         count, labels, height, width = probabilities.shape
         with torch.no_grad():
             unary = -probabilities.float().clamp(min=SMALLEST_PROBABILITY).log()
-            kernels = self._kernels(image[None].to(unary.device))
-            q = mean_field(unary.permute(2, 3, 0, 1).reshape(-1, count, labels), kernels, self.iterations)
+            pairwise = self._pairwise(image[None].to(unary.device), self._gaussian(1, height, width, unary.device))
+            q = mean_field(unary.permute(2, 3, 0, 1).reshape(-1, count, labels), pairwise, self.iterations)
             refined = q.view(height, width, count, labels).permute(2, 3, 0, 1).contiguous()
             return refined.to(probabilities.device, probabilities.dtype)
 
     def _with_torch(self, unary: Tensor, images: Tensor) -> Tensor:
+        """All images in one lattice on an accelerator; one after the other on the CPU, as its caches like it better."""
         count, labels, height, width = unary.shape
-        kernels = self._kernels(images.to(unary.device))
-        q = mean_field(unary.permute(0, 2, 3, 1).reshape(-1, labels), kernels, self.iterations)
-        return q.view(count, height, width, labels).permute(0, 3, 1, 2).contiguous()
+        images = images.to(unary.device)
+        at_once = 1 if unary.device.type == "cpu" else count
+        gaussian = self._gaussian(at_once, height, width, unary.device)
+        refined = []
+        for part, part_images in zip(torch.split(unary, at_once), torch.split(images, at_once), strict=True):
+            pairwise = self._pairwise(part_images, gaussian)
+            q = mean_field(part.permute(0, 2, 3, 1).reshape(-1, labels), pairwise, self.iterations)
+            refined.append(q.view(-1, height, width, labels).permute(0, 3, 1, 2))
+        return torch.cat(refined).contiguous()
 
-    def _kernels(self, images: Tensor) -> list[GaussianKernel]:
+    def _gaussian(self, count: int, height: int, width: int, device: torch.device) -> PermutohedralLattice | None:
+        """The lattice of positions alone, which all images of a size share."""
+        if not self.gaussian_weight:
+            return None
+        positions, groups = _pixels(count, height, width, device)
+        return PermutohedralLattice(_divided(positions, [self.gaussian_xy] * 2), groups)
+
+    def _pairwise(self, images: Tensor, gaussian: PermutohedralLattice | None) -> GaussianKernels | None:
         """The terms of Eq. 8 for photographs ``(N, 3, H, W)``, of which none sees another."""
-        count, _, height, width = images.shape
-        positions = _pixel_positions(count, height, width, images.device)
-        groups = torch.arange(count, device=images.device).repeat_interleave(height * width)
-        kernels = []
-        if self.gaussian_weight:
-            features = _divided(positions, [self.gaussian_xy] * 2)
-            kernels.append(GaussianKernel.build(features, self.gaussian_weight, groups))
+        weighted = [] if gaussian is None else [(gaussian, self.gaussian_weight)]
         if self.bilateral_weight:
+            count, _, height, width = images.shape
+            positions, groups = _pixels(count, height, width, images.device)
             colours = images.permute(0, 2, 3, 1).reshape(-1, 3).float()
             deviations = [self.bilateral_xy] * 2 + [self.bilateral_rgb] * 3
             features = _divided(torch.cat([positions, colours], dim=1), deviations)
-            kernels.append(GaussianKernel.build(features, self.bilateral_weight, groups))
-        return kernels
+            weighted.append((PermutohedralLattice(features, groups), self.bilateral_weight))
+        return GaussianKernels.build(weighted) if weighted else None
 
     def _with_pydensecrf(self, unary: Tensor, images: Tensor) -> Tensor:
         refined = [
@@ -154,14 +166,15 @@ class DenseCRF:
         return torch.stack(refined)
 
 
-def _pixel_positions(count: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Column and row of each pixel of each image, ``(N * H * W, 2)``."""
+def _pixels(count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Column and row of each pixel of each image, ``(N * H * W, 2)``, and its image, ``(N * H * W,)``."""
     rows, columns = torch.meshgrid(
         torch.arange(height, device=device, dtype=torch.float32),
         torch.arange(width, device=device, dtype=torch.float32),
         indexing="ij",
     )
-    return torch.stack([columns, rows], dim=-1).view(-1, 2).repeat(count, 1)
+    positions = torch.stack([columns, rows], dim=-1).view(-1, 2).repeat(count, 1)
+    return positions, torch.arange(count, device=device).repeat_interleave(height * width)
 
 
 def _divided(coordinates: Tensor, deviations: list[float]) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcsm_attr.crf.row_sums import RowSums
+
 __all__ = ["PermutohedralLattice"]
 
 _KEY_RANGE = 2**63 - 1
@@ -26,8 +28,8 @@ class _Simplices:
     """The enclosing simplex of each point.
 
     Attributes:
-        keys: ``(P, d + 1)`` int64, a packed key for each vertex.
-        weights: ``(P, d + 1)``, barycentric, summing to one.
+        keys: ``(d + 1, P)`` int64, a packed key for each vertex.
+        weights: ``(d + 1, P)``, barycentric, summing to one.
         steps: ``(d + 1,)`` int64, what moving by one along a direction adds to a key.
     """
 
@@ -40,7 +42,11 @@ class PermutohedralLattice:
     """The lattice of one set of points; builds once, filters any number of values on them.
 
     Attributes:
-        vertices: number of lattice vertices.
+        vertices: number M of lattice vertices.
+        gain: what the result of the blurs is to be multiplied with.
+        splat: points to vertices, ``(M, P)``.
+        blurs: along each direction, ``(M, M)``.
+        slice: vertices to points, ``(P, M)``.
     """
 
     def __init__(self, features: Tensor, groups: Tensor | None = None) -> None:
@@ -54,22 +60,26 @@ class PermutohedralLattice:
         Raises:
             ValueError: if the features spread so far that packed keys would overflow 64 bits.
         """
-        points, self._dimensions = features.shape
+        points, dimensions = features.shape
+        corners = dimensions + 1
         simplices = _enclosing_simplices(features, groups)
-        corners = self._dimensions + 1
-        keys, vertex, counts = torch.unique(simplices.keys.flatten(), return_inverse=True, return_counts=True)
+        weights = simplices.weights.T.contiguous()
+        # One sort gives all: the vertices, where each begins, and which points it has, in their order.
+        ordered, entry = simplices.keys.T.flatten().sort(stable=True)
+        begins = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
+        first = begins.nonzero().flatten()
+        keys = ordered[first]
+        # Half the memory traffic wherever the numbers fit.
+        integers = torch.int32 if len(entry) < 2**31 else torch.int64
+        vertex = torch.empty_like(entry, dtype=integers)
+        vertex.scatter_(0, entry, (begins.cumsum(0) - 1).to(integers))
         self.vertices = len(keys)
-        self._vertex_of_corner = vertex.view(points, corners)
-        self._weights = simplices.weights
-        # The same incidence, seen from the vertices: which points, with which weights.
-        order = vertex.argsort(stable=True)
-        self._point_of_entry = order.div(corners, rounding_mode="floor")
-        self._weight_of_entry = simplices.weights.flatten()[order]
-        self._first_entry = F.pad(counts.cumsum(0)[:-1], (1, 0))
-        self._neighbours = [
-            (_position(keys, keys + step, self.vertices), _position(keys, keys - step, self.vertices))
-            for step in simplices.steps
-        ]
+        # Three taps (1/2, 1, 1/2) along each direction multiply a constant by the inverse, less at the lattice's rim.
+        self.gain = 1 / (1 + 2.0**-dimensions)
+        points_of_entries = entry.div(corners, rounding_mode="floor").to(integers)
+        self.splat = RowSums(points_of_entries, weights.take(entry), first.to(integers))
+        self.blurs = tuple(_blur(keys, step, weights.dtype, integers) for step in simplices.steps)
+        self.slice = RowSums(vertex.view(points, corners), weights)
 
     def filter(self, values: Tensor) -> Tensor:
         """Convolve values with the Gaussian of unit variance in feature space; not normalised.
@@ -80,27 +90,26 @@ class PermutohedralLattice:
         Returns:
             ``(P, V)``.
         """
-        on_vertices = values.new_zeros(self.vertices + 1, values.shape[1])
-        # The last row stands for all vertices that do not exist; it stays zero.
-        on_vertices[:-1] = F.embedding_bag(
-            self._point_of_entry,
-            values,
-            self._first_entry,
-            mode="sum",
-            per_sample_weights=self._weight_of_entry,
-        )
-        for forward, backward in self._neighbours:
-            blurred = on_vertices[forward].add_(on_vertices[backward])
-            on_vertices[:-1].add_(blurred, alpha=0.5)
-        sliced = F.embedding_bag(self._vertex_of_corner, on_vertices, mode="sum", per_sample_weights=self._weights)
-        # Three taps (1/2, 1, 1/2) along each direction multiply a constant by this number, less at the lattice's rim.
-        return sliced.mul_(1 / (1 + 2.0**-self._dimensions))
+        on_vertices = self.splat(values)
+        for blur in self.blurs:
+            on_vertices = blur(on_vertices)
+        return self.slice(on_vertices).mul_(self.gain)
 
 
-def _position(keys: Tensor, wanted: Tensor, missing: int) -> Tensor:
-    """Index of each wanted key in the sorted keys, ``missing`` where it is not there."""
-    index = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
-    return torch.where(keys[index] == wanted, index, missing)
+def _blur(keys: Tensor, step: Tensor, dtype: torch.dtype, integers: torch.dtype) -> RowSums:
+    """Each of the sorted vertices and half of its two neighbours; one that does not exist counts with weight zero."""
+    count = len(keys)
+    own = torch.arange(count, device=keys.device)
+    wanted = keys + step
+    ahead = torch.searchsorted(keys, wanted).clamp_(max=count - 1)
+    has_ahead = keys[ahead] == wanted
+    # Who has one ahead is behind it; the last row takes those that have none.
+    behind = own.new_full((count + 1,), -1).scatter_(0, torch.where(has_ahead, ahead, count), own)[:-1]
+    has_behind = behind >= 0
+    rows = torch.stack([own, torch.where(has_ahead, ahead, own), torch.where(has_behind, behind, own)], dim=1)
+    weights = torch.stack([torch.ones_like(has_ahead), has_ahead, has_behind], dim=1).to(dtype)
+    weights[:, 1:] *= 0.5
+    return RowSums(rows.to(integers), weights)
 
 
 def _elevated(features: Tensor) -> Tensor:
@@ -133,39 +142,56 @@ def _enclosing_simplices(features: Tensor, groups: Tensor | None) -> _Simplices:
     origin = multiples * corners
     excess = multiples.sum(dim=0).round_()
     # ... made to sum to zero: ranked by their distance from it, the outermost coordinates are moved (ABD, section 3.2).
-    distance = elevated - origin
-    rank = torch.argsort(torch.argsort(distance, dim=0, descending=True, stable=True), dim=0) + excess.long()
-    too_low, too_high = rank < 0, rank > dimensions
-    rank = rank + corners * (too_low.long() - too_high.long())
-    origin = origin + corners * (too_low.to(origin.dtype) - too_high.to(origin.dtype))
+    rank = _descending_ranks(elevated - origin).add_(excess.to(torch.int8))
+    turn = (rank < 0).to(torch.int8).sub_((rank > dimensions).to(torch.int8)).mul_(corners)
+    rank = rank.add_(turn).long()
+    origin += turn
     distance = elevated - origin
     # Coordinates in descending order of their distance: consecutive differences are the barycentric weights.
     ordered = torch.empty_like(distance).scatter_(0, rank, distance)
     weights = ordered[:-1].sub(ordered[1:]).flip(0) / corners
     weights = torch.cat([1 - (ordered[:1] - ordered[-1:]) / corners, weights])
 
-    base, strides = _packed(origin[:-1].long(), groups, corners)
+    base, strides = _packed(origin[:-1], groups, corners)
     strides = F.pad(strides, (0, 1))
     stride_by_rank = torch.empty(corners, points, dtype=torch.long, device=features.device)
     stride_by_rank.scatter_(0, rank, strides[:, None].expand(-1, points))
+    steps = strides.sum() - corners * strides
     # Vertex r adds r to all coordinates and takes d + 1 off the r ones that are ranked last.
-    taken_off = F.pad(stride_by_rank.flip(0).cumsum(0)[:-1], (0, 0, 1, 0))
-    keys = base + torch.arange(corners, device=features.device)[:, None] * strides.sum() - corners * taken_off
-    return _Simplices(keys.T.contiguous(), weights.T.contiguous(), strides.sum() - corners * strides)
+    keys = torch.empty_like(stride_by_rank)
+    keys[0] = base
+    for r in range(1, corners):
+        torch.sub(keys[r - 1] + strides.sum(), stride_by_rank[corners - r], alpha=corners, out=keys[r])
+    return _Simplices(keys, weights, steps)
+
+
+def _descending_ranks(distance: Tensor) -> Tensor:
+    """The rank of each row in each column, int8, 0 for the largest; of equal ones the first comes first.
+
+    By counting the larger ones: for a handful of rows much faster than sorting.
+    """
+    rows = len(distance)
+    ranks = torch.zeros(distance.shape, dtype=torch.int8, device=distance.device)
+    for i in range(rows):
+        for j in range(i + 1, rows):
+            later = distance[j] > distance[i]
+            ranks[i] += later
+            ranks[j] += ~later
+    return ranks
 
 
 def _packed(coordinates: Tensor, groups: Tensor | None, margin: int) -> tuple[Tensor, Tensor]:
-    """Pack coordinates ``(d, P)`` and group into one number each, in a mixed radix with a margin on both sides."""
-    rows = coordinates if groups is None else torch.cat([coordinates, groups[None]])
-    lowest = rows.amin(dim=1) - margin
-    extents = (rows.amax(dim=1) - lowest + margin + 1).tolist()
-    strides = [1]
-    for extent in extents[:-1]:
-        strides.append(strides[-1] * extent)
-    if strides[-1] * extents[-1] > _KEY_RANGE:
+    """Pack whole coordinates ``(d, P)`` and group into one int64 each, in a mixed radix with a margin on both sides."""
+    rows = [*coordinates] if groups is None else [*coordinates, groups]
+    ends = torch.stack([torch.stack([row.amin(), row.amax()]).double() for row in rows]).tolist()
+    spans = [highest - lowest + 2 * margin + 1 for lowest, highest in ends]
+    if not math.prod(spans) <= _KEY_RANGE:  # Neither if one is not finite.
         raise ValueError(
             "the features spread over too many lattice cells to be told apart in 64 bits: use larger standard "
-            f"deviations, or fewer images at once; extents were {extents}."
+            f"deviations, or fewer images at once; extents were {spans}."
         )
-    packing = torch.tensor(strides, device=rows.device)
-    return ((rows - lowest[:, None]) * packing[:, None]).sum(dim=0), packing[: len(coordinates)]
+    strides = [math.prod(map(int, spans[:i])) for i in range(len(rows))]
+    key = torch.zeros(coordinates.shape[1], dtype=torch.long, device=coordinates.device)
+    for row, (lowest, _), stride in zip(rows, ends, strides, strict=True):
+        key.add_(row.long() + (margin - int(lowest)), alpha=stride)
+    return key, torch.tensor(strides[: len(coordinates)], device=key.device)
