@@ -96,6 +96,30 @@ def test_every_spelling_of_relu_follows_the_rule(relu):
     assert (rule.seen, rule.guided) == (1, 1)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("gradient_layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(1, 6, 300, 301), (2, 5, 200, 300), (3, 1, 1, 7), (2, 3, 0, 4)])
+def test_the_rule_holds_for_every_size_and_order_in_memory(layout, gradient_layout, shape):
+    """The first two are larger than a block, and no multiple of it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).contiguous(memory_format=layout).requires_grad_()
+    gradient = torch.randn(shape, generator=generator).contiguous(memory_format=gradient_layout)
+    before = gradient.clone()
+    with GuidedRectifiers():
+        output = F.relu(x)
+    (found,) = torch.autograd.grad(output, x, gradient)
+    assert torch.equal(found, gradient.clamp(min=0) * (x > 0))
+    assert torch.equal(gradient, before)
+
+
+def test_a_gradient_that_shares_its_memory_follows_the_rule():
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    with GuidedRectifiers():
+        output = F.relu(x)
+    (found,) = torch.autograd.grad(output, x, torch.tensor(2.0).expand(2, 3, 4, 5))
+    assert torch.equal(found, 2.0 * (x > 0))
+
+
 def test_relu_is_closed_at_zero():
     x = torch.zeros(3, requires_grad=True)
     with GuidedRectifiers():

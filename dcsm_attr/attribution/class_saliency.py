@@ -14,6 +14,7 @@ from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.gradients import LayerPoint, Recording, record
 from dcsm_attr.attribution.inputs import batch_slices, checked_images, rescaled, sliced_arguments
 from dcsm_attr.attribution.kept_gradients import GradientRun, KeptGradients, KeptRun
+from dcsm_attr.attribution.memory_format import channels_last, refuses_channels_last
 from dcsm_attr.attribution.model_checks import check_guidance, checked_model, explained_failure
 from dcsm_attr.attribution.notices import warn_caller
 from dcsm_attr.attribution.selection import Request, Selection
@@ -61,6 +62,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         self.threshold = threshold
         self.min_candidates = variant.min_candidates if min_candidates is None else min_candidates
         self.internal_batch_size = internal_batch_size
+        self._takes_channels_last = True
         self._check_settings()
 
     @property
@@ -198,15 +200,26 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         for scale in self._ordered_scales():
             resized = rescaled(images, scale, self._variant.image_interpolation)
             try:
-                recording = record(
-                    self.forward_func, resized, arguments, points, reduction=self._variant.reduction, guided=self.guided
-                )
+                recording = self._recorded(resized, arguments, points)
             except RuntimeError as error:
                 explained = explained_failure(error, self.forward_func, resized[0], images[0])
                 if explained is error:
                     raise
                 raise explained from error
             yield scale, recording
+
+    def _recorded(
+        self, images: tuple[Tensor, ...], arguments: tuple[Any, ...], points: Sequence[LayerPoint]
+    ) -> Recording:
+        settings: dict[str, Any] = {"reduction": self._variant.reduction, "guided": self.guided}
+        if self._takes_channels_last:
+            try:
+                return record(self.forward_func, channels_last(images), arguments, points, **settings)
+            except RuntimeError as error:
+                if not refuses_channels_last(error):
+                    raise
+                self._takes_channels_last = False
+        return record(self.forward_func, images, arguments, points, **settings)
 
     def _combined(
         self, runs: Iterator[GradientRun], selection: Selection, size: tuple[int, int], raw: bool
