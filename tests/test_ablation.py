@@ -266,12 +266,10 @@ def test_the_chosen_background_is_the_best_one(classifier, background, collectio
     assert len(set(measurement.exponents.values())) > 1
 
 
-@pytest.mark.parametrize(("heights", "elsewhere", "end"), [((0.04, 0.4), 0.01, -1), ((0.85, 1.0), 0.8, 0)])
-def test_beyond_an_end_of_the_exponents_further_ones_are_tried(
-    classifier, background, collection, tmp_path, heights, elsewhere, end
-):
-    def sharp(case):
-        # Right where the mask is, from heights that the exponents of the list can tell to ones that they cannot.
+def drawn_from_the_mask(heights, elsewhere):
+    """Maps that are right: in the mask of each class heights from one to another, low elsewhere."""
+
+    def maps_of(case):
         maps = torch.full((len(case.classes), 64, 64), elsewhere)
         height, width = case.prepared.pixels.shape[1:]
         mask = torch.nn.functional.interpolate(case.mask[None, None].float(), (height, width))[0, 0]
@@ -279,31 +277,30 @@ def test_beyond_an_end_of_the_exponents_further_ones_are_tried(
             of_class[:height, :width][mask == 1 + c] = torch.linspace(*heights, int((mask == 1 + c).sum()))
         return maps
 
-    measurement = measured(table_of(Method("sharp", maps=sharp)), classifier, background, collection, tmp_path)
-    counted = measurement.chosen_on.confusions["sharp"]
+    return Method("drawn", maps=maps_of)
+
+
+@pytest.mark.parametrize(("heights", "elsewhere", "end"), [((0.04, 0.4), 0.01, -1), ((0.85, 1.0), 0.8, 0)])
+def test_beyond_an_end_of_the_exponents_further_ones_are_tried(
+    classifier, background, collection, tmp_path, heights, elsewhere, end
+):
+    method = drawn_from_the_mask(heights, elsewhere)
+    measurement = measured(table_of(method), classifier, background, collection, tmp_path)
+    counted = measurement.chosen_on.confusions["drawn"]
     further = FURTHER_EXPONENTS[EXPONENTS[end]]
     assert {reading.exponent for reading in counted} == {*EXPONENTS, *further}
-    assert measurement.exponents["sharp"] in further
-    chosen = Reading(measurement.exponents["sharp"], refined=False)
+    assert measurement.exponents["drawn"] in further
+    chosen = Reading(measurement.exponents["drawn"], refined=False)
     assert counted[chosen].mean_iou > counted[Reading(EXPONENTS[end], refined=False)].mean_iou
 
 
-def test_a_method_may_bring_its_own_crf(classifier, background, collection, folder):
-    strong = DenseCRF(iterations=1, bilateral_weight=10, gaussian_xy=2)
-    plain = dcsm(classifier)
-    own = replace(dcsm(classifier, "with its own CRF"), crf=strong)
-    measurement = measured(table_of(plain, own), classifier, background, collection, folder / "crf")
-    before, after = (
-        [measurement.confusion(method, refined=refined, own_background=False).counts for method in (plain, own)]
-        for refined in (False, True)
-    )
-    assert torch.equal(before[0], before[1])
-    for found, crf in zip(after, (CRF, strong), strict=True):
-        segmenting = segmenter(classifier, DistinctClassSaliency(classifier.network))
-        segmenting.crf = crf
-        expected = evaluate(segmenting, collection, "known", batch_size=1, progress=False)
-        assert (found - expected.refined.counts).abs().sum() <= 4
-    assert (after[0] - after[1]).abs().sum() > 100
+def test_an_end_that_stays_the_best_is_kept(classifier, background, collection, tmp_path):
+    method = drawn_from_the_mask((0.155, 0.155), 0.01)
+    measurement = measured(table_of(method), classifier, background, collection, tmp_path)
+    counted = measurement.chosen_on.confusions["drawn"]
+    assert {reading.exponent for reading in counted} == {*EXPONENTS, *FURTHER_EXPONENTS[EXPONENTS[-1]]}
+    assert measurement.exponents["drawn"] == EXPONENTS[-1]
+    assert measurement.confusion(method, refined=False, own_background=True).mean_iou > 0.9
 
 
 def test_of_equal_backgrounds_the_smallest_exponent_is_chosen(classifier, background, collection, tmp_path):

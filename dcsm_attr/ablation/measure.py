@@ -107,21 +107,17 @@ def measured_table(
         counts = folder / "counts" / f"{name}-{protocol.value}"
         return Sweep(classifier, collection, protocol, store, counts, crf, on_canvas, progress)
 
-    first = SweepResult({}, 0, {})
-    exponents: dict[str, float] = {}
-    search: dict[Method, tuple[float, ...]] = {method: EXPONENTS for method in methods if method.maps}
-    while search:
+    def with_backgrounds(search: Mapping[Method, Sequence[float]]) -> SweepResult:
         wanted = {
             method: [Reading(exponent, refined=method.crf is not None) for exponent in of_method]
             for method, of_method in search.items()
         }
-        first |= sweep(chosen_on, "background", True)(wanted, f"background of {len(search)} methods")
-        exponents = {name: _best(readings) for name, readings in first.confusions.items()}
-        search = {
-            method: FURTHER_EXPONENTS[exponents[method.name]]
-            for method in search
-            if exponents[method.name] in FURTHER_EXPONENTS
-        }
+        return sweep(chosen_on, "background", True)(wanted, f"background of {len(search)} methods")
+
+    first = with_backgrounds({method: EXPONENTS for method in methods if method.maps})
+    ends = {method: _best(first.confusions[method.name]) for method in methods if method.maps}
+    first |= with_backgrounds({m: FURTHER_EXPONENTS[end] for m, end in ends.items() if end in FURTHER_EXPONENTS})
+    exponents = {name: _best(readings) for name, readings in first.confusions.items()}
     readings: dict[Method, Sequence[Reading]] = {}
     for method in methods:
         own = {_PAPER, exponents[method.name]} if method.maps else {_PAPER}
