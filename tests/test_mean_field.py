@@ -3,16 +3,25 @@
 import pytest
 import torch
 
+from dcsm_attr.crf import mean_field as mean_field_module
 from dcsm_attr.crf.gaussian_kernels import GaussianKernels
 from dcsm_attr.crf.mean_field import mean_field
 from dcsm_attr.crf.permutohedral import PermutohedralLattice
 
 
-def _exact_kernel(features, weight):
+class _Exact:
     """A kernel with the full matrix in place of the lattice."""
-    matrix = torch.exp(-0.5 * torch.cdist(features, features) ** 2)
-    normalisation = matrix.sum(1, keepdim=True).rsqrt()
-    return lambda q: weight * normalisation * (matrix @ (normalisation * q))
+
+    def __init__(self, features, weight):
+        matrix = torch.exp(-0.5 * torch.cdist(features, features) ** 2)
+        normalisation = matrix.sum(1, keepdim=True).rsqrt()
+        self.matrix = weight * normalisation * matrix * normalisation.T
+
+    def on_vertices(self, q):
+        return q.clone()
+
+    def messages(self, q, points):
+        return self.matrix[points] @ q
 
 
 def _lattice_kernel(features, weight):
@@ -40,13 +49,13 @@ def test_updates_equal_the_formula_term_by_term():
                 energy += 2.5 * normalised[i, j] * q[j]
             new[i] = torch.exp(energy) / torch.exp(energy).sum()
         q = new
-    torch.testing.assert_close(mean_field(unary, _exact_kernel(features, 2.5), 4), q, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(mean_field(unary, _Exact(features, 2.5), 4), q, rtol=1e-10, atol=1e-12)
 
 
 def test_the_lattice_stays_near_the_exact_sums():
     features, unary = _problem(600)
     lattice = mean_field(unary, _lattice_kernel(features, 3.0), 10)
-    exact = mean_field(unary, _exact_kernel(features, 3.0), 10)
+    exact = mean_field(unary, _Exact(features, 3.0), 10)
     assert (lattice.argmax(1) == exact.argmax(1)).double().mean() >= 0.98
     assert (lattice - exact).abs().mean() < 0.02
 
@@ -70,7 +79,7 @@ def test_the_unary_is_not_changed():
 def test_labellings_of_the_same_points_do_not_see_each_other(exact):
     features, _ = _problem()
     unary = torch.rand(120, 2, 3, 4, dtype=torch.float64) * 3
-    pairwise = (_exact_kernel if exact else _lattice_kernel)(features, 2.0)
+    pairwise = (_Exact if exact else _lattice_kernel)(features, 2.0)
     together = mean_field(unary, pairwise, 5)
     assert together.shape == unary.shape
     for i in range(2):
@@ -90,8 +99,10 @@ def test_kernels_that_are_put_together_are_the_sum_of_the_formula():
     for lattice, weight in zip(lattices, weights, strict=True):
         mass = lattice.filter(torch.ones(200, 1, dtype=torch.float64))
         expected += weight * lattice.filter(q / mass.sqrt()) / mass.sqrt()
-    together = GaussianKernels.build(list(zip(lattices, weights, strict=True)))(q)
-    torch.testing.assert_close(together, expected, rtol=1e-12, atol=1e-14)
+    kernels = GaussianKernels.build(list(zip(lattices, weights, strict=True)))
+    on_vertices = kernels.on_vertices(q)
+    for points in (slice(0, 200), slice(3, 77), slice(199, 400)):
+        torch.testing.assert_close(kernels.messages(on_vertices, points), expected[points], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("labels", [2, 4, 12, 13, 21])
@@ -100,6 +111,13 @@ def test_a_point_gets_the_same_bits_wherever_it_lies(labels):
     whole = mean_field(unary, None, 0)
     for start, end in ((1, 8), (3, 500), (999, 1000)):
         assert torch.equal(mean_field(unary[start:end], None, 0), whole[start:end])
+
+
+def test_blocks_change_no_bit(monkeypatch):
+    features, unary = _problem(600)
+    whole = mean_field(unary, _lattice_kernel(features, 2.0), 4)
+    monkeypatch.setattr(mean_field_module, "_BLOCK", 70)
+    assert torch.equal(mean_field(unary, _lattice_kernel(features, 2.0), 4), whole)
 
 
 def test_permuting_labels_permutes_the_result():

@@ -8,6 +8,7 @@ import typer
 import dcsm_attr
 from dcsm_attr.cli.ablate import ablate
 from dcsm_attr.cli.attribute import attribute
+from dcsm_attr.cli.benchmark import benchmark
 from dcsm_attr.cli.demo import demo
 from dcsm_attr.cli.evaluate import evaluate
 from dcsm_attr.cli.labels import labels
@@ -33,6 +34,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(ablate)
 app.command()(scenes)
+app.command()(benchmark)
 
 
 def _print_version(wanted: bool) -> None:

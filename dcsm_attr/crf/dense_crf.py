@@ -87,7 +87,7 @@ class DenseCRF:
         """
         _check(probabilities, images)
         with torch.no_grad():
-            unary = -probabilities.float().clamp(min=SMALLEST_PROBABILITY).log()
+            unary = probabilities.float().clamp(min=SMALLEST_PROBABILITY).log_().neg_()
             refined = (
                 self._with_pydensecrf(unary, images)
                 if self.backend == "pydensecrf"
@@ -114,8 +114,8 @@ class DenseCRF:
         _check(probabilities, images)
         count, labels, height, width = probabilities.shape
         with torch.no_grad():
-            unary = -probabilities.float().clamp(min=SMALLEST_PROBABILITY).log()
-            pairwise = self._pairwise(image[None].to(unary.device), self._gaussian(1, height, width, unary.device))
+            unary = probabilities.float().clamp(min=SMALLEST_PROBABILITY).log_().neg_()
+            pairwise = self.pairwise(image[None].to(unary.device), self.gaussian(1, height, width, unary.device))
             q = mean_field(unary.permute(2, 3, 0, 1).reshape(-1, count, labels), pairwise, self.iterations)
             refined = q.view(height, width, count, labels).permute(2, 3, 0, 1).contiguous()
             return refined.to(probabilities.device, probabilities.dtype)
@@ -125,22 +125,23 @@ class DenseCRF:
         count, labels, height, width = unary.shape
         images = images.to(unary.device)
         at_once = 1 if unary.device.type == "cpu" else count
-        gaussian = self._gaussian(at_once, height, width, unary.device)
-        refined = []
-        for part, part_images in zip(torch.split(unary, at_once), torch.split(images, at_once), strict=True):
-            pairwise = self._pairwise(part_images, gaussian)
-            q = mean_field(part.permute(0, 2, 3, 1).reshape(-1, labels), pairwise, self.iterations)
-            refined.append(q.view(-1, height, width, labels).permute(0, 3, 1, 2))
-        return torch.cat(refined).contiguous()
+        gaussian = self.gaussian(at_once, height, width, unary.device)
+        refined = torch.empty_like(unary)
+        for start in range(0, count, at_once):
+            part = slice(start, start + at_once)
+            pairwise = self.pairwise(images[part], gaussian)
+            q = mean_field(unary[part].permute(0, 2, 3, 1).reshape(-1, labels), pairwise, self.iterations)
+            refined[part] = q.view(-1, height, width, labels).permute(0, 3, 1, 2)
+        return refined
 
-    def _gaussian(self, count: int, height: int, width: int, device: torch.device) -> PermutohedralLattice | None:
+    def gaussian(self, count: int, height: int, width: int, device: torch.device) -> PermutohedralLattice | None:
         """The lattice of positions alone, which all images of a size share."""
         if not self.gaussian_weight:
             return None
         positions, groups = _pixels(count, height, width, device)
         return PermutohedralLattice(_divided(positions, [self.gaussian_xy] * 2), groups)
 
-    def _pairwise(self, images: Tensor, gaussian: PermutohedralLattice | None) -> GaussianKernels | None:
+    def pairwise(self, images: Tensor, gaussian: PermutohedralLattice | None) -> GaussianKernels | None:
         """The terms of Eq. 8 for photographs ``(N, 3, H, W)``, of which none sees another."""
         weighted = [] if gaussian is None else [(gaussian, self.gaussian_weight)]
         if self.bilateral_weight:
@@ -201,8 +202,8 @@ def _check(probabilities: Tensor, images: Tensor) -> None:
             f"images must be uint8 RGB in 0 to 255, not normalised, got {images.dtype}. Convert values in [0, 1] with "
             "(255 * images).round().to(torch.uint8)."
         )
-    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+    lowest, highest = torch.stack(probabilities.aminmax()).tolist()
+    if not (lowest >= 0 and highest <= 1):
         raise ValueError(
-            f"probabilities must lie in [0, 1]; got {float(probabilities.min()):.3g} to "
-            f"{float(probabilities.max()):.3g} (NaN where a value is none)."
+            f"probabilities must lie in [0, 1]; got {lowest:.3g} to {highest:.3g} (NaN where a value is none)."
         )

@@ -25,12 +25,12 @@ class GaussianKernels:
     Attributes:
         splat: points to the vertices of all lattices, one lattice after the other.
         blurs: for each lattice its number of vertices, and its blurs.
-        slice: vertices to points.
+        slices: vertices to points.
     """
 
     splat: RowSums
     blurs: tuple[tuple[int, tuple[RowSums, ...]], ...]
-    slice: RowSums
+    slices: RowSums
 
     @staticmethod
     def build(weighted: Sequence[tuple[PermutohedralLattice, float]]) -> "GaussianKernels":
@@ -43,15 +43,15 @@ class GaussianKernels:
         points, starts, splat_weights, corners, slice_weights = [], [], [], [], []
         vertices = entries = 0
         for lattice, weight in weighted:
-            splat, slice_ = lattice.splat, lattice.slice
+            splat, slices = lattice.splat, lattice.slices
             assert splat.first is not None
-            mass = lattice.filter(splat.weights.new_ones(len(slice_.rows), 1))
+            mass = lattice.filter(splat.weights.new_ones(len(slices.rows), 1))
             normalisation = (mass + _SMALLEST_MASS).rsqrt()
             points.append(splat.rows)
             starts.append(splat.first + entries)
             splat_weights.append(splat.weights * normalisation.index_select(0, splat.rows)[:, 0])
-            corners.append(slice_.rows + vertices)
-            slice_weights.append(slice_.weights * (normalisation * (weight * lattice.gain)))
+            corners.append(slices.rows + vertices)
+            slice_weights.append(slices.weights * (normalisation * (weight * lattice.gain)))
             vertices += lattice.vertices
             entries += len(splat.rows)
         return GaussianKernels(
@@ -60,8 +60,8 @@ class GaussianKernels:
             RowSums(torch.cat(corners, dim=1), torch.cat(slice_weights, dim=1)),
         )
 
-    def __call__(self, q: Tensor) -> Tensor:
-        """What each point hears of the labels around it, ``(P, V)`` from ``(P, V)``: larger where neighbours agree."""
+    def on_vertices(self, q: Tensor) -> Tensor:
+        """Splat and blur the labels of all points, ``(P, V)``; :meth:`messages` reads the result."""
         on_vertices = self.splat(q)
         blurred = []
         parts = torch.split(on_vertices, [count for count, _ in self.blurs])
@@ -69,4 +69,8 @@ class GaussianKernels:
             for blur in blurs:
                 part = blur(part)
             blurred.append(part)
-        return self.slice(torch.cat(blurred))
+        return torch.cat(blurred)
+
+    def messages(self, on_vertices: Tensor, points: slice) -> Tensor:
+        """What some of the points hear of the labels around them, ``(p, V)``: larger where neighbours agree."""
+        return RowSums(self.slices.rows[points], self.slices.weights[points])(on_vertices)

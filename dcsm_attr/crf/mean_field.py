@@ -4,7 +4,7 @@ Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gauss
 1), for the energy of Eq. 6 and 8 of DCSM.
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,23 @@ __all__ = ["mean_field"]
 _FEW_LABELS = 12
 
 
-def mean_field(unary: Tensor, pairwise: Callable[[Tensor], Tensor] | None, iterations: int) -> Tensor:
+# Values that fit into the cache of one core: messages are read and turned into probabilities before they leave it.
+_BLOCK = 2**18
+
+
+class Pairwise(Protocol):
+    r"""The pairwise terms: :math:`\sum_m w_m \tilde K_m`, in two steps."""
+
+    def on_vertices(self, q: Tensor) -> Tensor:
+        """What all points ``(P, V)`` say, gathered, in memory of its own."""
+        ...
+
+    def messages(self, on_vertices: Tensor, points: slice) -> Tensor:
+        """What some of the points hear of it, ``(p, V)``, in fresh memory."""
+        ...
+
+
+def mean_field(unary: Tensor, pairwise: Pairwise | None, iterations: int) -> Tensor:
     r"""Approximate the marginals :math:`Q` of the CRF.
 
     Starts at :math:`Q = softmax(-U)`; each iteration sets :math:`Q \propto \exp(-U + \sum_m w_m \tilde K_m Q)`, which
@@ -25,8 +41,7 @@ def mean_field(unary: Tensor, pairwise: Callable[[Tensor], Tensor] | None, itera
     Args:
         unary: ``(P, ..., L)`` energies :math:`U`, for example negative log probabilities; dimensions in the middle
             count labellings of the same points, which do not see each other.
-        pairwise: :math:`\sum_m w_m \tilde K_m`, applied to the columns of ``(P, V)``; the result is overwritten. None:
-            there is none.
+        pairwise: the pairwise terms, applied to the columns of ``(P, V)``. None: there are none.
         iterations: 0 returns the start.
 
     Returns:
@@ -35,8 +50,13 @@ def mean_field(unary: Tensor, pairwise: Callable[[Tensor], Tensor] | None, itera
     q = _over_labels(-unary)
     if pairwise is None:
         return q
+    step = len(q) if q.device.type != "cpu" else max(1, _BLOCK // q[0].numel())
+    blocks = [slice(start, start + step) for start in range(0, len(q), step)]
     for _ in range(iterations):
-        q = _over_labels(pairwise(q.flatten(1)).view_as(q).sub_(unary))
+        on_vertices = pairwise.on_vertices(q.flatten(1))
+        for points in blocks:
+            heard = pairwise.messages(on_vertices, points).view_as(unary[points])
+            q[points] = _over_labels(heard.sub_(unary[points]))
     return q
 
 

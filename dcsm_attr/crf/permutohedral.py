@@ -46,7 +46,7 @@ class PermutohedralLattice:
         gain: what the result of the blurs is to be multiplied with.
         splat: points to vertices, ``(M, P)``.
         blurs: along each direction, ``(M, M)``.
-        slice: vertices to points, ``(P, M)``.
+        slices: vertices to points, ``(P, M)``.
     """
 
     def __init__(self, features: Tensor, groups: Tensor | None = None) -> None:
@@ -79,7 +79,7 @@ class PermutohedralLattice:
         points_of_entries = entry.div(corners, rounding_mode="floor").to(integers)
         self.splat = RowSums(points_of_entries, weights.take(entry), first.to(integers))
         self.blurs = tuple(_blur(keys, step, weights.dtype, integers) for step in simplices.steps)
-        self.slice = RowSums(vertex.view(points, corners), weights)
+        self.slices = RowSums(vertex.view(points, corners), weights)
 
     def filter(self, values: Tensor) -> Tensor:
         """Convolve values with the Gaussian of unit variance in feature space; not normalised.
@@ -93,7 +93,7 @@ class PermutohedralLattice:
         on_vertices = self.splat(values)
         for blur in self.blurs:
             on_vertices = blur(on_vertices)
-        return self.slice(on_vertices).mul_(self.gain)
+        return self.slices(on_vertices).mul_(self.gain)
 
 
 def _blur(keys: Tensor, step: Tensor, dtype: torch.dtype, integers: torch.dtype) -> RowSums:

@@ -1,0 +1,66 @@
+"""One piece of work that several contenders do, and what came out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dcsm_attr.benchmark.memory import peak_memory
+from dcsm_attr.benchmark.timing import Timing, timed_in_turn
+
+__all__ = ["OURS", "Contest", "Outcome", "held"]
+
+#: The name of this package among the contenders.
+OURS = "dcsm_attr"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is done, and by whom.
+
+    Attributes:
+        title: for the report.
+        prepare: a function of a module: the work to the contenders, each a function without arguments.
+        work: its argument; pickles.
+        memory_of: the contenders whose peak memory is measured too.
+    """
+
+    title: str
+    prepare: Callable[[Any], Mapping[str, Callable[[], Any]]]
+    work: Any
+    memory_of: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a contest.
+
+    Attributes:
+        title: of the contest.
+        timings: by contender.
+        memory: peak memory in bytes, by contender, of those for which it was asked.
+    """
+
+    title: str
+    timings: Mapping[str, Timing]
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+    def ratio(self, name: str) -> float:
+        """How many times as long as ours a contender took, by medians."""
+        return self.timings[name].median / self.timings[OURS].median
+
+
+def held(contest: Contest, rounds: int, *, memory: bool = True, progress: bool = True) -> Outcome:
+    """Hold a contest.
+
+    Args:
+        contest: whose contenders run in turn.
+        rounds: how often each runs, after one run to warm up.
+        memory: whether to measure peak memory too, in a process of its own for each.
+        progress: whether to show a bar.
+    """
+    contenders = contest.prepare(contest.work)
+    timings = timed_in_turn(contenders, rounds, progress=progress)
+    asked = [name for name in contest.memory_of if memory and name in contenders]
+    return Outcome(
+        contest.title, timings, {name: peak_memory(contest.prepare, (contest.work,), name) for name in asked}
+    )

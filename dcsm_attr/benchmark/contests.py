@@ -1,0 +1,52 @@
+"""The contests that ``dcsm-attr benchmark`` holds."""
+
+from collections.abc import Sequence
+
+from dcsm_attr.benchmark.contest import OURS, Contest
+from dcsm_attr.benchmark.crf import CrfWork, crf_contenders
+from dcsm_attr.benchmark.saliency import SaliencyWork, our_contender, saliency_contenders
+
+__all__ = ["COUNTS_OF_CLASSES", "COUNTS_OF_IMAGES", "crf_contests", "saliency_contests", "scaling_contests"]
+
+#: How many classes, and how many images, the cost is measured for.
+COUNTS_OF_CLASSES = (1, 2, 5, 10, 20)
+COUNTS_OF_IMAGES = (1, 2, 4, 8, 16)
+
+_MEMORY_OF = (OURS, "captum, all layers a call", "torchcam", "PyTorch loop, one forward pass")
+
+
+def saliency_contests(models: Sequence[str], side: int, classes: Sequence[int]) -> list[Contest]:
+    """Class maps of one photograph with each network, for each number of classes."""
+    return [
+        Contest(
+            f"{model}, {side} x {side}, K = {count}", saliency_contenders, SaliencyWork(model, side, count), _MEMORY_OF
+        )
+        for model in models
+        for count in classes
+    ]
+
+
+def scaling_contests(model: str, side: int) -> dict[str, list[tuple[int, Contest]]]:
+    """Ours alone for growing numbers of classes (of one photograph) and of photographs (with three classes)."""
+    of_classes = [(count, SaliencyWork(model, side, count)) for count in COUNTS_OF_CLASSES]
+    of_images = [(count, SaliencyWork(model, side, 3, count)) for count in COUNTS_OF_IMAGES]
+    return {
+        what: [(count, Contest(f"{model}, {count} {what}", our_contender, work)) for count, work in works]
+        for what, works in (("classes", of_classes), ("images", of_images))
+    }
+
+
+def crf_contests(photographs: Sequence[str]) -> list[Contest]:
+    """One photograph with 4 and with 21 labels, and a batch of eight with 4.
+
+    Raises:
+        ValueError: if there are fewer than eight photographs.
+    """
+    if len(photographs) < 8:
+        raise ValueError(f"the CRF is timed on a batch of 8 photographs, got {len(photographs)}.")
+    batch = tuple(photographs[:8])
+    return [
+        Contest("dense CRF, 500 x 375, 4 labels", crf_contenders, CrfWork(batch[:1], 4)),
+        Contest("dense CRF, 500 x 375, 21 labels", crf_contenders, CrfWork(batch[:1], 21)),
+        Contest("dense CRF, a batch of 8, 4 labels", crf_contenders, CrfWork(batch, 4)),
+    ]

@@ -1,0 +1,113 @@
+"""``dcsm-attr benchmark``: how fast this machine is with this package, and with others."""
+
+import shlex
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dcsm_attr.benchmark.contest import Contest, Outcome
+    from dcsm_attr.benchmark.scaling import Scaling
+
+__all__ = ["benchmark"]
+
+
+_MODELS = ["vgg16"]
+_CLASSES = [3]
+
+
+class Part(str, Enum):
+    """What is timed."""
+
+    SALIENCY = "saliency"
+    SCALING = "scaling"
+    CRF = "crf"
+
+
+def benchmark(
+    part: Annotated[
+        Part,
+        typer.Argument(
+            help="saliency: class maps of one photograph, beside captum, pytorch-grad-cam, torchcam, plain PyTorch and "
+            "the convolutions alone. scaling: from 1 to 20 classes, from 1 to 16 photographs. crf: the dense CRF "
+            "beside pydensecrf and the bytes that it must move.",
+            show_default=False,
+        ),
+    ],
+    photographs: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="crf: eight pictures are taken from here.", show_default=False),
+    ] = None,
+    model: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Of torchvision; may be given several times.")
+    ] = _MODELS,
+    classes: Annotated[
+        list[int], typer.Option(min=1, help="How many are compared; may be given several times.")
+    ] = _CLASSES,
+    size: Annotated[int, typer.Option(min=32, help="Side of the photograph in pixels.")] = 500,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contender runs; the median counts.")] = 5,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too, each in a process of its own.")] = True,
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="For PART.md and PART.json.")] = Path("out/benchmark"),
+) -> None:
+    """Time this package beside what one would use instead, on this machine.
+
+    All contenders do the same work in turn; libraries that are not installed are left out (they come with
+    dcsm_attr[peers] and dcsm_attr[pydensecrf]). Networks have random weights, on which no time depends. A GPU is used
+    where there is one.
+
+    Examples:
+      dcsm-attr benchmark saliency
+
+      dcsm-attr benchmark saliency --model resnet50 --model squeezenet1_1 --classes 3 --classes 10
+
+      dcsm-attr benchmark crf --photographs VOCdevkit/VOC2012/JPEGImages
+    """
+    from dcsm_attr.benchmark.contests import crf_contests, saliency_contests
+    from dcsm_attr.benchmark.report import scaling_text, write_benchmark
+    from dcsm_attr.datasets.folder import pictures_in
+    from dcsm_attr.files import writable_folder
+
+    output = writable_folder(output)
+    outcomes: list[Outcome] = []
+    scalings: list[Scaling] = []
+    if part is Part.SCALING:
+        for name in model:
+            scalings += _scalings(name, size, rounds)
+        typer.echo("\n\n".join(f"{scaling.title}\n\n{scaling_text(scaling)}" for scaling in scalings))
+    elif part is Part.SALIENCY:
+        outcomes = _held(saliency_contests(model, size, classes), rounds, memory)
+    else:
+        if photographs is None:
+            raise ValueError("benchmark crf needs pictures, whose colours its time depends on: --photographs FOLDER.")
+        outcomes = _held(crf_contests([str(path) for path in pictures_in(photographs)]), rounds, memory)
+    told = [f"--model={name}" for name in model] + [f"--classes={count}" for count in classes]
+    arguments = ["--photographs=FOLDER"] if part is Part.CRF else [*told, f"--size={size}"]
+    command = shlex.join(["dcsm-attr", "benchmark", part.value, *arguments, f"--rounds={rounds}"])
+    paths = write_benchmark(outcomes, scalings, output, part.value, command=command)
+    typer.echo(f"{paths[0]}: all of it")
+
+
+def _held(contests: "list[Contest]", rounds: int, memory: bool) -> "list[Outcome]":
+    from dcsm_attr.benchmark.contest import held
+    from dcsm_attr.benchmark.report import outcome_table
+
+    outcomes = []
+    for contest in contests:
+        outcomes.append(held(contest, rounds, memory=memory))
+        typer.echo(f"{contest.title}\n\n{outcome_table(outcomes[-1])}\n")
+    return outcomes
+
+
+def _scalings(model: str, size: int, rounds: int) -> "list[Scaling]":
+    from dcsm_attr.benchmark.contest import OURS, held
+    from dcsm_attr.benchmark.contests import scaling_contests
+    from dcsm_attr.benchmark.scaling import Scaling
+
+    scalings = []
+    for what, contests in scaling_contests(model, size).items():
+        seconds = [held(contest, rounds).timings[OURS].median for _, contest in contests]
+        title = f"{model}, {size} x {size}, by the number of {what}"
+        scalings.append(Scaling(title, what, [count for count, _ in contests], seconds))
+    return scalings
