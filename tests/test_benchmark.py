@@ -1,0 +1,206 @@
+"""The benchmark: that contenders take turns, do the same work, and are measured and reported as they are."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from dcsm_attr.benchmark import contests
+from dcsm_attr.benchmark.contest import OURS, Contest, Outcome, held
+from dcsm_attr.benchmark.contests import crf_contests, saliency_contests
+from dcsm_attr.benchmark.crf import CrfWork, bytes_moved, crf_contenders
+from dcsm_attr.benchmark.floor import _calls
+from dcsm_attr.benchmark.report import outcome_table, write_benchmark
+from dcsm_attr.benchmark.saliency import SaliencyWork, saliency_contenders
+from dcsm_attr.benchmark.scaling import Scaling
+from dcsm_attr.benchmark.timing import Timing, timed_in_turn
+from dcsm_attr.cli import app
+from dcsm_attr.crf import DenseCRF
+
+MIB = 2**20
+
+
+def test_contenders_take_turns_after_warming_up():
+    order = []
+    timings = timed_in_turn(
+        {name: lambda name=name: order.append(name) for name in ("a", "b", "c")}, rounds=3, progress=False
+    )
+    assert order == ["a", "b", "c"] * 4
+    assert all(len(timing.seconds) == 3 for timing in timings.values())
+
+
+def test_the_first_run_does_not_count(monkeypatch):
+    clock = iter([0, 100, 200, 201, 300, 303, 400, 402])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    timing = timed_in_turn({"a": lambda: None}, rounds=3, progress=False)["a"]
+    assert timing.seconds == (1, 3, 2)
+    assert timing.content() == {"median": 2, "fastest": 1, "slowest": 3}
+
+
+@pytest.mark.parametrize(("contenders", "rounds"), [({}, 1), ({"a": print}, 0)])
+def test_nothing_to_time(contenders, rounds):
+    with pytest.raises(ValueError, match="at least one"):
+        timed_in_turn(contenders, rounds)
+
+
+@pytest.mark.parametrize("model", ["squeezenet1_1", "resnet18"])
+def test_all_who_take_guided_gradients_get_the_same_maps(model):
+    contenders = saliency_contenders(SaliencyWork(model, 64, 3))
+    ours = contenders[OURS]().maps
+    assert ours.max() > 0.1
+    others = [name for name in contenders if name.startswith(("captum", "PyTorch"))]
+    assert len(others) == 4
+    for name in others:
+        # Where several channels are equally large, rounding decides; the maps agree up to few positions.
+        difference = (contenders[name]() - ours).abs()
+        assert difference.mean() < 1e-3, name
+        assert (difference > 0.02).float().mean() < 0.01, name
+
+
+def test_contenders_leave_the_model_as_they_find_it(monkeypatch):
+    made = []
+    original = torchvision.models.get_model
+    monkeypatch.setattr(torchvision.models, "get_model", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
+    contenders = saliency_contenders(SaliencyWork("squeezenet1_1", 64, 2))
+    (model,) = made
+    rectifiers = [m for m in model.modules() if isinstance(m, nn.ReLU)]
+    for name, run in contenders.items():
+        run()
+        assert all(m.inplace for m in rectifiers), name
+        assert all(p.requires_grad for p in model.parameters()), name
+        assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in model.modules()), name
+        model.zero_grad(set_to_none=True)
+
+
+def test_the_floor_is_one_forward_and_partial_backward_passes():
+    model = torchvision.models.vgg16(weights=None).eval()
+    calls = _calls(model, "features.10", torch.randn(1, 3, 64, 64), [0, 1, 2])
+    count = {}
+    for func, *_ in calls:
+        count[func.overloadpacket.__name__] = count.get(func.overloadpacket.__name__, 0) + 1
+    # Ten convolutions come after conv3_1 but two of block 3, three of 4 and three of 5: eight; and three linear layers.
+    assert count == {"convolution": 13, "convolution_backward": 3 * 8, "addmm": 3, "mm": 3 * 3}
+    backward = [args for func, args, _ in calls if func.overloadpacket.__name__ == "convolution_backward"]
+    assert all(args[-1] == [True, False, False] for args in backward), "gradients of inputs alone"
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_bytes_of_the_crf_by_hand():
+    """A single pixel: three vertices in two dimensions, six in five; no two of them neighbours."""
+    image = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
+    kernels = DenseCRF().pairwise(image, DenseCRF().gaussian(1, 1, 1, image.device))
+    assert [count for count, _ in kernels.blurs] == [3, 6]
+    entries = 3 + 6
+    blur_entries = 3 * (3 * 3) + 6 * (6 * 3)
+    tables = 8 * (entries + entries + blur_entries)
+    labels = 4
+    # Read the pixel, write the vertices; each blur reads and writes its vertices; read the vertices, write the pixel.
+    values = 1 + 9 + 2 * (3 * 3 + 6 * 6) + 9 + 1
+    assert bytes_moved(image, labels) == 10 * (tables + 4 * labels * values)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    random = np.random.default_rng(0)
+    for i in range(8):
+        small = Image.fromarray(random.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        small.resize((40 + i, 30), Image.Resampling.BILINEAR).save(folder / f"{i}.png")
+    return folder
+
+
+def test_the_crfs_do_the_same_work(photographs):
+    pytest.importorskip("pydensecrf", reason="the reference CRF is an extra: pip install 'dcsm_attr[pydensecrf]'")
+    contenders = crf_contenders(CrfWork((str(photographs / "0.png"), str(photographs / "1.png")), 4))
+    ours, theirs = contenders[OURS](), contenders["pydensecrf"]()
+    assert ours.shape == (2, 4, 375, 500)
+    assert (ours - theirs).abs().max() < 1e-3
+
+
+def test_too_few_photographs():
+    with pytest.raises(ValueError, match="a batch of 8 photographs, got 7"):
+        crf_contests(["a.png"] * 7)
+
+
+def allocating(mebibytes):
+    """Contenders that take so much memory, and half of it."""
+
+    def filled(count):
+        return lambda: float(torch.ones(count * MIB // 4).sum())
+
+    return {OURS: filled(mebibytes), "half": filled(mebibytes // 2)}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures the process's memory, not the device's")
+def test_peak_memory_is_that_of_the_work():
+    outcome = held(Contest("t", allocating, 64, (OURS, "half", "nobody")), 1, progress=False)
+    assert list(outcome.memory) == [OURS, "half"]
+    assert 64 * MIB <= outcome.memory[OURS] < 80 * MIB
+    assert 32 * MIB <= outcome.memory["half"] < 48 * MIB
+    assert held(Contest("t", allocating, 1, (OURS,)), 1, memory=False, progress=False).memory == {}
+
+
+def test_a_straight_line():
+    scaling = Scaling("t", "classes", (1, 2, 4), (3.0, 5.0, 9.0))
+    assert scaling.slope == pytest.approx(2)
+    assert scaling.explained == pytest.approx(1)
+    bent = Scaling("t", "classes", (1, 2, 3), (0.0, 3.0, 0.0))
+    assert bent.slope == pytest.approx(0)
+    assert bent.explained == pytest.approx(0)
+
+
+def test_the_report_says_what_was_measured(tmp_path):
+    outcome = Outcome("work", {OURS: Timing((0.1, 0.2, 0.3)), "peer": Timing((0.5, 0.5, 0.7))}, {OURS: 3 * MIB})
+    assert outcome_table(outcome).splitlines()[2:] == [
+        "| dcsm_attr | 200 | 100 | 300 | 1.00 | 3 |",
+        "| peer | 500 | 500 | 700 | 2.50 | - |",
+    ]
+    scaling = Scaling("growing", "images", (1, 2), (1.0, 2.0))
+    paths = write_benchmark([outcome], [scaling], tmp_path / "new", "saliency", command="dcsm-attr benchmark saliency")
+    content = json.loads(paths[1].read_text())
+    (contest,) = content["contests"]
+    assert contest["times ours"] == {"peer": 2.5}
+    assert contest["seconds"]["peer"] == {"median": 0.5, "fastest": 0.5, "slowest": 0.7}
+    assert contest["peak memory in bytes"] == {OURS: 3 * MIB}
+    assert content["scaling"][0]["seconds for one more"] == pytest.approx(1)
+    assert content["measured"]["command"] == "dcsm-attr benchmark saliency"
+    text = paths[0].read_text()
+    assert "## work" in text
+    assert "with 1000 ms for each of the images explains 1.0000" in text
+
+
+def test_contests_are_those_asked_for():
+    titles = [contest.title for contest in saliency_contests(["vgg16", "resnet50"], 500, [3, 10])]
+    assert titles == [f"{model}, 500 x 500, K = {k}" for model in ("vgg16", "resnet50") for k in (3, 10)]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["benchmark", *map(str, arguments)])
+
+
+def test_the_command(photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr(contests, "COUNTS_OF_CLASSES", (1, 3))
+    monkeypatch.setattr(contests, "COUNTS_OF_IMAGES", (1, 2))
+    small = ("--size", 64, "--rounds", 1, "--no-memory", "--output", tmp_path)
+    result = run("saliency", "--model", "squeezenet1_1", "--classes", 2, *small)
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "saliency.json").read_text())
+    assert content["measured"]["command"] == (
+        "dcsm-attr benchmark saliency --model=squeezenet1_1 --classes=2 --size=64 --rounds=1"
+    )
+    (contest,) = content["contests"]
+    assert {OURS, "captum, all layers a call", "floor, channels last"} <= contest["seconds"].keys()
+    assert run("scaling", "--model", "squeezenet1_1", *small).exit_code == 0
+    by_classes, by_images = json.loads((tmp_path / "scaling.json").read_text())["scaling"]
+    assert list(by_classes["seconds"]) == ["1", "3"]
+    assert list(by_images["seconds"]) == ["1", "2"]
+    assert run("crf", "--photographs", photographs, *small).exit_code == 0
+    assert len(json.loads((tmp_path / "crf.json").read_text())["contests"]) == 3
+    without = run("crf", *small)
+    assert isinstance(without.exception, ValueError)
+    assert "--photographs" in str(without.exception)
