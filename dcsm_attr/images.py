@@ -1,7 +1,6 @@
 """Reading photographs, whatever they come as, into RGB."""
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +47,12 @@ def read_image(source: Any) -> Image.Image:
 
 def _read_file(path: Path) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            # Between PIL's limit and its double there is only a warning; both are refused alike.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                return _as_rgb(opened)
+        with Image.open(path) as opened:
+            # Between PIL's limit and its double there is only a warning; both are refused alike. To turn it into an
+            # error by a filter would be simpler, but filters are shared by all threads that read.
+            if Image.MAX_IMAGE_PIXELS is not None and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            return _as_rgb(opened)
     except FileNotFoundError as error:
         raise ImageReadError(f"{path}: there is no such file.") from error
     except UnidentifiedImageError as error:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from dcsm_attr.cli.evaluate import evaluate as evaluate_command
 from dcsm_attr.datasets.collection import Collection, Photograph
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
 from dcsm_attr.demo.run import scene_segmenter
+from dcsm_attr.evaluation import protocols
 from dcsm_attr.evaluation.average_precision import mean_average_precision
 from dcsm_attr.evaluation.protocols import evaluate
 from dcsm_attr.evaluation.provenance import measured_on, parameters_digest
@@ -231,11 +233,11 @@ class Interrupted(Segmenter):
 
     left = 0
 
-    def segment_batch(self, *arguments, **options):
+    def attributed(self, *arguments, **options):
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
-        return super().segment_batch(*arguments, **options)
+        return super().attributed(*arguments, **options)
 
 
 def interrupted(segmenter, after):
@@ -258,6 +260,34 @@ def test_a_run_that_was_killed_goes_on(segmenter, collection, tmp_path, after):
     assert rest.left == 0
     # Now nothing is left to compute.
     assert same(measured(interrupted(segmenter, 0), collection, batch_size=3, state=state), expected)
+
+
+def test_files_are_read_and_pixels_counted_beside_the_model(segmenter, collection, monkeypatch):
+    expected = measured(segmenter, collection)
+    threads = {"read_with_mask": set(), "_counted": set()}
+    for name, found in threads.items():
+        original = getattr(protocols, name)
+
+        def noted(*arguments, original=original, found=found):
+            found.add(threading.current_thread())
+            return original(*arguments)
+
+        monkeypatch.setattr(protocols, name, noted)
+    assert same(measured(segmenter, collection), expected)
+    assert threading.main_thread() not in threads["read_with_mask"] | threads["_counted"]
+    assert len(threads["_counted"]) == 1
+
+
+def test_a_state_that_cannot_be_written_leaves_no_thread(segmenter, collection, tmp_path, monkeypatch):
+    def fail(path, lines):
+        assert threading.active_count() > before
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(protocols, "append_lines", fail)
+    before = threading.active_count()
+    with pytest.raises(OSError, match="No space left") as caught:
+        measured(segmenter, collection, batch_size=2, state=tmp_path / "state.jsonl")
+    assert threading.active_count() == before, f"although {caught.value!r} still holds what was going on"
 
 
 def test_a_file_that_was_cut_anywhere_goes_on(segmenter, collection, tmp_path):

@@ -1,6 +1,7 @@
 """Reading photographs of every mode, and saying what is wrong with what is none."""
 
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dcsm_attr import images
 from dcsm_attr.images import ImageReadError, read_image
 
 
@@ -127,6 +129,22 @@ def test_decompression_bombs_are_refused_with_the_limit(tmp_path, side):
     _bomb(tmp_path / "bomb.png", side)
     with pytest.raises(ImageReadError, match=r"more than 89478485 pixels.*PIL\.Image\.MAX_IMAGE_PIXELS"):
         read_image(tmp_path / "bomb.png")
+
+
+def test_bombs_are_refused_without_a_filter_of_warnings(picture, tmp_path, monkeypatch):
+    """Filters are those of all threads: one that reads must not change what the others find."""
+    found = []
+    original = images._as_rgb
+    monkeypatch.setattr(images, "_as_rgb", lambda opened: found.append(list(warnings.filters)) or original(opened))
+    _bomb(tmp_path / "bomb.png", 11_000)
+    picture.save(tmp_path / "picture.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read_image(tmp_path / "picture.png")
+        assert found == [list(warnings.filters)]
+        with pytest.raises(ImageReadError, match="more than 89478485 pixels"):
+            read_image(tmp_path / "bomb.png")
+    assert len(found) == 1, "it was not even decoded"
 
 
 def test_the_limit_can_be_raised(tmp_path, monkeypatch):

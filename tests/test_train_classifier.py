@@ -263,6 +263,32 @@ def test_files_that_are_no_classifier(tmp_path):
         is_classifier(plain)
 
 
+@pytest.mark.parametrize(
+    ("harmed", "message"),
+    [
+        (lambda d: d.pop("preprocess"), "not complete .KeyError"),
+        (lambda d: d.update(preprocess=3), "not complete .AttributeError"),
+        (lambda d: d["preprocess"].update(zoom=2), "not complete .TypeError"),
+        (lambda d: d["architecture"].update(head="none"), "not complete .ValueError"),
+        (None, "is damaged"),
+    ],
+)
+def test_a_classifier_whose_description_is_not_whole(tmp_path, harmed, message):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "net.safetensors"
+    save_classifier(classifier(), path)
+    with safe_open(path, "pt") as file:
+        ((key, text),) = file.metadata().items()
+    description = json.loads(text)
+    if harmed is not None:
+        harmed(description)
+    save_file(load_file(path), path, {key: "{" if harmed is None else json.dumps(description)})
+    with pytest.raises(WeightsError, match=rf"net\.safetensors: .*{message}"):
+        load_classifier(path)
+
+
 def test_a_cut_network_takes_its_part_of_a_file(tmp_path):
     import torchvision
     from safetensors.torch import save_file

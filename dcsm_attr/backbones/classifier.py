@@ -135,15 +135,21 @@ def load_classifier(path: str | Path) -> Classifier:
         WeightsError: if the file is missing, incomplete, or no classifier of this package.
     """
     description = _description(Path(path))
-    architecture = Architecture(**description["architecture"])
-    with preserved_random_state(torch.device("cpu")):
-        network = architecture.network(new_model(architecture.model))
+    try:
+        architecture = Architecture(**description["architecture"])
+        canvas: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in description["preprocess"].items()
+        }
+        names, preprocess, pooling = tuple(description["class_names"]), Preprocess(**canvas), description["pooling"]
+        with preserved_random_state(torch.device("cpu")):
+            network = architecture.network(new_model(architecture.model))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: what it says of its classifier is not complete ({type(error).__name__}: {error}). It may be that "
+            "of another version: train again, or load the weights with --model."
+        ) from error
     load_weights(network, read_weights(path), str(path))
-    canvas: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in description["preprocess"].items()
-    }
-    names = tuple(description["class_names"])
-    return Classifier(network.eval(), architecture, names, Preprocess(**canvas), description["pooling"])
+    return Classifier(network.eval(), architecture, names, preprocess, pooling)
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -163,5 +169,8 @@ def _description(path: Path) -> dict[str, Any]:
             f"{path}: holds weights, but not what they belong to: no classifier that `dcsm-attr train` wrote. Name the "
             "model beside it (--model)."
         )
-    description: dict[str, Any] = json.loads(metadata[_KEY])
+    try:
+        description: dict[str, Any] = json.loads(metadata[_KEY])
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"{path}: what it says of its classifier is damaged ({error}).") from error
     return description

@@ -4,9 +4,17 @@ from collections.abc import Sequence
 
 from dcsm_attr.benchmark.contest import OURS, Contest
 from dcsm_attr.benchmark.crf import CrfWork, crf_contenders
+from dcsm_attr.benchmark.pipeline import PipelineWork, pipeline_contenders
 from dcsm_attr.benchmark.saliency import SaliencyWork, our_contender, saliency_contenders
 
-__all__ = ["COUNTS_OF_CLASSES", "COUNTS_OF_IMAGES", "crf_contests", "saliency_contests", "scaling_contests"]
+__all__ = [
+    "COUNTS_OF_CLASSES",
+    "COUNTS_OF_IMAGES",
+    "crf_contests",
+    "pipeline_contests",
+    "saliency_contests",
+    "scaling_contests",
+]
 
 #: How many classes, and how many images, the cost is measured for.
 COUNTS_OF_CLASSES = (1, 2, 5, 10, 20)
@@ -49,4 +57,25 @@ def crf_contests(photographs: Sequence[str]) -> list[Contest]:
         Contest("dense CRF, 500 x 375, 4 labels", crf_contenders, CrfWork(batch[:1], 4)),
         Contest("dense CRF, 500 x 375, 21 labels", crf_contenders, CrfWork(batch[:1], 21)),
         Contest("dense CRF, a batch of 8, 4 labels", crf_contenders, CrfWork(batch, 4)),
+    ]
+
+
+def pipeline_contests(
+    photographs: Sequence[str], models: Sequence[str], side: int, classes: Sequence[int], batch_size: int
+) -> list[Contest]:
+    """From picture files to label maps, with each network, for each number of classes.
+
+    Raises:
+        ValueError: if there are no photographs.
+    """
+    if not photographs:
+        raise ValueError("the pipeline is timed on photographs, got none.")
+    return [
+        Contest(
+            f"from file to label map, {model}, {side} x {side}, K = {count}, {len(photographs)} photographs",
+            pipeline_contenders,
+            PipelineWork(tuple(photographs), model, side, count, batch_size),
+        )
+        for model in models
+        for count in classes
     ]

@@ -24,6 +24,7 @@ class Part(str, Enum):
     SALIENCY = "saliency"
     SCALING = "scaling"
     CRF = "crf"
+    PIPELINE = "pipeline"
 
 
 def benchmark(
@@ -32,13 +33,14 @@ def benchmark(
         typer.Argument(
             help="saliency: class maps of one photograph, beside captum, pytorch-grad-cam, torchcam, plain PyTorch and "
             "the convolutions alone. scaling: from 1 to 20 classes, from 1 to 16 photographs. crf: the dense CRF "
-            "beside pydensecrf and the bytes that it must move.",
+            "beside pydensecrf and the bytes that it must move. pipeline: from picture files to label maps, three "
+            "scales and the CRF, and each step alone.",
             show_default=False,
         ),
     ],
     photographs: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="crf: eight pictures are taken from here.", show_default=False),
+        typer.Option(metavar="FOLDER", help="crf, pipeline: pictures are taken from here.", show_default=False),
     ] = None,
     model: Annotated[
         list[str], typer.Option(metavar="NAME", help="Of torchvision; may be given several times.")
@@ -46,7 +48,9 @@ def benchmark(
     classes: Annotated[
         list[int], typer.Option(min=1, help="How many are compared; may be given several times.")
     ] = _CLASSES,
-    size: Annotated[int, typer.Option(min=32, help="Side of the photograph in pixels.")] = 500,
+    size: Annotated[int, typer.Option(min=32, help="Side of the canvas in pixels.")] = 500,
+    count: Annotated[int, typer.Option(min=1, help="pipeline: so many photographs.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="pipeline: photographs in a pass of the model.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender runs; the median counts.")] = 5,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too, each in a process of its own.")] = True,
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="For PART.md and PART.json.")] = Path("out/benchmark"),
@@ -64,7 +68,7 @@ def benchmark(
 
       dcsm-attr benchmark crf --photographs VOCdevkit/VOC2012/JPEGImages
     """
-    from dcsm_attr.benchmark.contests import crf_contests, saliency_contests
+    from dcsm_attr.benchmark.contests import crf_contests, pipeline_contests, saliency_contests
     from dcsm_attr.benchmark.report import scaling_text, write_benchmark
     from dcsm_attr.datasets.folder import pictures_in
     from dcsm_attr.files import writable_folder
@@ -80,10 +84,27 @@ def benchmark(
         outcomes = _held(saliency_contests(model, size, classes), rounds, memory)
     else:
         if photographs is None:
-            raise ValueError("benchmark crf needs pictures, whose colours its time depends on: --photographs FOLDER.")
-        outcomes = _held(crf_contests([str(path) for path in pictures_in(photographs)]), rounds, memory)
-    told = [f"--model={name}" for name in model] + [f"--classes={count}" for count in classes]
-    arguments = ["--photographs=FOLDER"] if part is Part.CRF else [*told, f"--size={size}"]
+            raise ValueError(f"benchmark {part.value} needs pictures: --photographs FOLDER.")
+        pictures = [str(path) for path in pictures_in(photographs)]
+        contests = (
+            crf_contests(pictures)
+            if part is Part.CRF
+            else pipeline_contests(pictures[:count], model, size, classes, batch_size)
+        )
+        outcomes = _held(contests, rounds, memory)
+    told = [f"--model={name}" for name in model] + [f"--classes={number}" for number in classes]
+    arguments = {
+        Part.SALIENCY: [*told, f"--size={size}"],
+        Part.SCALING: [*told, f"--size={size}"],
+        Part.CRF: ["--photographs=FOLDER"],
+        Part.PIPELINE: [
+            "--photographs=FOLDER",
+            *told,
+            f"--size={size}",
+            f"--count={count}",
+            f"--batch-size={batch_size}",
+        ],
+    }[part]
     command = shlex.join(["dcsm-attr", "benchmark", part.value, *arguments, f"--rounds={rounds}"])
     paths = write_benchmark(outcomes, scalings, output, part.value, command=command)
     typer.echo(f"{paths[0]}: all of it")

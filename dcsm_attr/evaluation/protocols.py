@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from dcsm_attr.evaluation.rows import CountedPhotograph, Row, SkippedPhotograph,
 from dcsm_attr.evaluation.state import append_lines, kept_rows
 from dcsm_attr.palette import VOID
 from dcsm_attr.segmentation import Segmentation, Segmenter
+from dcsm_attr.segmentation.pipeline import pipelined
+from dcsm_attr.segmentation.steps import AttributedPhotograph, PreparedPhotograph, restored
 
 __all__ = ["evaluate"]
 
@@ -70,10 +74,14 @@ def evaluate(
         depends_on = {**settings, "protocol": protocol.value, **_described(collection)}
         rows = kept_rows(path, depends_on, [photograph.name for photograph in collection], batch_size, row_from_line)
     description = f"{protocol.value} classes"
-    with tqdm(total=len(collection), initial=len(rows), unit="photo", desc=description, disable=not progress) as bar:
+    found = _measured(segmenter, collection.photographs[len(rows) :], protocol, len(collection.class_names), batch_size)
+    with (
+        closing(found),
+        tqdm(total=len(collection), initial=len(rows), unit="photo", desc=description, disable=not progress) as bar,
+    ):
         while len(rows) < len(collection):
             batch = collection.photographs[len(rows) : len(rows) + batch_size]
-            done = _batch_rows(segmenter, batch, protocol, len(collection.class_names))
+            done = [_row(photograph.name, next(found)) for photograph in batch]
             if path is not None:
                 append_lines(path, [row_line(row) for row in done])
             rows += done
@@ -109,24 +117,40 @@ def _described(collection: Collection) -> dict[str, Any]:
     }
 
 
-def _batch_rows(
-    segmenter: Segmenter, photographs: Sequence[Photograph], protocol: Protocol, class_count: int
-) -> list[Row]:
-    """One row a photograph, in order; those that can be measured are segmented together."""
-    rows: dict[str, Row] = {}
-    read = []
-    for photograph in photographs:
-        try:
-            read.append((photograph, *read_with_mask(photograph, protocol, class_count)))
-        except UNMEASURABLE as error:
-            _logger.warning("%s is skipped: %s", photograph.name, error)
-            rows[photograph.name] = SkippedPhotograph(photograph.name, str(error))
-    if read:
-        known = [photograph.classes for photograph, _, _ in read] if protocol is Protocol.KNOWN else None
-        results = segmenter.segment_batch([image for _, image, _ in read], known)
-        for (photograph, _, mask), result in zip(read, results, strict=True):
-            rows[photograph.name] = _counted(photograph.name, result, mask, 1 + class_count)
-    return [rows[photograph.name] for photograph in photographs]
+@dataclass(frozen=True)
+class _Read:
+    """A photograph and the truth about it."""
+
+    name: str
+    mask: Tensor
+    photograph: PreparedPhotograph
+
+
+def _measured(
+    segmenter: Segmenter, photographs: Sequence[Photograph], protocol: Protocol, class_count: int, batch_size: int
+) -> Generator[CountedPhotograph | Exception, None, None]:
+    """For each photograph its counts, or why it is skipped; files are read, and pixels counted, beside the model."""
+
+    def read(photograph: Photograph) -> _Read:
+        image, mask = read_with_mask(photograph, protocol, class_count)
+        known = photograph.classes if protocol is Protocol.KNOWN else None
+        return _Read(photograph.name, mask, segmenter.prepared(image, known))
+
+    def attributed(batch: Sequence[_Read]) -> list[tuple[_Read, AttributedPhotograph]]:
+        return list(zip(batch, segmenter.attributed([one.photograph for one in batch]), strict=True))
+
+    def counted(pair: tuple[_Read, AttributedPhotograph]) -> CountedPhotograph:
+        one, result = pair
+        return _counted(one.name, restored(result), one.mask, 1 + class_count)
+
+    return pipelined(photographs, read, attributed, counted, batch_size=batch_size, excused=UNMEASURABLE)
+
+
+def _row(name: str, found: CountedPhotograph | Exception) -> Row:
+    if isinstance(found, CountedPhotograph):
+        return found
+    _logger.warning("%s is skipped: %s", name, found)
+    return SkippedPhotograph(name, str(found))
 
 
 def _counted(name: str, result: Segmentation, mask: Tensor, labels: int) -> CountedPhotograph:

@@ -2,9 +2,10 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from itertools import zip_longest
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +17,13 @@ from dcsm_attr.backbones.preprocess import Prepared, Preprocess
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.images import read_image
 from dcsm_attr.maps import label_probabilities
+from dcsm_attr.segmentation.pipeline import pipelined
 from dcsm_attr.segmentation.result import Segmentation
+from dcsm_attr.segmentation.steps import AttributedPhotograph, PreparedPhotograph, restored
 
 __all__ = ["Saliency", "Segmenter"]
+
+_Excused = TypeVar("_Excused", bound=Exception)
 
 
 class Saliency(Protocol):
@@ -135,21 +140,112 @@ class Segmenter:
             raise ValueError(
                 f"classes must have one entry for each image: got {len(classes)} for {len(images)} images."
             )
-        known = None if classes is None else [self._class_numbers(row) for row in classes]
-        photographs = [read_image(image) for image in images]
-        prepared = [self.preprocess(photograph) for photograph in photographs]
+        photographs = [self.prepared(*pair) for pair in _paired(images, classes)]
+        return [restored(attributed) for attributed in self.attributed(photographs, raw=raw)]
+
+    def segment_stream(
+        self,
+        images: Iterable[Any],
+        classes: Iterable[Sequence[int | str]] | None = None,
+        *,
+        batch_size: int = 4,
+        workers: int = 2,
+        raw: bool = False,
+        excused: type[_Excused] | tuple[type[_Excused], ...] = (),
+    ) -> Generator[Segmentation | _Excused, None, None]:
+        """Segment any number of photographs, lazily, in little memory: reading, the device and the host work at once.
+
+        While the caller has the results of one batch, the next one is finished and the one after it is read, in threads
+        that end with the iterator; see :func:`dcsm_attr.segmentation.pipeline.pipelined`. The model runs in the
+        caller's thread, and each photograph gets what :meth:`segment_batch` gives it in the same batch.
+
+        Args:
+            images: as in :meth:`segment`; several are read at the same time, so that an open picture file must not be
+                among them twice.
+            classes: for each image the classes known to be in it. None: those that are detected.
+            batch_size: photographs that go through the model together.
+            workers: threads that read photographs.
+            raw: as in :meth:`segment`.
+            excused: exceptions of a single photograph that are given in the place of its segmentation, such as
+                :class:`~dcsm_attr.images.ImageReadError`. Any other one ends the iterator, after the results of the
+                batches before.
+
+        Returns:
+            A segmentation for each image, in order, or the exception that was excused.
+
+        Raises:
+            ValueError: if ``batch_size`` or ``workers`` is not positive; when its batch is due, if classes and images
+                are not equally many, or a class is not known.
+            ImageReadError: when its batch is due, if an image cannot be read.
+
+        Examples::
+
+            >>> for path, result in zip(paths, segmenter.segment_stream(paths, excused=ImageReadError)):
+            ...     print(path, result if isinstance(result, ImageReadError) else result.names)
+        """
+        return pipelined(
+            _paired(images, classes),
+            lambda pair: self.prepared(*pair),
+            lambda photographs: self.attributed(photographs, raw=raw),
+            restored,
+            batch_size=batch_size,
+            workers=workers,
+            excused=excused,
+        )
+
+    def prepared(self, image: Any, classes: Sequence[int | str] | None = None) -> PreparedPhotograph:
+        """First step of a segmentation, in whatever thread: read a photograph and put it on the canvas.
+
+        Args:
+            image: as in :meth:`segment`.
+            classes: as in :meth:`segment`.
+
+        Returns:
+            What :meth:`attributed` takes.
+
+        Raises:
+            ImageReadError: if the image cannot be read.
+            ValueError: if a class is not known.
+        """
+        known = None if classes is None else self._class_numbers(classes)
+        photograph = read_image(image)
+        source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+        return PreparedPhotograph(np.asarray(photograph), source, self.preprocess(photograph), known)
+
+    def attributed(self, photographs: Sequence[PreparedPhotograph], *, raw: bool = False) -> list[AttributedPhotograph]:
+        """Second step, with the model: class maps and label probabilities, before the CRF and after it.
+
+        Args:
+            photographs: at least one, of :meth:`prepared`; with classes known of all of them, or of none.
+            raw: as in :meth:`segment`.
+
+        Returns:
+            One for each photograph, in order, for :func:`dcsm_attr.segmentation.steps.restored`.
+
+        Raises:
+            ValueError: if a class is not one of the model, or classes are known of some photographs alone.
+        """
+        known = [photograph.known for photograph in photographs if photograph.known is not None]
+        if known and len(known) != len(photographs):
+            raise ValueError(
+                "classes must be known of all photographs that are attributed together, or of none; they are of "
+                f"{len(known)} of {len(photographs)}."
+            )
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        tensors = torch.stack([p.tensor for p in prepared]).to(device)
-        class_maps = self.saliency.class_maps(tensors, known, raw=raw)
+        prepared = [photograph.prepared for photograph in photographs]
+        class_maps = self.saliency.class_maps(
+            torch.stack([p.tensor for p in prepared]).to(device), known or None, raw=raw
+        )
         names = self._names(class_maps.scores.shape[1])
         unaries = [self._label_probabilities(class_maps, i, p) for i, p in enumerate(prepared)]
+        # Before the CRF: what asks the device for values must not wait for it.
+        of_image = [class_maps[i] for i in range(len(prepared))]
         refined = self._refined(unaries, prepared)
         settings = self.settings
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         return [
-            _result(
-                images[i], np.asarray(photograph), prepared[i], class_maps[i], unaries[i], refined[i], names, settings
-            )
-            for i, photograph in enumerate(photographs)
+            AttributedPhotograph(*parts, names, settings, stream)
+            for parts in zip(photographs, of_image, unaries, refined, strict=True)
         ]
 
     def _class_numbers(self, classes: Sequence[int | str]) -> list[int]:
@@ -196,28 +292,18 @@ class Segmenter:
         return [refined[i] for i in range(len(unaries))]
 
 
-def _result(
-    source: Any,
-    photograph: np.ndarray,
-    prepared: Prepared,
-    class_maps: ClassMaps,
-    unary: Tensor,
-    refined: Tensor,
-    names: tuple[str, ...],
-    settings: dict[str, Any],
-) -> Segmentation:
-    classes = class_maps.classes[0][class_maps.foreground[0]].tolist()
-    probabilities = prepared.restore(refined).cpu()
-    labels = torch.tensor([0, *(c + 1 for c in classes)])[probabilities.argmax(dim=0)]
-    return Segmentation(
-        image=photograph,
-        labels=labels,
-        probabilities=probabilities,
-        unrefined=prepared.restore(unary).cpu(),
-        classes=tuple(classes),
-        saliency=class_maps.mapped(lambda maps: prepared.restore(prepared.crop(maps[0]))[None]).cpu(),
-        class_names=names,
-        source=os.fspath(source) if isinstance(source, (str, os.PathLike)) else None,
-        fallback=bool(class_maps.nothing_detected[0]),
-        settings=settings,
-    )
+def _paired(
+    images: Iterable[Any], classes: Iterable[Sequence[int | str]] | None
+) -> Iterator[tuple[Any, Sequence[int | str] | None]]:
+    """Each image with the classes known to be in it."""
+    if classes is None:
+        yield from ((image, None) for image in images)
+        return
+    missing: Any = object()
+    for number, (image, known) in enumerate(zip_longest(images, classes, fillvalue=missing)):
+        if image is missing or known is missing:
+            ended, others = ("images", "classes") if image is missing else ("classes", "images")
+            raise ValueError(
+                f"classes must have one entry for each image: there are {number} {ended}, but more {others}."
+            )
+        yield image, known

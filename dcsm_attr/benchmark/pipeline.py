@@ -1,0 +1,77 @@
+"""The whole way from picture files to label maps: its steps overlapping, one after the other, and each alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchvision
+
+from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.benchmark.contest import OURS
+from dcsm_attr.segmentation import Segmenter
+from dcsm_attr.segmentation.steps import AttributedPhotograph, PreparedPhotograph, restored
+
+__all__ = ["PipelineWork", "pipeline_contenders"]
+
+
+@dataclass(frozen=True)
+class PipelineWork:
+    """Photographs with image-level labels, through the paper's settings: three scales, all layers, the CRF.
+
+    Attributes:
+        photographs: paths.
+        model: a name of torchvision; its weights are drawn, which no time depends on.
+        side: of the canvas, in pixels.
+        classes: how many are known to be in each.
+        batch_size: photographs that go through the model together.
+    """
+
+    photographs: tuple[str, ...]
+    model: str
+    side: int
+    classes: int
+    batch_size: int
+
+
+def pipeline_contenders(work: PipelineWork) -> dict[str, Callable[[], Any]]:
+    """The overlapping pipeline, the same one step after the other, and each step alone on what the others give.
+
+    Args:
+        work: on a GPU where there is one.
+    """
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(work.model, weights=None).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    segmenter = Segmenter(model.to(device), preprocess=Preprocess(size=work.side))
+    known = [list(range(work.classes))] * len(work.photographs)
+    photographs = list(zip(work.photographs, known, strict=True))
+
+    def stream() -> None:
+        for _ in segmenter.segment_stream(work.photographs, known, batch_size=work.batch_size):
+            pass
+
+    def batches() -> None:
+        for batch in _batches(photographs, work.batch_size):
+            segmenter.segment_batch(*zip(*batch, strict=True))
+
+    def prepared() -> list[PreparedPhotograph]:
+        return [segmenter.prepared(*photograph) for photograph in photographs]
+
+    ready = prepared()
+
+    def attributed() -> list[AttributedPhotograph]:
+        return [one for batch in _batches(ready, work.batch_size) for one in segmenter.attributed(batch)]
+
+    with_maps = attributed()
+    return {
+        OURS: stream,
+        "one step after the other": batches,
+        "reading and preparing alone": prepared,
+        "class maps and CRF alone": attributed,
+        "restoring alone": lambda: [restored(one) for one in with_maps],
+    }
+
+
+def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

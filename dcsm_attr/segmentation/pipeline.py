@@ -1,0 +1,135 @@
+"""Three steps over many items, each step at work on other items at the same time, with results in order."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Generic, TypeVar
+
+__all__ = ["pipelined"]
+
+_Item = TypeVar("_Item")
+_Read = TypeVar("_Read")
+_Worked = TypeVar("_Worked")
+_Finished = TypeVar("_Finished")
+_Excused = TypeVar("_Excused", bound=Exception)
+
+
+def pipelined(
+    items: Iterable[_Item],
+    read: Callable[[_Item], _Read],
+    work: Callable[[Sequence[_Read]], Sequence[_Worked]],
+    finish: Callable[[_Worked], _Finished],
+    *,
+    batch_size: int = 4,
+    workers: int = 2,
+    excused: type[_Excused] | tuple[type[_Excused], ...] = (),
+) -> Generator[_Finished | _Excused, None, None]:
+    """Read items one by one, work on them in batches, finish them one by one; lazily, and everything at once.
+
+    ``read`` runs in a pool of threads; ``work`` in the thread of the caller, as do the items themselves; ``finish`` in
+    a thread of its own, in order. While the caller has the results of one batch, the next batch has been worked on and
+    is being finished, and the one after it is being read: never more than ``2 * batch_size`` items are ahead of the
+    batch that the caller is at.
+
+    An exception, of the items or of a step, reaches the caller as itself, after the results of the batches before.
+    The threads end with the iterator: when it is exhausted, closed, or fails.
+
+    State that torch or Python keep for each thread, such as gradient mode, is that of the caller in ``work`` alone.
+
+    Args:
+        items: read from no further than is said above.
+        read: called for several items at a time.
+        work: gives a value for each that it gets, in order. It gets consecutive items, ``batch_size`` of them or, at
+            the end, what is left; those whose reading was excused count, but are left out. It is not called for none.
+        finish: called for one item at a time.
+        batch_size: of ``work``.
+        workers: number of threads that read.
+        excused: exceptions that ``read`` may raise without ending anything: they are given in the place of the result.
+
+    Returns:
+        For each item, in order, what ``finish`` gave, or the exception that was excused. The steps begin when the first
+        result is asked for.
+
+    Raises:
+        ValueError: if ``batch_size`` or ``workers`` is not positive.
+    """
+    for name, number in (("batch_size", batch_size), ("workers", workers)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}.")
+    return _pipelined(items, read, work, finish, batch_size, workers, excused)
+
+
+def _pipelined(
+    items: Iterable[_Item],
+    read: Callable[[_Item], _Read],
+    work: Callable[[Sequence[_Read]], Sequence[_Worked]],
+    finish: Callable[[_Worked], _Finished],
+    batch_size: int,
+    workers: int,
+    excused: type[_Excused] | tuple[type[_Excused], ...],
+) -> Generator[_Finished | _Excused, None, None]:
+    def outcome(item: _Item) -> _Read | _Aside[_Excused]:
+        try:
+            return read(item)
+        except excused as error:
+            return _Aside(error)
+
+    def begun(outcomes: Sequence[_Read | _Aside[_Excused]]) -> list[Future[_Finished] | _Aside[_Excused]]:
+        readable = [value for value in outcomes if not isinstance(value, _Aside)]
+        worked = iter(work(readable) if readable else ())
+        return [value if isinstance(value, _Aside) else finisher.submit(finish, next(worked)) for value in outcomes]
+
+    with _threads(workers) as readers, _threads(1) as finisher:
+        readings = _readings(items, outcome, readers)
+        ahead = deque[Future[_Read | _Aside[_Excused]]]()
+        before: list[Future[_Finished] | _Aside[_Excused]] = []
+        while True:
+            try:
+                # One batch more than is waited for, so that no reader stands still meanwhile.
+                ahead.extend(islice(readings, 2 * batch_size - len(ahead)))
+                batch = begun([ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))])
+            except BaseException:
+                yield from _results(before)
+                raise
+            yield from _results(before)
+            if not batch:
+                return
+            before = batch
+
+
+@dataclass(frozen=True)
+class _Aside(Generic[_Excused]):
+    """What is given in the place of a result, past the further steps."""
+
+    error: _Excused
+
+
+def _results(values: Iterable[Future[_Finished] | _Aside[_Excused]]) -> Iterator[_Finished | _Excused]:
+    for value in values:
+        yield value.error if isinstance(value, _Aside) else value.result()
+
+
+def _readings(
+    items: Iterable[_Item], outcome: Callable[[_Item], _Read], readers: ThreadPoolExecutor
+) -> Iterator[Future[_Read]]:
+    """The reading of each item, which begins when it is asked for; where the items themselves fail, one that failed."""
+    try:
+        for item in items:
+            yield readers.submit(outcome, item)
+    except Exception as error:
+        failed = Future[_Read]()
+        failed.set_exception(error)
+        yield failed
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads for the block; what none of them has begun at its end is never begun."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
