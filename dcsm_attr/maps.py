@@ -175,7 +175,7 @@ def divide_by_maximum(maps: Tensor) -> Tensor:
     maximum = maps.amax(dim=(-2, -1), keepdim=True)
     # Dividing by a subnormal maximum overflows to infinity; such a map is numerically zero.
     positive = maximum > torch.finfo(maps.dtype).tiny
-    return torch.where(positive, maps / torch.where(positive, maximum, 1.0), 0.0)
+    return maps / torch.where(positive, maximum, torch.inf)
 
 
 def squash(maps: Tensor, alpha: float) -> Tensor:

@@ -238,3 +238,41 @@ def test_constant_parameters_leave_the_parameters_alone():
     y.sum().backward()
     assert layer.weight.grad is None
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(4, 3))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (4, 3)])
+@pytest.mark.parametrize("settings", [{}, {"eps": 0.1}, {"affine": False}, {"track_running_stats": False}])
+def test_batch_norm_in_evaluation_is_a_scale_and_a_shift(shape, settings):
+    """And is left alone where it is none."""
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    seed = torch.randn(shape, dtype=torch.float64)
+    layer = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(3, dtype=torch.float64, **settings).eval()
+    with torch.no_grad():
+        for tensor in layer.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(3) + 0.5)
+    expected = layer(x)
+    (expected_gradient,) = torch.autograd.grad(expected, x, seed)
+    with ConstantParameters():
+        found = layer(x)
+    (gradient,) = torch.autograd.grad(found, x, seed)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-12)
+    is_constant = "eps" in settings or not settings
+    assert (type(found.grad_fn).__name__ == "AddcmulBackward0") == is_constant
+
+
+def test_batch_norm_of_another_type_than_its_input_is_left_alone():
+    layer = nn.BatchNorm2d(3).eval()
+    with ConstantParameters():
+        found = layer(torch.randn(2, 3, 5, 4, dtype=torch.bfloat16, requires_grad=True))
+    assert found.dtype == torch.bfloat16
+
+
+def test_batch_norm_in_training_keeps_its_statistics_going():
+    layer = nn.BatchNorm2d(3)
+    x = torch.randn(2, 3, 5, 4, requires_grad=True)
+    with ConstantParameters():
+        found = layer(x)
+    assert "BatchNorm" in type(found.grad_fn).__name__
+    assert layer.num_batches_tracked == 1

@@ -232,6 +232,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         subtracted = valid.sum(dim=1) > 1 if self.subtract else torch.zeros_like(valid[:, 0])
         # Read once, here, so that nothing waits for the device between the layers.
         differing = subtracted if len(set(subtracted.tolist())) > 1 else bool(subtracted[0])
+        slots = None if valid.all() else valid
         total = torch.zeros(*valid.shape, *size, device=valid.device)
         raw_total = torch.zeros_like(total) if raw else None
         added = 0
@@ -241,9 +242,11 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
             if added == 0:
                 self._inspect(recording.points, layers)
             for maps in layers:
-                total += gate * self._variant.layer_contribution(maps, valid, size, self.alpha, differing)
+                contribution = self._variant.layer_contribution(maps, slots, size, self.alpha, differing)
+                total += contribution if gate is None else gate * contribution
                 if raw_total is not None:
-                    raw_total += gate * self._variant.raw_contribution(maps, size, self.alpha)
+                    contribution = self._variant.raw_contribution(maps, size, self.alpha)
+                    raw_total += contribution if gate is None else gate * contribution
             added += len(layers)
         result = ClassMaps(total, candidates.classes, candidates.detected, scores[0], subtracted, raw_total)
         empty = ~valid[:, :, None, None]
@@ -260,10 +263,10 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
             return chosen
         return Candidates(chosen.classes, chosen.classes >= 0)
 
-    def _gate(self, recording: GradientRun, candidates: Candidates, selection: Selection) -> Tensor | float:
-        """Which candidates count at this scale, ``(N, K, 1, 1)``."""
+    def _gate(self, recording: GradientRun, candidates: Candidates, selection: Selection) -> Tensor | None:
+        """Which candidates count at this scale, ``(N, K, 1, 1)``; None: all."""
         if not self._variant.scale_gate or selection.known is not None:
-            return 1.0
+            return None
         above = class_scores(recording.logits, self.activation, self.pooling) > self.threshold
         passes = above.gather(1, candidates.classes.clamp(min=0)) | ~candidates.detected
         if selection.target is not None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -73,7 +74,27 @@ class ConstantParameters(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in ("__get__", "__set__"):
             return func(*args, **kwargs)
-        return func(*map(_constant, args), **{name: _constant(value) for name, value in kwargs.items()})
+        args, kwargs = tuple(map(_constant, args)), {name: _constant(value) for name, value in kwargs.items()}
+        return _batch_norm(*args, **kwargs) if func is F.batch_norm else func(*args, **kwargs)
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.batch_norm``; where it is a constant scale and shift, as one multiplication, whose backward is another."""
+    parameters = (running_mean, running_var, weight, bias)
+    if training or not x.requires_grad or any(p is None or p.dtype != x.dtype for p in parameters):
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    mean, variance, weight, bias = (p.view(-1, *[1] * (x.ndim - 2)) for p in parameters if p is not None)
+    scale = weight * (variance + eps).rsqrt()
+    return torch.addcmul(bias - mean * scale, x, scale)
 
 
 def _constant(value: Any) -> Any:

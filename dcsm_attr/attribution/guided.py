@@ -26,11 +26,11 @@ __all__ = ["GuidedRectifiers"]
 
 
 class _GuidedReLU(torch.autograd.Function):
-    """ReLU with the guided rule; keeps one byte an element for the backward where ReLU keeps four."""
+    """ReLU with the guided rule."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, in_place: bool) -> Tensor:
-        ctx.save_for_backward(x > 0)
+        ctx.save_for_backward(_where_open(x))
         if not in_place:
             return x.clamp(min=0)
         ctx.mark_dirty(x)
@@ -39,29 +39,16 @@ class _GuidedReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (is_open,) = ctx.saved_tensors
-        return _cleared(gradients[0].clamp(min=0), is_open), None
+        return gradients[0].clamp(min=0).mul_(is_open), None
 
 
-# Elements: a block and its mask as numbers fit into the cache of one core.
-_BLOCK = 2**18
+def _where_open(x: Tensor) -> Tensor:
+    """One where a rectifier is open, zero elsewhere.
 
-
-def _cleared(gradient: Tensor, is_open: Tensor) -> Tensor:
-    """Set a gradient to zero, in place, where the rectifier was closed.
-
-    In blocks: on the CPU, multiplying by a mask first writes the whole mask out as numbers, and fresh memory of some 10
-    MB takes ten times longer than the multiplication.
+    On accelerators a byte an element, where ReLU keeps the whole output. On the CPU a number: there, multiplying by
+    bytes writes them out as numbers first, in each backward pass anew.
     """
-    if gradient.device.type != "cpu" or gradient.stride() != is_open.stride():
-        return gradient.mul_(is_open)
-    for part, open_part in zip(_blocks(gradient), _blocks(is_open), strict=True):
-        part.mul_(open_part)
-    return gradient
-
-
-def _blocks(dense: Tensor) -> tuple[Tensor, ...]:
-    in_memory_order = sorted(range(dense.ndim), key=dense.stride, reverse=True)
-    return torch.split(dense.permute(in_memory_order).view(-1), _BLOCK)
+    return torch.gt(x, 0, out=torch.empty_like(x)) if x.device.type == "cpu" else x > 0
 
 
 class _PassPositive(torch.autograd.Function):

@@ -50,13 +50,13 @@ class Variant:
     final: Callable[[Tensor], Tensor]
 
     def layer_contribution(
-        self, maps: Tensor, valid: Tensor, size: tuple[int, int], alpha: float, subtracted: Tensor | bool
+        self, maps: Tensor, valid: Tensor | None, size: tuple[int, int], alpha: float, subtracted: Tensor | bool
     ) -> Tensor:
         """What one layer at one scale adds to the average.
 
         Args:
             maps: ``(N, K, h, w)`` raw maps of the layer.
-            valid: ``(N, K)`` bool, False where a slot holds no class.
+            valid: ``(N, K)`` bool, False where a slot holds no class. None: every slot holds one.
             size: ``(H, W)``.
             alpha: steepness of tanh.
             subtracted: ``(N,)`` bool: images whose maps are subtracted from each other; the others stay raw. One bool
