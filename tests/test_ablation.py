@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_evaluation import forget_classes, harm_mask, harm_photograph, remove_mask, shrink_mask, write_scene
 
+import dcsm_attr.ablation.measure as measure_module
 import dcsm_attr.ablation.sweep as sweep_module
 import dcsm_attr.backbones.layers as layers_module
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
@@ -520,7 +521,8 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 5])
-def test_a_run_that_was_killed_goes_on(classifier, background, collection, folder, tmp_path, after):
+def test_a_run_that_was_killed_goes_on(classifier, background, collection, tmp_path, after, monkeypatch):
+    monkeypatch.setattr(measure_module, "FURTHER_EXPONENTS", {})
     methods = [simonyan(classifier, 8), simonyan(classifier, 3)]
     expected = measured(table_of(*methods), classifier, background, collection, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
