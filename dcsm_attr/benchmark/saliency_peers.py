@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from dcsm_attr import maps as equations
 from dcsm_attr.peers.libraries import library
 
-__all__ = ["LIBRARIES", "peer_contenders"]
-
-#: Names of the contenders that are other libraries; the rest are loops in plain PyTorch.
-LIBRARIES = ("captum, all layers a call", "captum, one layer a call", "pytorch-grad-cam", "torchcam")
+__all__ = ["peer_contenders"]
 
 _ALPHA = 3.0
+_MOST_PASSES = 30
 
 
 def peer_contenders(
@@ -35,15 +33,17 @@ def peer_contenders(
         classes: K of them.
 
     Returns:
-        Functions without arguments; those of libraries that are not installed are left out.
+        Functions without arguments. Those of libraries that are not installed are left out, and, where it would take
+        more than 30 forward passes, a call for each layer and class.
     """
     work = _Work(model, layers, images, classes)
     contenders: dict[str, Callable[[], Any]] = {
         "captum, all layers a call": work.captum_all_layers,
-        "captum, one layer a call": work.captum_each_layer,
         "PyTorch loop, a forward pass a class": work.loop,
         "PyTorch loop, one forward pass": work.loop_of_one_forward_pass,
     }
+    if len(layers) * len(classes) <= _MOST_PASSES:
+        contenders["captum, one layer a call"] = work.captum_each_layer
     for name, needs, run in (
         ("pytorch-grad-cam", "pytorch_grad_cam", work.grad_cam),
         ("torchcam", "torchcam.methods", work.torchcam),
