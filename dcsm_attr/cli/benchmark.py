@@ -58,8 +58,8 @@ def benchmark(
     """Time this package beside what one would use instead, on this machine.
 
     All contenders do the same work in turn; libraries that are not installed are left out (they come with
-    dcsm_attr[peers] and dcsm_attr[pydensecrf]). Networks have random weights, on which no time depends. A GPU is used
-    where there is one.
+    the extras peers and pydensecrf). Networks have random weights, on which no time depends. A GPU is used where there
+    is one.
 
     Examples:
       dcsm-attr benchmark saliency
