@@ -11,7 +11,6 @@ how well each choice of layers, CRF and background labels them, image-level labe
 gradients and counts, from which an interrupted search goes on. Writes results/tune_preset.json and .md.
 """
 
-import json
 import shlex
 import sys
 from dataclasses import asdict, replace
@@ -30,7 +29,7 @@ from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.markdown import markdown_table
 from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.evaluation.result import Protocol
-from dcsm_attr.files import atomic_path, writable_folder
+from dcsm_attr.files import atomic_path, writable_folder, write_json
 
 HELD_OUT = 128
 MEASURED = 96
@@ -100,8 +99,7 @@ def search(voc: Path, weights: Path, folder: Path) -> None:
     measured = measured_on(command)
     content = {"measured": measured, "photographs": counted.photographs, "results": results}
     target = Path(__file__).parent / "results" / "tune_preset.json"
-    with atomic_path(target) as path:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(target, content)
     title = (
         f"Mean IoU in % after the CRF on {counted.photographs} photographs that the classifier had not seen, by the "
         "background's exponent. Classes known and subtracted from each other alone. CRF: w1, gamma alpha, gamma beta, "

@@ -46,7 +46,7 @@ def benchmark(
         list[str], typer.Option(metavar="NAME", help="Of torchvision; may be given several times.")
     ] = _MODELS,
     classes: Annotated[
-        list[int], typer.Option(min=1, help="How many are compared; may be given several times.")
+        list[int], typer.Option(min=1, help="saliency, pipeline: how many are compared; may be given several times.")
     ] = _CLASSES,
     size: Annotated[int, typer.Option(min=32, help="Side of the canvas in pixels.")] = 500,
     count: Annotated[int, typer.Option(min=1, help="pipeline: so many photographs.")] = 16,
@@ -92,18 +92,13 @@ def benchmark(
             else pipeline_contests(pictures[:count], model, size, classes, batch_size)
         )
         outcomes = _held(contests, rounds, memory)
-    told = [f"--model={name}" for name in model] + [f"--classes={number}" for number in classes]
+    models = [f"--model={name}" for name in model]
+    asked = [*models, *(f"--classes={number}" for number in classes), f"--size={size}"]
     arguments = {
-        Part.SALIENCY: [*told, f"--size={size}"],
-        Part.SCALING: [*told, f"--size={size}"],
+        Part.SALIENCY: asked,
+        Part.SCALING: [*models, f"--size={size}"],
         Part.CRF: ["--photographs=FOLDER"],
-        Part.PIPELINE: [
-            "--photographs=FOLDER",
-            *told,
-            f"--size={size}",
-            f"--count={count}",
-            f"--batch-size={batch_size}",
-        ],
+        Part.PIPELINE: ["--photographs=FOLDER", *asked, f"--count={count}", f"--batch-size={batch_size}"],
     }[part]
     command = shlex.join(["dcsm-attr", "benchmark", part.value, *arguments, f"--rounds={rounds}"])
     paths = write_benchmark(outcomes, scalings, output, part.value, command=command)
