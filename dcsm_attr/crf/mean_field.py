@@ -68,6 +68,6 @@ def _over_labels(logits: Tensor) -> Tensor:
     if logits.device.type != "cpu":
         return torch.softmax(logits, dim=-1)
     lowest, highest = logits.aminmax()
-    if not (-_SAFE < lowest and highest < _SAFE):
+    if not (lowest > -_SAFE and highest < _SAFE):  # Neither if one is not a number.
         return torch.softmax(logits, dim=-1)
     return logits.exp_().div_(logits.sum(dim=-1, keepdim=True))
