@@ -204,8 +204,8 @@ def test_the_command(photographs, tmp_path, monkeypatch):
     several = ("--photographs", photographs, "--model", "squeezenet1_1", "--count", 3, "--batch-size", 2)
     assert run("pipeline", *several, *small).exit_code == 0
     (contest,) = json.loads((tmp_path / "pipeline.json").read_text())["contests"]
-    alone = {f"{step} alone" for step in ("reading and preparing", "class maps and CRF", "restoring")}
-    assert contest["seconds"].keys() == {OURS, "one step after the other", *alone}
+    alone = {f"{step} alone" for step in ("reading and preparing", "class maps", "class maps and CRF", "restoring")}
+    assert contest["seconds"].keys() == {OURS, "one step after the other", *alone, "floor, the convolutions"}
     without = run("crf", *small)
     assert isinstance(without.exception, ValueError)
     assert "--photographs" in str(without.exception)

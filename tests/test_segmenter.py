@@ -261,3 +261,17 @@ def test_the_matconvnet_picture_is_not_the_unary(vgg, photograph):
     assert picture.mean() > 1.2 * kept.mean()
     inflated = eq.background(picture, torch.ones(1, 2, dtype=torch.bool))
     assert inflated.mean() < result.unrefined[0].mean()
+
+
+def test_a_lower_precision_moves_the_maps_a_little(segmenter, photograph, vgg):
+    lower = Segmenter(vgg, class_names=NAMES, preprocess=SMALL, precision="bfloat16")
+    expected, result = (each.segment(photograph, [0, 1]) for each in (segmenter, lower))
+    assert (segmenter.settings["precision"], lower.settings["precision"]) == ("float32", "bfloat16")
+    assert result.probabilities.dtype == torch.float32
+    difference = (result.saliency.maps - expected.saliency.maps).abs().max()
+    # Eight bits of mantissa: not equal, and not another picture.
+    assert 1e-5 < difference < 0.15
+    assert not torch.is_autocast_enabled("cpu")
+    assert {p.dtype for p in vgg.parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match="precision must be 'float32' or 'bfloat16', got 'float16'"):
+        Segmenter(vgg, precision="float16")

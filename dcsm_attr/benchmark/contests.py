@@ -6,6 +6,7 @@ from dcsm_attr.benchmark.contest import OURS, Contest
 from dcsm_attr.benchmark.crf import CrfWork, crf_contenders
 from dcsm_attr.benchmark.pipeline import PipelineWork, pipeline_contenders
 from dcsm_attr.benchmark.saliency import SaliencyWork, our_contender, saliency_contenders
+from dcsm_attr.segmentation.segmenter import Precision
 
 __all__ = [
     "COUNTS_OF_CLASSES",
@@ -61,7 +62,12 @@ def crf_contests(photographs: Sequence[str]) -> list[Contest]:
 
 
 def pipeline_contests(
-    photographs: Sequence[str], models: Sequence[str], side: int, classes: Sequence[int], batch_size: int
+    photographs: Sequence[str],
+    models: Sequence[str],
+    side: int,
+    classes: Sequence[int],
+    batch_size: int,
+    precision: Precision,
 ) -> list[Contest]:
     """From picture files to label maps, with each network, for each number of classes.
 
@@ -74,7 +80,8 @@ def pipeline_contests(
         Contest(
             f"from file to label map, {model}, {side} x {side}, K = {count}, {len(photographs)} photographs",
             pipeline_contenders,
-            PipelineWork(tuple(photographs), model, side, count, batch_size),
+            PipelineWork(tuple(photographs), model, side, count, batch_size, precision),
+            (OURS,),
         )
         for model in models
         for count in classes

@@ -1,15 +1,20 @@
 """The whole way from picture files to label maps: its steps overlapping, one after the other, and each alone."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torchvision
+from torch import nn
 
+from dcsm_attr.attribution import DistinctClassSaliency
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.benchmark.contest import OURS
+from dcsm_attr.benchmark.floor import floor_contenders
 from dcsm_attr.segmentation import Segmenter
+from dcsm_attr.segmentation.segmenter import Precision
 from dcsm_attr.segmentation.steps import AttributedPhotograph, PreparedPhotograph, restored
 
 __all__ = ["PipelineWork", "pipeline_contenders"]
@@ -25,6 +30,7 @@ class PipelineWork:
         side: of the canvas, in pixels.
         classes: how many are known to be in each.
         batch_size: photographs that go through the model together.
+        precision: of the model's passes.
     """
 
     photographs: tuple[str, ...]
@@ -32,10 +38,11 @@ class PipelineWork:
     side: int
     classes: int
     batch_size: int
+    precision: Precision = "float32"
 
 
 def pipeline_contenders(work: PipelineWork) -> dict[str, Callable[[], Any]]:
-    """The overlapping pipeline, the same one step after the other, and each step alone on what the others give.
+    """The overlapping pipeline, the same one step after the other, each step alone, and the convolutions alone.
 
     Args:
         work: on a GPU where there is one.
@@ -43,7 +50,9 @@ def pipeline_contenders(work: PipelineWork) -> dict[str, Callable[[], Any]]:
     torch.manual_seed(0)
     model = torchvision.models.get_model(work.model, weights=None).eval()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    segmenter = Segmenter(model.to(device), preprocess=Preprocess(size=work.side))
+    preprocess = Preprocess(size=work.side)
+    segmenter = Segmenter(model.to(device), preprocess=preprocess, precision=work.precision)
+    without_crf = Segmenter(model, crf=None, preprocess=preprocess, precision=work.precision)
     known = [list(range(work.classes))] * len(work.photographs)
     photographs = list(zip(work.photographs, known, strict=True))
 
@@ -60,17 +69,40 @@ def pipeline_contenders(work: PipelineWork) -> dict[str, Callable[[], Any]]:
 
     ready = prepared()
 
-    def attributed() -> list[AttributedPhotograph]:
+    def attributed(segmenter: Segmenter) -> list[AttributedPhotograph]:
         return [one for batch in _batches(ready, work.batch_size) for one in segmenter.attributed(batch)]
 
-    with_maps = attributed()
+    with_maps = attributed(segmenter)
     return {
         OURS: stream,
         "one step after the other": batches,
         "reading and preparing alone": prepared,
-        "class maps and CRF alone": attributed,
+        "class maps alone": lambda: attributed(without_crf),
+        "class maps and CRF alone": lambda: attributed(segmenter),
         "restoring alone": lambda: [restored(one) for one in with_maps],
+        "floor, the convolutions": _convolutions(model, work, device),
     }
+
+
+def _convolutions(model: nn.Module, work: PipelineWork, device: str) -> Callable[[], None]:
+    """Those of the class maps, at all scales, of as many whole batches as there are."""
+    method = DistinctClassSaliency(model)
+    first_layer = next(iter(method.layers))
+    sides = [round(work.side * scale) for scale in method.scales]
+    together = min(work.batch_size, len(work.photographs))
+    floors = [
+        floor_contenders(model, first_layer, torch.randn(together, 3, side, side).to(device), range(work.classes))
+        for side in sides
+    ]
+
+    def run() -> None:
+        lower = torch.autocast(device, torch.bfloat16) if work.precision == "bfloat16" else nullcontext()
+        with lower:
+            for _ in range(len(work.photographs) // together):
+                for floor in floors:
+                    floor["floor, channels last"]()
+
+    return run
 
 
 def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

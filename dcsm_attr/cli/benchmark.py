@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dcsm_attr.cli.options import Precision, PrecisionChoice
+
 if TYPE_CHECKING:
     from dcsm_attr.benchmark.contest import Contest, Outcome
     from dcsm_attr.benchmark.scaling import Scaling
@@ -51,6 +53,7 @@ def benchmark(
     size: Annotated[int, typer.Option(min=32, help="Side of the canvas in pixels.")] = 500,
     count: Annotated[int, typer.Option(min=1, help="pipeline: so many photographs.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="pipeline: photographs in a pass of the model.")] = 4,
+    precision: Precision = PrecisionChoice.FLOAT32,
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender runs; the median counts.")] = 5,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too, each in a process of its own.")] = True,
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="For PART.md and PART.json.")] = Path("out/benchmark"),
@@ -89,7 +92,7 @@ def benchmark(
         contests = (
             crf_contests(pictures)
             if part is Part.CRF
-            else pipeline_contests(pictures[:count], model, size, classes, batch_size)
+            else pipeline_contests(pictures[:count], model, size, classes, batch_size, precision.value)
         )
         outcomes = _held(contests, rounds, memory)
     models = [f"--model={name}" for name in model]
@@ -98,7 +101,13 @@ def benchmark(
         Part.SALIENCY: asked,
         Part.SCALING: [*models, f"--size={size}"],
         Part.CRF: ["--photographs=FOLDER"],
-        Part.PIPELINE: ["--photographs=FOLDER", *asked, f"--count={count}", f"--batch-size={batch_size}"],
+        Part.PIPELINE: [
+            "--photographs=FOLDER",
+            *asked,
+            f"--count={count}",
+            f"--batch-size={batch_size}",
+            f"--precision={precision.value}",
+        ],
     }[part]
     command = shlex.join(["dcsm-attr", "benchmark", part.value, *arguments, f"--rounds={rounds}"])
     paths = write_benchmark(outcomes, scalings, output, part.value, command=command)

@@ -20,6 +20,8 @@ from dcsm_attr.cli.options import (
     NoCrf,
     NoGuided,
     NoSubtract,
+    Precision,
+    PrecisionChoice,
     PresetChoice,
     PresetOption,
     Resume,
@@ -76,6 +78,7 @@ def evaluate(
     min_candidates: MinCandidates = None,
     no_crf: NoCrf = False,
     device: Device = DeviceName.AUTO,
+    precision: Precision = PrecisionChoice.FLOAT32,
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where to write evaluation.md and evaluation.json.")
     ] = Path("out"),
@@ -106,7 +109,7 @@ def evaluate(
     whole = voc_collection(voc_root, split)
     chosen = whole.spread(count)
     without = {"crf": None} if no_crf else {}
-    segmenter = build_segmenter(model, weights, labels, device.value, saliency, **without)
+    segmenter = build_segmenter(model, weights, labels, device.value, saliency, precision=precision.value, **without)
     evaluations = []
     for one in Protocol if protocol is ProtocolChoice.BOTH else (Protocol(protocol.value),):
         state = output / f"photographs-{one.value}.jsonl"
@@ -115,6 +118,8 @@ def evaluate(
         evaluations.append(protocols.evaluate(segmenter, chosen, one, state=state))
     network = {name: Path(value).name for name, value in chosen_network(model, weights, labels).items()}
     told = {**network, "split": split, "protocol": protocol.value, "count": str(count)}
+    if precision is not PrecisionChoice.FLOAT32:
+        told["precision"] = precision.value
     arguments = [*(f"--{name}={value}" for name, value in told.items()), *saliency.arguments()]
     paths = write_report(
         {Path(weights).stem: evaluations},

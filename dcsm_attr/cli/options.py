@@ -121,6 +121,17 @@ class DeviceName(str, Enum):
     CUDA = "cuda"
 
 
+class PrecisionChoice(str, Enum):
+    """In which numbers the model runs."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+Precision = Annotated[
+    PrecisionChoice,
+    typer.Option(help="Numbers in which the model runs. bfloat16 is faster on many GPUs; maps differ a little."),
+]
 Device = Annotated[DeviceName, typer.Option(help="auto: a GPU if there is one.")]
 Resume = Annotated[
     bool,

@@ -18,6 +18,8 @@ from dcsm_attr.cli.options import (
     NoSubtract,
     Output,
     Photographs,
+    Precision,
+    PrecisionChoice,
     PresetChoice,
     PresetOption,
     Resume,
@@ -44,6 +46,7 @@ def segment(
     min_candidates: MinCandidates = None,
     no_crf: NoCrf = False,
     device: Device = DeviceName.AUTO,
+    precision: Precision = PrecisionChoice.FLOAT32,
     output: Output = Path("out"),
     resume: Resume = False,
 ) -> None:
@@ -69,7 +72,7 @@ def segment(
     provenance = chosen_network(model, weights, labels)
     saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
     without = {"crf": None} if no_crf else {}
-    segmenter = build_segmenter(model, weights, labels, device.value, saliency, **without)
+    segmenter = build_segmenter(model, weights, labels, device.value, saliency, precision=precision.value, **without)
 
     def work(photograph: Path, folder: Path) -> str:
         result = segmenter.segment(photograph, known, raw=True)

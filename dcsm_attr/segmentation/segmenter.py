@@ -3,9 +3,10 @@
 import os
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import zip_longest
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from dcsm_attr.segmentation.pipeline import pipelined
 from dcsm_attr.segmentation.result import Segmentation
 from dcsm_attr.segmentation.steps import AttributedPhotograph, PreparedPhotograph, restored
 
-__all__ = ["Saliency", "Segmenter"]
+__all__ = ["Precision", "Saliency", "Segmenter"]
+
+Precision = Literal["float32", "bfloat16"]
 
 _Excused = TypeVar("_Excused", bound=Exception)
 
@@ -47,7 +50,8 @@ class Segmenter:
     in pixels mean the same for every photograph; its probabilities are resized to the photograph.
 
     Attributes:
-        model, saliency, crf, class_names, preprocess, background_exponent, architecture: as given, or the defaults.
+        model, saliency, crf, class_names, preprocess, background_exponent, architecture, precision: as given, or the
+            defaults.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Segmenter:
         preprocess: Preprocess | None = None,
         background_exponent: float = 1.0,
         architecture: Mapping[str, Any] | None = None,
+        precision: Precision = "float32",
     ) -> None:
         """Put the parts together.
 
@@ -73,13 +78,18 @@ class Segmenter:
             background_exponent: see :func:`dcsm_attr.maps.background`; 1 is Eq. 7, larger gives more foreground.
             architecture: what the model was built from, ready for JSON, to be told in the settings; the results do not
                 depend on it. None: only the name of its class is told.
+            precision: ``"bfloat16"``: the model's forward and backward passes run under autocast; maps and CRF are
+                float32 all the same.
 
         Raises:
-            ValueError: if the exponent is not positive.
+            ValueError: if the exponent is not positive, or the precision is not known.
         """
         if not 0 < background_exponent < float("inf"):
             raise ValueError(f"background_exponent must be positive, got {background_exponent}.")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}.")
         self.model = model
+        self.precision = precision
         self.saliency: Saliency = DistinctClassSaliency(model) if saliency is None else saliency
         self.crf = crf
         self.class_names = None if class_names is None else tuple(class_names)
@@ -94,6 +104,7 @@ class Segmenter:
             "model": type(self.model).__name__,
             **({} if self.architecture is None else {"architecture": dict(self.architecture)}),
             "saliency": self.saliency.settings,
+            "precision": self.precision,
             "background_exponent": self.background_exponent,
             "crf": None if self.crf is None else asdict(self.crf),
             "preprocess": asdict(replace(self.preprocess, size=self.preprocess.side)),
@@ -233,9 +244,12 @@ class Segmenter:
             )
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         prepared = [photograph.prepared for photograph in photographs]
-        class_maps = self.saliency.class_maps(
-            torch.stack([p.tensor for p in prepared]).to(device), known or None, raw=raw
-        )
+        # Whoever calls under autocast, with float32 in the settings, has chosen it.
+        lower = torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        with lower:
+            class_maps = self.saliency.class_maps(
+                torch.stack([p.tensor for p in prepared]).to(device), known or None, raw=raw
+            )
         names = self._names(class_maps.scores.shape[1])
         unaries = [self._label_probabilities(class_maps, i, p) for i, p in enumerate(prepared)]
         # Before the CRF: what asks the device for values must not wait for it.
