@@ -46,11 +46,13 @@ def mean_field(unary: Tensor, pairwise: Pairwise | None, iterations: int) -> Ten
     """
     # The labels of a point side by side in memory: all of them are read together.
     unary = unary.contiguous()
-    q = _over_labels(-unary)
-    if pairwise is None:
-        return q
+    q = torch.empty_like(unary)
     step = len(q) if q.device.type != "cpu" else max(1, _BLOCK // q[0].numel())
     blocks = [slice(start, start + step) for start in range(0, len(q), step)]
+    for points in blocks:
+        q[points] = _over_labels(-unary[points])
+    if pairwise is None:
+        return q
     for _ in range(iterations):
         on_vertices = pairwise.on_vertices(q.flatten(1))
         for points in blocks:
