@@ -163,6 +163,23 @@ def test_internal_batches_change_nothing(vgg, internal_batch_size):
     torch.testing.assert_close(parts.maps, whole.maps, rtol=0, atol=1e-5)
 
 
+def test_large_batches_are_computed_in_parts_where_no_argument_could_be_cut(vgg):
+    seen = []
+    x = torch.randn(5, 3, 400, 420)
+
+    def forward(x, shift=0.0):
+        seen.append(len(x))
+        return vgg(x + shift)
+
+    method = DistinctClassSaliency(forward, vgg.features[8], scales=(1.0,))
+    parts = method.class_maps(x, candidates=[0, 1])
+    # Three of them have just less than half a million pixels.
+    assert seen == [3, 2]
+    whole = method.class_maps(x, candidates=[0, 1], additional_forward_args=(0.0,))
+    assert seen == [3, 2, 5]
+    torch.testing.assert_close(parts.maps, whole.maps, rtol=0, atol=1e-5)
+
+
 def test_internal_batches_slice_arguments_with_one_row_an_image(images):
     class Shifted(PooledCNN):
         def forward(self, x, shift, factor):

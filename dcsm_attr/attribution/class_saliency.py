@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dcsm_attr.attribution.candidates import Activation, Candidates, class_scores
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.gradients import LayerPoint, Recording, record
-from dcsm_attr.attribution.inputs import batch_slices, checked_images, rescaled, sliced_arguments
+from dcsm_attr.attribution.inputs import batch_slices, checked_images, comfortable_batch, rescaled, sliced_arguments
 from dcsm_attr.attribution.kept_gradients import GradientRun, KeptGradients, KeptRun
 from dcsm_attr.attribution.memory_format import channels_last, refuses_channels_last
 from dcsm_attr.attribution.model_checks import check_guidance, checked_model, explained_failure
@@ -161,7 +161,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         selection: Selection | None = None
         parts = []
         with self._as_guest(device):
-            for part in batch_slices(count, self.internal_batch_size):
+            for part in batch_slices(count, self.internal_batch_size or comfortable_batch(images, arguments)):
                 part_images = tuple(x[part] for x in images)
                 recordings = self._forward_runs(part_images, sliced_arguments(arguments, part, count), points)
                 runs = (recording for _, recording in recordings)

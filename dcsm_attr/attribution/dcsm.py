@@ -125,7 +125,8 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             deepest (int, optional): Where ``layer`` is None: so many of the default layers, from the last. None: all.
                 Default: None
             internal_batch_size (int, optional): Bounds memory: at most this many images in one forward pass, and on an
-                accelerator this many images times classes in one backward pass. None: the whole batch and all classes.
+                accelerator this many images times classes in one backward pass. None: on the CPU as many
+                images as are fastest together, with additional arguments and elsewhere the whole batch, all classes.
                 Default: None
         """
         if variant not in VARIANTS:

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["batch_slices", "checked_images", "rescaled", "sliced_arguments"]
+__all__ = ["batch_slices", "checked_images", "comfortable_batch", "rescaled", "sliced_arguments"]
+
+_COMFORTABLE_PIXELS = 2**19
 
 
 def checked_images(inputs: Any) -> tuple[Tensor, ...]:
@@ -86,6 +88,23 @@ def rescaled(images: tuple[Tensor, ...], scale: float, mode: Literal["bilinear",
         )
         for x in images
     )
+
+
+def comfortable_batch(images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> int | None:
+    """How many images are best computed together, where nobody says.
+
+    Args:
+        images: batches ``(N, C, H, W)``.
+        arguments: additional forward arguments; where there are some, a part of the batch might not fit to them.
+
+    Returns:
+        On the CPU as many as have half a million pixels: layers of larger batches do not fit into memory that the
+        allocator keeps, and fresh memory costs more than the arithmetic (16 images of 320 x 320 through SqueezeNet:
+        0.6 of the time). None, which is all, on other devices and with arguments.
+    """
+    if images[0].device.type != "cpu" or arguments:
+        return None
+    return max(1, _COMFORTABLE_PIXELS // (images[0].shape[2] * images[0].shape[3]))
 
 
 def batch_slices(images: int, at_most: int | None) -> list[slice]:
