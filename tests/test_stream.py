@@ -88,7 +88,7 @@ def test_the_random_state_and_the_gradient_mode_are_the_callers(segmenter, paths
     state = torch.get_rng_state()
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
-            for result in segmenter.segment_stream(paths, batch_size=2):
+            for result in segmenter.segment_stream(paths, batch_size=2, workers=2):
                 assert torch.is_grad_enabled() is enabled
                 assert not result.saliency.maps.requires_grad
     assert torch.equal(torch.get_rng_state(), state)
@@ -143,10 +143,30 @@ def test_classes_known_of_some_alone(segmenter, paths):
         segmenter.attributed(photographs)
 
 
-@pytest.mark.parametrize("name", ["batch_size", "workers"])
-def test_numbers_out_of_range_are_refused_at_once(segmenter, paths, name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        segmenter.segment_stream(paths, **{name: 0})
+@pytest.mark.parametrize(("name", "least"), [("batch_size", 1), ("workers", 0)])
+def test_numbers_out_of_range_are_refused_at_once(segmenter, paths, name, least):
+    with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {least - 1}"):
+        segmenter.segment_stream(paths, **{name: least - 1})
+
+
+def test_on_the_cpu_no_thread_competes_with_the_model(segmenter, paths):
+    before = threading.active_count()
+    for result in segmenter.segment_stream(paths, batch_size=2):
+        assert threading.active_count() == before
+        assert result.labels.shape == result.image.shape[:2]
+
+
+def test_without_threads_nothing_is_read_ahead():
+    events = []
+
+    def noting(step):
+        return lambda value: (events.append((step, value)), value)[1]
+
+    stream = pipelined(iter(range(5)), noting("read"), noting("work"), noting("finish"), batch_size=2, workers=0)
+    assert next(stream) == 0
+    assert events == [("read", 0), ("read", 1), ("work", [0, 1]), ("finish", 0)]
+    assert list(stream) == [1, 2, 3, 4]
+    assert events[-3:] == [("read", 4), ("work", [4]), ("finish", 4)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -174,7 +194,7 @@ def doubled(batch):
 @given(
     length=st.integers(0, 23),
     batch_size=st.integers(1, 6),
-    workers=st.integers(1, 4),
+    workers=st.integers(0, 4),
     bad=st.sets(st.integers(0, 22)),
 )
 def test_order_and_batches(length, batch_size, workers, bad):

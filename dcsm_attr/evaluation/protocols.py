@@ -98,11 +98,10 @@ def _checked_protocol(protocol: Protocol | str) -> Protocol:
 
 
 def _settings(segmenter: Segmenter, batch_size: int) -> dict[str, Any]:
-    parameter = next(segmenter.model.parameters(), None)
     return {
         **segmenter.settings,
         "parameters": parameters_digest(segmenter.model),
-        "device": "cpu" if parameter is None else parameter.device.type,
+        "device": segmenter.device.type,
         "batch_size": batch_size,
     }
 
@@ -129,7 +128,7 @@ class _Read:
 def _measured(
     segmenter: Segmenter, photographs: Sequence[Photograph], protocol: Protocol, class_count: int, batch_size: int
 ) -> Generator[CountedPhotograph | Exception, None, None]:
-    """For each photograph its counts, or why it is skipped; files are read, and pixels counted, beside the model."""
+    """For each photograph its counts, or why it is skipped; files are read and pixels counted while a GPU works."""
 
     def read(photograph: Photograph) -> _Read:
         image, mask = read_with_mask(photograph, protocol, class_count)
@@ -143,7 +142,8 @@ def _measured(
         one, result = pair
         return _counted(one.name, restored(result), one.mask, 1 + class_count)
 
-    return pipelined(photographs, read, attributed, counted, batch_size=batch_size, excused=UNMEASURABLE)
+    settings: dict[str, Any] = {"batch_size": batch_size, "workers": segmenter.readers, "excused": UNMEASURABLE}
+    return pipelined(photographs, read, attributed, counted, **settings)
 
 
 def _row(name: str, found: CountedPhotograph | Exception) -> Row:

@@ -46,7 +46,8 @@ def pipelined(
             the end, what is left; those whose reading was excused count, but are left out. It is not called for none.
         finish: called for one item at a time.
         batch_size: of ``work``.
-        workers: number of threads that read.
+        workers: number of threads that read. 0: no threads at all; each batch is read, worked on and finished before
+            the next one is begun.
         excused: exceptions that ``read`` may raise without ending anything: they are given in the place of the result.
 
     Returns:
@@ -54,12 +55,47 @@ def pipelined(
         result is asked for.
 
     Raises:
-        ValueError: if ``batch_size`` or ``workers`` is not positive.
+        ValueError: if ``batch_size`` is not positive, or ``workers`` is negative.
     """
-    for name, number in (("batch_size", batch_size), ("workers", workers)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")
+    for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, got {number}.")
+    if workers == 0:
+        return _in_turn(items, read, work, finish, batch_size, excused)
     return _pipelined(items, read, work, finish, batch_size, workers, excused)
+
+
+@dataclass(frozen=True)
+class _Aside(Generic[_Excused]):
+    """What is given in the place of a result, past the further steps."""
+
+    error: _Excused
+
+
+def _in_turn(
+    items: Iterable[_Item],
+    read: Callable[[_Item], _Read],
+    work: Callable[[Sequence[_Read]], Sequence[_Worked]],
+    finish: Callable[[_Worked], _Finished],
+    batch_size: int,
+    excused: type[_Excused] | tuple[type[_Excused], ...],
+) -> Generator[_Finished | _Excused, None, None]:
+    left = iter(items)
+    while batch := list(islice(left, batch_size)):
+        outcomes = [_outcome(read, item, excused) for item in batch]
+        readable = [value for value in outcomes if not isinstance(value, _Aside)]
+        worked = iter(work(readable) if readable else ())
+        for value in outcomes:
+            yield value.error if isinstance(value, _Aside) else finish(next(worked))
+
+
+def _outcome(
+    read: Callable[[_Item], _Read], item: _Item, excused: type[_Excused] | tuple[type[_Excused], ...]
+) -> _Read | _Aside[_Excused]:
+    try:
+        return read(item)
+    except excused as error:
+        return _Aside(error)
 
 
 def _pipelined(
@@ -71,19 +107,13 @@ def _pipelined(
     workers: int,
     excused: type[_Excused] | tuple[type[_Excused], ...],
 ) -> Generator[_Finished | _Excused, None, None]:
-    def outcome(item: _Item) -> _Read | _Aside[_Excused]:
-        try:
-            return read(item)
-        except excused as error:
-            return _Aside(error)
-
     def begun(outcomes: Sequence[_Read | _Aside[_Excused]]) -> list[Future[_Finished] | _Aside[_Excused]]:
         readable = [value for value in outcomes if not isinstance(value, _Aside)]
         worked = iter(work(readable) if readable else ())
         return [value if isinstance(value, _Aside) else finisher.submit(finish, next(worked)) for value in outcomes]
 
     with _threads(workers) as readers, _threads(1) as finisher:
-        readings = _readings(items, outcome, readers)
+        readings = _readings(items, lambda item: _outcome(read, item, excused), readers)
         ahead = deque[Future[_Read | _Aside[_Excused]]]()
         before: list[Future[_Finished] | _Aside[_Excused]] = []
         while True:
@@ -98,13 +128,6 @@ def _pipelined(
             if not batch:
                 return
             before = batch
-
-
-@dataclass(frozen=True)
-class _Aside(Generic[_Excused]):
-    """What is given in the place of a result, past the further steps."""
-
-    error: _Excused
 
 
 def _results(values: Iterable[Future[_Finished] | _Aside[_Excused]]) -> Iterator[_Finished | _Excused]:
