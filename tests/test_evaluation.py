@@ -273,6 +273,8 @@ def test_files_are_read_and_pixels_counted_beside_the_model(segmenter, collectio
             return original(*arguments)
 
         monkeypatch.setattr(protocols, name, noted)
+    # As beside a GPU; on the CPU nothing runs beside the model.
+    monkeypatch.setattr(type(segmenter), "readers", 2)
     assert same(measured(segmenter, collection), expected)
     assert threading.main_thread() not in threads["read_with_mask"] | threads["_counted"]
     assert len(threads["_counted"]) == 1
@@ -284,6 +286,7 @@ def test_a_state_that_cannot_be_written_leaves_no_thread(segmenter, collection, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(protocols, "append_lines", fail)
+    monkeypatch.setattr(type(segmenter), "readers", 2)
     before = threading.active_count()
     with pytest.raises(OSError, match="No space left") as caught:
         measured(segmenter, collection, batch_size=2, state=tmp_path / "state.jsonl")
