@@ -73,8 +73,12 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write JSON for people to read, in UTF-8; the file appears when it is complete.
 
+    Names of files that are no text in their encoding come back from it as they were.
+
     Raises:
         OSError: if the folder cannot be written to.
     """
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # Lone surrogates are all that UTF-8 lacks, and what replaces them is JSON's own way to write them.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

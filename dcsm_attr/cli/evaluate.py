@@ -13,6 +13,7 @@ from dcsm_attr.cli.options import (
     Device,
     DeviceName,
     Labels,
+    MaxPixels,
     Method,
     MethodChoice,
     MinCandidates,
@@ -75,6 +76,7 @@ def evaluate(
     alpha: Alpha = None,
     min_candidates: MinCandidates = None,
     no_crf: NoCrf = False,
+    max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where to write evaluation.md and evaluation.json.")
@@ -106,7 +108,7 @@ def evaluate(
     whole = voc_collection(voc_root, split)
     chosen = whole.spread(count)
     without = {"crf": None} if no_crf else {}
-    segmenter = build_segmenter(model, weights, labels, device.value, saliency, **without)
+    segmenter = build_segmenter(model, weights, labels, device.value, saliency, max_pixels=max_pixels, **without)
     evaluations = []
     for one in Protocol if protocol is ProtocolChoice.BOTH else (Protocol(protocol.value),):
         state = output / f"photographs-{one.value}.jsonl"

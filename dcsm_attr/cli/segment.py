@@ -9,6 +9,7 @@ from dcsm_attr.cli.options import (
     Device,
     DeviceName,
     Labels,
+    MaxPixels,
     Method,
     MethodChoice,
     MinCandidates,
@@ -43,6 +44,7 @@ def segment(
     alpha: Alpha = None,
     min_candidates: MinCandidates = None,
     no_crf: NoCrf = False,
+    max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
     output: Output = Path("out"),
     resume: Resume = False,
@@ -51,6 +53,8 @@ def segment(
 
     Writes for each photograph: labels.png (a palette picture in the colours of VOC), maps.npz (class maps and
     probabilities), overlay.png, sheet.png (everything at a glance), manifest.json (classes, scores, every setting).
+    And for the run run.json: where each photograph's results are, or why it could not be read, which ends nothing. Of
+    an animation the first frame is taken.
 
     Examples:
       dcsm-attr segment photo.jpg
@@ -69,7 +73,7 @@ def segment(
     provenance = chosen_network(model, weights, labels)
     saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
     without = {"crf": None} if no_crf else {}
-    segmenter = build_segmenter(model, weights, labels, device.value, saliency, **without)
+    segmenter = build_segmenter(model, weights, labels, device.value, saliency, max_pixels=max_pixels, **without)
 
     def work(photograph: Path, folder: Path) -> str:
         result = segmenter.segment(photograph, known, raw=True)
