@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -82,7 +82,32 @@ def broken_files(count: int, seed: int) -> Iterator[BrokenFile]:
         yield BrokenFile(name, kind, mutation, content)
 
 
-def segmented(files: list[BrokenFile], sandbox: Path) -> Outcome:
+#: Runs the command in a folder, for so many files: its exit status, and what it printed as errors.
+Command = Callable[[Path, int], tuple[int, str]]
+
+
+def in_a_process(sandbox: Path, files: int) -> tuple[int, str]:
+    """Run the command as a user does.
+
+    Raises:
+        subprocess.TimeoutExpired: if it does not end.
+    """
+    # Matplotlib keeps its list of fonts elsewhere otherwise.
+    folders = {"HOME": "home", "MPLCONFIGDIR": "home", "TMPDIR": "temporary"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "dcsm_attr", "segment", "in", *OPTIONS],
+        cwd=sandbox,
+        env={**os.environ, **{name: str(sandbox / folder) for name, folder in folders.items()}},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=60 + SECONDS_A_FILE * files,
+        check=False,
+    )
+    return ended.returncode, ended.stderr
+
+
+def segmented(files: list[BrokenFile], sandbox: Path, command: Command = in_a_process) -> Outcome:
     """Give files to the command, in a folder that holds nothing else, and check what it leaves."""
     folder = sandbox / "in"
     for part in ("in", "home", "temporary"):
@@ -90,21 +115,9 @@ def segmented(files: list[BrokenFile], sandbox: Path) -> Outcome:
     for file in files:
         (folder / file.name).write_bytes(file.content)
     before = _digests(folder)
-    environment = {**os.environ, "HOME": str(sandbox / "home"), "TMPDIR": str(sandbox / "temporary")}
-    # Where Matplotlib keeps its list of fonts otherwise.
-    environment["MPLCONFIGDIR"] = str(sandbox / "home")
-    command = [sys.executable, "-m", "dcsm_attr", "segment", "in", *OPTIONS]
     start = time.perf_counter()
     try:
-        ended = subprocess.run(
-            command,
-            cwd=sandbox,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60 + SECONDS_A_FILE * len(files),
-            check=False,
-        )
+        status, errors = command(sandbox, len(files))
     except subprocess.TimeoutExpired:
         return Outcome({}, ["did not end"], time.perf_counter() - start)
     seconds = time.perf_counter() - start
@@ -112,16 +125,15 @@ def segmented(files: list[BrokenFile], sandbox: Path) -> Outcome:
     if _digests(folder) != before:
         problems.append("the input was changed")
     strange = {path.name for path in sandbox.iterdir()} - {"in", "out", "home", "temporary"}
-    # What Matplotlib and PyTorch keep for themselves is no output.
     strange |= {path.name for path in (sandbox / "temporary").rglob("*") if path.is_file()}
     if strange:
         problems.append(f"files outside the output folder: {sorted(strange)}")
     has_manifest = (sandbox / "out" / "run.json").is_file()
-    if "Traceback" in ended.stderr or ended.returncode not in (0, 1) or not has_manifest:
-        return Outcome({}, [*problems, f"crashed with {ended.returncode}: {ended.stderr[-2000:]}"], seconds)
+    if "Traceback" in errors or status not in (0, 1) or not has_manifest:
+        return Outcome({}, [*problems, f"crashed with {status}: {errors[-2000:]}"], seconds)
     reasons, of_results = _accounted(files, sandbox / "out")
-    if (ended.returncode == 1) != any(reasons.values()):
-        problems.append(f"status {ended.returncode}, but {sum(map(bool, reasons.values()))} were refused")
+    if (status == 1) != any(reasons.values()):
+        problems.append(f"status {status}, but {sum(map(bool, reasons.values()))} were refused")
     return Outcome(reasons, problems + of_results, seconds)
 
 

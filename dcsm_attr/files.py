@@ -1,5 +1,6 @@
 """Writing files so that nothing half-written ever appears under its final name."""
 
+import errno
 import json
 import os
 import tempfile
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 __all__ = ["atomic_path", "writable_folder", "write_json"]
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PROBE = 1 << 16
 
 
 @contextmanager
@@ -22,7 +27,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         The path to write to, with the same ending. If the block fails it is removed, and ``path`` is as it was.
 
     Raises:
-        OSError: if the folder cannot be written to.
+        OSError: if the folder cannot be written to, or the disk is full, whatever the block has made of that.
     """
     final = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{final.stem[:40]}-", suffix=final.suffix, dir=final.parent)
@@ -35,9 +40,30 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(final)
-    except BaseException:
+    except BaseException as error:
+        full = _disk_full(temporary, error)
         temporary.unlink(missing_ok=True)
-        raise
+        if full is None:
+            raise
+        raise OSError(
+            full.errno,
+            f"cannot write {final}: {full.strerror}. Make room, or choose another folder; nothing of it was written",
+        ) from error
+
+
+def _disk_full(temporary: Path, error: BaseException) -> OSError | None:
+    """The error of the system, if there was no room to write a file; None if something else went wrong."""
+    if isinstance(error, OSError):
+        return error if error.errno in _FULL else None
+    if isinstance(error, Exception):
+        # torch.save and safetensors raise errors of their own: see whether the file can grow.
+        try:
+            with temporary.open("ab") as file:
+                file.write(bytes(_PROBE))
+                os.fsync(file.fileno())
+        except OSError as found:
+            return found if found.errno in _FULL else None
+    return None
 
 
 def _umask() -> int:

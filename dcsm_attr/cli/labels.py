@@ -64,6 +64,10 @@ def labels(
     found = {entry.name: (name, shown) for (name, entry), shown in zip(listed, derived, strict=True)}
     skipped = {name: str(shown) for name, (_, shown) in found.items() if isinstance(shown, MaskReadError)}
     rows = {name: LabelRow(of, shown) for name, (of, shown) in found.items() if not isinstance(shown, MaskReadError)}
+    if not rows:
+        raise ValueError(
+            f"{voc_root}: none of the {len(found)} masks could be read; the first: {next(iter(skipped.values()))}"
+        )
     write_image_labels(output, ImageLabels(class_names, rows))
     counts = Counter(class_names[c] for row in rows.values() for c in row.classes)
     typer.echo(f"{output}: {len(rows)} photographs, from the {'masks' if annotations is None else 'annotations'}")

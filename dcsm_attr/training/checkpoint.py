@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dcsm_attr.backbones.torch_file import load_plain
 from dcsm_attr.files import atomic_path
 from dcsm_attr.settings import differences
 
@@ -72,7 +73,7 @@ def load_checkpoint(
         CheckpointError: if the file cannot be read, or comes from a training with other settings.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
         kept = content["settings"]
     except Exception as error:
         raise CheckpointError(
