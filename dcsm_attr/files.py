@@ -6,10 +6,11 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "writable_folder", "write_json"]
+__all__ = ["atomic_buffer", "atomic_path", "writable_folder", "write_json"]
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -49,6 +50,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             full.errno,
             f"cannot write {final}: {full.strerror}. Make room, or choose another folder; nothing of it was written",
         ) from error
+
+
+@contextmanager
+def atomic_buffer(path: str | os.PathLike[str]) -> Iterator[BytesIO]:
+    """As :func:`atomic_path`, for pictures: PIL, and Matplotlib with it, do not notice that a file was cut off.
+
+    PIL hands a whole picture to the system in one call, and does not look how much of it was taken: on a full disk the
+    file ends in the middle, without an error.
+
+    Args:
+        path: as in :func:`atomic_path`.
+
+    Yields:
+        What to write to; it is written to the file when the block ends.
+
+    Raises:
+        OSError: as :func:`atomic_path`.
+    """
+    buffer = BytesIO()
+    yield buffer
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _disk_full(temporary: Path, error: BaseException) -> OSError | None:

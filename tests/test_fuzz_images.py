@@ -34,7 +34,7 @@ def here(fuzz_images):
             patch.chdir(sandbox)
             result = CliRunner().invoke(app, ["segment", "in", *fuzz_images.OPTIONS])
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result.exit_code, result.stderr
+        return result.exit_code, result.output
 
     return command
 

@@ -182,8 +182,8 @@ def test_values_that_are_not_finite(tmp_path, state, ending, value):
     # A safetensors file has its names in an order of its own.
     names = "; ".join(name for name in read_weights(path) if name in ("features.3.squeeze.weight", "classifier.1.bias"))
     assert refused(path) == (
-        f"{path}: weights must be finite, but {names} hold NaN or infinity: a training that diverged, or a damaged file. "
-        "Take an earlier checkpoint."
+        f"{path}: weights must be finite, but {names} hold NaN or infinity: a training that diverged, or a damaged "
+        "file. Take an earlier checkpoint."
     )
 
 

@@ -145,7 +145,7 @@ def test_none_ends_a_run(tmp_path, no_sheets, command, last):
     for entry in manifest["failures"]:
         name = entry["photograph"].rsplit("/", 1)[1]
         assert unreadable[name] in entry["reason"]
-        assert entry["reason"] in result.stderr
+        assert entry["reason"] in result.output
     folders = {entry["photograph"].rsplit("/", 1)[1]: entry["folder"] for entry in manifest["results"]}
     assert set(folders) == set(readable)
     assert {path.name for path in out.iterdir()} == {*folders.values(), "run.json"}
@@ -196,10 +196,10 @@ def test_evaluate_passes_the_limit_on(voc, tmp_path):
     (voc / "classes.txt").write_text("\n".join(CLASS_NAMES))
     Image.new("RGB", (50, 40)).save(voc / "JPEGImages" / "4.jpg")
     result = run("evaluate", voc, *NETWORK, "--no-crf", "--max-pixels", SIDE**2, "--output", tmp_path / "out")
-    assert "4.jpg: has more than 1600 pixels" in result.stderr
+    assert "4.jpg: has more than 1600 pixels" in result.output
     Image.new("P", (50, 40)).save(voc / "SegmentationClass" / "7.png")
     result = run("evaluate", voc, *NETWORK, "--no-crf", "--max-pixels", SIDE**2, "--output", tmp_path / "out")
-    assert "7.png: has more than 1600 pixels" in result.stderr
+    assert "7.png: has more than 1600 pixels" in result.output
 
 
 def train(voc, output, *options):
@@ -251,8 +251,8 @@ def test_labels_leaves_out_masks_that_cannot_be_read(voc, tmp_path):
     output = tmp_path / "labels.csv"
     result = run("labels", voc, "--split", "train", "--split", "val", "--output", output)
     assert result.exit_code == 1
-    assert "2 photographs could not be measured" in result.stderr
-    assert "2.png: cannot be read" in result.stderr
+    assert "2 photographs could not be measured" in result.output
+    assert "2.png: cannot be read" in result.output
     with output.open() as file:
         assert [row["id"] for row in csv.DictReader(file)] == ["0", "1", "3", "4", "5", "7"]
     result = run("labels", voc, "--split", "val", "--max-pixels", 1500, "--output", output)
