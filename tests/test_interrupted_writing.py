@@ -164,32 +164,35 @@ def _target(call):
 
 
 def _unsafe_writes(tree):
-    """Calls that write to something other than what ``with atomic_path(...) as name`` around them names."""
+    """Lines of calls that write to something other than what ``with atomic_path(...) as name`` around them names."""
     unsafe, safe = [], set()
 
-    def visit(node, temporary, buffers):
+    def visit(node, doors):
         if isinstance(node, ast.With):
             for item in node.items:
-                made_by = getattr(getattr(item.context_expr, "func", None), "id", None)
-                if made_by in ("atomic_path", "atomic_buffer"):
-                    names = {item.optional_vars.id}
-                    temporary, buffers = (
-                        (temporary | names, buffers) if made_by == "atomic_path" else (temporary, buffers | names)
-                    )
-                else:
-                    visit(item.context_expr, temporary, buffers)
+                visit(item.context_expr, doors)
+                made_by = getattr(item.context_expr, "func", None)
+                kind = getattr(made_by, "id", None)
+                if (
+                    getattr(made_by, "attr", None) == "open"
+                    and getattr(made_by.value, "id", None) in doors["atomic_path"]
+                ):
+                    kind = "opened"
+                if kind in doors:
+                    doors = {**doors, kind: doors[kind] | {item.optional_vars.id}}
             for child in node.body:
-                visit(child, temporary, buffers)
+                visit(child, doors)
             return
         if isinstance(node, ast.Call) and (target := _target(node)) is not None:
             name = getattr(node.func, "attr", getattr(node.func, "id", None))
-            is_picture = name in ("save", "savefig") and getattr(node.func.value, "id", "") != "torch"
-            allowed = buffers if is_picture else temporary
-            (safe.add if getattr(target, "id", None) in allowed else unsafe.append)(node.lineno)
+            door = "atomic_path"
+            if name in ("save", "savefig"):
+                door = "opened" if getattr(node.func.value, "id", "") == "torch" else "atomic_buffer"
+            (safe.add if getattr(target, "id", None) in doors[door] else unsafe.append)(node.lineno)
         for child in ast.iter_child_nodes(node):
-            visit(child, temporary, buffers)
+            visit(child, doors)
 
-    visit(tree, frozenset(), frozenset())
+    visit(tree, dict.fromkeys(("atomic_path", "atomic_buffer", "opened"), frozenset()))
     return unsafe, safe
 
 
@@ -216,6 +219,8 @@ def test_every_file_of_the_package_is_written_through_one_door():
         "with atomic_path(a) as b:\n    picture.save(b)",
         "with atomic_path(a) as b:\n    figure.savefig(b)",
         "with atomic_buffer(a) as b:\n    torch.save(x, b)",
+        "with atomic_path(a) as b:\n    torch.save(x, b)",
+        "with atomic_path(a) as b, c.open('rb') as d:\n    torch.save(x, d)",
         "with atomic_path(a) as b:\n    pass\nnp.savez_compressed(b, x=x)",
         "save_file(x, path)",
     ],

@@ -50,8 +50,9 @@ def save_checkpoint(
         "progress": dict(progress),
         "settings": dict(settings),
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    # Given a path, PyTorch 2.4 does not notice that the disk is full at the last bytes; a file of Python's does.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def load_checkpoint(
