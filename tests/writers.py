@@ -249,5 +249,9 @@ def full_everywhere(writer, folder):
 
 
 if __name__ == "__main__":
-    how, root = {"killed": killed_everywhere, "full": full_everywhere}[sys.argv[1]], Path(sys.argv[2])
-    sys.stdout.write(json.dumps({name: how(WRITERS[name], root / name) for name in sys.argv[3:]}))
+    # Such as killed/labels.
+    found, ways = {}, {"killed": killed_everywhere, "full": full_everywhere}
+    for both in sys.argv[2:]:
+        way, writer_name = both.split("/")
+        found[both] = ways[way](WRITERS[writer_name], Path(sys.argv[1]) / both)
+    sys.stdout.write(json.dumps(found))
