@@ -16,6 +16,7 @@ import torch
 from dcsm_attr import Segmenter
 from dcsm_attr.backbones.loading import class_names, load_model
 from dcsm_attr.evaluation.provenance import measured_on
+from dcsm_attr.files import write_json
 
 HERE = Path(__file__).parent
 BOXES: dict[str, Any] = json.loads((HERE / "animal_boxes.json").read_text())
@@ -57,7 +58,7 @@ def main() -> None:
         "measured": measured_on("python benchmarks/animal_share.py PHOTOGRAPHS WEIGHTS"),
         "share of each map on its own animal": results,
     }
-    (HERE / "results" / "animal_share.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_json(HERE / "results" / "animal_share.json", content)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The unaries are smooth random fields, which put borders everywhere. Both run in 
 threads. Needs pydensecrf. Writes results/crf_parity.json.
 """
 
-import json
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from dcsm_attr import DenseCRF
 from dcsm_attr.evaluation.provenance import measured_on
+from dcsm_attr.files import write_json
 
 SETTINGS: dict[str, dict[str, float]] = {
     "paper (30/10, 3)": {},
@@ -98,7 +98,7 @@ def main() -> None:
         "iterations": 10,
         "rows": rows,
     }
-    (Path(__file__).parent / "results" / "crf_parity.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_json(Path(__file__).parent / "results" / "crf_parity.json", content)
 
 
 if __name__ == "__main__":

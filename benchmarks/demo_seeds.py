@@ -6,14 +6,13 @@ Trains a network a seed into FOLDER, about six minutes each on two cores; those 
 are. Writes results/demo_seeds.json.
 """
 
-import json
 import sys
 from pathlib import Path
 
 from dcsm_attr.backbones.scene_net import load_scene_net
 from dcsm_attr.demo.run import STEPS, UNSEEN_SEED, run_demo
 from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.files import writable_folder
+from dcsm_attr.files import writable_folder, write_json
 from dcsm_attr.training.scenes import train_scene_net
 
 TRAINING_SEEDS = (0, 1, 2)
@@ -39,7 +38,7 @@ def main() -> None:
             results.append({"network": training_seed, "scenes": scene_seed, "mean IoU in %": means_by_step})
     content = {"measured": measured_on("python benchmarks/demo_seeds.py FOLDER"), "scenes": SCENES, "results": results}
     target = Path(__file__).parent / "results" / "demo_seeds.json"
-    target.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(target, content)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Usage: ``python benchmarks/subtraction.py``. Where the sorted form starts to win
 results/subtraction.json.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from dcsm_attr.evaluation.provenance import measured_on
+from dcsm_attr.files import write_json
 from dcsm_attr.maps import _subtract_pairs, _subtract_sorted
 
 
@@ -37,7 +37,7 @@ def main() -> None:
         rows[classes] = {"pairs": pairs, "sorted": ordered}
         print(f"{classes:>8}{1e3 * pairs:>10.1f}{1e3 * ordered:>11.1f}{ordered / pairs:>16.2f}")
     content = {"measured": measured_on("python benchmarks/subtraction.py"), "seconds by number of classes": rows}
-    (Path(__file__).parent / "results" / "subtraction.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_json(Path(__file__).parent / "results" / "subtraction.json", content)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
 """Writing files so that nothing half-written ever appears under its final name."""
 
+import errno
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "writable_folder", "write_json"]
+__all__ = ["atomic_buffer", "atomic_path", "writable_folder", "write_json"]
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PROBE = 1 << 16
 
 
 @contextmanager
@@ -22,7 +28,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         The path to write to, with the same ending. If the block fails it is removed, and ``path`` is as it was.
 
     Raises:
-        OSError: if the folder cannot be written to.
+        OSError: if the folder cannot be written to, or the disk is full, whatever the block has made of that.
     """
     final = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{final.stem[:40]}-", suffix=final.suffix, dir=final.parent)
@@ -35,9 +41,52 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(final)
-    except BaseException:
+    except BaseException as error:
+        full = _disk_full(temporary, error)
         temporary.unlink(missing_ok=True)
-        raise
+        if full is None:
+            raise
+        raise OSError(
+            full.errno,
+            f"cannot write {final}: {full.strerror}. Make room, or choose another folder; nothing of it was written",
+        ) from error
+
+
+@contextmanager
+def atomic_buffer(path: str | os.PathLike[str]) -> Iterator[BytesIO]:
+    """As :func:`atomic_path`, for pictures: PIL, and Matplotlib with it, do not notice that a file was cut off.
+
+    PIL hands a whole picture to the system in one call, and does not look how much of it was taken: on a full disk the
+    file ends in the middle, without an error.
+
+    Args:
+        path: as in :func:`atomic_path`.
+
+    Yields:
+        What to write to; it is written to the file when the block ends.
+
+    Raises:
+        OSError: as :func:`atomic_path`.
+    """
+    buffer = BytesIO()
+    yield buffer
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def _disk_full(temporary: Path, error: BaseException) -> OSError | None:
+    """The error of the system, if there was no room to write a file; None if something else went wrong."""
+    if isinstance(error, OSError):
+        return error if error.errno in _FULL else None
+    if isinstance(error, Exception):
+        # torch.save and safetensors raise errors of their own: see whether the file can grow.
+        try:
+            with temporary.open("ab") as file:
+                file.write(bytes(_PROBE))
+                os.fsync(file.fileno())
+        except OSError as found:
+            return found if found.errno in _FULL else None
+    return None
 
 
 def _umask() -> int:
@@ -73,8 +122,12 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write JSON for people to read, in UTF-8; the file appears when it is complete.
 
+    Names of files that are no text in their encoding come back from it as they were.
+
     Raises:
         OSError: if the folder cannot be written to.
     """
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # Lone surrogates are all that UTF-8 lacks, and what replaces them is JSON's own way to write them.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,6 +1,8 @@
 """Reading photographs, whatever they come as, into RGB."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +11,45 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["ImageReadError", "read_image"]
+from dcsm_attr.pixel_limit import pixel_limit
+
+__all__ = ["ImageReadError", "opened_picture", "picture_endings", "read_image"]
+
+# Pictures of this kind are programs, which PIL would have Ghostscript execute.
+_PROGRAMS = frozenset({"EPS"})
 
 
 class ImageReadError(ValueError):
     """A picture that cannot be read; the message names it and says why."""
 
 
-def read_image(source: Any) -> Image.Image:
+def read_image(source: Any, *, max_pixels: int | None = None) -> Image.Image:
     """Read a picture as 8-bit RGB, upright.
 
-    Files of any mode are read right: the EXIF orientation is applied, palettes and CMYK are converted, transparency is
-    laid over white, 16 bits are scaled to 8, and of an animation the first frame is taken.
+    Files of any mode are read right, whatever their ending says: the EXIF orientation is applied, palettes and CMYK are
+    converted, transparency is laid over white, 16 bits are scaled to 8, and of an animation the first frame is taken.
 
     Args:
         source: a path; a PIL image; an array ``(H, W)`` or ``(H, W, 3)``, uint8; or a tensor ``(3, H, W)``, uint8 or
             floating point in [0, 1].
+        max_pixels: files with more pixels are refused, against decompression bombs. None: PIL's limit,
+            ``PIL.Image.MAX_IMAGE_PIXELS``, which is 89 million if nobody changed it.
 
     Returns:
         The picture in mode ``"RGB"``.
 
     Raises:
-        ImageReadError: if the file is missing, no picture, truncated, or larger than PIL's limit against decompression
-            bombs; or if an array or tensor has another shape, type or range.
+        ImageReadError: if the file is missing, no picture, truncated, or too large; or if an array or tensor has
+            another shape, type or range.
         TypeError: if the source is of another kind.
+        ValueError: if ``max_pixels`` is not positive.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _read_file(Path(source))
+        with opened_picture(source, max_pixels=max_pixels) as opened:
+            return _as_rgb(opened)
     if isinstance(source, Image.Image):
-        return _as_rgb(source)
+        with _read_errors("the PIL image"):
+            return _as_rgb(source)
     if isinstance(source, Tensor):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
@@ -45,26 +57,63 @@ def read_image(source: Any) -> Image.Image:
     raise TypeError(f"an image must be a path, a PIL image, an array or a tensor; got {type(source).__name__}.")
 
 
-def _read_file(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as opened:
+def picture_endings() -> frozenset[str]:
+    """The endings of files that can be pictures, in lower case, such as ``".jpg"``."""
+    formats = _formats()
+    return frozenset(ending.lower() for ending, name in Image.registered_extensions().items() if name in formats)
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name in Image.OPEN and name not in _PROGRAMS]
+
+
+@contextmanager
+def opened_picture(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """Open a picture file, to be decoded in the block; what goes wrong there is the file's fault.
+
+    Args:
+        path: of the file.
+        max_pixels: as in :func:`read_image`.
+
+    Yields:
+        The picture as it is in the file, in any mode.
+
+    Raises:
+        ImageReadError: as :func:`read_image`; or whatever is raised in the block.
+        ValueError: if ``max_pixels`` is not positive.
+    """
+    path = Path(path)
+    with pixel_limit(max_pixels) as limit, _read_errors(path, limit):
+        # A pipe would be waited for.
+        if path.exists() and not path.is_file():
+            raise ImageReadError(f"{path}: not a file, but {'a folder' if path.is_dir() else 'a device or a pipe'}.")
+        with Image.open(path, formats=_formats()) as opened:
             # Between PIL's limit and its double there is only a warning; both are refused alike. To turn it into an
             # error by a filter would be simpler, but filters are shared by all threads that read.
-            if Image.MAX_IMAGE_PIXELS is not None and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
+            if limit is not None and opened.width * opened.height > limit:
                 raise Image.DecompressionBombError
-            return _as_rgb(opened)
+            yield opened
+
+
+@contextmanager
+def _read_errors(name: object, limit: int | None = None) -> Iterator[None]:
+    try:
+        yield
+    except ImageReadError:
+        raise
     except FileNotFoundError as error:
-        raise ImageReadError(f"{path}: there is no such file.") from error
+        raise ImageReadError(f"{name}: there is no such file.") from error
     except UnidentifiedImageError as error:
-        raise ImageReadError(f"{path}: not an image, or of a format that is not known.") from error
+        raise ImageReadError(f"{name}: not an image, or of a format that is not known.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageReadError(
-            f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against decompression bombs. Raise "
-            "PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+            f"{name}: has more than {limit} pixels, the limit against decompression bombs. If you trust it, raise the "
+            "limit: max_pixels, on the command line --max-pixels."
         ) from error
-    # Decoders raise all of these on broken files.
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError, MemoryError) as error:
-        raise ImageReadError(f"{path}: cannot be read ({error}).") from error
+    # Decoders raise everything on broken files: KeyError and struct.error are among it.
+    except Exception as error:
+        raise ImageReadError(f"{name}: cannot be read ({type(error).__name__}: {error}).") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -100,7 +100,7 @@ def test_attribute_writes_the_maps(files, tmp_path):
 def test_photographs_of_one_name_do_not_overwrite_each_other(files, tmp_path):
     result = with_network(files, "attribute", files / "a", files / "b", output=tmp_path)
     assert result.exit_code == 0, result.output
-    assert {path.name for path in tmp_path.iterdir()} == {"photo", "photo-2"}
+    assert {path.name for path in tmp_path.iterdir()} == {"photo", "photo-2", "run.json"}
     first, second = (np.load(tmp_path / name / "attribution.npz")["maps"] for name in ("photo", "photo-2"))
     assert not np.array_equal(first, second)
 
@@ -111,7 +111,13 @@ def test_one_bad_photograph_does_not_end_the_run(files, tmp_path):
     bad.write_bytes(good.read_bytes()[:500])
     result = with_network(files, "attribute", bad, tmp_path / "none.jpg", good, output=tmp_path / "out")
     assert result.exit_code == 1
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"photo"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"photo", "run.json"}
+    run_manifest = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run_manifest["photographs"] == 3
+    assert run_manifest["results"] == [{"photograph": str(good), "folder": "photo"}]
+    assert [failure["photograph"] for failure in run_manifest["failures"]] == [str(bad), str(tmp_path / "none.jpg")]
+    assert "cannot be read (OSError: " in run_manifest["failures"][0]["reason"]
+    assert "there is no such file" in run_manifest["failures"][1]["reason"]
     assert "2 of 3 photographs could not be read" in result.output
     assert str(bad) in result.output
     assert "none.jpg" in result.output

@@ -120,14 +120,14 @@ def test_files_that_cannot_be_read(picture, tmp_path):
             (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageReadError, match=f"{name}: {message}"):
             read_image(tmp_path / name)
-    with pytest.raises(ImageReadError, match="cannot be read"):
+    with pytest.raises(ImageReadError, match="not a file, but a folder"):
         read_image(tmp_path)
 
 
 @pytest.mark.parametrize("side", [11_000, 20_000])
 def test_decompression_bombs_are_refused_with_the_limit(tmp_path, side):
     _bomb(tmp_path / "bomb.png", side)
-    with pytest.raises(ImageReadError, match=r"more than 89478485 pixels.*PIL\.Image\.MAX_IMAGE_PIXELS"):
+    with pytest.raises(ImageReadError, match="more than 89478485 pixels.*raise the limit: max_pixels, .* --max-pix"):
         read_image(tmp_path / "bomb.png")
 
 

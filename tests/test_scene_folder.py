@@ -1,6 +1,7 @@
 """Scenes as a data set: what the files hold, that a run goes on, and what training and evaluation make of them."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -81,14 +82,14 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch, fault_at):
     assert len(whole) == 13
     calls = []
 
-    def failing(path):
+    def failing(original, path):
         calls.append(1)
         if len(calls) == fault_at:
             raise KeyboardInterrupt
         return original(path)
 
-    original = module.atomic_path
-    monkeypatch.setattr(module, "atomic_path", failing)
+    for name in ("atomic_path", "atomic_buffer"):
+        monkeypatch.setattr(module, name, partial(failing, getattr(module, name)))
     cut = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         written(cut, 4)
@@ -96,7 +97,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch, fault_at):
     assert all(whole[name] == content for name, content in left.items())
     assert not any(name.name == "val.txt" for name in left), "the last file"
     stamps = {name: (cut / name).stat().st_mtime_ns for name in left if name.suffix == ".png"}
-    monkeypatch.setattr(module, "atomic_path", original)
+    monkeypatch.undo()
     written(cut, 4)
     assert contents(cut) == whole
     assert stamps == {name: (cut / name).stat().st_mtime_ns for name in stamps}, "what was done is not done again"

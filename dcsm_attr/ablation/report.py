@@ -12,7 +12,7 @@ from dcsm_attr.ablation.tables import Row
 from dcsm_attr.evaluation.markdown import markdown_table, value_text
 from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.evaluation.result import Confusion, Protocol
-from dcsm_attr.files import atomic_path, writable_folder
+from dcsm_attr.files import atomic_buffer, atomic_path, writable_folder
 
 __all__ = ["write_ablation"]
 
@@ -58,8 +58,8 @@ def write_ablation(
         path.write_text(_markdown(measurement, measured, data, about), encoding="utf-8")
     with atomic_path(paths[1]) as path:
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    with atomic_path(paths[2]) as path:
-        ablation_figure(measurement).savefig(path, dpi=110)
+    with atomic_buffer(paths[2]) as file:
+        ablation_figure(measurement).savefig(file, dpi=110)
     return paths
 
 

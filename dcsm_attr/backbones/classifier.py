@@ -85,8 +85,7 @@ def build_classifier(
         ValueError: if the architecture is not possible, or the names do not go with it.
         WeightsError: if the weights cannot be had, read, or do not fit.
     """
-    if len(class_names) != architecture.num_classes:
-        raise ValueError(f"{architecture.num_classes} classes need as many names, got {len(class_names)}.")
+    _check_names(architecture, class_names)
     if weights is None or (architecture.cut is not None and Path(weights).suffix):
         network = architecture.network(new_model(architecture.model))
         if weights is not None:
@@ -96,6 +95,11 @@ def build_classifier(
     else:
         network = architecture.network(load_model(architecture.model, weights))
     return Classifier(network.train(), architecture, tuple(class_names), preprocess)
+
+
+def _check_names(architecture: Architecture, class_names: Sequence[str]) -> None:
+    if len(class_names) != architecture.num_classes:
+        raise ValueError(f"{architecture.num_classes} classes need as many names, got {len(class_names)}.")
 
 
 def save_classifier(classifier: Classifier, path: str | Path) -> None:
@@ -141,6 +145,7 @@ def load_classifier(path: str | Path) -> Classifier:
             name: tuple(v) if isinstance(v, list) else v for name, v in description["preprocess"].items()
         }
         names, preprocess, pooling = tuple(description["class_names"]), Preprocess(**canvas), description["pooling"]
+        _check_names(architecture, names)
         with preserved_random_state(torch.device("cpu")):
             network = architecture.network(new_model(architecture.model))
     except (KeyError, TypeError, AttributeError, ValueError) as error:

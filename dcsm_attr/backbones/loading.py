@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dcsm_attr.backbones.torch_file import ProgramError, load_plain
 from dcsm_attr.class_names import read_class_names
 from dcsm_attr.guest import preserved_random_state
 from dcsm_attr.palette import VOC_CLASSES
@@ -112,7 +112,7 @@ def _class_count(name: str, tensors: Mapping[str, Tensor]) -> int:
     with torch.device("meta"):
         expected = _build(name, 1000).state_dict()
     heads = [key for key, value in expected.items() if value.ndim >= 2 and value.shape[0] == 1000]
-    return next((len(tensors[key]) for key in reversed(heads) if key in tensors), 1000)
+    return next((len(tensors[key]) for key in reversed(heads) if key in tensors and tensors[key].ndim), 1000)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -129,17 +129,27 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         WeightsError: if the file is missing, of another kind, truncated, or holds more than tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path}: weights are read from a file, and this is a folder. Give the file in it.")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise WeightsError(f"{path}: weights are read from {', '.join(_READERS)} files, not from {path.suffix!r}.")
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file.")
+    if not path.stat().st_size:
+        raise WeightsError(f"{path}: the file is empty. Copy or download it again.")
     content = reader(path)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise WeightsError(f"{path}: holds no state dict (names and tensors), but {_outline(content)}.")
+    strange = [name for name, tensor in content.items() if not _is_plain(tensor)]
+    if strange:
+        raise WeightsError(
+            f"{path}: weights must be dense tensors with all of their values in the file; {_first(strange)} "
+            "are not (sparse, quantised, without data, or expanded). Save the state dict of an ordinary float model."
+        )
     return {name: _widened(tensor) for name, tensor in content.items()}
 
 
@@ -151,8 +161,15 @@ def _outline(content: Any) -> str:
     )
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    # A small file may announce a tensor of any size, all of whose values are one.
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -164,14 +181,15 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        return load_plain(path)
+    except ProgramError as error:
         raise WeightsError(
-            f"{path}: holds Python objects beside tensors, which are never executed here. Save the state dict alone: "
-            "torch.save(model.state_dict(), path), or use safetensors."
+            f"{path}: {error}; nothing in it was executed. Save the state dict alone: torch.save(model.state_dict(), "
+            "path), or use safetensors."
         ) from error
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path}: not a complete PyTorch file ({error}).") from error
+    # The reader raises everything on damaged files.
+    except Exception as error:
+        raise WeightsError(f"{path}: not a complete PyTorch file ({type(error).__name__}: {error}).") from error
 
 
 _READERS = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
@@ -186,7 +204,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         source: where they come from, for messages.
 
     Raises:
-        WeightsError: if names or shapes differ; the first five differences are named.
+        WeightsError: if names, shapes or kinds of numbers differ, or values are NaN or infinite; the first five are
+            named.
     """
     expected = model.state_dict()
     # Files older than this counter lack it, and evaluation does not use it.
@@ -198,13 +217,29 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         for name, value in expected.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
+    differences += [
+        f"{name} is {tensors[name].dtype}, the model has {value.dtype}"
+        for name, value in expected.items()
+        if name in tensors and name not in counters and _kind(tensors[name]) != _kind(value)
+    ]
     if differences:
-        more = len(differences) - _MISMATCHES_NAMED
+        raise WeightsError(f"{source} does not fit {type(model).__name__}: {_first(differences)}.")
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
         raise WeightsError(
-            f"{source} does not fit {type(model).__name__}: {'; '.join(differences[:_MISMATCHES_NAMED])}"
-            + (f"; and {more} more." if more > 0 else ".")
+            f"{source}: weights must be finite, but {_first(broken)} hold NaN or infinity: a training that diverged, "
+            "or a damaged file. Take an earlier checkpoint."
         )
     model.load_state_dict(dict(tensors), strict=False)
+
+
+def _first(items: Sequence[str]) -> str:
+    more = len(items) - _MISMATCHES_NAMED
+    return "; ".join(items[:_MISMATCHES_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def class_names(labels: str | Path) -> tuple[str, ...]:

@@ -93,6 +93,6 @@ def load_scene_net(path: str | Path | None = None) -> SceneNet:
     tensors = read_weights(path)
     last = tensors.get("classifier.4.weight")
     with preserved_random_state(torch.device("cpu")):
-        network = SceneNet(1 if last is None else len(last))
+        network = SceneNet(1 if last is None or not last.ndim else len(last))
     load_weights(network, tensors, str(path))
     return network.eval()

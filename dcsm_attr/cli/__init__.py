@@ -1,5 +1,6 @@
 """The command line, one file a command."""
 
+import io
 import sys
 from typing import Annotated
 
@@ -54,6 +55,10 @@ def options(
 
 def main() -> None:
     """Run the command line; what the user can mend is said in one line, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # The name of a photograph may hold what the terminal's encoding lacks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (ValueError, OSError, ImportError) as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcsm_attr.cli.building import chosen_device
+from dcsm_attr.cli.building import chosen_classifier, chosen_device
 from dcsm_attr.cli.options import Device, DeviceName
 from dcsm_attr.cli.skipped import report_skipped
 
@@ -100,15 +100,13 @@ def ablate(
     from dcsm_attr.ablation.measure import measured_table
     from dcsm_attr.ablation.report import write_ablation
     from dcsm_attr.ablation.tables import TABLES
-    from dcsm_attr.backbones.classifier import load_classifier
     from dcsm_attr.datasets.voc import voc_collection
-    from dcsm_attr.demo.classifier import scene_classifier
     from dcsm_attr.evaluation.provenance import parameters_digest
     from dcsm_attr.evaluation.result import Protocol
     from dcsm_attr.files import writable_folder
 
     output = writable_folder(output)
-    classifier = scene_classifier() if weights == "demo" else load_classifier(weights)
+    classifier = chosen_classifier(weights)
     classifier.network.to(chosen_device(device.value))
     whole, whole_background = voc_collection(voc_root, split), voc_collection(voc_root, background_split)
     chosen, background = whole.spread(count), whole_background.spread(background_count)

@@ -9,6 +9,7 @@ from dcsm_attr.cli.options import (
     Device,
     DeviceName,
     Labels,
+    MaxPixels,
     Method,
     MethodChoice,
     MinCandidates,
@@ -41,6 +42,7 @@ def attribute(
     no_guided: NoGuided = False,
     alpha: Alpha = None,
     min_candidates: MinCandidates = None,
+    max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
     output: Output = Path("out"),
     resume: Resume = False,
@@ -48,7 +50,8 @@ def attribute(
     """Show where the model sees each class: the candidates' maps, raw and distinct.
 
     Writes for each photograph: attribution.png (every candidate's raw and distinct map), attribution.npz (the maps and
-    their classes), attribution.json (names, scores, every setting).
+    their classes), attribution.json (names, scores, every setting). And for the run run.json: where each photograph's
+    results are, or why it could not be read, which ends nothing. Of an animation the first frame is taken.
 
     Examples:
       dcsm-attr attribute photo.jpg
@@ -62,7 +65,7 @@ def attribute(
     known = parsed_classes(classes)
     provenance = chosen_network(model, weights, labels)
     saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
-    segmenter = build_segmenter(model, weights, labels, device.value, saliency, crf=None)
+    segmenter = build_segmenter(model, weights, labels, device.value, saliency, max_pixels=max_pixels, crf=None)
 
     def work(photograph: Path, folder: Path) -> str:
         result = segmenter.segment(photograph, known, raw=True)

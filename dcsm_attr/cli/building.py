@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dcsm_attr.attribution.candidates import Activation
+    from dcsm_attr.backbones.classifier import Classifier
     from dcsm_attr.backbones.score_pooling import PoolingName
     from dcsm_attr.segmentation import Segmenter
     from dcsm_attr.segmentation.segmenter import Saliency
@@ -18,10 +19,14 @@ __all__ = [
     "SaliencyOptions",
     "build_saliency",
     "build_segmenter",
+    "chosen_classifier",
     "chosen_device",
     "chosen_network",
     "parsed_classes",
 ]
+
+
+_DEMO = "demo"
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,8 @@ def build_segmenter(
     """Load the model and put a segmenter around it.
 
     Args:
-        model: as the option of that name. A classifier that ``dcsm-attr train`` wrote brings its own, and its labels.
+        model: as the option of that name. A classifier that ``dcsm-attr train`` wrote, and the
+            shipped one, bring their own, and their labels.
         weights: as the option of that name.
         labels: as the option of that name.
         device: as the option of that name.
@@ -117,7 +123,6 @@ def build_segmenter(
     Raises:
         ValueError: if one of them is not known or they do not fit each other.
     """
-    from dcsm_attr.backbones.classifier import is_classifier, load_classifier
     from dcsm_attr.backbones.loading import class_names, load_model
     from dcsm_attr.segmentation import Segmenter
     from dcsm_attr.segmentation.presets import PRESETS
@@ -125,8 +130,8 @@ def build_segmenter(
     network: nn.Module
     activation: Activation = "auto"
     pooling: PoolingName = "max"
-    if is_classifier(weights):
-        classifier = load_classifier(weights)
+    if _brings_its_model(weights):
+        classifier = chosen_classifier(weights)
         network, names = classifier.network.to(chosen_device(device)), classifier.class_names
         pooling = classifier.pooling
         settings = {"preprocess": classifier.preprocess, "architecture": asdict(classifier.architecture), **settings}
@@ -142,9 +147,25 @@ def build_segmenter(
 
 def chosen_network(model: str, weights: str, labels: str) -> dict[str, str]:
     """The options that chose the network; of a trained classifier's file, which brings its own, the file alone."""
+    return {"weights": weights, **({} if _brings_its_model(weights) else {"model": model, "labels": labels})}
+
+
+def chosen_classifier(weights: str) -> "Classifier":
+    """The trained classifier that the option names: the shipped one, or a file.
+
+    Raises:
+        WeightsError: if the file is missing, incomplete, or no classifier of this package.
+    """
+    from dcsm_attr.backbones.classifier import load_classifier
+    from dcsm_attr.demo.classifier import scene_classifier
+
+    return scene_classifier() if weights == _DEMO else load_classifier(weights)
+
+
+def _brings_its_model(weights: str) -> bool:
     from dcsm_attr.backbones.classifier import is_classifier
 
-    return {"weights": weights, **({} if is_classifier(weights) else {"model": model, "labels": labels})}
+    return weights == _DEMO or is_classifier(weights)
 
 
 def chosen_device(name: str) -> "torch.device":

@@ -32,7 +32,7 @@ def demo(
     from dcsm_attr.backbones.scene_net import load_scene_net
     from dcsm_attr.demo.figure import demo_figure
     from dcsm_attr.demo.run import STEPS, run_demo
-    from dcsm_attr.files import atomic_path, writable_folder
+    from dcsm_attr.files import atomic_buffer, writable_folder
     from dcsm_attr.training.scenes import train_scene_net
 
     start = time.perf_counter()
@@ -50,6 +50,6 @@ def demo(
         typer.echo(f"  {step:<18}{100 * value:5.1f}{gain}")
         before = value
     picture = output / "demo.png"
-    with atomic_path(picture) as path:
-        demo_figure(result).savefig(path, dpi=130)
+    with atomic_buffer(picture) as file:
+        demo_figure(result).savefig(file, dpi=130)
     typer.echo(f"{picture} shows how; {time.perf_counter() - start:.0f} s in all.")

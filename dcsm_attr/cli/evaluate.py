@@ -3,7 +3,7 @@
 import shlex
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from dcsm_attr.cli.options import (
     Device,
     DeviceName,
     Labels,
+    MaxPixels,
     Method,
     MethodChoice,
     MinCandidates,
@@ -77,6 +78,7 @@ def evaluate(
     alpha: Alpha = None,
     min_candidates: MinCandidates = None,
     no_crf: NoCrf = False,
+    max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
     precision: Precision = PrecisionChoice.FLOAT32,
     output: Annotated[
@@ -108,8 +110,12 @@ def evaluate(
     output = writable_folder(output)
     whole = voc_collection(voc_root, split)
     chosen = whole.spread(count)
-    without = {"crf": None} if no_crf else {}
-    segmenter = build_segmenter(model, weights, labels, device.value, saliency, precision=precision.value, **without)
+    further: dict[str, Any] = {
+        "precision": precision.value,
+        "max_pixels": max_pixels,
+        **({"crf": None} if no_crf else {}),
+    }
+    segmenter = build_segmenter(model, weights, labels, device.value, saliency, **further)
     evaluations = []
     for one in Protocol if protocol is ProtocolChoice.BOTH else (Protocol(protocol.value),):
         state = output / f"photographs-{one.value}.jsonl"

@@ -18,10 +18,10 @@ ModelName = Annotated[str, typer.Option("--model", metavar="NAME", help="Any cla
 Weights = Annotated[
     str,
     typer.Option(
-        metavar="DEFAULT|FILE",
+        metavar="DEFAULT|demo|FILE",
         help="DEFAULT: torchvision's, downloaded once. Or a .safetensors, .pth or .pt file with the model's "
         "parameters; pickled objects in it are never executed. A file that dcsm-attr train wrote brings its own model "
-        "and labels.",
+        "and labels; so does demo, the shipped network of the scenes.",
     ),
 ]
 Labels = Annotated[
@@ -30,6 +30,13 @@ Labels = Annotated[
         metavar="voc|imagenet|FILE",
         help="Names of the model's classes; a FILE has one a line. With voc, each class is decided for itself "
         "(sigmoid).",
+    ),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Pictures with more pixels are refused, against decompression bombs; 89 million, if not given.",
     ),
 ]
 Classes = Annotated[

@@ -1,11 +1,13 @@
 """A run over many photographs, of which one bad one does not end the run."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 import typer
 from tqdm import tqdm
 
+from dcsm_attr.cli.run_manifest import RUN_MANIFEST, RunManifest
 from dcsm_attr.datasets.folder import pictures_in
 from dcsm_attr.files import writable_folder
 from dcsm_attr.images import ImageReadError
@@ -17,6 +19,8 @@ def for_each_photograph(
     paths: Sequence[Path], output: Path, work: Callable[[Path, Path], str], *, finished: str | None = None
 ) -> None:
     """Do ``work(photograph, folder)`` for each photograph, with progress, and report what could not be read.
+
+    Writes ``run.json`` at the end, also where the run is broken off: see :class:`RunManifest`.
 
     Args:
         paths: files and folders.
@@ -30,23 +34,30 @@ def for_each_photograph(
     """
     photographs = _expanded(paths)
     output = writable_folder(output)
-    failures = []
     pairs = list(zip(photographs, _folders(photographs, output), strict=True))
-    left = [
-        (photograph, folder) for photograph, folder in pairs if finished is None or not (folder / finished).exists()
-    ]
-    if len(left) < len(pairs):
-        typer.echo(f"{len(pairs) - len(left)} of {len(pairs)} photographs are finished already.")
-    progress = tqdm(left, unit="photo", disable=len(pairs) < 2)
-    for photograph, folder in progress:
-        try:
-            progress.write(f"{photograph} -> {folder}: {work(photograph, folder)}")
-        except ImageReadError as error:
-            failures.append(str(error))
-            progress.write(f"skipped: {error}")
-    if failures:
-        typer.echo(f"{len(failures)} of {len(photographs)} photographs could not be read:", err=True)
-        for failure in failures:
+    done = [finished is not None and (folder / finished).exists() for _, folder in pairs]
+    if any(done):
+        typer.echo(f"{sum(done)} of {len(pairs)} photographs are finished already.")
+    manifest = RunManifest(output, len(pairs))
+    progress = tqdm(total=len(pairs) - sum(done), unit="photo", disable=len(pairs) < 2)
+    try:
+        with progress:
+            for (photograph, folder), is_done in zip(pairs, done, strict=True):
+                if not is_done:
+                    try:
+                        progress.write(f"{photograph} -> {folder}: {work(photograph, folder)}")
+                    except ImageReadError as error:
+                        manifest.failed(photograph, str(error))
+                        progress.write(f"skipped: {error}")
+                        continue
+                    finally:
+                        progress.update()
+                manifest.finished(photograph, folder)
+    finally:
+        manifest.write()
+    if manifest.failures:
+        typer.echo(f"{len(manifest.failures)} of {len(photographs)} photographs could not be read:", err=True)
+        for failure in manifest.failures:
             typer.echo(f"  {failure}", err=True)
         raise typer.Exit(1)
 
@@ -60,10 +71,14 @@ def _expanded(paths: Sequence[Path]) -> list[Path]:
 
 def _folders(photographs: Sequence[Path], output: Path) -> list[Path]:
     """One folder a photograph; equal names get a number, so that nothing is overwritten."""
-    seen: dict[str, int] = {}
+    taken = {RUN_MANIFEST}
     folders = []
     for photograph in photographs:
-        name = photograph.stem
-        seen[name] = seen.get(name, 0) + 1
-        folders.append(output / (name if seen[name] == 1 else f"{name}-{seen[name]}"))
+        # The name of a file may be "...jpg", and ".." without the ending.
+        name = photograph.stem if photograph.stem.strip(".") else photograph.name
+        numbered = chain([name], (f"{name}-{number}" for number in count(2)))
+        # Some file systems do not tell upper case from lower case.
+        folder = next(one for one in numbered if one.casefold() not in taken)
+        taken.add(folder.casefold())
+        folders.append(output / folder)
     return folders

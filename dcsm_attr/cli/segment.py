@@ -1,6 +1,7 @@
 """``dcsm-attr segment``: photographs to label maps."""
 
 from pathlib import Path
+from typing import Any
 
 from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_network, parsed_classes
 from dcsm_attr.cli.options import (
@@ -9,6 +10,7 @@ from dcsm_attr.cli.options import (
     Device,
     DeviceName,
     Labels,
+    MaxPixels,
     Method,
     MethodChoice,
     MinCandidates,
@@ -45,6 +47,7 @@ def segment(
     alpha: Alpha = None,
     min_candidates: MinCandidates = None,
     no_crf: NoCrf = False,
+    max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
     precision: Precision = PrecisionChoice.FLOAT32,
     output: Output = Path("out"),
@@ -54,6 +57,8 @@ def segment(
 
     Writes for each photograph: labels.png (a palette picture in the colours of VOC), maps.npz (class maps and
     probabilities), overlay.png, sheet.png (everything at a glance), manifest.json (classes, scores, every setting).
+    And for the run run.json: where each photograph's results are, or why it could not be read, which ends nothing. Of
+    an animation the first frame is taken.
 
     Examples:
       dcsm-attr segment photo.jpg
@@ -71,8 +76,12 @@ def segment(
     known = parsed_classes(classes)
     provenance = chosen_network(model, weights, labels)
     saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
-    without = {"crf": None} if no_crf else {}
-    segmenter = build_segmenter(model, weights, labels, device.value, saliency, precision=precision.value, **without)
+    further: dict[str, Any] = {
+        "precision": precision.value,
+        "max_pixels": max_pixels,
+        **({"crf": None} if no_crf else {}),
+    }
+    segmenter = build_segmenter(model, weights, labels, device.value, saliency, **further)
 
     def work(photograph: Path, folder: Path) -> str:
         result = segmenter.segment(photograph, known, raw=True)

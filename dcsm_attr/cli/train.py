@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcsm_attr.cli.options import Device, DeviceName, ModelName
+from dcsm_attr.cli.options import Device, DeviceName, MaxPixels, ModelName
 
 if TYPE_CHECKING:
     from dcsm_attr.datasets.collection import Collection
@@ -85,6 +85,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Of the backbone.")] = None,
     size: Annotated[int, typer.Option(min=32, help="Side of the canvas in pixels.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read photographs ahead.")] = 2,
     tensorboard: Annotated[
@@ -94,8 +95,8 @@ def train(
     """Train a classifier on image-level labels; masks are never read.
 
     Writes best.safetensors (the best on the photographs of split val, which the other commands take as --weights),
-    log.csv, settings.json, and last.pt, from which the same command goes on after an interruption. Under torchrun,
-    the processes share each batch.
+    log.csv, settings.json, unreadable.json (why photographs could not be read, if any), and last.pt, from which the
+    same command goes on after an interruption. Under torchrun, the processes share each batch.
 
     Examples:
       dcsm-attr train VOCdevkit/VOC2012 --model vgg16 --preset paper
@@ -136,6 +137,7 @@ def train(
         settings,
         device=chosen_device(device.value),
         workers=workers,
+        max_pixels=max_pixels,
         tensorboard=tensorboard,
     )
     typer.echo(f"{output / 'best.safetensors'}: the best classifier; log.csv beside it says how it went.")

@@ -4,11 +4,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from dcsm_attr.datasets.collection import Collection, Photograph
 from dcsm_attr.datasets.image_labels import ImageLabels, LabelRow, read_image_labels
 from dcsm_attr.datasets.missing import first_five, require_files
+from dcsm_attr.images import picture_endings
 
 __all__ = ["folder_collection", "pictures_in"]
 
@@ -16,14 +15,18 @@ __all__ = ["folder_collection", "pictures_in"]
 def pictures_in(folder: str | Path) -> list[Path]:
     """The files in a folder whose ending is that of a picture, sorted; folders in it are not looked at.
 
+    Files whose names begin with a dot are left out: what other programs, or a run that was killed, have left.
+
     Raises:
         ValueError: if there is none, or no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder.")
-    endings = {ending.lower() for ending in Image.registered_extensions()}
-    pictures = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in endings)
+    endings = picture_endings()
+    pictures = sorted(
+        p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in endings and not p.name.startswith(".")
+    )
     if not pictures:
         raise ValueError(f"{folder}: the folder holds no pictures.")
     return pictures

@@ -5,21 +5,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dcsm_attr.datasets.missing import first_five
+from dcsm_attr.images import ImageReadError, opened_picture
 from dcsm_attr.palette import VOC_CLASSES, VOID
 
-__all__ = ["MaskError", "classes_in_mask", "read_mask"]
+__all__ = ["MaskError", "MaskReadError", "classes_in_mask", "read_mask"]
 
 
 class MaskError(ValueError):
     """A mask that cannot be read or is none; the message names the file and says why."""
 
 
+class MaskReadError(MaskError):
+    """A mask whose file cannot be read."""
+
+
 def read_mask(
-    path: str | os.PathLike[str], size: tuple[int, int] | None = None, class_count: int = len(VOC_CLASSES)
+    path: str | os.PathLike[str],
+    size: tuple[int, int] | None = None,
+    class_count: int = len(VOC_CLASSES),
+    *,
+    max_pixels: int | None = None,
 ) -> Tensor:
     """Read a label map from a palette or grey picture.
 
@@ -27,16 +35,17 @@ def read_mask(
         path: the picture, whose pixel values are the labels. Its colours are not looked at.
         size: ``(H, W)`` of the photograph. None: any.
         class_count: number of classes, without the background.
+        max_pixels: as in :func:`dcsm_attr.images.read_image`.
 
     Returns:
         ``(H, W)`` int64: 0 background, ``c + 1`` for class ``c``, 255 void.
 
     Raises:
-        MaskError: if the file is missing or no complete picture, has several channels, another size than the
-            photograph, or other labels.
+        MaskReadError: if the file is missing, no complete picture, or too large.
+        MaskError: if it has several channels, another size than the photograph, or other labels.
     """
     path = Path(path)
-    values = _pixel_values(path)
+    values = _pixel_values(path, max_pixels)
     if size is not None and values.shape != size:
         raise MaskError(
             f"{path}: a mask must have the size of its photograph, {size[1]} x {size[0]} pixels; it has "
@@ -52,22 +61,18 @@ def read_mask(
     return torch.from_numpy(values.astype(np.int64))
 
 
-def _pixel_values(path: Path) -> np.ndarray:
+def _pixel_values(path: Path, max_pixels: int | None) -> np.ndarray:
     try:
-        with Image.open(path) as picture:
-            if picture.mode == "F" or len(picture.getbands()) != 1:
-                raise MaskError(
-                    f"{path}: a mask must be a palette or grey picture, whose pixel values are the labels; it has the "
-                    f"mode {picture.mode}. Save it without converting it to colours."
-                )
-            return np.asarray(picture)
-    except MaskError:
-        raise
-    except FileNotFoundError as error:
-        raise MaskError(f"{path}: there is no such file.") from error
-    # Decoders raise all of these on broken files.
-    except (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError) as error:
-        raise MaskError(f"{path}: cannot be read as a picture ({error}).") from error
+        with opened_picture(path, max_pixels=max_pixels) as picture:
+            mode, channels, values = picture.mode, len(picture.getbands()), np.asarray(picture)
+    except ImageReadError as error:
+        raise MaskReadError(str(error)) from error
+    if mode == "F" or channels != 1:
+        raise MaskError(
+            f"{path}: a mask must be a palette or grey picture, whose pixel values are the labels; it has the mode "
+            f"{mode}. Save it without converting it to colours."
+        )
+    return values
 
 
 def classes_in_mask(mask: Tensor) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from dcsm_attr.datasets.masks import read_mask
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene, visible_classes
 from dcsm_attr.datasets.voc import CLASS_LIST, LABEL_LIST
 from dcsm_attr.datasets.voc_lists import LISTS
-from dcsm_attr.files import atomic_path, writable_folder, write_json
+from dcsm_attr.files import atomic_buffer, atomic_path, writable_folder, write_json
 from dcsm_attr.palette import label_picture
 from dcsm_attr.settings import differences
 
@@ -104,10 +104,11 @@ def _written(folder: Path, name: str, number: int, seed: int, size: int) -> tupl
     scene = generate_scene(number, seed, size)
     classes = visible_classes(scene.labels.numpy())
     if classes:
-        with atomic_path(photograph) as path:
-            Image.fromarray(scene.image.permute(1, 2, 0).numpy()).save(path, quality=_JPEG_QUALITY, subsampling=0)
-        with atomic_path(mask) as path:
-            label_picture(scene.labels.numpy()).save(path)
+        picture = Image.fromarray(scene.image.permute(1, 2, 0).numpy())
+        with atomic_buffer(photograph) as file:
+            picture.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        with atomic_buffer(mask) as file:
+            label_picture(scene.labels.numpy()).save(file, "PNG")
     return classes
 
 

@@ -57,13 +57,16 @@ def _outline(names: Sequence[str] | None) -> str:
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def read_with_mask(photograph: Photograph, protocol: Protocol, class_count: int) -> tuple[Image.Image, Tensor]:
+def read_with_mask(
+    photograph: Photograph, protocol: Protocol, class_count: int, *, max_pixels: int | None = None
+) -> tuple[Image.Image, Tensor]:
     """Read a photograph and the truth about it.
 
     Args:
         photograph: with a mask.
         protocol: what is told about it.
         class_count: number of classes, without the background.
+        max_pixels: as in :func:`dcsm_attr.images.read_image`, for both files.
 
     Returns:
         The picture, and its mask ``(H, W)`` int64.
@@ -74,6 +77,6 @@ def read_with_mask(photograph: Photograph, protocol: Protocol, class_count: int)
     """
     if protocol is Protocol.KNOWN and not photograph.classes:
         raise _NoClassError("it has no image-level label, and without a class there is nothing to segment.")
-    image = read_image(photograph.path)
+    image = read_image(photograph.path, max_pixels=max_pixels)
     assert photograph.mask is not None
-    return image, read_mask(photograph.mask, (image.height, image.width), class_count)
+    return image, read_mask(photograph.mask, (image.height, image.width), class_count, max_pixels=max_pixels)

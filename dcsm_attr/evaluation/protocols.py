@@ -131,7 +131,7 @@ def _measured(
     """For each photograph its counts, or why it is skipped; files are read and pixels counted while a GPU works."""
 
     def read(photograph: Photograph) -> _Read:
-        image, mask = read_with_mask(photograph, protocol, class_count)
+        image, mask = read_with_mask(photograph, protocol, class_count, max_pixels=segmenter.max_pixels)
         known = photograph.classes if protocol is Protocol.KNOWN else None
         return _Read(photograph.name, mask, segmenter.prepared(image, known))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import dcsm_attr
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.files import atomic_path, writable_folder, write_json
+from dcsm_attr.files import atomic_buffer, atomic_path, writable_folder, write_json
 from dcsm_attr.palette import VOID, label_picture, overlay
 
 if TYPE_CHECKING:
@@ -140,10 +140,10 @@ class Segmentation:
         # An old manifest must not vouch for new files.
         (folder / "manifest.json").unlink(missing_ok=True)
         written = [folder / "labels.png", folder / "overlay.png"]
-        with atomic_path(written[0]) as path:
-            label_picture(self.display_labels()).save(path)
-        with atomic_path(written[1]) as path:
-            self.overlay().save(path)
+        with atomic_buffer(written[0]) as file:
+            label_picture(self.display_labels()).save(file, "PNG")
+        with atomic_buffer(written[1]) as file:
+            self.overlay().save(file, "PNG")
         if sheet:
             written.append(_save_figure(self.sheet(), folder / "sheet.png"))
         arrays = {**self._map_arrays(), "probabilities": self.probabilities.numpy()}
@@ -192,8 +192,8 @@ class Segmentation:
 
 
 def _save_figure(figure: "Figure", final: Path) -> Path:
-    with atomic_path(final) as path:
-        figure.savefig(path, dpi=100)
+    with atomic_buffer(final) as file:
+        figure.savefig(file, dpi=100)
     return final
 
 

@@ -50,8 +50,8 @@ class Segmenter:
     in pixels mean the same for every photograph; its probabilities are resized to the photograph.
 
     Attributes:
-        model, saliency, crf, class_names, preprocess, background_exponent, architecture, precision: as given, or the
-            defaults.
+        model, saliency, crf, class_names, preprocess, background_exponent, max_pixels, architecture, precision: as
+            given, or the defaults.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Segmenter:
         class_names: Sequence[str] | None = None,
         preprocess: Preprocess | None = None,
         background_exponent: float = 1.0,
+        max_pixels: int | None = None,
         architecture: Mapping[str, Any] | None = None,
         precision: Precision = "float32",
     ) -> None:
@@ -76,6 +77,7 @@ class Segmenter:
             preprocess: the canvas and the normalisation. None: longest side 500, ImageNet's mean and standard
                 deviation.
             background_exponent: see :func:`dcsm_attr.maps.background`; 1 is Eq. 7, larger gives more foreground.
+            max_pixels: photographs with more pixels are refused, see :func:`dcsm_attr.images.read_image`.
             architecture: what the model was built from, ready for JSON, to be told in the settings; the results do not
                 depend on it. None: only the name of its class is told.
             precision: ``"bfloat16"``: the model's forward and backward passes run under autocast; maps and CRF are
@@ -95,6 +97,7 @@ class Segmenter:
         self.class_names = None if class_names is None else tuple(class_names)
         self.preprocess = Preprocess() if preprocess is None else preprocess
         self.background_exponent = background_exponent
+        self.max_pixels = max_pixels
         self.architecture = architecture
 
     @property
@@ -230,7 +233,7 @@ class Segmenter:
             ValueError: if a class is not known.
         """
         known = None if classes is None else self._class_numbers(classes)
-        photograph = read_image(image)
+        photograph = read_image(image, max_pixels=self.max_pixels)
         source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
         return PreparedPhotograph(np.asarray(photograph), source, self.preprocess(photograph), known)
 

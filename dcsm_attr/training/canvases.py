@@ -59,15 +59,17 @@ class CanvasBatch:
 class Canvases(Dataset[Canvas]):
     """Photographs on the canvas of a preprocessing, with image-level labels; masks are never looked at."""
 
-    def __init__(self, collection: Collection, preprocess: Preprocess) -> None:
+    def __init__(self, collection: Collection, preprocess: Preprocess, max_pixels: int | None = None) -> None:
         """Describe the dataset; items are :class:`Draw`.
 
         Args:
             collection: the photographs.
             preprocess: resizes, pads and normalises.
+            max_pixels: photographs with more pixels are not read, see :func:`dcsm_attr.images.read_image`.
         """
         self._collection = collection
         self._preprocess = preprocess
+        self._max_pixels = max_pixels
         self._present = collection.presence().float()
 
     def __len__(self) -> int:
@@ -78,7 +80,7 @@ class Canvases(Dataset[Canvas]):
         """Read and prepare one photograph; one that cannot be read comes back with the reason."""
         photograph = self._collection.photographs[draw.number]
         try:
-            image = self._preprocess(read_image(photograph.path)).tensor
+            image = self._preprocess(read_image(photograph.path, max_pixels=self._max_pixels)).tensor
         except ImageReadError as error:
             return Canvas(draw.number, None, self._present[draw.number], str(error))
         return Canvas(draw.number, image.flip(-1) if draw.mirrored else image, self._present[draw.number])

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dcsm_attr.backbones.torch_file import load_plain
 from dcsm_attr.files import atomic_path
 from dcsm_attr.settings import differences
 
@@ -49,8 +50,9 @@ def save_checkpoint(
         "progress": dict(progress),
         "settings": dict(settings),
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    # Given a path, PyTorch 2.4 does not notice that the disk is full at the last bytes; a file of Python's does.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def load_checkpoint(
@@ -72,7 +74,7 @@ def load_checkpoint(
         CheckpointError: if the file cannot be read, or comes from a training with other settings.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
         kept = content["settings"]
     except Exception as error:
         raise CheckpointError(

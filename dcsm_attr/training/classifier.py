@@ -34,6 +34,7 @@ __all__ = ["Settings", "train_classifier"]
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _LOGGED = ("loss", "learning_rate", "validation_map", "seconds", "unreadable")
+_UNREADABLE = "unreadable.json"
 _DRAWN = ("loss", "learning_rate", "validation_map")
 
 
@@ -71,6 +72,7 @@ def train_classifier(
     *,
     device: torch.device | str = "cpu",
     workers: int = 2,
+    max_pixels: int | None = None,
     tensorboard: bool = False,
     progress: bool = True,
 ) -> Classifier:
@@ -78,7 +80,8 @@ def train_classifier(
 
     Writes into the folder: ``last.pt``, from which a run that was cut off goes on as if nothing had happened;
     ``best.safetensors``, the classifier with the best mean average precision on the validation photographs;
-    ``log.csv``, a line for each validation; ``settings.json``. Under ``torchrun``, the processes share each batch.
+    ``log.csv``, a line for each validation; ``settings.json``; and ``unreadable.json``, why photographs of both
+    collections could not be read, if any. Under ``torchrun``, the processes share each batch.
 
     Args:
         classifier: where to start; it is trained in place.
@@ -88,6 +91,7 @@ def train_classifier(
         settings: of the training.
         device: where to train.
         workers: processes that read photographs ahead; 0: this one reads them.
+        max_pixels: photographs with more pixels are not read, see :func:`dcsm_attr.images.read_image`.
         tensorboard: whether to write the curves of the log for TensorBoard too, into ``tensorboard`` in the folder.
         progress: whether to show a bar.
 
@@ -115,7 +119,7 @@ def train_classifier(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with preserved_random_state(device), process_group(device) as processes:
-        run = _Run(classifier, folder, settings, device, processes, board)
+        run = _Run(classifier, folder, settings, device, processes, board, max_pixels)
         try:
             run.go(training, validation, workers, progress)
         finally:
@@ -135,18 +139,21 @@ class _Run:
         device: torch.device,
         processes: Processes,
         board: TensorBoardLog | None,
+        max_pixels: int | None,
     ) -> None:
         self._classifier = replace(classifier, pooling=settings.preset.pooling)
         self._folder = folder
         self._settings = settings
         self._device = device
         self._processes = processes
+        self._max_pixels = max_pixels
         self._network = classifier.network.to(device)
         self._optimiser, self._schedule = _optimisation(self._network, settings.preset)
         self._step = 0
         self._best = -1.0
         self._loss = 0.0
         self._unreadable = 0
+        self._failures: list[str] = []
         self._seconds = 0.0
         log = TrainingLog(folder / "log.csv", _LOGGED)
         self._logs: list[TrainingLog | TensorBoardLog] = [log] if board is None else [log, board]
@@ -168,6 +175,7 @@ class _Run:
             self._resume(last, description)
         elif processes.is_first:
             self._forget_after(0)
+            (self._folder / _UNREADABLE).unlink(missing_ok=True)
             write_json(self._folder / "settings.json", description)
         plan = BatchPlan(
             len(training),
@@ -178,7 +186,7 @@ class _Run:
             rank=processes.rank,
             processes=processes.count,
         )
-        loader = _loader(Canvases(training, self._classifier.preprocess), plan, workers)
+        loader = _loader(Canvases(training, self._classifier.preprocess, self._max_pixels), plan, workers)
         network: nn.Module | None = None
         start = time.perf_counter() - self._seconds
         bar = tqdm(
@@ -207,6 +215,7 @@ class _Run:
         state = load_checkpoint(last, self._network, self._optimiser, self._schedule, settings=description)
         self._step, self._best = state["step"], state["best"]
         self._loss, self._unreadable, self._seconds = state["loss"], state["unreadable"], state["seconds"]
+        self._failures = state["failures"]
         if self._processes.is_first:
             self._forget_after(self._step)
 
@@ -239,8 +248,9 @@ class _Run:
                     module.eval()
 
     def _train_step(self, network: nn.Module, batch: CanvasBatch, ratio: float, say: Callable[[str], None]) -> None:
+        self._unreadable += len(batch.failures)
+        self._failures += batch.failures
         for failure in batch.failures:
-            self._unreadable += 1
             say(f"skipped: {failure}")
         self._training_mode()
         self._optimiser.zero_grad(set_to_none=True)
@@ -277,18 +287,24 @@ class _Run:
         draws = [Draw(number) for number in mine]
         size = max(1, settings.preset.batch_size // processes.count)
         batches = [draws[i : i + size] for i in range(0, len(draws), size)]
-        loader = _loader(Canvases(validation, self._classifier.preprocess), batches, workers)
+        loader = _loader(Canvases(validation, self._classifier.preprocess, self._max_pixels), batches, workers)
         self._network.eval()
         rows: list[tuple[int, list[float]]] = []
         with torch.no_grad():
             for batch in loader:
+                self._failures += batch.failures
                 if not len(batch.numbers):
                     continue
                 logits = pooled_scores(self._network(batch.images.to(self._device)).float(), settings.preset.pooling)
                 rows += zip(batch.numbers.tolist(), logits.tolist(), strict=True)
         rows = sorted(processes.gathered(rows))
+        self._failures = sorted(set(processes.gathered(self._failures)))
+        if processes.is_first and self._failures:
+            write_json(self._folder / _UNREADABLE, {"failures": self._failures})
         if not rows:
-            raise ValueError("none of the validation photographs could be read.")
+            raise ValueError(
+                f"none of the {len(validation)} validation photographs could be read; the first: {self._failures[0]}"
+            )
         scores = torch.tensor([scores for _, scores in rows])
         present = validation.presence()[[number for number, _ in rows]]
         value = float(mean_average_precision(scores, present))
@@ -314,6 +330,7 @@ class _Run:
             "best": self._best,
             "loss": self._loss,
             "unreadable": self._unreadable,
+            "failures": self._failures,
             "seconds": self._seconds,
         }
         save_checkpoint(path, self._network, self._optimiser, self._schedule, progress=progress, settings=description)

@@ -1,0 +1,271 @@
+"""Broken picture files through `dcsm-attr segment` with the shipped network: nothing may crash, hang or go missing.
+
+    python benchmarks/fuzz_images.py --files 5040
+
+Draws scenes, writes them in six formats, breaks the files, and gives them to the command in batches, each a process of
+its own with a folder of its own. Every file must be either segmented, with outputs that are whole, or named in run.json
+with the reason; the input must stay as it was, and nothing may appear outside the output folder. Takes about forty
+minutes on two cores. Writes results/fuzz/images.md and .json, and ends with status 1 if anything went wrong; the files
+of a batch that did are kept.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from broken_images import MUTATIONS, Seeds, drawn_seeds
+from PIL import Image
+
+from dcsm_attr.evaluation.markdown import markdown_table
+from dcsm_attr.evaluation.provenance import measured_on
+from dcsm_attr.files import atomic_path, writable_folder, write_json
+
+BATCH = 120
+# A photograph takes a second.
+SECONDS_A_FILE = 10
+MAX_PIXELS = 100_000
+OPTIONS = ("--weights", "demo", "--device", "cpu", "--max-pixels", str(MAX_PIXELS), "--output", "out")
+_WRITTEN = {"labels.png", "overlay.png", "sheet.png", "maps.npz", "manifest.json"}
+_ENDINGS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "WebP": "webp", "TIFF": "tif"}
+
+
+@dataclass(frozen=True)
+class BrokenFile:
+    """A file to be read, and where it comes from."""
+
+    name: str
+    kind: str
+    mutation: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a batch.
+
+    Attributes:
+        reasons: why a file was refused, by its name; None where it was segmented.
+        problems: what must not happen, in words; empty if all is well.
+        seconds: that the command took.
+    """
+
+    reasons: dict[str, str | None]
+    problems: list[str]
+    seconds: float
+
+
+def broken_files(count: int, seed: int) -> Iterator[BrokenFile]:
+    """The files of a run: formats and mutations in turn, so that each is there equally often."""
+    seeds: Seeds = drawn_seeds(seed)
+    kinds, mutations = list(seeds), list(MUTATIONS)
+    for number in range(count):
+        kind = kinds[number % len(kinds)]
+        mutation = mutations[number // len(kinds) % len(mutations)]
+        random = Random(f"{seed} {number}")
+        content = MUTATIONS[mutation](random.choice(seeds[kind]), seeds, random)
+        name = f"{number:05}-{mutation.replace(' ', '-')}.{_ENDINGS[kind]}"
+        yield BrokenFile(name, kind, mutation, content)
+
+
+#: Runs the command in a folder, for so many files: its exit status, and what it printed as errors.
+Command = Callable[[Path, int], tuple[int, str]]
+
+
+def in_a_process(sandbox: Path, files: int) -> tuple[int, str]:
+    """Run the command as a user does.
+
+    Raises:
+        subprocess.TimeoutExpired: if it does not end.
+    """
+    # Matplotlib keeps its list of fonts elsewhere otherwise.
+    folders = {"HOME": "home", "MPLCONFIGDIR": "home", "TMPDIR": "temporary"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "dcsm_attr", "segment", "in", *OPTIONS],
+        cwd=sandbox,
+        env={**os.environ, **{name: str(sandbox / folder) for name, folder in folders.items()}},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=60 + SECONDS_A_FILE * files,
+        check=False,
+    )
+    return ended.returncode, ended.stderr
+
+
+def segmented(files: list[BrokenFile], sandbox: Path, command: Command = in_a_process) -> Outcome:
+    """Give files to the command, in a folder that holds nothing else, and check what it leaves."""
+    folder = sandbox / "in"
+    for part in ("in", "home", "temporary"):
+        (sandbox / part).mkdir()
+    for file in files:
+        (folder / file.name).write_bytes(file.content)
+    before = _digests(folder)
+    start = time.perf_counter()
+    try:
+        status, errors = command(sandbox, len(files))
+    except subprocess.TimeoutExpired:
+        return Outcome({}, ["did not end"], time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    problems = []
+    if _digests(folder) != before:
+        problems.append("the input was changed")
+    strange = {path.name for path in sandbox.iterdir()} - {"in", "out", "home", "temporary"}
+    strange |= {path.name for path in (sandbox / "temporary").rglob("*") if path.is_file()}
+    if strange:
+        problems.append(f"files outside the output folder: {sorted(strange)}")
+    has_manifest = (sandbox / "out" / "run.json").is_file()
+    if "Traceback" in errors or status not in (0, 1) or not has_manifest:
+        return Outcome({}, [*problems, f"crashed with {status}: {errors[-2000:]}"], seconds)
+    reasons, of_results = _accounted(files, sandbox / "out")
+    if (status == 1) != any(reasons.values()):
+        problems.append(f"status {status}, but {sum(map(bool, reasons.values()))} were refused")
+    return Outcome(reasons, problems + of_results, seconds)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def _accounted(files: list[BrokenFile], output: Path) -> tuple[dict[str, str | None], list[str]]:
+    """Why each file was refused, and what is wrong with the manifest or the outputs."""
+    manifest = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    named = Counter(Path(entry["photograph"]).name for entry in manifest["results"] + manifest["failures"])
+    problems = []
+    if named != Counter(file.name for file in files):
+        problems.append("run.json does not name every file exactly once")
+    if not all(entry["reason"].strip() for entry in manifest["failures"]):
+        problems.append("run.json has a failure without a reason")
+    folders = [entry["folder"] for entry in manifest["results"]]
+    if {path.name for path in output.iterdir()} != {*folders, "run.json"} or len(set(folders)) < len(folders):
+        problems.append("the output folder holds something else than run.json and a folder for each result")
+    for folder in folders:
+        try:
+            _check_whole(output / folder)
+        except (OSError, ValueError, KeyError, AssertionError) as error:
+            problems.append(f"{folder}: not whole ({type(error).__name__}: {error})")
+    refused = {Path(entry["photograph"]).name: entry["reason"] for entry in manifest["failures"]}
+    return {file.name: refused.get(file.name) for file in files}, problems
+
+
+def _check_whole(folder: Path) -> None:
+    """Check that the outputs of one photograph are complete, can be decoded, and belong together."""
+    assert {path.name for path in folder.iterdir()} == _WRITTEN, "other files than those that are promised"
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    size = tuple(manifest["size"])
+    for name in ("labels.png", "overlay.png", "sheet.png"):
+        with Image.open(folder / name) as picture:
+            picture.load()
+            if name != "sheet.png":
+                assert (picture.height, picture.width) == size, f"{name} has another size"
+            if name == "labels.png":
+                shown = set(np.unique(np.asarray(picture)).tolist())
+                assert shown <= {0, *map(int, manifest["label_values"])}, "labels that are not in the manifest"
+    with np.load(folder / "maps.npz") as arrays:
+        for name in ("maps", "raw", "probabilities"):
+            assert arrays[name].shape[1:] == size, f"{name} has another size"
+            assert np.isfinite(arrays[name]).all(), f"{name} is not finite"
+        assert len(arrays["classes"]) == len(arrays["maps"]), "classes and maps differ in number"
+
+
+def general_reason(reason: str) -> str:
+    """A reason without names and numbers, to be counted."""
+    general = re.sub(r"b['\"].*['\"]", "...", reason.split(": ", 1)[1])
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", general)
+
+
+def fuzz(count: int, seed: int) -> dict[str, Any]:
+    """Run all batches.
+
+    Returns:
+        The counts, the reasons and the problems, ready for JSON.
+    """
+    files = list(broken_files(count, seed))
+    tables: dict[str, dict[str, Counter[str]]] = {}
+    reasons: Counter[str] = Counter()
+    problems: list[str] = []
+    seconds, accounted = 0.0, 0
+    for start in range(0, count, BATCH):
+        batch = files[start : start + BATCH]
+        sandbox = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        outcome = segmented(batch, sandbox)
+        for file in batch:
+            of_kind = tables.setdefault(file.kind, {}).setdefault(file.mutation, Counter())
+            reason = outcome.reasons.get(file.name, "lost: by a crash")
+            of_kind["read" if reason is None else "refused"] += 1
+            if reason is not None:
+                reasons[general_reason(reason)] += 1
+            if reason is not None and file.mutation == "untouched":
+                outcome.problems.append(f"{file.name} is whole, but was refused: {reason}")
+        seconds += outcome.seconds
+        accounted += len(outcome.reasons)
+        problems += [f"files {start} and after: {problem}" for problem in outcome.problems]
+        if outcome.problems:
+            print(f"{sandbox}: {outcome.problems}")
+        else:
+            shutil.rmtree(sandbox)
+        print(f"{start + len(batch)} of {count} files, {seconds:.0f} s, {len(problems)} problems", flush=True)
+    return {
+        "files": count,
+        "seed": seed,
+        "accounted for": accounted,
+        "segmented": sum(counts["read"] for of_kind in tables.values() for counts in of_kind.values()),
+        "seconds": round(seconds, 1),
+        "problems": problems,
+        "counts": {kind: {name: dict(counts) for name, counts in rows.items()} for kind, rows in tables.items()},
+        "reasons": dict(reasons.most_common()),
+    }
+
+
+def _markdown(result: dict[str, Any], measured: dict[str, Any]) -> str:
+    rows = [["segmented of all", *result["counts"]]]
+    for mutation in MUTATIONS:
+        cells = [of_kind.get(mutation, {}) for of_kind in result["counts"].values()]
+        rows.append([mutation, *(f"{one.get('read', 0)} of {sum(one.values())}" for one in cells)])
+    reasons = [["reason of a refusal", "files"], *([f"`{name}`", str(n)] for name, n in result["reasons"].items())]
+    command = shlex.join(["dcsm-attr", "segment", "in", *OPTIONS])
+    told = (
+        f"{result['files']} files of six formats, broken with seed {result['seed']}: {result['segmented']} were "
+        f"segmented, all of their outputs whole and decodable; {result['files'] - result['segmented']} were refused, "
+        f"each named in run.json with its reason. {result['accounted for']} of {result['files']} are accounted for "
+        f"exactly once. Crashes, hangs, files outside the output folder and anything else that must not happen: "
+        f"{len(result['problems'])}. {result['seconds']:.0f} s, in batches of {BATCH} files, each a process "
+        f"`{command}`."
+    )
+    origin = "`{command}`, {processor}, {cores} cores, commit {commit}.".format(**measured)
+    blocks = ["# Broken picture files", told, markdown_table(rows), markdown_table(reasons), origin]
+    blocks[2:2] = [f"- {problem}" for problem in result["problems"]]
+    return "\n\n".join(blocks) + "\n"
+
+
+def main() -> None:
+    """Fuzz, write the result, and say by the status whether all is well."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, default=5040)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    result = fuzz(arguments.files, arguments.seed)
+    measured = measured_on(f"python benchmarks/fuzz_images.py --files {arguments.files} --seed {arguments.seed}")
+    folder = writable_folder(Path(__file__).parent / "results" / "fuzz")
+    write_json(folder / "images.json", {"measured": measured, **result})
+    with atomic_path(folder / "images.md") as path:
+        path.write_text(_markdown(result, measured), encoding="utf-8")
+    sys.exit(1 if result["problems"] else 0)
+
+
+if __name__ == "__main__":
+    main()
