@@ -20,7 +20,7 @@ from dcsm_attr.attribution.notices import warn_caller
 from dcsm_attr.attribution.selection import Request, Selection
 from dcsm_attr.attribution.variants import Variant
 from dcsm_attr.backbones.score_pooling import POOLINGS, PoolingName
-from dcsm_attr.guest import evaluation_mode, preserved_random_state
+from dcsm_attr.guest import evaluation_mode, preserved_random_state, uncompiled
 
 __all__ = ["ClassSaliency"]
 
@@ -138,10 +138,11 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
 
     @contextmanager
     def _as_guest(self, device: torch.device) -> Iterator[None]:
-        """The model in evaluation mode and without gradients; it and the random state as before afterwards."""
+        """The model in evaluation mode, uncompiled, without gradients; it and the random state as before afterwards."""
         with ExitStack() as stack:
             if isinstance(self.forward_func, nn.Module):
                 stack.enter_context(evaluation_mode(self.forward_func))
+                stack.enter_context(uncompiled(self.forward_func))
             stack.enter_context(preserved_random_state(device))
             stack.enter_context(torch.no_grad())
             yield

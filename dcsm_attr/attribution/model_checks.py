@@ -39,7 +39,9 @@ def checked_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..
     if not callable(forward_func):
         raise TypeError(f"forward_func must be a module or a function, got {type(forward_func).__name__}.")
     if not isinstance(forward_func, nn.Module):
-        return forward_func
+        # Where torch.compile keeps the function that it was given.
+        original: Callable[..., Any] = getattr(forward_func, "_torchdynamo_orig_callable", forward_func)
+        return original
     model = unwrapped(forward_func)
     if any(isinstance(m, GeneralizedRCNNTransform) for m in model.modules()):
         raise TypeError(

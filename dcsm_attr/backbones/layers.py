@@ -15,7 +15,7 @@ from torchvision.models import VGG
 
 from dcsm_attr.backbones.gating import GatingRectifiers
 from dcsm_attr.backbones.scores import scores_of
-from dcsm_attr.guest import evaluation_mode, preserved_random_state
+from dcsm_attr.guest import evaluation_mode, preserved_random_state, uncompiled
 
 __all__ = ["default_layers", "is_constant", "layer_blocks", "probe_image", "vgg_blocks"]
 
@@ -169,7 +169,7 @@ def probe_image(model: nn.Module, size: tuple[int, int] = (224, 224), channels: 
 class _Probe:
     """One forward pass: what the model returned, and what each convolution was given."""
 
-    image: Tensor
+    images: tuple[Tensor, ...]
     output: Any
     inputs: dict[str, tuple[int, Tensor]]
 
@@ -203,6 +203,7 @@ def _run(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, ...
 
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
+        stack.enter_context(uncompiled(model))
         stack.enter_context(preserved_random_state(images[0].device))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(GatingRectifiers())
@@ -212,7 +213,7 @@ def _run(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, ...
                 stack.callback(handle.remove)
         # Copies, since a model may overwrite its inputs, which a leaf does not allow.
         output = model(*(x.requires_grad_().clone() for x in images), *arguments)
-    return _Probe(images[0], output, inputs)
+    return _Probe(images, output, inputs)
 
 
 def _readings(probe: _Probe) -> list[_Reading]:
@@ -221,7 +222,7 @@ def _readings(probe: _Probe) -> list[_Reading]:
         best = _class_scores(probe.output).amax()
     gradients = torch.autograd.grad(best, tensors, allow_unused=True)
     return [
-        _Reading(name, source, tensor.shape[1], tensor.shape[2:].numel(), _is_usable(tensor, gradient, probe.image))
+        _Reading(name, source, tensor.shape[1], tensor.shape[2:].numel(), _is_usable(tensor, gradient, probe.images))
         for (name, (source, tensor)), gradient in zip(probe.inputs.items(), gradients, strict=True)
     ]
 
@@ -235,8 +236,10 @@ def _class_scores(output: object) -> Tensor:
     return scores if scores.ndim == 2 else scores.sum(dim=(2, 3))
 
 
-def _is_usable(tensor: Tensor, gradient: Tensor | None, image: Tensor) -> bool:
-    if gradient is None or tensor.ndim != 4 or tensor.shape[1:] == image.shape[1:] or min(tensor.shape[2:]) < 2:
+def _is_usable(tensor: Tensor, gradient: Tensor | None, images: tuple[Tensor, ...]) -> bool:
+    if gradient is None or tensor.ndim != 4 or min(tensor.shape[2:]) < 2:
+        return False
+    if any(tensor.shape == image.shape for image in images):
         return False
     # Zero padding bends a constant gradient at the border: only the interior can tell.
     interior = gradient[..., 1:-1, 1:-1] if min(tensor.shape[2:]) > 4 else gradient
