@@ -9,7 +9,7 @@ from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
 
-NAMES = ["mobilenet_v3_small", "resnet18", "squeezenet1_1"]
+NAMES = ["mobilenet_v3_small", pytest.param("resnet18", marks=pytest.mark.slow), "squeezenet1_1"]
 CANDIDATES = [0, 1, 2]
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.backbones.convolutional import fully_convolutional
@@ -28,7 +29,7 @@ MODELS = {
     "res2net50_14w_8s": "layer4",
     "resnet26d": "layer4",
 }
-FAST = ["convnextv2_atto", "mobilenetv4_conv_small", "regnetx_002", "resnet26d"]
+FAST = ["convnextv2_atto", "mobilenetv4_conv_small", "regnetx_002"]
 
 
 @pytest.mark.parametrize(
@@ -36,11 +37,15 @@ FAST = ["convnextv2_atto", "mobilenetv4_conv_small", "regnetx_002", "resnet26d"]
 )
 def test_the_same_promises(name):
     model = timm.create_model(name, pretrained=False, num_classes=CLASSES).train()
+    # timm begins with residual branches that give zero, and so have no gradient; trained ones do not.
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.ones_(norm.weight)
     x = torch.randn(1, 3, SIZE, SIZE)
     dcs = DistinctClassSaliency(model)
-    attribution = dcs.attribute(x)
-    assert attribution.isfinite().all()
-    assert 0 <= attribution.min() < attribution.max() <= 1
+    maps = dcs.class_maps(x, [0, 1, 2]).maps
+    assert maps.isfinite().all()
+    assert 0 <= maps.min() < maps.max() <= 1
     assert 4 <= len(dcs.layers) <= 9
     assert model.training
     photograph = np.random.default_rng(0).integers(0, 256, (SIZE - 20, SIZE, 3), dtype=np.uint8)
