@@ -3,17 +3,21 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["evaluation_mode", "preserved_random_state", "unwrapped"]
+__all__ = ["evaluation_mode", "preserved_random_state", "uncompiled", "unwrapped"]
 
 _lock = threading.Lock()
 # How many running calls hold a module in evaluation mode. Without the count, two threads on one model in training mode
 # would each remember the other's change as the user's setting.
 _held: dict[int, int] = {}
+# The same for modules that run uncompiled, with their compiled code.
+_uncompiled: dict[int, tuple[int, Any]] = {}
+_COMPILED_IN_PLACE = "_compiled_call_impl"
 
 
 @contextmanager
@@ -40,6 +44,38 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                 if not _held[id(module)]:
                     del _held[id(module)]
                     module.training = True
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run every part of ``model`` that was compiled as the Python that it was compiled from, and give it back after.
+
+    In compiled code there are neither hooks nor function modes: what they would change would be silently left out, or
+    compiled with them into code that stays.
+
+    Args:
+        model: any module, of which parts were compiled in place (``part.compile()``) or by ``torch.compile(part)``.
+    """
+    held = []
+    with _lock:
+        for module in model.modules():
+            original = module._modules.get("_orig_mod")
+            name = _COMPILED_IN_PLACE if original is None else "forward"
+            calls, compiled = _uncompiled.get(id(module), (0, vars(module).get(name)))
+            if compiled is not None:
+                _uncompiled[id(module)] = calls + 1, compiled
+                vars(module)[name] = original
+                held.append((module, name))
+    try:
+        yield
+    finally:
+        with _lock:
+            for module, name in held:
+                calls, compiled = _uncompiled.pop(id(module))
+                if calls > 1:
+                    _uncompiled[id(module)] = calls - 1, compiled
+                else:
+                    vars(module)[name] = compiled
 
 
 @contextmanager

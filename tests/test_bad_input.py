@@ -171,8 +171,9 @@ class _Returns(nn.Module):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda y: {"out": y}, TypeError, r"returned dict.*\['out'\]"),
-        (lambda y: (y, y), TypeError, "returned tuple"),
+        (lambda y: {"scores": y}, TypeError, r"under 'out' or 'logits'; it returned dict with 'scores'.*\['name'\]"),
+        (lambda y: {"out": [y]}, TypeError, "returned dict with 'out'"),
+        (lambda y: (y, y), TypeError, r"returned tuple of 2.*picks the scores.*self\.model\(x\)\[0\]"),
         (lambda y: y.sum(), ValueError, r"\(N, C\) or \(N, C, h, w\) with N = 2; it returned \(\)"),
         (lambda y: y[0], ValueError, r"returned \(5,\)"),
         (lambda y: y[:1], ValueError, r"returned \(1, 5\)"),

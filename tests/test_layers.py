@@ -7,6 +7,7 @@ from conftest import TinyVGG
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
+from dcsm_attr.backbones.gating import GatingRectifiers
 from dcsm_attr.backbones.layers import default_layers, is_constant, layer_blocks, probe_image, vgg_blocks
 
 
@@ -123,6 +124,109 @@ def test_a_convolution_with_a_constant_gradient_is_left_out():
 
 def test_the_classification_head_is_left_out():
     assert default_layers(TinyVGG()) == ["features.2", "features.5", "features.8"]
+
+
+def test_a_stage_is_not_measured_by_the_one_tensor_that_has_the_next_stages_width():
+    # block4-0 widens from 208 to 440 channels before it strides; block 3 is a stage all the same.
+    block = "trunk_output.block3.block3-"
+    assert default_layers(_model("regnet_y_400mf"))[3:6] == [
+        f"{block}0.f.c.0",
+        f"{block}3.f.b.0",
+        "trunk_output.block4.block4-0.f.b.0",
+    ]
+
+
+def _calibrated(model):
+    """Batch norms that know their inputs, as after training: activations on both sides of zero, in every layer."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, 224, 224))
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "resnet18"])
+def test_layers_are_the_same_before_and_after_training(name):
+    model = _model(name)
+    before = default_layers(model)
+    assert default_layers(_calibrated(model)) == before
+    if name == "efficientnet_b0":
+        assert before[-1] == "features.7.0.block.3.0"
+
+
+def test_gates_show_which_rectifiers_lie_behind_whatever_their_inputs_are():
+    x = torch.full((1, 2, 3, 4), 1e-6, requires_grad=True)
+    scale = torch.full((1, 2, 1, 1), 1e-6, requires_grad=True)
+    with GatingRectifiers():
+        y = nn.functional.silu(x)
+        z = y * nn.functional.relu(scale)
+    assert torch.equal(y, nn.functional.silu(x))
+    at_y, at_x = torch.autograd.grad(z.sum(), [y, x])
+    assert is_constant(at_y).all(), "a gate of channels is none of positions"
+    assert not is_constant(at_x).any()
+    ratio = at_x / (scale / 2)
+    assert ratio.min() > 0.49
+    assert ratio.max() < 1.51
+
+
+def test_a_convolution_that_runs_twice_counts_once_with_its_last_run():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = torch.relu(self.conv(torch.relu(self.stem(x))))
+            x = torch.relu(self.conv(nn.functional.max_pool2d(x, 2)))
+            return self.fc(x.mean((2, 3)))
+
+    model = Shared().eval()
+    assert layer_blocks(model) == [["conv"]]
+    assert DistinctClassSaliency(model).attribute(torch.randn(1, 3, 32, 32), 1).max() > 0.5
+
+
+class _SeveralInputs(nn.Module):
+    """A photograph, an image of depth, and how much the latter counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.colour, self.depth = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(1, 6, 3, padding=1)
+        self.conv, self.fc = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 4)
+
+    def forward(self, colour, depth, weight):
+        x = torch.relu(self.colour(colour) + weight[:, None, None, None] * self.depth(depth))
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_layers_of_a_model_with_several_inputs_and_arguments():
+    model, weight = _SeveralInputs().eval(), torch.tensor([0.0, 2.0])
+    inputs = (torch.randn(2, 3, 20, 24), torch.randn(2, 1, 20, 24))
+    dcs = DistinctClassSaliency(model)
+    with pytest.raises(RuntimeError, match=r"does not run on \(1, 3, 224, 224\).*known after the first call"):
+        _ = dcs.layers
+    colour, depth = dcs.attribute(inputs, 1, additional_forward_args=weight)
+    assert dcs.layers == ("conv",)
+    assert torch.equal(colour, depth)
+    other = dcs.attribute((inputs[0], inputs[1] + 1), 1, additional_forward_args=weight)[0]
+    assert torch.equal(other[0], colour[0]), "the depth of the first photograph counts nothing"
+    assert not torch.equal(other[1], colour[1])
+
+
+def test_a_model_that_fails_on_its_own_images_says_what_it_said(images):
+    class Broken(TinyVGG):
+        def forward(self, x):
+            raise TypeError("something of its own")
+
+    with pytest.raises(TypeError, match="something of its own"):
+        DistinctClassSaliency(Broken()).attribute(images, 1)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
+def test_half_precision_changes_no_layer(name):
+    model = _model(name)
+    expected = default_layers(model)
+    assert default_layers(model.to(torch.bfloat16)) == expected
 
 
 def test_probing_changes_nothing_and_is_reproducible(cnn):

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from dcsm_attr.attribution.candidates import Activation, Candidates, class_scores
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.gradients import LayerPoint, Recording, record
-from dcsm_attr.attribution.inputs import batch_slices, checked_images, comfortable_batch, rescaled, sliced_arguments
+from dcsm_attr.attribution.inputs import (
+    argument_tuple,
+    batch_slices,
+    checked_images,
+    comfortable_batch,
+    rescaled,
+    sliced_arguments,
+)
 from dcsm_attr.attribution.kept_gradients import GradientRun, KeptGradients, KeptRun
 from dcsm_attr.attribution.memory_format import channels_last, refuses_channels_last
 from dcsm_attr.attribution.model_checks import check_guidance, checked_model, explained_failure
@@ -20,7 +27,7 @@ from dcsm_attr.attribution.notices import warn_caller
 from dcsm_attr.attribution.selection import Request, Selection
 from dcsm_attr.attribution.variants import Variant
 from dcsm_attr.backbones.score_pooling import POOLINGS, PoolingName
-from dcsm_attr.guest import evaluation_mode, preserved_random_state
+from dcsm_attr.guest import evaluation_mode, preserved_random_state, uncompiled
 
 __all__ = ["ClassSaliency"]
 
@@ -113,7 +120,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
     ) -> KeptGradients:
         images = checked_images(inputs)
         count, size = len(images[0]), (images[0].shape[2], images[0].shape[3])
-        arguments = _as_tuple(additional_forward_args)
+        arguments = argument_tuple(additional_forward_args)
         selection: Selection | None = None
         candidates: Candidates | None = None
         kept = []
@@ -138,10 +145,11 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
 
     @contextmanager
     def _as_guest(self, device: torch.device) -> Iterator[None]:
-        """The model in evaluation mode and without gradients; it and the random state as before afterwards."""
+        """The model in evaluation mode, uncompiled, without gradients; it and the random state as before afterwards."""
         with ExitStack() as stack:
             if isinstance(self.forward_func, nn.Module):
                 stack.enter_context(evaluation_mode(self.forward_func))
+                stack.enter_context(uncompiled(self.forward_func))
             stack.enter_context(preserved_random_state(device))
             stack.enter_context(torch.no_grad())
             yield
@@ -155,7 +163,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         raw: bool = False,
     ) -> tuple[ClassMaps, Selection]:
         images = checked_images(inputs)
-        arguments = _as_tuple(additional_forward_args)
+        arguments = argument_tuple(additional_forward_args)
         device, count = images[0].device, len(images[0])
         size = (images[0].shape[2], images[0].shape[3])
         selection: Selection | None = None
@@ -282,9 +290,3 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         if recording.logits.device.type != "cpu":
             at_once = classes if self.internal_batch_size is None else max(1, self.internal_batch_size // images)
         return recording.channel_maxima(candidates.classes, selection.positions, at_once)
-
-
-def _as_tuple(arguments: Any) -> tuple[Any, ...]:
-    if arguments is None:
-        return ()
-    return arguments if isinstance(arguments, tuple) else (arguments,)

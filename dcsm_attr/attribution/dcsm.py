@@ -12,7 +12,7 @@ from dcsm_attr.attribution.candidates import Activation
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.class_saliency import ClassSaliency
 from dcsm_attr.attribution.gradients import LayerPoint
-from dcsm_attr.attribution.inputs import checked_images
+from dcsm_attr.attribution.inputs import argument_tuple, checked_images, sliced_arguments
 from dcsm_attr.attribution.kept_gradients import KeptGradients
 from dcsm_attr.attribution.layer_points import Layer, layer_points, named_layers
 from dcsm_attr.attribution.notices import warn_caller
@@ -173,15 +173,21 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         """Names of the layers; where none were given, asking runs the model once to choose them."""
         return tuple(self._resolved_layers())
 
-    def _resolved_layers(self, inputs: Any = None) -> dict[str, nn.Module]:
+    def _resolved_layers(self, inputs: Any = None, additional_forward_args: Any = None) -> dict[str, nn.Module]:
         if self._layers is None:
-            names = default_layers(self.forward_func, None if inputs is None else checked_images(inputs)[0])
+            images = None if inputs is None else checked_images(inputs)
+            arguments = argument_tuple(additional_forward_args)
+            if images is not None:
+                arguments = sliced_arguments(arguments, slice(0, 1), len(images[0]))
+            names = default_layers(self.forward_func, images, arguments)
             self._layers = named_layers(self.forward_func, names[-(self._deepest or 0) :])
             self.layer = list(self._layers.values())
         return self._layers
 
-    def _points(self, inputs: Any, attribute_to_layer_input: bool | None) -> list[LayerPoint]:
-        layers = self._resolved_layers(inputs)
+    def _points(
+        self, inputs: Any, additional_forward_args: Any, attribute_to_layer_input: bool | None
+    ) -> list[LayerPoint]:
+        layers = self._resolved_layers(inputs, additional_forward_args)
         at_input = not self._chosen_by_user if attribute_to_layer_input is None else attribute_to_layer_input
         return layer_points(layers, at_input)
 
@@ -251,7 +257,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             >>> # Where does it see a bull mastiff (243), as against a tabby (281)? Nx1xHxW.
             >>> attribution = dcs.attribute(images, target=243, candidates=[243, 281])
         """
-        points = self._points(inputs, attribute_to_layer_input)
+        points = self._points(inputs, additional_forward_args, attribute_to_layer_input)
         return self._attribute(inputs, points, Request(target=target, candidates=candidates), additional_forward_args)
 
     def attribute_future(self) -> None:
@@ -292,7 +298,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         Raises:
             ValueError: as :meth:`attribute`; and if classes are out of range, named twice, or not among the candidates.
         """
-        points = self._points(inputs, attribute_to_layer_input)
+        points = self._points(inputs, additional_forward_args, attribute_to_layer_input)
         request = Request(classes=classes, candidates=candidates)
         return self._run(inputs, points, request, additional_forward_args, raw)[0]
 
@@ -325,7 +331,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         Raises:
             ValueError: as :meth:`class_maps`.
         """
-        points = self._points(inputs, attribute_to_layer_input)
+        points = self._points(inputs, additional_forward_args, attribute_to_layer_input)
         return self._keep(inputs, points, Request(classes=classes, candidates=candidates), additional_forward_args)
 
     def class_maps_of(

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from dcsm_attr.attribution.guided import GuidedRectifiers
+from dcsm_attr.backbones.scores import scores_of
 
 __all__ = ["ConstantParameters", "LayerPoint", "Recording", "record"]
 
@@ -225,7 +226,7 @@ def record(
 
     Raises:
         RuntimeError: if a layer was not reached, or the scores do not depend on it through autograd.
-        TypeError: if the output is not a tensor.
+        TypeError: if the output holds no scores, see :func:`dcsm_attr.backbones.scores.scores_of`.
         ValueError: if the output is not ``(N, C)`` or ``(N, C, h, w)``.
     """
     taps = _Taps(reduction)
@@ -238,7 +239,7 @@ def record(
             stack.enter_context(rule)
         images = [x.detach() for x in inputs]
         images[0] = taps.of_images(points, images[0])
-        output = forward_func(*images, *additional_forward_args)
+        output = scores_of(forward_func(*images, *additional_forward_args))
     _check_output(output, images=len(inputs[0]))
     slots, names = taps.collect(points)
     if not output.requires_grad:
@@ -318,13 +319,7 @@ class _Taps:
         return slots, names
 
 
-def _check_output(output: Any, images: int) -> None:
-    if not isinstance(output, Tensor):
-        kind = type(output).__name__
-        raise TypeError(
-            f"the model must return a tensor of scores, (N, C) or (N, C, h, w); it returned {kind}. Wrap it in a "
-            "function that picks the scores, e.g. lambda x: model(x)['out']."
-        )
+def _check_output(output: Tensor, images: int) -> None:
     if output.ndim not in (2, 4) or output.shape[0] != images or output.shape[1] == 0:
         raise ValueError(
             f"the model must return scores of shape (N, C) or (N, C, h, w) with N = {images}; it returned "

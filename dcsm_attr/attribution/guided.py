@@ -18,9 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from dcsm_attr.rectifiers import RELU, RELU_IN_PLACE, rectifies
 
 __all__ = ["GuidedRectifiers"]
 
@@ -66,41 +67,6 @@ class _PassPositive(torch.autograd.Function):
 
 _Function = Callable[..., Any]
 
-_RELU: set[_Function] = {F.relu, torch.relu, Tensor.relu}
-_RELU_IN_PLACE: set[_Function] = {torch.relu_, Tensor.relu_}
-_RELATIVES: set[_Function] = {
-    *(F.celu, F.elu, F.gelu, F.hardswish, F.leaky_relu, F.mish, F.prelu, F.relu6, F.rrelu, F.selu, F.silu, F.softplus),
-    *(F.elu_, F.leaky_relu_, torch.celu, torch.prelu, torch.rrelu, torch.selu, Tensor.prelu),
-    *(torch.celu_, torch.rrelu_, torch.selu_),
-}
-
-
-def _is_zero(limit: Any) -> bool:
-    # A tensor's value would have to be fetched from its device: only plain numbers are looked at.
-    return isinstance(limit, (int, float)) and limit == 0
-
-
-def _cuts_at_zero(x: Tensor, *limits: Any, **named: Any) -> bool:
-    return _is_zero(named.get("min", limits[0] if limits else None))
-
-
-# These functions rectify only where they cut at zero: each with a test that reads its arguments.
-_LIMITERS: dict[_Function, Callable[..., bool]] = {
-    **dict.fromkeys(
-        (torch.clamp, torch.clamp_, torch.clip, torch.clip_, torch.clamp_min, torch.clamp_min_), _cuts_at_zero
-    ),
-    **dict.fromkeys((Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_), _cuts_at_zero),
-    **dict.fromkeys((Tensor.clamp_min, Tensor.clamp_min_), _cuts_at_zero),
-    **dict.fromkeys(
-        (F.hardtanh, F.hardtanh_),
-        lambda x, min_val=-1.0, max_val=1.0, inplace=False: _is_zero(min_val),
-    ),
-    **dict.fromkeys(
-        (F.threshold, torch.threshold, torch.threshold_),
-        lambda x, threshold, value, inplace=False: _is_zero(threshold) and _is_zero(value),
-    ),
-}
-
 
 class GuidedRectifiers(TorchFunctionMode):
     """Within this context, rectifiers record the guided rule instead of their gradient.
@@ -136,23 +102,17 @@ class GuidedRectifiers(TorchFunctionMode):
     ) -> Any:
         """Run ``func``, or its guided form where it is a rectifier."""
         kwargs = kwargs or {}
-        if not _rectifies(func, args, kwargs):
+        if not rectifies(func, args, kwargs):
             return func(*args, **kwargs)
         self.seen += 1
         x, *rest = args or (kwargs.pop("input"),)
         if not x.requires_grad:
             return func(x, *rest, **kwargs)
         self.guided += 1
-        if func in _RELU or func in _RELU_IN_PLACE:
-            in_place = func in _RELU_IN_PLACE or bool(rest and rest[0]) or kwargs.get("inplace", False)
+        if func in RELU or func in RELU_IN_PLACE:
+            in_place = func in RELU_IN_PLACE or bool(rest and rest[0]) or kwargs.get("inplace", False)
             return _GuidedReLU.apply(x, in_place)
         return _guided_relative(func, x, rest, kwargs)
-
-
-def _rectifies(func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if func in _LIMITERS:
-        return _LIMITERS[func](*args, **kwargs)
-    return func in _RELU or func in _RELU_IN_PLACE or func in _RELATIVES
 
 
 def _guided_relative(func: _Function, x: Tensor, rest: list[Any], kwargs: dict[str, Any]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["batch_slices", "checked_images", "comfortable_batch", "rescaled", "sliced_arguments"]
+__all__ = ["argument_tuple", "batch_slices", "checked_images", "comfortable_batch", "rescaled", "sliced_arguments"]
 
 _COMFORTABLE_PIXELS = 2**19
 
@@ -111,6 +111,13 @@ def batch_slices(images: int, at_most: int | None) -> list[slice]:
     """Divide a batch of ``images`` into slices of at most ``at_most``; None: one slice."""
     step = images if at_most is None else at_most
     return [slice(start, start + step) for start in range(0, images, step)]
+
+
+def argument_tuple(arguments: Any) -> tuple[Any, ...]:
+    """Captum's ``additional_forward_args`` as a tuple: nothing for None, and what is no tuple is the only one."""
+    if arguments is None:
+        return ()
+    return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def sliced_arguments(arguments: tuple[Any, ...], part: slice, images: int) -> tuple[Any, ...]:

@@ -5,22 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from dcsm_attr.attribution.gradients import Recording
 from dcsm_attr.attribution.notices import warn_caller
+from dcsm_attr.backbones.attention import attention_of
 from dcsm_attr.guest import unwrapped
 
 __all__ = ["check_guidance", "checked_model", "explained_failure"]
-
-# Modules through which class evidence travels by attention, by class name: torchvision's and timm's among them.
-_ATTENTION = {
-    "Attention",
-    "MultiheadAttention",
-    "RelativePositionalMultiHeadAttention",
-    "ShiftedWindowAttention",
-    "ShiftedWindowAttentionV2",
-    "WindowAttention",
-}
 
 
 def checked_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..., Any]:
@@ -34,7 +26,7 @@ def checked_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..
         The function or the innermost module.
 
     Raises:
-        TypeError: if it cannot be called, or is a ``DataParallel`` or TorchScript model.
+        TypeError: if it cannot be called, or is a ``DataParallel``, TorchScript or detection model.
         ValueError: if it is a transformer and the guided rule was asked for.
     """
     if isinstance(forward_func, nn.DataParallel):
@@ -47,9 +39,17 @@ def checked_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..
     if not callable(forward_func):
         raise TypeError(f"forward_func must be a module or a function, got {type(forward_func).__name__}.")
     if not isinstance(forward_func, nn.Module):
-        return forward_func
+        # Where torch.compile keeps the function that it was given.
+        original: Callable[..., Any] = getattr(forward_func, "_torchdynamo_orig_callable", forward_func)
+        return original
     model = unwrapped(forward_func)
-    attention = next((type(m).__name__ for m in model.modules() if type(m).__name__ in _ATTENTION), None)
+    if any(isinstance(m, GeneralizedRCNNTransform) for m in model.modules()):
+        raise TypeError(
+            f"{type(model).__name__} is a detection model: it returns boxes of single objects, not scores of classes "
+            "for the whole image. Use a classifier or a segmentation model; or explain a module of your own that "
+            "returns scores (N, C) from its backbone."
+        )
+    attention = attention_of(model)
     if guided and attention is not None:
         raise ValueError(
             f"{type(model).__name__} is a transformer: its class evidence travels through attention ({attention}), not "

@@ -10,6 +10,9 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from dcsm_attr.backbones.attention import attention_of
+from dcsm_attr.guest import unwrapped
+
 __all__ = [
     "HeadName",
     "ScoreMapNetwork",
@@ -38,6 +41,8 @@ _FAMILIES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     tv.SqueezeNet: ("features", ("classifier",)),
     tv.VGG: ("features", ("classifier",)),
 }
+
+_SCORE_MAP_NETWORKS = (tv.segmentation.DeepLabV3, tv.segmentation.FCN, tv.segmentation.LRASPP)
 
 # Pool and flatten: what a head of score maps does without.
 _LEFT_OUT = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten)
@@ -195,8 +200,8 @@ def fully_convolutional(
         The network, in the mode and on the device of the model, sharing no parameter with it.
 
     Raises:
-        ValueError: if the family is not known and nothing says where to cut, the place to cut is not in the model, or
-            the arguments do not go together.
+        ValueError: if the family is not known and nothing says where to cut, the model is a transformer or gives score
+            maps already, the place to cut is not in the model, or the arguments do not go together.
     """
     if head in ("own", "extended") and cut is not None:
         raise ValueError(
@@ -206,7 +211,7 @@ def fully_convolutional(
         raise ValueError(f"head={head!r} is a new head, which needs num_classes.")
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
-    own = copy.deepcopy(model)
+    own = copy.deepcopy(unwrapped(model))
     end, parts = _family(own, cut)
     trunk = _trunk(own, end)
     parameter = next(own.parameters())
@@ -241,6 +246,13 @@ def _family(model: nn.Module, cut: str | None) -> tuple[str, tuple[str, ...]]:
     for family, description in _FAMILIES.items():
         if isinstance(model, family):
             return description
+    if isinstance(model, _SCORE_MAP_NETWORKS):
+        raise ValueError(f"{type(model).__name__} gives score maps already: use it as it is.")
+    attention = attention_of(model)
+    if attention is not None:
+        raise ValueError(
+            f"{type(model).__name__} is a transformer ({attention}) and has no trunk of convolutions. Use a CNN."
+        )
     raise ValueError(
         f"where the trunk of {type(model).__name__} ends is not known: name the module with cut=..., and choose a new "
         f"head. Known are {', '.join(family.__name__ for family in _FAMILIES)}."

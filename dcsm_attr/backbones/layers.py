@@ -7,12 +7,15 @@ networks the same is found by running the network once.
 from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import VGG
 
-from dcsm_attr.guest import evaluation_mode, preserved_random_state
+from dcsm_attr.backbones.gating import GatingRectifiers
+from dcsm_attr.backbones.scores import scores_of
+from dcsm_attr.guest import evaluation_mode, preserved_random_state, uncompiled
 
 __all__ = ["default_layers", "is_constant", "layer_blocks", "probe_image", "vgg_blocks"]
 
@@ -21,7 +24,9 @@ _PER_STAGE = 3
 _HEADS = {"classifier", "fc", "head", "heads", "aux1", "aux2", "AuxLogits", "aux_classifier"}
 
 
-def default_layers(model: nn.Module, images: Tensor | None = None) -> list[str]:
+def default_layers(
+    model: nn.Module, images: tuple[Tensor, ...] | None = None, arguments: tuple[Any, ...] = ()
+) -> list[str]:
     """Choose the layers at whose inputs gradients are read: nine in a deep network, three of each of three stages.
 
     They are the last three of :func:`layer_blocks`.
@@ -29,17 +34,20 @@ def default_layers(model: nn.Module, images: Tensor | None = None) -> list[str]:
     Args:
         model: as for :func:`layer_blocks`.
         images: as for :func:`layer_blocks`.
+        arguments: as for :func:`layer_blocks`.
 
     Returns:
         Names of modules, in the order in which they run.
 
     Raises:
-        ValueError, RuntimeError: as :func:`layer_blocks`.
+        TypeError, ValueError, RuntimeError: as :func:`layer_blocks`.
     """
-    return [name for block in layer_blocks(model, images)[-_STAGES:] for name in block]
+    return [name for block in layer_blocks(model, images, arguments)[-_STAGES:] for name in block]
 
 
-def layer_blocks(model: nn.Module, images: Tensor | None = None) -> list[list[str]]:
+def layer_blocks(
+    model: nn.Module, images: tuple[Tensor, ...] | None = None, arguments: tuple[Any, ...] = ()
+) -> list[list[str]]:
     """Find the layers at whose inputs gradients may be read, and group them by resolution.
 
     VGG: every convolution, as in the paper. Other networks are run once, forward and backward,
@@ -47,24 +55,28 @@ def layer_blocks(model: nn.Module, images: Tensor | None = None) -> list[list[st
 
     - those count whose input is a map, is not the image itself, and has a gradient that differs between positions;
     - those of one resolution are a block;
-    - of each block, tensors with at least half of the largest number of channels count (the trunk, not the
-      bottlenecks), each once, whichever convolutions share it;
+    - of each block, tensors with at least half of the second largest number of channels count (the trunk, not the
+      bottlenecks), each once, whichever convolutions share it. One tensor alone may be wider: where a block widens
+      before it strides (RegNet), that has the width of the next stage;
     - of those, three are taken, evenly spread from the first to the last. VGG-16 has at most three a block; deeper
       networks have dozens with nearly the same map.
 
     A tensor whose gradient is the same at every position says nothing about where. Behind a pooled linear head that is
     the output of the last block, and with it the input of every convolution above which no rectifier or max pool
-    follows.
+    follows. Which those are is found whatever the weights are, see
+    :class:`~dcsm_attr.backbones.gating.GatingRectifiers`: a network has the same layers before and after training.
 
     Args:
         model: any CNN; it is left as it was.
-        images: ``(N, C, H, W)``, of which one image's shape is used where the model does not take 224 x 224 pixels.
-            None: only 224 x 224 is tried.
+        images: batches ``(N, C, H, W)``, one for each image that the model takes; their shapes are used where it does
+            not take one image of 224 x 224 pixels alone. None: only that is tried.
+        arguments: what the model takes after the images, for one image.
 
     Returns:
         Names of modules, in the order in which they run, block by block, the largest resolution first.
 
     Raises:
+        TypeError: if the model returns no scores, see :func:`dcsm_attr.backbones.scores.scores_of`.
         ValueError: if there is no such convolution.
         RuntimeError: if the model runs with neither size.
     """
@@ -75,7 +87,7 @@ def layer_blocks(model: nn.Module, images: Tensor | None = None) -> list[list[st
             f"{type(model).__name__} has no convolution (nn.Conv2d), so that no layer has a map. Name layers yourself, "
             "or use a CNN."
         )
-    readings = _probe(model, images)
+    readings = _readings(_probe(model, images or (), arguments))
     usable = [r for r in readings if r.is_usable]
     if not usable:
         raise ValueError(
@@ -126,9 +138,9 @@ class _Reading:
 
 
 def _trunk(readings: list[_Reading]) -> list[_Reading]:
-    widest = max(r.channels for r in readings)
-    distinct = {r.source: r for r in reversed(readings) if 2 * r.channels >= widest}
-    return list(reversed(distinct.values()))
+    distinct = {r.source: r for r in reversed(readings)}
+    second_widest = sorted(r.channels for r in distinct.values())[-2:][0]
+    return [r for r in reversed(distinct.values()) if 2 * r.channels >= second_widest]
 
 
 def _spread(readings: list[_Reading]) -> list[_Reading]:
@@ -153,55 +165,81 @@ def probe_image(model: nn.Module, size: tuple[int, int] = (224, 224), channels: 
     return noise.to(parameter.device, parameter.dtype)
 
 
-def _probe(model: nn.Module, images: Tensor | None) -> list[_Reading]:
+@dataclass
+class _Probe:
+    """One forward pass: what the model returned, and what each convolution was given."""
+
+    images: tuple[Tensor, ...]
+    output: Any
+    inputs: dict[str, tuple[int, Tensor]]
+
+
+def _probe(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> _Probe:
+    own = tuple(probe_image(model, (x.shape[2], x.shape[3]), x.shape[1]) for x in images)
+    if len(images) > 1 or arguments:
+        return _run(model, own, arguments)
     canonical = probe_image(model)
     try:
-        return _readings(model, canonical)
-    except (RuntimeError, ValueError) as error:
-        if images is None:
+        return _run(model, (canonical,))
+    except (RuntimeError, TypeError, ValueError) as error:
+        if not images:
             raise RuntimeError(
                 f"{type(model).__name__} does not run on {tuple(canonical.shape)}, with which its default layers are "
                 "looked for; they are known after the first call with its own images. Or name them with layer=[...]."
             ) from error
-        return _readings(model, probe_image(model, (images.shape[2], images.shape[3]), images.shape[1]))
+        return _run(model, own)
 
 
-def _readings(model: nn.Module, image: Tensor) -> list[_Reading]:
-    inputs: list[tuple[str, int, Tensor]] = []
+def _run(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, ...] = ()) -> _Probe:
+    inputs: dict[str, tuple[int, Tensor]] = {}
     originals: list[Tensor] = []
 
     def hook(name: str, value: Tensor) -> tuple[Tensor]:
         originals.append(value)  # Keeps the id of the tensor from being given to another one.
-        inputs.append((name, id(value), value.clone()))
-        return (inputs[-1][2],)
+        # Of a convolution that runs several times the last run counts, as in the engine.
+        inputs.pop(name, None)
+        inputs[name] = (id(value), value.clone())
+        return (inputs[name][1],)
 
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
-        stack.enter_context(preserved_random_state(image.device))
+        stack.enter_context(uncompiled(model))
+        stack.enter_context(preserved_random_state(images[0].device))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(GatingRectifiers())
         for name, module in model.named_modules():
             if isinstance(module, nn.Conv2d) and _HEADS.isdisjoint(name.split(".")):
                 handle = module.register_forward_pre_hook(lambda _, args, name=name: hook(name, args[0]))
                 stack.callback(handle.remove)
-        # A copy, since a model may overwrite its input, which a leaf does not allow.
-        scores = _scores(model(image.requires_grad_().clone()))
-        tensors = [tensor for _, _, tensor in inputs]
-        gradients = torch.autograd.grad(scores.amax(), tensors, allow_unused=True)
+        # Copies, since a model may overwrite its inputs, which a leaf does not allow.
+        output = model(*(x.requires_grad_().clone() for x in images), *arguments)
+    return _Probe(images, output, inputs)
+
+
+def _readings(probe: _Probe) -> list[_Reading]:
+    tensors = [tensor for _, tensor in probe.inputs.values()]
+    with torch.enable_grad():
+        best = _class_scores(probe.output).amax()
+    gradients = torch.autograd.grad(best, tensors, allow_unused=True)
     return [
-        _Reading(name, source, tensor.shape[1], tensor.shape[2:].numel(), _is_usable(tensor, gradient, image))
-        for (name, source, tensor), gradient in zip(inputs, gradients, strict=True)
+        _Reading(name, source, tensor.shape[1], tensor.shape[2:].numel(), _is_usable(tensor, gradient, probe.images))
+        for (name, (source, tensor)), gradient in zip(probe.inputs.items(), gradients, strict=True)
     ]
 
 
-def _scores(output: object) -> Tensor:
-    if not isinstance(output, Tensor) or output.ndim not in (2, 4):
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"the model must return scores of shape (N, C) or (N, C, h, w); it returned {shape}.")
-    return output if output.ndim == 2 else output.sum(dim=(2, 3))
+def _class_scores(output: object) -> Tensor:
+    scores = scores_of(output)
+    if scores.ndim not in (2, 4):
+        raise TypeError(
+            f"the model must return scores of shape (N, C) or (N, C, h, w); it returned {tuple(scores.shape)}."
+        )
+    return scores if scores.ndim == 2 else scores.sum(dim=(2, 3))
 
 
-def _is_usable(tensor: Tensor, gradient: Tensor | None, image: Tensor) -> bool:
-    if gradient is None or tensor.ndim != 4 or tensor.shape[1:] == image.shape[1:] or min(tensor.shape[2:]) < 2:
+def _is_usable(tensor: Tensor, gradient: Tensor | None, images: tuple[Tensor, ...]) -> bool:
+    if gradient is None or tensor.ndim != 4 or min(tensor.shape[2:]) < 2:
+        return False
+    if any(tensor.shape == image.shape for image in images):
         return False
     # Zero padding bends a constant gradient at the border: only the interior can tell.
     interior = gradient[..., 1:-1, 1:-1] if min(tensor.shape[2:]) > 4 else gradient

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["peak_memory"]
+__all__ = ["peak_during", "peak_memory"]
 
 _STATUS = Path("/proc/self/status")
 
@@ -33,7 +33,16 @@ def peak_memory(prepare: Callable[..., Mapping[str, Callable[[], Any]]], argumen
 
 
 def _measured(prepare: Callable[..., Mapping[str, Callable[[], Any]]], arguments: tuple[Any, ...], name: str) -> int:
-    run = prepare(*arguments)[name]
+    return peak_during(prepare(*arguments)[name])
+
+
+def peak_during(run: Callable[[], Any]) -> int:
+    """How much more memory is in use at the peak of ``run`` than before it, in this process.
+
+    Returns:
+        Bytes, as of :func:`peak_memory`; of the first run of its kind in a process, for later ones find memory that is
+        free already.
+    """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

@@ -1,0 +1,235 @@
+"""Every classification CNN of torchvision: its default layers, the rectifiers that are guided, time and memory.
+
+    python benchmarks/model_zoo.py [NAME ...]
+
+Without names: all that are not in results/models/models.json yet, each in a process of its own, so that an interrupted
+run goes on and memory is that of one model alone. Weights are drawn at random, which time, memory, layers and counts
+do not depend on. Time is the processor's, on one thread, which other processes on the machine do not lengthen.
+Writes results/models/models.json, results/models/models.md, and the tables of docs/models.md.
+"""
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
+from dcsm_attr.attribution.gradients import LayerPoint, record
+from dcsm_attr.backbones.convolutional import fully_convolutional
+from dcsm_attr.backbones.loading import new_model
+from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.benchmark.graph_count import rectifiers_in_graph
+from dcsm_attr.benchmark.memory import peak_during
+from dcsm_attr.evaluation.markdown import markdown_table
+from dcsm_attr.evaluation.provenance import measured_on
+from dcsm_attr.files import atomic_path, writable_folder, write_json
+from dcsm_attr.maps import absolute_channel_maximum
+
+SIZE = 224
+CANVAS = 128
+CANDIDATES = [0, 1, 2]
+# Models that take longer a call than this many seconds are timed once, the others five times.
+SLOW = 2.0
+FORWARD, OURS = "one forward pass", "attribute"
+TRANSFORMERS = ("maxvit", "swin", "vit")
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "models" / "models.json"
+DOCUMENT = HERE.parent / "docs" / "models.md"
+BEGIN, END = "<!-- begin: written by benchmarks/model_zoo.py -->", "<!-- end -->"
+
+
+def convolutional_names() -> list[str]:
+    """What torchvision lists, without the transformers."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    return [name for name in names if not name.startswith(TRANSFORMERS)]
+
+
+def described_layers(model: nn.Module, names: tuple[str, ...], image: Tensor) -> list[dict[str, Any]]:
+    """Name, nominal stride and channels of the input of each layer."""
+    found = {}
+
+    def note(name: str, x: Tensor) -> None:
+        found[name] = {"name": name, "stride": 2 ** round(math.log2(SIZE / x.shape[2])), "channels": x.shape[1]}
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs[0]))
+        for name in names
+    ]
+    with torch.no_grad():
+        model(image)
+    for handle in handles:
+        handle.remove()
+    return [found[name] for name in names]
+
+
+def guided_count(model: nn.Module, layers: tuple[str, ...], image: Tensor) -> dict[str, int]:
+    """Rectifiers in the graph from the image to the scores; how many the rule guides; and how many above the layers."""
+    in_graph = rectifiers_in_graph(model(image.clone().requires_grad_())).total()
+    with GuidedRectifiers() as rule:
+        model(image.clone().requires_grad_())
+    points = [LayerPoint(name, model.get_submodule(name), at_input=True) for name in layers]
+    recording = record(model, (image,), (), points, reduction=absolute_channel_maximum, guided=True)
+    return {"in graph": in_graph, "guided": rule.guided, "above the first layer": recording.rectifiers_guided}
+
+
+def check_promises(model: nn.Module, attribution: Tensor) -> None:
+    """What holds for every model, with no argument beside it."""
+    assert attribution.shape == (1, 1, SIZE, SIZE)
+    assert attribution.isfinite().all()
+    assert 0 <= attribution.min() < attribution.max() <= 1
+    photograph = np.random.default_rng(0).integers(0, 256, (CANVAS, CANVAS - 24, 3), dtype=np.uint8)
+    segmentation = Segmenter(model, preprocess=Preprocess(size=CANVAS)).segment(photograph)
+    assert segmentation.labels.shape == photograph.shape[:2]
+    image = torch.randn(1, 3, CANVAS, CANVAS)
+    network = fully_convolutional(model)
+    with torch.no_grad():
+        assert network(image).shape[:2] == model(image).shape
+    maps = DistinctClassSaliency(network).class_maps(image, CANDIDATES).maps
+    assert maps.shape == (1, 3, CANVAS, CANVAS)
+    assert maps.isfinite().all()
+    assert maps.max() > 0
+
+
+def processor_seconds(run: Callable[[], Any]) -> float:
+    """Median processor time of a call."""
+    seconds: list[float] = []
+    while not seconds or (seconds[0] < SLOW and len(seconds) < 5):
+        start = time.process_time()
+        run()
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds)
+
+
+def measured_model(name: str) -> dict[str, Any]:
+    """Everything about one model, in a fresh process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = new_model(name).eval()
+    image = torch.randn(1, 3, SIZE, SIZE)
+    dcs = DistinctClassSaliency(model)
+    layers = described_layers(model, dcs.layers, image)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return model(image)
+
+    contenders = {FORWARD: forward, OURS: lambda: dcs.attribute(image, CANDIDATES[0], candidates=CANDIDATES)}
+    # The first run of each, which also warms it up.
+    memory = {contender: peak_during(run) for contender, run in contenders.items()}
+    seconds = {contender: processor_seconds(run) for contender, run in contenders.items()}
+    check_promises(model, dcs.attribute(image))
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": layers,
+        "rectifiers": guided_count(model, dcs.layers, image),
+        "processor seconds": seconds,
+        "peak memory in bytes": memory,
+    }
+
+
+def in_own_process(name: str) -> dict[str, Any]:
+    """``measured_model``, or what it failed with."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "model.json"
+        done = subprocess.run([sys.executable, __file__, "--to", str(target), name], capture_output=True, text=True)
+        if done.returncode:
+            return {"failed": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
+        measured: dict[str, Any] = json.loads(target.read_text())
+    return measured
+
+
+def passes(found: dict[str, Any]) -> bool:
+    """Whether every promise holds and every rectifier is guided."""
+    return "failed" not in found and found["rectifiers"]["guided"] == found["rectifiers"]["in graph"]
+
+
+def layer_text(layers: list[dict[str, Any]]) -> str:
+    """Layers by stride, the common beginning of their names once."""
+    strides = defaultdict(list)
+    for layer in layers:
+        strides[layer["stride"]].append(f"{layer['name']} ({layer['channels']})")
+    return "; ".join(f"**{stride}**: {', '.join(names)}" for stride, names in strides.items())
+
+
+def tables(content: dict[str, Any]) -> str:
+    """Layers, and costs, as Markdown."""
+    layers = [["model", "default layers by stride, with the channels of their inputs"]]
+    costs = [["model", "guided", "above the layers", "forward ms", "attribute ms", "times", "forward MiB"]]
+    costs[0] += ["attribute MiB", "pass"]
+    for name, found in sorted(content["models"].items()):
+        if "failed" in found:
+            costs.append([name, *["-"] * 7, f"no: {found['failed']}"])
+            continue
+        seconds = [found["processor seconds"][contender] for contender in (FORWARD, OURS)]
+        memory = [found["peak memory in bytes"][contender] / 2**20 for contender in (FORWARD, OURS)]
+        count = found["rectifiers"]
+        layers.append([name, layer_text(found["layers"])])
+        costs.append(
+            [
+                name,
+                f"{count['guided']} of {count['in graph']}",
+                str(count["above the first layer"]),
+                *(f"{1000 * s:.0f}" for s in seconds),
+                f"{seconds[1] / seconds[0]:.1f}",
+                *(f"{m:.0f}" for m in memory),
+                "yes" if passes(found) else "no",
+            ]
+        )
+    passed = sum(map(passes, content["models"].values()))
+    measured = [found["processor seconds"] for found in content["models"].values() if "failed" not in found]
+    ratios = sorted(seconds[OURS] / seconds[FORWARD] for seconds in measured) or [0.0]
+    summary = (
+        f"{passed} of {len(content['models'])} pass. `attribute` takes {ratios[0]:.1f} to {ratios[-1]:.1f} times one "
+        f"forward pass, in the median {ratios[len(ratios) // 2]:.1f}: three scales, which are "
+        f"{sum(round(s * SIZE) ** 2 for s in (0.8, 1.0, 1.2)) / SIZE**2:.1f} times the pixels, with a forward pass and "
+        f"{len(CANDIDATES)} backward passes to the first layer each."
+    )
+    origin = (
+        "`{command}`, {processor}, one thread of {cores} cores, no GPU, torch {torch}, torchvision "
+        "{torchvision}, commit {commit}."
+    ).format(**content["measured"])
+    return "\n\n".join([summary, origin, "### Cost", markdown_table(costs), "### Layers", markdown_table(layers)])
+
+
+def write(content: dict[str, Any]) -> None:
+    """The result, its table, and the same table in the documentation."""
+    write_json(RESULT, content)
+    text = tables(content)
+    with atomic_path(RESULT.with_suffix(".md")) as path:
+        path.write_text(f"# Every classification CNN of torchvision\n\n{text}\n", encoding="utf-8")
+    before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    with atomic_path(DOCUMENT) as path:
+        path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Measure what is missing or named, one model after the other."""
+    if sys.argv[1:2] == ["--to"]:
+        write_json(sys.argv[2], measured_model(sys.argv[3]))
+        return
+    writable_folder(RESULT.parent)
+    content = json.loads(RESULT.read_text()) if RESULT.exists() else {"models": {}}
+    missing = [name for name in convolutional_names() if name not in content["models"]]
+    for name in sys.argv[1:] or missing:
+        content["models"][name] = in_own_process(name)
+        content |= {"measured": measured_on("python benchmarks/model_zoo.py"), "size": SIZE, "classes": len(CANDIDATES)}
+        write(content)
+        print(name, content["models"][name].get("failed", "measured"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

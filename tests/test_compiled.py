@@ -1,0 +1,95 @@
+"""Models of which something is compiled: explained as what they were compiled from, and left compiled."""
+
+import threading
+
+import pytest
+import torch
+from conftest import PooledCNN, TinyVGG
+from torch import nn
+
+from dcsm_attr import DistinctClassSaliency
+from dcsm_attr.guest import uncompiled
+
+
+def _compiled(form):
+    """A model of which something is compiled, and a list with an entry for each call of the compiler."""
+    torch.manual_seed(0)
+    model = PooledCNN().eval()
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(1)
+        return graph.forward
+
+    if form == "in place":
+        model.compile(backend=backend)
+    elif form == "a part in place":
+        model.bn.compile(backend=backend)
+    elif form == "a part":
+        model.bn = torch.compile(model.bn, backend=backend)
+    else:
+        model = torch.compile(model, backend=backend)
+    return model, calls
+
+
+FORMS = ["in place", "a part in place", "a part", "wrapped"]
+
+
+def _compiled_parts(model):
+    return [{name: vars(m).get(name) for name in ("_compiled_call_impl", "forward")} for m in model.modules()]
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_compiled_models_are_explained_as_they_were_before(form, warm, images):
+    model, calls = _compiled(form)
+    torch.manual_seed(0)
+    plain = PooledCNN().eval()
+    if warm:
+        model(images)
+        assert calls
+    before, parts = len(calls), _compiled_parts(model)
+    dcs = DistinctClassSaliency(model)
+    assert dcs.layers == ("conv2", "conv3")
+    assert torch.equal(dcs.attribute(images, 1), DistinctClassSaliency(plain).attribute(images, 1))
+    assert len(calls) == before, "nothing of the method may be compiled"
+    assert _compiled_parts(model) == parts
+    model(images)
+    assert calls, "it is compiled again"
+
+
+def test_it_stays_compiled_after_a_fault(images):
+    class Broken(TinyVGG):
+        def forward(self, x):
+            super().forward(x)
+            raise KeyError("a fault of the model")
+
+    model = Broken().eval()
+    model.compile(backend="eager")
+    model.features = torch.compile(model.features, backend="eager")
+    parts = _compiled_parts(model)
+    with pytest.raises(KeyError, match="a fault of the model"):
+        DistinctClassSaliency(model).attribute(images, 1)
+    assert _compiled_parts(model) == parts
+
+
+def test_overlapping_calls_are_counted():
+    model = nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 2), backend="eager"))
+    model.compile(backend="eager")
+    parts = _compiled_parts(model)
+    first, second = uncompiled(model), uncompiled(model)
+    first.__enter__()
+    other = threading.Thread(target=second.__enter__)
+    other.start()
+    other.join()
+    first.__exit__(None, None, None)
+    assert vars(model)["_compiled_call_impl"] is None
+    assert vars(model[1])["forward"] is model[1]._orig_mod
+    second.__exit__(None, None, None)
+    assert _compiled_parts(model) == parts
+
+
+def test_a_compiled_function_is_taken_as_the_function_itself(vgg, images):
+    function = torch.compile(lambda x: vgg(x), backend="eager")
+    expected = DistinctClassSaliency(vgg, vgg.features[5]).attribute(images, 1)
+    assert torch.equal(DistinctClassSaliency(function, vgg.features[5]).attribute(images, 1), expected)
