@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dcsm_attr.attribution.candidates import Activation, Candidates, class_scores
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.gradients import LayerPoint, Recording, record
+from dcsm_attr.attribution.guided import plain_rectifiers
 from dcsm_attr.attribution.inputs import batch_slices, checked_images, rescaled, sliced_arguments
 from dcsm_attr.attribution.kept_gradients import GradientRun, KeptGradients, KeptRun
 from dcsm_attr.attribution.memory_format import channels_last, refuses_channels_last
@@ -144,6 +145,8 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
                 stack.enter_context(evaluation_mode(self.forward_func))
             stack.enter_context(preserved_random_state(device))
             stack.enter_context(torch.no_grad())
+            # The call may stand in a hook or a forward pass that somebody else explains.
+            stack.enter_context(plain_rectifiers())
             yield
 
     def _run(
@@ -233,7 +236,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         # Read once, here, so that nothing waits for the device between the layers.
         differing = subtracted if len(set(subtracted.tolist())) > 1 else bool(subtracted[0])
         slots = None if valid.all() else valid
-        total = torch.zeros(*valid.shape, *size, device=valid.device)
+        total = torch.zeros(*valid.shape, *size, dtype=torch.float32, device=valid.device)
         raw_total = torch.zeros_like(total) if raw else None
         added = 0
         for recording in chain(ahead, runs):
@@ -248,6 +251,11 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
                     contribution = self._variant.raw_contribution(maps, size, self.alpha)
                     raw_total += contribution if gate is None else gate * contribution
             added += len(layers)
+        if not total.isfinite().all():
+            raise ValueError(
+                "the model's gradients hold NaN or infinite values: they exceed the range of its number type. Check "
+                "its weights, or run it in a type of wider range (float32, bfloat16)."
+            )
         result = ClassMaps(total, candidates.classes, candidates.detected, scores[0], subtracted, raw_total)
         empty = ~valid[:, :, None, None]
         return result.mapped(lambda sums: self._variant.final(sums / added).masked_fill_(empty, 0.0).clamp_(0, 1))

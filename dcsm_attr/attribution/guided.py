@@ -14,7 +14,9 @@ Hardswish, Softplus) positive gradients pass through the activation's own deriva
 :math:`g_{in} = f'(x) \cdot \max(g_{out}, 0)`, which is the rule above for :math:`f = \mathrm{ReLU}`.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["GuidedRectifiers"]
+__all__ = ["GuidedRectifiers", "plain_rectifiers"]
 
 
 class _GuidedReLU(torch.autograd.Function):
@@ -102,12 +104,23 @@ _LIMITERS: dict[_Function, Callable[..., bool]] = {
 }
 
 
+class _Entered(threading.local):
+    """The contexts that a thread is in, the innermost last; None for :func:`plain_rectifiers`."""
+
+    def __init__(self) -> None:
+        self.rules: list[GuidedRectifiers | None] = []
+
+
+_entered = _Entered()
+
+
 class GuidedRectifiers(TorchFunctionMode):
     """Within this context, rectifiers record the guided rule instead of their gradient.
 
     The forward values are unchanged, to the bit. The rule belongs to the recorded graph: the backward pass may run
     after the context was left. The context holds for the thread that entered it, and for what it calls directly:
-    replicas that ``DataParallel`` runs in threads of its own, and TorchScript code, are not reached.
+    replicas that ``DataParallel`` runs in threads of its own, and TorchScript code, are not reached. Of nested contexts
+    the innermost alone acts: what a model or a hook of the user explains during a forward pass of ours is its own.
 
     Attributes:
         seen: number of rectifier calls.
@@ -127,6 +140,14 @@ class GuidedRectifiers(TorchFunctionMode):
         self.seen = 0
         self.guided = 0
 
+    def __enter__(self) -> Any:
+        _entered.rules.append(self)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        _entered.rules.pop()
+
     def __torch_function__(
         self,
         func: _Function,
@@ -136,7 +157,7 @@ class GuidedRectifiers(TorchFunctionMode):
     ) -> Any:
         """Run ``func``, or its guided form where it is a rectifier."""
         kwargs = kwargs or {}
-        if not _rectifies(func, args, kwargs):
+        if _entered.rules[-1] is not self or not _rectifies(func, args, kwargs):
             return func(*args, **kwargs)
         self.seen += 1
         x, *rest = args or (kwargs.pop("input"),)
@@ -147,6 +168,16 @@ class GuidedRectifiers(TorchFunctionMode):
             in_place = func in _RELU_IN_PLACE or bool(rest and rest[0]) or kwargs.get("inplace", False)
             return _GuidedReLU.apply(x, in_place)
         return _guided_relative(func, x, rest, kwargs)
+
+
+@contextmanager
+def plain_rectifiers() -> Iterator[None]:
+    """Within this context, rectifiers keep their gradient, also where it stands inside of :class:`GuidedRectifiers`."""
+    _entered.rules.append(None)
+    try:
+        yield
+    finally:
+        _entered.rules.pop()
 
 
 def _rectifies(func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
