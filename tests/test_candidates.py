@@ -100,6 +100,17 @@ def test_what_an_image_gets_does_not_depend_on_the_others(seed, classes, images,
         assert alone.detected[0].sum() == detected[n].sum()
 
 
+def test_nothing_is_made_on_the_default_device():
+    scores, detected = torch.rand(3, 5), torch.rand(3, 5) > 0.5
+    expected = choose_candidates(scores, detected, 2), explicit_classes([[1], [0, 2], [3]], 3, 5, "classes")
+    # A device whose tensors hold no values.
+    with torch.device("meta"):
+        found = choose_candidates(scores, detected, 2), explicit_classes([[1], [0, 2], [3]], 3, 5, "classes")
+    assert torch.equal(found[0].classes, expected[0].classes)
+    assert torch.equal(found[0].detected, expected[0].detected)
+    assert torch.equal(found[1], expected[1])
+
+
 def test_given_candidates_are_taken_as_they_are():
     classes = torch.tensor([[2, 0, -1], [1, -1, -1]])
     chosen = given_candidates(classes, _flags([1, 0, 1], [1, 0, 0]))

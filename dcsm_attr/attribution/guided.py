@@ -82,11 +82,11 @@ def _is_zero(limit: Any) -> bool:
     return isinstance(limit, (int, float)) and limit == 0
 
 
-def _cuts_at_zero(x: Tensor, *limits: Any, **named: Any) -> bool:
+def _cuts_at_zero(*limits: Any, **named: Any) -> bool:
     return _is_zero(named.get("min", limits[0] if limits else None))
 
 
-# These functions rectify only where they cut at zero: each with a test that reads its arguments.
+# These functions rectify only where they cut at zero: each with a test that reads its arguments after the input.
 _LIMITERS: dict[_Function, Callable[..., bool]] = {
     **dict.fromkeys(
         (torch.clamp, torch.clamp_, torch.clip, torch.clip_, torch.clamp_min, torch.clamp_min_), _cuts_at_zero
@@ -95,11 +95,11 @@ _LIMITERS: dict[_Function, Callable[..., bool]] = {
     **dict.fromkeys((Tensor.clamp_min, Tensor.clamp_min_), _cuts_at_zero),
     **dict.fromkeys(
         (F.hardtanh, F.hardtanh_),
-        lambda x, min_val=-1.0, max_val=1.0, inplace=False: _is_zero(min_val),
+        lambda min_val=-1.0, max_val=1.0, inplace=False: _is_zero(min_val),
     ),
     **dict.fromkeys(
         (F.threshold, torch.threshold, torch.threshold_),
-        lambda x, threshold, value, inplace=False: _is_zero(threshold) and _is_zero(value),
+        lambda threshold, value, inplace=False: _is_zero(threshold) and _is_zero(value),
     ),
 }
 
@@ -165,8 +165,7 @@ class GuidedRectifiers(TorchFunctionMode):
             return func(x, *rest, **kwargs)
         self.guided += 1
         if func in _RELU or func in _RELU_IN_PLACE:
-            in_place = func in _RELU_IN_PLACE or bool(rest and rest[0]) or kwargs.get("inplace", False)
-            return _GuidedReLU.apply(x, in_place)
+            return _GuidedReLU.apply(x, func in _RELU_IN_PLACE or kwargs.get("inplace", False))
         return _guided_relative(func, x, rest, kwargs)
 
 
@@ -182,7 +181,7 @@ def plain_rectifiers() -> Iterator[None]:
 
 def _rectifies(func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if func in _LIMITERS:
-        return _LIMITERS[func](*args, **kwargs)
+        return _LIMITERS[func](*args[1:], **{name: value for name, value in kwargs.items() if name != "input"})
     return func in _RELU or func in _RELU_IN_PLACE or func in _RELATIVES
 
 
