@@ -64,7 +64,7 @@ class Segmenter:
         """Put the parts together.
 
         Args:
-            model: the classifier; it is left as it is found, on the device where it is.
+            model: the classifier; it is left as it is found, on the device where it is and in its number type.
             saliency: gives the class maps. None: ``DistinctClassSaliency(model)``.
             crf: refines them. None: the maps themselves are the result.
             class_names: one for each class of the model, in order. None: ``"class 0"``, ``"class 1"``, ...
@@ -231,11 +231,11 @@ class Segmenter:
                 "classes must be known of all photographs that are attributed together, or of none; they are of "
                 f"{len(known)} of {len(photographs)}."
             )
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         prepared = [photograph.prepared for photograph in photographs]
-        class_maps = self.saliency.class_maps(
-            torch.stack([p.tensor for p in prepared]).to(device), known or None, raw=raw
-        )
+        canvases = torch.stack([p.tensor for p in prepared])
+        parameter = next((p for p in self.model.parameters() if p.is_floating_point()), canvases)
+        device = parameter.device
+        class_maps = self.saliency.class_maps(canvases.to(device, parameter.dtype), known or None, raw=raw)
         names = self._names(class_maps.scores.shape[1])
         unaries = [self._label_probabilities(class_maps, i, p) for i, p in enumerate(prepared)]
         # Before the CRF: what asks the device for values must not wait for it.
