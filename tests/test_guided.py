@@ -1,5 +1,6 @@
 """The guided rule against Captum, against transposed convolutions in float64, and where Captum does not reach."""
 
+import threading
 import warnings
 
 import pytest
@@ -215,6 +216,25 @@ def test_nothing_remains_outside_the_context():
         pass
     (gradient,) = torch.autograd.grad(F.relu(x), x, torch.tensor([-1.0]))
     assert gradient.item() == -1
+
+
+def test_a_thread_follows_the_rule_that_it_entered_itself():
+    gradients = []
+
+    def work():
+        x = torch.tensor([1.0], requires_grad=True)
+        plain = F.relu(x)
+        with GuidedRectifiers() as own:
+            guided = F.relu(x)
+        gradients.extend(torch.autograd.grad(y, x, torch.tensor([-1.0]))[0].item() for y in (plain, guided))
+        gradients.append(own.guided)
+
+    thread = threading.Thread(target=work)
+    with GuidedRectifiers() as rule:
+        thread.start()
+        thread.join()
+    assert gradients == [-1, 0, 1]
+    assert rule.seen == 0
 
 
 def test_inputs_without_a_graph_are_seen_but_not_guided():
