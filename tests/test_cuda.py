@@ -118,3 +118,13 @@ def test_memory_of_the_gpu_does_not_grow():
 def test_a_batch_on_two_devices_is_refused_by_the_model_itself():
     with pytest.raises(RuntimeError, match="device"):
         DistinctClassSaliency(TinyVGG().cuda()).attribute(torch.randn(1, 3, 32, 32), 1)
+
+
+@pytest.mark.parametrize("labels", [2, 4, 21])
+def test_triton_gives_what_the_plain_operations_give(labels):
+    pytest.importorskip("triton")
+    images = torch.randint(0, 256, (3, 3, 60, 80), dtype=torch.uint8, device="cuda")
+    images[2] = 90
+    probabilities = torch.rand(3, labels, 60, 80, device="cuda").softmax(1)
+    plain, fused = (DenseCRF(backend=backend)(probabilities, images) for backend in ("torch", "triton"))
+    torch.testing.assert_close(fused, plain, rtol=0, atol=1e-4)

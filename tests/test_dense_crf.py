@@ -209,7 +209,7 @@ def test_bad_arguments(probabilities, images, error, message):
         ("bilateral_rgb", float("nan"), "bilateral_rgb is a standard deviation"),
         ("gaussian_weight", -1, "gaussian_weight must not be negative"),
         ("iterations", -1, "iterations must not be negative"),
-        ("backend", "numpy", "'auto', 'torch' or 'pydensecrf'"),
+        ("backend", "numpy", "'auto', 'torch', 'triton', 'pydensecrf'"),
     ],
 )
 def test_bad_settings(name, value, message):

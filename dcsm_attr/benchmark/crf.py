@@ -50,6 +50,8 @@ def crf_contenders(work: CrfWork) -> dict[str, Callable[[], Any]]:
         pass
     else:
         contenders["pydensecrf"] = lambda: DenseCRF(backend="pydensecrf")(probabilities, images)
+    if images.is_cuda:
+        contenders["dcsm_attr, Triton"] = lambda: DenseCRF(backend="triton")(probabilities, images)
     # Copying reads and writes.
     copied = sum(bytes_moved(image[None], work.labels) for image in images) // 2
     source = torch.zeros(_BLOCK, dtype=torch.uint8, device=images.device)

@@ -1,11 +1,12 @@
-"""The fully connected CRF as one class over two backends with one result."""
+"""The fully connected CRF as one class over three backends with one result."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from dcsm_attr.crf.fused import fused_mean_field
 from dcsm_attr.crf.gaussian_kernels import GaussianKernels
 from dcsm_attr.crf.mean_field import mean_field
 from dcsm_attr.crf.permutohedral import PermutohedralLattice
@@ -13,7 +14,7 @@ from dcsm_attr.crf.reference import infer_with_pydensecrf
 
 __all__ = ["Backend", "DenseCRF"]
 
-Backend = Literal["auto", "torch", "pydensecrf"]
+Backend = Literal["auto", "torch", "triton", "pydensecrf"]
 
 #: Smallest probability whose negative logarithm is taken; the unary of a label then is at most 11.5.
 SMALLEST_PROBABILITY = 1e-5
@@ -38,7 +39,8 @@ class DenseCRF:
         gaussian_weight: :math:`w_2`; 0 leaves the kernel out.
         gaussian_xy: :math:`\gamma_\gamma`, in pixels.
         iterations: of mean field.
-        backend: ``"torch"``: CPU and accelerators, the whole batch at once, no compiler needed. ``"pydensecrf"``: the
+        backend: ``"torch"``: CPU and accelerators, the whole batch at once, no compiler needed. ``"triton"``:
+            the same on a GPU with fused kernels, tested in Triton's interpreter alone so far. ``"pydensecrf"``: the
             reference library, on the CPU, image by image. ``"auto"``: the fastest that needs no further package, which
             is ``"torch"``.
 
@@ -67,8 +69,8 @@ class DenseCRF:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.iterations < 0:
             raise ValueError(f"iterations must not be negative, got {self.iterations}.")
-        if self.backend not in ("auto", "torch", "pydensecrf"):
-            raise ValueError(f"backend must be 'auto', 'torch' or 'pydensecrf', got {self.backend!r}.")
+        if self.backend not in get_args(Backend):
+            raise ValueError(f"backend must be one of {', '.join(map(repr, get_args(Backend)))}; got {self.backend!r}.")
 
     def __call__(self, probabilities: Tensor, images: Tensor) -> Tensor:
         """Refine the probabilities of a batch; what an image gets does not depend on the others.
@@ -83,7 +85,7 @@ class DenseCRF:
         Raises:
             TypeError: if the probabilities are not floating point, or the images are not uint8.
             ValueError: if shapes do not fit, or a probability is outside [0, 1] or NaN.
-            ImportError: if pydensecrf is asked for and not installed.
+            ImportError: if pydensecrf or Triton is asked for and not installed.
         """
         _check(probabilities, images)
         with torch.no_grad():
@@ -130,7 +132,11 @@ class DenseCRF:
         for start in range(0, count, at_once):
             part = slice(start, start + at_once)
             pairwise = self.pairwise(images[part], gaussian)
-            q = mean_field(unary[part].permute(0, 2, 3, 1).reshape(-1, labels), pairwise, self.iterations)
+            energies = unary[part].permute(0, 2, 3, 1).reshape(-1, labels)
+            if self.backend == "triton" and pairwise is not None:
+                q = fused_mean_field(energies, pairwise, self.iterations)
+            else:
+                q = mean_field(energies, pairwise, self.iterations)
             refined[part] = q.view(-1, height, width, labels).permute(0, 3, 1, 2)
         return refined
 

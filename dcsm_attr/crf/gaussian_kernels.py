@@ -40,24 +40,30 @@ class GaussianKernels:
             weighted: one lattice or more over the same points, each with its :math:`w`, times the penalty of the Potts
                 model.
         """
-        points, starts, splat_weights, corners, slice_weights = [], [], [], [], []
+        lattices = [lattice for lattice, _ in weighted]
+        points = torch.cat([lattice.splat.rows for lattice in lattices])
+        splat_weights = torch.cat([lattice.splat.weights for lattice in lattices])
+        corners = torch.cat([lattice.slices.rows for lattice in lattices], dim=1)
+        slice_weights = torch.cat([lattice.slices.weights for lattice in lattices], dim=1)
+        starts = []
         vertices = entries = 0
+        column = 0
         for lattice, weight in weighted:
-            splat, slices = lattice.splat, lattice.slices
+            splat, count = lattice.splat, lattice.slices.rows.shape[1]
             assert splat.first is not None
-            mass = lattice.filter(splat.weights.new_ones(len(slices.rows), 1))
-            normalisation = (mass + _SMALLEST_MASS).rsqrt()
-            points.append(splat.rows)
+            mass = lattice.filter(splat.weights.new_ones(len(corners), 1))
+            normalisation = mass.add_(_SMALLEST_MASS).rsqrt_()
             starts.append(splat.first + entries)
-            splat_weights.append(splat.weights * normalisation.index_select(0, splat.rows)[:, 0])
-            corners.append(slices.rows + vertices)
-            slice_weights.append(slices.weights * (normalisation * (weight * lattice.gain)))
-            vertices += lattice.vertices
-            entries += len(splat.rows)
+            of_entries = slice(entries, entries + len(splat.rows))
+            splat_weights[of_entries] *= normalisation.index_select(0, splat.rows)[:, 0]
+            of_corners = slice(column, column + count)
+            corners[:, of_corners] += vertices
+            slice_weights[:, of_corners] *= normalisation.mul_(weight * lattice.gain)
+            vertices, entries, column = vertices + lattice.vertices, of_entries.stop, of_corners.stop
         return GaussianKernels(
-            RowSums(torch.cat(points), torch.cat(splat_weights), torch.cat(starts)),
-            tuple((lattice.vertices, lattice.blurs) for lattice, _ in weighted),
-            RowSums(torch.cat(corners, dim=1), torch.cat(slice_weights, dim=1)),
+            RowSums(points, splat_weights, torch.cat(starts)),
+            tuple((lattice.vertices, lattice.blurs) for lattice in lattices),
+            RowSums(corners, slice_weights),
         )
 
     def on_vertices(self, q: Tensor) -> Tensor:

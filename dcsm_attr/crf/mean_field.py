@@ -11,11 +11,8 @@ from torch import Tensor
 
 __all__ = ["mean_field"]
 
-# So few labels make rows too short for a vectorised softmax on the CPU (two cores, 187,500 points: 4 labels 2.2 ms
-# along the first dimension, 6.5 ms along the last; 21 labels 9 and 2.5 ms).
-_FEW_LABELS = 12
-
-
+# Far enough from where exponentials of four-byte numbers overflow or lose digits.
+_SAFE = 80.0
 # Values that fit into the cache of one core: messages are read and turned into probabilities before they leave it.
 _BLOCK = 2**18
 
@@ -47,6 +44,8 @@ def mean_field(unary: Tensor, pairwise: Pairwise | None, iterations: int) -> Ten
     Returns:
         ``(P, ..., L)``, summing to one over the labels.
     """
+    # The labels of a point side by side in memory: all of them are read together.
+    unary = unary.contiguous()
     q = _over_labels(-unary)
     if pairwise is None:
         return q
@@ -61,16 +60,14 @@ def mean_field(unary: Tensor, pairwise: Pairwise | None, iterations: int) -> Ten
 
 
 def _over_labels(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension.
+    """Softmax over the last dimension; may overwrite its argument.
 
-    Where labels are few on the CPU, not by :func:`torch.softmax` along the first dimension, whose last bits depend on
-    where a point lies: what a photograph gets must not depend on the others of its batch.
+    On the CPU, :func:`torch.softmax` is slow along so short a dimension (65,536 points of 4 labels: 2.4 ms, these three
+    steps 0.3 ms). Without its subtraction of the maximum they are as exact wherever no exponential overflows.
     """
-    if logits.device.type != "cpu" or logits.shape[-1] > _FEW_LABELS:
+    if logits.device.type != "cpu":
         return torch.softmax(logits, dim=-1)
-    by_label = logits.movedim(-1, 0).contiguous()
-    exponentials = (by_label - by_label.amax(dim=0)).exp_()
-    total = exponentials[0].clone()
-    for of_label in exponentials[1:]:
-        total += of_label
-    return exponentials.div_(total).movedim(0, -1).contiguous()
+    lowest, highest = logits.aminmax()
+    if not (lowest > -_SAFE and highest < _SAFE):  # Neither if one is not a number.
+        return torch.softmax(logits, dim=-1)
+    return logits.exp_().div_(logits.sum(dim=-1, keepdim=True))

@@ -5,22 +5,23 @@ Points in feature space are spread over the ``d + 1`` vertices of the simplex th
 are blurred along the lattice's ``d + 1`` directions, and the points read their simplex again (*slice*). The cost grows
 with the number of points, not with its square.
 
-The vertices are made unique by sorting packed integer keys. The index of the image is part of the key, so that a batch
-of images is one lattice with no connection between them.
+The vertices are made unique by sorting packed integer keys. The coordinates of a vertex are all congruent modulo d + 1,
+so that quotients and one remainder make a key: small enough for four bytes with photographs, which sort in half the
+time. The index of the image is part of the key, so that a batch of images is one lattice with no connection between
+them.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dcsm_attr.crf.row_sums import RowSums
 
 __all__ = ["PermutohedralLattice"]
 
-_KEY_RANGE = 2**63 - 1
+_KEY_RANGES = {torch.int32: 2**31 - 1, torch.int64: 2**63 - 1}
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,22 @@ class _Simplices:
     """The enclosing simplex of each point.
 
     Attributes:
-        keys: ``(d + 1, P)`` int64, a packed key for each vertex.
+        keys: ``(d + 1, P)`` int32 or int64, a packed key for each vertex.
         weights: ``(d + 1, P)``, barycentric, summing to one.
-        steps: ``(d + 1,)`` int64, what moving by one along a direction adds to a key.
+        strides: ``(d + 1,)``, what one more of a coordinate's quotient adds to a key; the last coordinate is not part
+            of it, as all of them sum to zero.
     """
 
     keys: Tensor
     weights: Tensor
-    steps: Tensor
+    strides: tuple[int, ...]
+
+    def ahead(self, keys: Tensor, direction: int) -> Tensor:
+        """The keys one step further: all coordinates grow by one, that of the direction shrinks by d."""
+        corners = len(self.strides)
+        # From the last remainder on, adding one to a coordinate adds one to its quotient.
+        carries = (keys % corners == corners - 1).to(keys.dtype).mul_(sum(self.strides) - corners)
+        return carries.add_(keys).add_(1 - self.strides[direction])
 
 
 class PermutohedralLattice:
@@ -72,13 +81,13 @@ class PermutohedralLattice:
         # Half the memory traffic wherever the numbers fit.
         integers = torch.int32 if len(entry) < 2**31 else torch.int64
         vertex = torch.empty_like(entry, dtype=integers)
-        vertex.scatter_(0, entry, (begins.cumsum(0) - 1).to(integers))
+        vertex.scatter_(0, entry, begins.cumsum(0, dtype=integers).sub_(1))
         self.vertices = len(keys)
         # Three taps (1/2, 1, 1/2) along each direction multiply a constant by the inverse, less at the lattice's rim.
         self.gain = 1 / (1 + 2.0**-dimensions)
         points_of_entries = entry.div(corners, rounding_mode="floor").to(integers)
         self.splat = RowSums(points_of_entries, weights.take(entry), first.to(integers))
-        self.blurs = tuple(_blur(keys, step, weights.dtype, integers) for step in simplices.steps)
+        self.blurs = tuple(_blur(keys, simplices.ahead(keys, i), weights.dtype, integers) for i in range(corners))
         self.slices = RowSums(vertex.view(points, corners), weights)
 
     def filter(self, values: Tensor) -> Tensor:
@@ -96,11 +105,10 @@ class PermutohedralLattice:
         return self.slices(on_vertices).mul_(self.gain)
 
 
-def _blur(keys: Tensor, step: Tensor, dtype: torch.dtype, integers: torch.dtype) -> RowSums:
+def _blur(keys: Tensor, wanted: Tensor, dtype: torch.dtype, integers: torch.dtype) -> RowSums:
     """Each of the sorted vertices and half of its two neighbours; one that does not exist counts with weight zero."""
     count = len(keys)
     own = torch.arange(count, device=keys.device)
-    wanted = keys + step
     ahead = torch.searchsorted(keys, wanted).clamp_(max=count - 1)
     has_ahead = keys[ahead] == wanted
     # Who has one ahead is behind it; the last row takes those that have none.
@@ -143,26 +151,25 @@ def _enclosing_simplices(features: Tensor, groups: Tensor | None) -> _Simplices:
     excess = multiples.sum(dim=0).round_()
     # ... made to sum to zero: ranked by their distance from it, the outermost coordinates are moved (ABD, section 3.2).
     rank = _descending_ranks(elevated - origin).add_(excess.to(torch.int8))
-    turn = (rank < 0).to(torch.int8).sub_((rank > dimensions).to(torch.int8)).mul_(corners)
-    rank = rank.add_(turn).long()
-    origin += turn
-    distance = elevated - origin
+    turn = (rank < 0).to(torch.int8).sub_((rank > dimensions).to(torch.int8))
+    multiples += turn
+    rank = rank.add_(turn, alpha=corners).long()
+    distance = elevated.sub_(torch.mul(multiples, corners, out=origin))
     # Coordinates in descending order of their distance: consecutive differences are the barycentric weights.
     ordered = torch.empty_like(distance).scatter_(0, rank, distance)
     weights = ordered[:-1].sub(ordered[1:]).flip(0) / corners
     weights = torch.cat([1 - (ordered[:1] - ordered[-1:]) / corners, weights])
 
-    base, strides = _packed(origin[:-1], groups, corners)
-    strides = F.pad(strides, (0, 1))
-    stride_by_rank = torch.empty(corners, points, dtype=torch.long, device=features.device)
-    stride_by_rank.scatter_(0, rank, strides[:, None].expand(-1, points))
-    steps = strides.sum() - corners * strides
+    base, strides = _packed(multiples[:-1], groups)
+    stride_of = torch.tensor(strides, dtype=base.dtype, device=base.device)
+    stride_by_rank = torch.empty(corners, points, dtype=base.dtype, device=base.device)
+    stride_by_rank.scatter_(0, rank, stride_of[:, None].expand(-1, points))
     # Vertex r adds r to all coordinates and takes d + 1 off the r ones that are ranked last.
     keys = torch.empty_like(stride_by_rank)
     keys[0] = base
     for r in range(1, corners):
-        torch.sub(keys[r - 1] + strides.sum(), stride_by_rank[corners - r], alpha=corners, out=keys[r])
-    return _Simplices(keys, weights, steps)
+        torch.sub(keys[r - 1], stride_by_rank[corners - r], out=keys[r]).add_(1)
+    return _Simplices(keys, weights, strides)
 
 
 def _descending_ranks(distance: Tensor) -> Tensor:
@@ -180,18 +187,25 @@ def _descending_ranks(distance: Tensor) -> Tensor:
     return ranks
 
 
-def _packed(coordinates: Tensor, groups: Tensor | None, margin: int) -> tuple[Tensor, Tensor]:
-    """Pack whole coordinates ``(d, P)`` and group into one int64 each, in a mixed radix with a margin on both sides."""
-    rows = [*coordinates] if groups is None else [*coordinates, groups]
+def _packed(quotients: Tensor, groups: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+    """Pack the coordinates of remainder zero ``(d, P)``, divided by d + 1, and the group into one integer each.
+
+    In a mixed radix, the remainder first. The vertices of a simplex lie up to one below, and their neighbours up to one
+    around these: no two get the same key.
+    """
+    rows = [*quotients] if groups is None else [*quotients, groups]
     ends = torch.stack([torch.stack([row.amin(), row.amax()]).double() for row in rows]).tolist()
-    spans = [highest - lowest + 2 * margin + 1 for lowest, highest in ends]
-    if not math.prod(spans) <= _KEY_RANGE:  # Neither if one is not finite.
+    spans = [highest - lowest + 4 for lowest, highest in ends]
+    corners = len(quotients) + 1
+    needed = corners * math.prod(spans)
+    types = [integers for integers, largest in _KEY_RANGES.items() if needed <= largest]
+    if not types:  # Nor is there one if a span is not finite.
         raise ValueError(
             "the features spread over too many lattice cells to be told apart in 64 bits: use larger standard "
             f"deviations, or fewer images at once; extents were {spans}."
         )
-    strides = [math.prod(map(int, spans[:i])) for i in range(len(rows))]
-    key = torch.zeros(coordinates.shape[1], dtype=torch.long, device=coordinates.device)
+    strides = [corners * math.prod(map(int, spans[:i])) for i in range(len(rows))]
+    key = torch.zeros(quotients.shape[1], dtype=types[0], device=quotients.device)
     for row, (lowest, _), stride in zip(rows, ends, strides, strict=True):
-        key.add_(row.long() + (margin - int(lowest)), alpha=stride)
-    return key, torch.tensor(strides[: len(coordinates)], device=key.device)
+        key.add_(row.to(types[0]).add_(2 - int(lowest)), alpha=stride)
+    return key, (*strides[: len(quotients)], 0)
