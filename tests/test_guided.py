@@ -39,7 +39,8 @@ def test_equals_captum_bit_for_bit(name):
 def test_equals_an_independent_float64_reference(vgg):
     vgg = vgg.double()
     x = torch.randn(3, 20, 24, dtype=torch.float64)
-    gradient, output, _ = _guided(vgg, x[None], lambda y: y[0, 2].sum())
+    gradient, output, rule = _guided(vgg, x[None], lambda y: y[0, 2].sum())
+    assert (rule.seen, rule.guided) == (5, 5)
     at_input, _ = reference.layer_gradients(vgg, x, reference.one_hot_seed(output[0], 2))
     expected = torch.from_numpy(at_input[vgg.features[0]])
     assert (gradient[0] - expected).abs().max() <= 1e-10 * expected.abs().max()
