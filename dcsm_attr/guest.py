@@ -1,12 +1,14 @@
 """The user's model is a guest: whatever a call needs to change about it is changed back, also after an exception."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["evaluation_mode", "preserved_random_state", "uncompiled", "unwrapped"]
@@ -18,6 +20,21 @@ _held: dict[int, int] = {}
 # The same for modules that run uncompiled, with their compiled code.
 _uncompiled: dict[int, tuple[int, Any]] = {}
 _COMPILED_IN_PLACE = "_compiled_call_impl"
+
+_Found = tuple[Callable[[Tensor], None], Tensor]
+
+
+@dataclass(eq=False)
+class _Call:
+    """A running call in which random numbers may be drawn, and what its end gives back: a setter and a state each."""
+
+    thread: int
+    found: dict[torch.device, _Found]
+
+
+# All of them, the first to begin first. Without knowing the others, two that overlap in time would each take what the
+# other one drew for the user's.
+_calls: list[_Call] = []
 
 
 @contextmanager
@@ -80,21 +97,36 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved_random_state(device: torch.device) -> Iterator[None]:
-    """Give the random generators of the CPU and of ``device`` back as they were found.
+    """Give PyTorch's random generators of the CPU and of ``device`` back as they were found.
+
+    They belong to the whole process. Where calls in several threads overlap, the last one to end gives back what the
+    first one found; another thread that draws from them meanwhile may get the same numbers again.
 
     Args:
         device: where the model runs; any accelerator of which PyTorch knows a random state.
     """
     module = None if device.type == "cpu" else getattr(torch, device.type, None)
     accelerator = module if hasattr(module, "get_rng_state") else None
-    cpu_state = torch.get_rng_state()
-    device_state = accelerator.get_rng_state(device) if accelerator else None
+    with _lock:
+        found: dict[torch.device, _Found] = {torch.device("cpu"): (torch.set_rng_state, torch.get_rng_state())}
+        if accelerator:
+            found[device] = (partial(accelerator.set_rng_state, device=device), accelerator.get_rng_state(device))
+        call = _Call(threading.get_ident(), found)
+        _calls.append(call)
     try:
         yield
     finally:
-        torch.set_rng_state(cpu_state)
-        if accelerator:
-            accelerator.set_rng_state(device_state, device)
+        with _lock:
+            place = _calls.index(call)
+            del _calls[place]
+            heir = next((other for other in _calls if other.thread != call.thread), None)
+            if heir is None:
+                for set_state, state in call.found.values():
+                    set_state(state)
+            elif heir in _calls[place:]:
+                heir.found |= call.found
+            else:
+                heir.found = call.found | heir.found
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

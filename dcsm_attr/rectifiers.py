@@ -25,11 +25,11 @@ def _is_zero(limit: Any) -> bool:
     return isinstance(limit, (int, float)) and limit == 0
 
 
-def _cuts_at_zero(x: Tensor, *limits: Any, **named: Any) -> bool:
+def _cuts_at_zero(*limits: Any, **named: Any) -> bool:
     return _is_zero(named.get("min", limits[0] if limits else None))
 
 
-# These functions rectify only where they cut at zero: each with a test that reads its arguments.
+# These functions rectify only where they cut at zero: each with a test that reads its arguments after the input.
 _LIMITERS: dict[_Function, Callable[..., bool]] = {
     **dict.fromkeys(
         (torch.clamp, torch.clamp_, torch.clip, torch.clip_, torch.clamp_min, torch.clamp_min_), _cuts_at_zero
@@ -38,11 +38,11 @@ _LIMITERS: dict[_Function, Callable[..., bool]] = {
     **dict.fromkeys((Tensor.clamp_min, Tensor.clamp_min_), _cuts_at_zero),
     **dict.fromkeys(
         (F.hardtanh, F.hardtanh_),
-        lambda x, min_val=-1.0, max_val=1.0, inplace=False: _is_zero(min_val),
+        lambda min_val=-1.0, max_val=1.0, inplace=False: _is_zero(min_val),
     ),
     **dict.fromkeys(
         (F.threshold, torch.threshold, torch.threshold_),
-        lambda x, threshold, value, inplace=False: _is_zero(threshold) and _is_zero(value),
+        lambda threshold, value, inplace=False: _is_zero(threshold) and _is_zero(value),
     ),
 }
 
@@ -60,5 +60,6 @@ def rectifies(function: _Function, arguments: tuple[Any, ...], named: Mapping[st
         for clamp, hardtanh and threshold where they cut at zero.
     """
     if function in _LIMITERS:
-        return _LIMITERS[function](*arguments, **named)
+        limits = {name: value for name, value in named.items() if name != "input"}
+        return _LIMITERS[function](*arguments[1:], **limits)
     return function in RELU or function in RELU_IN_PLACE or function in _RELATIVES

@@ -240,6 +240,17 @@ def test_a_model_of_one_size(images):
     assert one_size.layers == ("conv2",)
 
 
+def test_memory_that_is_not_there_is_no_question_of_the_scale(images):
+    class Large(TinyVGG):
+        def forward(self, x):
+            if x.shape[2:] != images.shape[2:]:
+                raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+            return super().forward(x)
+
+    with pytest.raises(torch.OutOfMemoryError, match="^tried to allocate 2 GiB$"):
+        DistinctClassSaliency(Large(), "features.5").attribute(images, 1)
+
+
 def test_faults_of_the_model_itself_are_not_explained_away(images):
     class Broken(TinyVGG):
         def forward(self, x):

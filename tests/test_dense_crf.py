@@ -42,6 +42,16 @@ def test_backends_agree(labels, settings):
     assert (ours - probabilities).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("left_out", ["bilateral_weight", "gaussian_weight"])
+def test_backends_agree_without_one_of_the_kernels(left_out):
+    pytest.importorskip("pydensecrf", reason="the reference CRF is an extra: pip install 'dcsm_attr[pydensecrf]'")
+    image, probabilities = _picture(40, 50), _probabilities(1, 3, 40, 50)
+    ours = DenseCRF(**{**DEEPLAB, left_out: 0})(probabilities, image)
+    reference = DenseCRF(**{**DEEPLAB, left_out: 0}, backend="pydensecrf")(probabilities, image)
+    assert (ours - reference).abs().max() < 1e-3
+    assert (ours - DenseCRF(**DEEPLAB)(probabilities, image)).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("labels", [2, 4, 21])
 @pytest.mark.parametrize("settings", [{}, DEEPLAB], ids=["paper", "deeplab"])
 def test_backends_agree_on_photographs(shared, labels, settings):

@@ -1,5 +1,7 @@
 """The engine: maxima of gradients at every layer point against float64, its graph, and what it refuses."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import reference
@@ -183,6 +185,69 @@ def test_a_layer_with_several_tensors_has_a_map_for_each(images, at_input, expec
     assert recording.points == ["pair", "pair"]
     positions = images[0, 0].numel()
     assert [float(m.max()) * positions for m in maps] == pytest.approx(expected)
+
+
+class _Pair(NamedTuple):
+    map: torch.Tensor
+    name: str
+
+
+class _NamedPair(nn.Module):
+    def forward(self, x):
+        return _Pair(x * 2, "no tensor")
+
+
+class _WithNamedTuple(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pair = nn.Conv2d(3, 2, 1), _NamedPair()
+
+    def forward(self, x):
+        pair = self.pair(torch.relu(self.conv(x)))
+        assert pair.name == "no tensor"
+        return 3 * pair.map.mean((2, 3))
+
+
+def test_a_named_tuple_stays_one_and_what_is_no_tensor_is_passed_on(images):
+    model = _WithNamedTuple()
+    recording = _record(model, images, [LayerPoint("pair", model.pair, False)])
+    (maps,) = recording.channel_maxima(torch.tensor([[0], [0]]))
+    torch.testing.assert_close(maps * images[0, 0].numel(), torch.full_like(maps, 3.0))
+
+
+class _Sequence(nn.Module):
+    """A layer between tensors (N, L, C), as of a transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.inner = nn.Conv2d(3, 2, 1), nn.Identity()
+
+    def forward(self, x):
+        return self.inner(torch.relu(self.conv(x)).flatten(2)).mean(2)
+
+
+@pytest.mark.parametrize(("at_input", "side"), [(True, "input"), (False, "output")])
+def test_a_layer_without_a_map_is_named(images, at_input, side):
+    model = _Sequence()
+    with pytest.raises(RuntimeError, match=rf"'inner' has no map at its {side}: a tensor of shape \(N, C, h, w\)"):
+        _record(model, images, [LayerPoint("inner", model.inner, at_input)])
+
+
+class _FailsInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("a fault of its own")
+
+
+@pytest.mark.parametrize("classes_at_once", [1, 2])
+def test_a_fault_of_the_backward_is_not_taken_for_a_missing_batched_one(vgg, images, classes_at_once):
+    recording = _record(lambda x: _FailsInBackward.apply(vgg(x)), images, _points([vgg.features[8]], True))
+    with pytest.raises(RuntimeError, match="a fault of its own"):
+        recording.channel_maxima(torch.tensor([[0, 1], [1, 0]]), classes_at_once=classes_at_once)
 
 
 class _Vector(nn.Module):

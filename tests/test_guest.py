@@ -9,36 +9,10 @@ import pytest
 import torch
 from conftest import PooledCNN, TinyVGG
 from torch import nn
+from untouched import untouched
 
 from dcsm_attr import DistinctClassSaliency, Simonyan
 from dcsm_attr.guest import evaluation_mode, preserved_random_state
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs")
-
-
-def _state(model):
-    """Everything that a call could leave behind."""
-    return {
-        "values": {name: value.clone() for name, value in model.state_dict().items()},
-        "versions": {name: p._version for name, p in model.named_parameters()},
-        "gradients": {name: p.grad for name, p in model.named_parameters()},
-        "needs": {name: p.requires_grad for name, p in model.named_parameters()},
-        "training": {name: m.training for name, m in model.named_modules()},
-        "in_place": {name: m.inplace for name, m in model.named_modules() if hasattr(m, "inplace")},
-        "hooks": {name: [len(getattr(m, kind)) for kind in HOOKS] for name, m in model.named_modules()},
-        "forward": {name: "forward" in vars(m) for name, m in model.named_modules()},
-        "random": torch.get_rng_state(),
-        "grad_mode": torch.is_grad_enabled(),
-    }
-
-
-def _assert_same(before, after):
-    for name, value in before["values"].items():
-        assert torch.equal(value, after["values"][name]), name
-    assert torch.equal(before["random"], after["random"])
-    for key in before.keys() - {"values", "random"}:
-        assert before[key] == after[key], key
-
 
 METHODS = [lambda m: DistinctClassSaliency(m), lambda m: Simonyan(m), lambda m: DistinctClassSaliency(m, guided=False)]
 
@@ -52,13 +26,9 @@ def test_nothing_is_left_behind(method, model, training, images):
         p.grad = torch.ones_like(p)
     next(iter(model.children())).eval()
     list(model.parameters())[3].requires_grad_(False)
-    before = _state(model)
-    x = images.clone()
-    method(model).attribute(x, 1)
-    method(model).class_maps(x)
-    _assert_same(before, _state(model))
-    assert torch.equal(x, images)
-    assert (x.requires_grad, x.grad) == (False, None)
+    with untouched(model, images):
+        method(model).attribute(images, 1)
+        method(model).class_maps(images)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -74,12 +44,12 @@ class _Failing(nn.Module):
 
     def __init__(self, at):
         super().__init__()
-        self.inner, self.at, self.calls = TinyVGG(), at, 0
+        self.inner, self.at, self.calls = TinyVGG(), at, []
 
     def forward(self, x):
         y = self.inner.features(x)
-        self.calls += 1
-        if self.calls == self.at:
+        self.calls.append(y.shape)
+        if len(self.calls) == self.at:
             raise KeyError("a fault of the model")
         return self.inner.classifier(y)
 
@@ -87,10 +57,8 @@ class _Failing(nn.Module):
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_nothing_is_left_behind_after_a_fault_of_the_model(at, images):
     model = _Failing(at).train()
-    before = _state(model)
-    with pytest.raises(KeyError, match="a fault of the model"):
+    with untouched(model, images), pytest.raises(KeyError, match="a fault of the model"):
         DistinctClassSaliency(model).attribute(images, 1)
-    _assert_same(before, _state(model))
     assert DistinctClassSaliency(model).attribute(images, 1).max() > 0.1
 
 
@@ -111,10 +79,8 @@ class _BackwardFault(TinyVGG):
 
 def test_nothing_is_left_behind_after_a_fault_in_the_backward(images):
     model = _BackwardFault().train()
-    before = _state(model)
-    with pytest.raises(KeyError, match="a fault in the backward"):
+    with untouched(model, images), pytest.raises(KeyError, match="a fault in the backward"):
         DistinctClassSaliency(model, "features.5").attribute(images, 1)
-    _assert_same(before, _state(model))
 
 
 def test_results_are_the_same_in_training_mode_frozen_and_under_no_grad(images):
@@ -163,42 +129,6 @@ def test_hooks_of_the_user_run_and_stay(vgg, images):
     handle.remove()
 
 
-def test_it_can_be_called_from_a_hook_of_the_model_it_explains(vgg, images):
-    inner = []
-    dcs = DistinctClassSaliency(vgg, "features.5", scales=(1.0,))
-    expected = dcs.attribute(images, 1)
-
-    def hook(module, inputs, output):
-        handle.remove()
-        inner.append(dcs.attribute(images, 1))
-
-    handle = vgg.features[2].register_forward_hook(hook)
-    outer = dcs.attribute(images, 1)
-    torch.testing.assert_close(inner[0], expected)
-    torch.testing.assert_close(outer, expected)
-
-
-def test_two_threads_on_one_model_do_not_disturb_each_other(images):
-    model = PooledCNN().train()
-    dcs = DistinctClassSaliency(model, ["conv2", "conv3"])
-    batches = [torch.randn(2, 3, 16 + 4 * i, 20) for i in range(4)]
-    expected = [dcs.attribute(x, 1) for x in batches]
-    before, results = _state(model), {}
-
-    def work(i):
-        for _ in range(6):
-            results[i] = dcs.attribute(batches[i], 1)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i in range(4):
-        assert torch.equal(results[i], expected[i])
-    _assert_same(before, _state(model))
-
-
 def test_evaluation_mode_is_counted_across_overlapping_calls():
     model = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(2).eval())
     first, second = evaluation_mode(model), evaluation_mode(model)
@@ -217,6 +147,39 @@ def test_random_state_is_preserved():
     with preserved_random_state(torch.device("cpu")):
         torch.rand(100)
     assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1])
+def test_of_calls_that_overlap_the_last_gives_back_what_the_first_found(first_to_end):
+    before = torch.get_rng_state()
+    may_end, has_begun = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+
+    def call(i):
+        with preserved_random_state(torch.device("cpu")):
+            with preserved_random_state(torch.device("cpu")):
+                torch.rand(100)
+            torch.rand(10)
+            has_begun[i].set()
+            assert may_end[i].wait(60)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(2)]
+    for thread, begun in zip(threads, has_begun, strict=True):
+        thread.start()
+        assert begun.wait(60)
+    assert not torch.equal(torch.get_rng_state(), before)
+    for i in (first_to_end, 1 - first_to_end):
+        may_end[i].set()
+        threads[i].join()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_call_within_a_call_gives_back_what_it_found():
+    with preserved_random_state(torch.device("cpu")):
+        torch.rand(3)
+        found = torch.get_rng_state()
+        with preserved_random_state(torch.device("cpu")):
+            torch.rand(3)
+        assert torch.equal(torch.get_rng_state(), found)
 
 
 def test_no_reference_to_graph_or_result_is_kept(vgg, images):

@@ -1,5 +1,6 @@
 """The guided rule against Captum, against transposed convolutions in float64, and where Captum does not reach."""
 
+import threading
 import warnings
 
 import pytest
@@ -38,7 +39,8 @@ def test_equals_captum_bit_for_bit(name):
 def test_equals_an_independent_float64_reference(vgg):
     vgg = vgg.double()
     x = torch.randn(3, 20, 24, dtype=torch.float64)
-    gradient, output, _ = _guided(vgg, x[None], lambda y: y[0, 2].sum())
+    gradient, output, rule = _guided(vgg, x[None], lambda y: y[0, 2].sum())
+    assert (rule.seen, rule.guided) == (5, 5)
     at_input, _ = reference.layer_gradients(vgg, x, reference.one_hot_seed(output[0], 2))
     expected = torch.from_numpy(at_input[vgg.features[0]])
     assert (gradient[0] - expected).abs().max() <= 1e-10 * expected.abs().max()
@@ -79,7 +81,13 @@ RELU_SPELLINGS = {
     "clip": lambda x: x.clip(min=0),
     "threshold": lambda x: F.threshold(x, 0, 0),
     "nn.Threshold": nn.Threshold(0, 0),
+    "torch.relu by keyword": lambda x: torch.relu(input=x),
+    "torch.clamp by keyword": lambda x: torch.clamp(input=x, min=0),
+    "F.threshold by keyword": lambda x: F.threshold(input=x, threshold=0, value=0),
     "ignored result": lambda x: (x.relu_(), x)[1],
+    "ignored result of F.relu": lambda x: (F.relu(x, inplace=True), x)[1],
+    "ignored result of F.relu by position": lambda x: (F.relu(x, True), x)[1],
+    "ignored result of the module": lambda x: (nn.ReLU(inplace=True)(x), x)[1],
 }
 
 
@@ -94,6 +102,15 @@ def test_every_spelling_of_relu_follows_the_rule(relu):
     # Open at 1, 2, 3; of the gradients there, only the positive ones pass.
     assert gradient.tolist() == [0, 0, 0, 1, 0, 2]
     assert (rule.seen, rule.guided) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["F.relu", "torch.relu", "method", "module", "clamp", "threshold"])
+def test_relu_out_of_place_leaves_its_input(name):
+    x = torch.randn(6, requires_grad=True)
+    with GuidedRectifiers():
+        inner = x * 1
+        RELU_SPELLINGS[name](inner)
+    assert torch.equal(inner, x)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -150,8 +167,9 @@ RELATIVES = {
 }
 
 
-@pytest.mark.parametrize("activation", RELATIVES.values(), ids=RELATIVES)
-def test_relatives_pass_positive_gradients_through_their_own_derivative(activation):
+@pytest.mark.parametrize("name", RELATIVES)
+def test_relatives_pass_positive_gradients_through_their_own_derivative(name):
+    activation = RELATIVES[name]
     x = torch.linspace(-4, 4, 41, dtype=torch.float64, requires_grad=True)
     seed = torch.randn(41, dtype=torch.float64)
     expected_output = activation(x * 1)
@@ -163,9 +181,8 @@ def test_relatives_pass_positive_gradients_through_their_own_derivative(activati
     torch.testing.assert_close(gradient, derivative * seed.clamp(min=0), rtol=0, atol=1e-15)
     assert torch.equal(output, expected_output)
     assert rule.guided == 1
-    # What overwrote its input still does.
-    if output is inner or "in place" in str(activation):
-        assert torch.equal(inner, output)
+    # What overwrote its input still does, and nothing else does.
+    assert torch.equal(inner, output if "in place" in name else x)
 
 
 @pytest.mark.parametrize(
@@ -202,10 +219,31 @@ def test_nothing_remains_outside_the_context():
     assert gradient.item() == -1
 
 
-def test_inputs_without_a_graph_are_seen_but_not_guided():
+def test_a_thread_follows_the_rule_that_it_entered_itself():
+    gradients = []
+
+    def work():
+        x = torch.tensor([1.0], requires_grad=True)
+        plain = F.relu(x)
+        with GuidedRectifiers() as own:
+            guided = F.relu(x)
+        gradients.extend(torch.autograd.grad(y, x, torch.tensor([-1.0]))[0].item() for y in (plain, guided))
+        gradients.append(own.guided)
+
+    thread = threading.Thread(target=work)
     with GuidedRectifiers() as rule:
-        F.relu(torch.randn(3))
-    assert (rule.seen, rule.guided) == (1, 0)
+        thread.start()
+        thread.join()
+    assert gradients == [-1, 0, 1]
+    assert rule.seen == 0
+
+
+def test_inputs_without_a_graph_are_seen_but_not_guided():
+    x = torch.tensor([-1.0, 1.0, 3.0])
+    with GuidedRectifiers() as rule:
+        results = [F.relu(x), x.clamp(0, 2), x.clamp(min=0, max=2), F.leaky_relu(x, 0.5)]
+    assert (rule.seen, rule.guided) == (4, 0)
+    assert [result.tolist() for result in results] == [[0, 1, 3], [0, 1, 2], [0, 1, 2], [-0.5, 1, 3]]
 
 
 def test_batched_gradients_follow_the_rule(vgg):

@@ -80,6 +80,14 @@ def test_channel_maxima_by_hand():
     assert eq.signed_channel_maximum(gradient).tolist() == [[[[2.0, 1.0]]]]
 
 
+def test_channel_maxima_of_a_batch_are_those_of_each_image():
+    gradient = torch.randn(3, 5, 4, 6)
+    for reduction in (eq.absolute_channel_maximum, eq.signed_channel_maximum):
+        result = reduction(gradient)
+        assert result.shape == (3, 1, 4, 6)
+        assert torch.equal(result, torch.cat([reduction(image[None]) for image in gradient]))
+
+
 def test_reducing_before_upsampling_bounds_the_paper_from_above_and_agrees_on_the_grid():
     gradient = torch.randn(1, 6, 4, 5, dtype=torch.float64)
     before = eq.upsample(eq.absolute_channel_maximum(gradient), (12, 15))
@@ -194,6 +202,34 @@ def test_caffe_differences_equal_the_layers_of_the_release():
                     stacked += np.tanh(3 * difference / difference.max())
             expected[n, e] = np.tanh(3 * stacked / stacked.max()) if stacked.max() > 0 else 0
     np.testing.assert_allclose(eq.caffe_differences(maps, 3.0).numpy(), expected, rtol=1e-11, atol=1e-12)
+
+
+def test_matconvnet_differences_by_hand():
+    """One pair of classes; at the last pixel they agree, which is no victory."""
+    maps = torch.tensor([[[[4.0, 1.0, 2.0]], [[2.0, 2.0, 2.0]]]], dtype=torch.float64)
+    result = eq.matconvnet_differences(maps, 3.0)
+    # Class 0 is ahead by 2, -1 and 0, class 1 by -2, 1 and 0; each is divided by its maximum.
+    expected = [math.tanh(3), 1e-20, 1e-20, 1e-20, math.tanh(3), 1e-20]
+    assert result.flatten().tolist() == pytest.approx(expected, rel=1e-12, abs=0)
+    assert eq.matconvnet_differences(torch.ones(1, 2, 3, 3), 3.0).count_nonzero() == 0
+
+
+def test_nothing_is_made_on_the_default_device():
+    maps, many = _random_maps(7, 3, 4, 5), _random_maps(7, eq._SORT_FROM, 4, 5)
+
+    def results():
+        return [
+            eq.upsample_from_corner(maps, (9, 11)),
+            eq.subtract(many),
+            eq.matconvnet_differences(maps, 3.0),
+            eq.caffe_differences(maps, 3.0),
+        ]
+
+    expected = results()
+    # A device whose tensors hold no values.
+    with torch.device("meta"):
+        found = results()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("differences", [eq.matconvnet_differences, eq.caffe_differences])

@@ -68,6 +68,16 @@ def test_without_pairwise_or_iterations_it_is_the_softmax():
         torch.testing.assert_close(q, expected, rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("shift", [0.0, 1e3, -1e3])
+@pytest.mark.parametrize("scale", [1.0, 70.0, 200.0, 1e5])
+@pytest.mark.parametrize("shape", [(50, 3), (50, 4, 2), (9, 2, 5, 3)])
+def test_energies_of_any_size(shape, scale, shift):
+    """Also where exponentials overflow or vanish."""
+    unary = torch.randn(shape) * scale + shift
+    expected = torch.softmax(-unary.double(), -1)
+    torch.testing.assert_close(mean_field(unary, None, 0).double(), expected, rtol=1e-4, atol=1e-30)
+
+
 def test_the_unary_is_not_changed():
     features, unary = _problem()
     before = unary.clone()

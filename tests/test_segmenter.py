@@ -124,6 +124,14 @@ def test_a_batch_of_different_sizes_equals_single_photographs(segmenter, photogr
             assert (result.labels == alone.labels).float().mean() > 0.999
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.2)])
+def test_a_model_of_another_number_type(vgg, photograph, dtype, tolerance):
+    expected = Segmenter(vgg, preprocess=SMALL, crf=None).segment(photograph, [0, 2])
+    result = Segmenter(vgg.to(dtype), preprocess=SMALL, crf=None).segment(photograph, [0, 2])
+    assert result.probabilities.dtype == torch.float32
+    assert (result.probabilities - expected.probabilities).abs().mean() < tolerance
+
+
 def test_nothing_detected_falls_back_to_the_best_class(segmenter, vgg, photograph):
     with torch.no_grad():
         vgg.classifier[2].bias.fill_(-9)

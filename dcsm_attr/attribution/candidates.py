@@ -103,7 +103,7 @@ def explicit_classes(classes: object, images: int, count: int, name: str) -> Ten
         ValueError: if the shape is wrong, a class is out of range or named twice, or an image has none.
     """
     try:
-        rows = torch.as_tensor(_padded_rows(classes))
+        rows = torch.as_tensor(_padded_rows(classes), device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{name} must be integers of shape (K,), or a row of them for each image; got {classes!r}."
@@ -112,7 +112,7 @@ def explicit_classes(classes: object, images: int, count: int, name: str) -> Ten
         raise ValueError(
             f"{name} must be integers of shape (K,) or (N, K), got {rows.dtype} of shape {tuple(rows.shape)}."
         )
-    rows = rows.cpu().long()
+    rows = rows.long()
     if rows.ndim == 2 and len(rows) != images:
         raise ValueError(f"{name} has {len(rows)} rows for {images} images.")
     rows = rows.expand(images, -1)

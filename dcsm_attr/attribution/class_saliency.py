@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dcsm_attr.attribution.candidates import Activation, Candidates, class_scores
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.gradients import LayerPoint, Recording, record
+from dcsm_attr.attribution.guided import plain_rectifiers
 from dcsm_attr.attribution.inputs import (
     argument_tuple,
     batch_slices,
@@ -152,6 +153,8 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
                 stack.enter_context(uncompiled(self.forward_func))
             stack.enter_context(preserved_random_state(device))
             stack.enter_context(torch.no_grad())
+            # The call may stand in a hook or a forward pass that somebody else explains.
+            stack.enter_context(plain_rectifiers())
             yield
 
     def _run(
@@ -241,24 +244,30 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         # Read once, here, so that nothing waits for the device between the layers.
         differing = subtracted if len(set(subtracted.tolist())) > 1 else bool(subtracted[0])
         slots = None if valid.all() else valid
-        total = torch.zeros(*valid.shape, *size, device=valid.device)
+        total = torch.zeros(*valid.shape, *size, dtype=torch.float32, device=valid.device)
         raw_total = torch.zeros_like(total) if raw else None
-        added = 0
+        finite: list[Tensor] = []
         for recording in chain(ahead, runs):
             gate = self._gate(recording, candidates, selection)
             layers = self._backward(recording, candidates, selection)
-            if added == 0:
+            if not finite:
                 self._inspect(recording.points, layers)
             for maps in layers:
+                finite.append(maps.isfinite().all())
                 contribution = self._variant.layer_contribution(maps, slots, size, self.alpha, differing)
                 total += contribution if gate is None else gate * contribution
                 if raw_total is not None:
                     contribution = self._variant.raw_contribution(maps, size, self.alpha)
                     raw_total += contribution if gate is None else gate * contribution
-            added += len(layers)
+        # Of the raw maps: normalisation may hide what is not a number.
+        if not torch.stack(finite).all():
+            raise ValueError(
+                "the model's gradients hold NaN or infinite values: they exceed the range of its number type. Check "
+                "its weights, or run it in a type of wider range (float32, bfloat16)."
+            )
         result = ClassMaps(total, candidates.classes, candidates.detected, scores[0], subtracted, raw_total)
         empty = ~valid[:, :, None, None]
-        return result.mapped(lambda sums: self._variant.final(sums / added).masked_fill_(empty, 0.0).clamp_(0, 1))
+        return result.mapped(lambda sums: self._variant.final(sums / len(finite)).masked_fill_(empty, 0.0).clamp_(0, 1))
 
     def _candidates(self, scores: list[Tensor], selection: Selection) -> Candidates:
         at_scales = torch.stack(scores)

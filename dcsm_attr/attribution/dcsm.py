@@ -12,6 +12,7 @@ from dcsm_attr.attribution.candidates import Activation
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.class_saliency import ClassSaliency
 from dcsm_attr.attribution.gradients import LayerPoint
+from dcsm_attr.attribution.guided import plain_rectifiers
 from dcsm_attr.attribution.inputs import argument_tuple, checked_images, sliced_arguments
 from dcsm_attr.attribution.kept_gradients import KeptGradients
 from dcsm_attr.attribution.layer_points import Layer, layer_points, named_layers
@@ -67,6 +68,11 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
 
     With a single candidate (a model with one class, or one candidate given) there is nothing to subtract: the map is
     then the raw one, with a warning and :attr:`ClassMaps.subtracted` False.
+
+    Several threads may call one method, or several methods of one model, at the same time: each call gives what it
+    gives alone, and when the last one has ended the model is what it was before the first. Until then it is in
+    evaluation mode for every thread, so that none may train it, and none may change its parameters, modes or hooks.
+    Calls may stand within each other too: in a hook of the user, or in the forward pass of a model that is explained.
 
     More details regarding the method can be found in the original paper:
     https://link.springer.com/chapter/10.1007/978-3-319-46493-0_14
@@ -179,7 +185,8 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             arguments = argument_tuple(additional_forward_args)
             if images is not None:
                 arguments = sliced_arguments(arguments, slice(0, 1), len(images[0]))
-            names = default_layers(self.forward_func, images, arguments)
+            with plain_rectifiers():
+                names = default_layers(self.forward_func, images, arguments)
             self._layers = named_layers(self.forward_func, names[-(self._deepest or 0) :])
             self.layer = list(self._layers.values())
         return self._layers

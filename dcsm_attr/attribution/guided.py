@@ -14,7 +14,9 @@ Hardswish, Softplus) positive gradients pass through the activation's own deriva
 :math:`g_{in} = f'(x) \cdot \max(g_{out}, 0)`, which is the rule above for :math:`f = \mathrm{ReLU}`.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from dcsm_attr.rectifiers import RELU, RELU_IN_PLACE, rectifies
 
-__all__ = ["GuidedRectifiers"]
+__all__ = ["GuidedRectifiers", "plain_rectifiers"]
 
 
 class _GuidedReLU(torch.autograd.Function):
@@ -68,12 +70,23 @@ class _PassPositive(torch.autograd.Function):
 _Function = Callable[..., Any]
 
 
+class _Entered(threading.local):
+    """The contexts that a thread is in, the innermost last; None for :func:`plain_rectifiers`."""
+
+    def __init__(self) -> None:
+        self.rules: list[GuidedRectifiers | None] = []
+
+
+_entered = _Entered()
+
+
 class GuidedRectifiers(TorchFunctionMode):
     """Within this context, rectifiers record the guided rule instead of their gradient.
 
     The forward values are unchanged, to the bit. The rule belongs to the recorded graph: the backward pass may run
     after the context was left. The context holds for the thread that entered it, and for what it calls directly:
-    replicas that ``DataParallel`` runs in threads of its own, and TorchScript code, are not reached.
+    replicas that ``DataParallel`` runs in threads of its own, and TorchScript code, are not reached. Of nested contexts
+    the innermost alone acts: what a model or a hook of the user explains during a forward pass of ours is its own.
 
     Attributes:
         seen: number of rectifier calls.
@@ -93,6 +106,14 @@ class GuidedRectifiers(TorchFunctionMode):
         self.seen = 0
         self.guided = 0
 
+    def __enter__(self) -> Any:
+        _entered.rules.append(self)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        _entered.rules.pop()
+
     def __torch_function__(
         self,
         func: _Function,
@@ -102,7 +123,7 @@ class GuidedRectifiers(TorchFunctionMode):
     ) -> Any:
         """Run ``func``, or its guided form where it is a rectifier."""
         kwargs = kwargs or {}
-        if not rectifies(func, args, kwargs):
+        if _entered.rules[-1] is not self or not rectifies(func, args, kwargs):
             return func(*args, **kwargs)
         self.seen += 1
         x, *rest = args or (kwargs.pop("input"),)
@@ -110,9 +131,18 @@ class GuidedRectifiers(TorchFunctionMode):
             return func(x, *rest, **kwargs)
         self.guided += 1
         if func in RELU or func in RELU_IN_PLACE:
-            in_place = func in RELU_IN_PLACE or bool(rest and rest[0]) or kwargs.get("inplace", False)
-            return _GuidedReLU.apply(x, in_place)
+            return _GuidedReLU.apply(x, func in RELU_IN_PLACE or kwargs.get("inplace", False))
         return _guided_relative(func, x, rest, kwargs)
+
+
+@contextmanager
+def plain_rectifiers() -> Iterator[None]:
+    """Within this context, rectifiers keep their gradient, also where it stands inside of :class:`GuidedRectifiers`."""
+    _entered.rules.append(None)
+    try:
+        yield
+    finally:
+        _entered.rules.pop()
 
 
 def _guided_relative(func: _Function, x: Tensor, rest: list[Any], kwargs: dict[str, Any]) -> Tensor:

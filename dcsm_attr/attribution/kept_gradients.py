@@ -129,7 +129,7 @@ class KeptGradients:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as named tensors, for a file."""
-        named = {"size": torch.tensor(self.size)}
+        named = {"size": torch.tensor(self.size, device="cpu")}
         for run in self.runs:
             named[f"{run.scale}|logits"] = run.logits.contiguous()
             named[f"{run.scale}|classes"] = run.classes.clone()  # Runs share theirs, which files do not allow.

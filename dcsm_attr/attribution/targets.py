@@ -29,7 +29,7 @@ def resolve_target(target: Any, output_shape: torch.Size) -> tuple[Tensor, Tenso
     """
     images, classes = output_shape[:2]
     positions = output_shape[2:].numel()
-    index = torch.arange(images * classes * positions).view(output_shape)
+    index = torch.arange(images * classes * positions, device="cpu").view(output_shape)
     if len(output_shape) == 4 and not _names_position(target):
         # Class forms address the scores; Captum has no meaning for them on a map.
         index = index[..., 0, 0]

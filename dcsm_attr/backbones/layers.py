@@ -4,6 +4,7 @@ DCSM averages the convolutions of VGG-16's last three resolution stages, at thei
 networks the same is found by running the network once.
 """
 
+import threading
 from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -160,7 +161,8 @@ def probe_image(model: nn.Module, size: tuple[int, int] = (224, 224), channels: 
     """
     if channels is None:
         channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator("cpu").manual_seed(0)
+    noise = torch.randn(1, channels, *size, generator=generator, dtype=torch.float32, device="cpu")
     parameter = next((p for p in model.parameters() if p.is_floating_point()), noise)
     return noise.to(parameter.device, parameter.dtype)
 
@@ -193,8 +195,12 @@ def _probe(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, .
 def _run(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, ...] = ()) -> _Probe:
     inputs: dict[str, tuple[int, Tensor]] = {}
     originals: list[Tensor] = []
+    # Hooks fire for every thread that runs the module; only this thread's forward pass is the probe.
+    thread = threading.get_ident()
 
-    def hook(name: str, value: Tensor) -> tuple[Tensor]:
+    def hook(name: str, value: Tensor) -> tuple[Tensor] | None:
+        if threading.get_ident() != thread:
+            return None
         originals.append(value)  # Keeps the id of the tensor from being given to another one.
         # Of a convolution that runs several times the last run counts, as in the engine.
         inputs.pop(name, None)

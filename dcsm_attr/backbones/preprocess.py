@@ -98,9 +98,9 @@ class Preprocess:
         if self.canvas == "matconvnet":
             # The release's start, where an odd length leaves one pixel more before than after.
             top, left = ((side - length + length % 2) // 2 for length in (height, width))
-        tensor = self._normalised(torch.zeros(3, 1, 1)) if self.canvas == "matconvnet" else torch.zeros(3, 1, 1)
-        tensor = tensor.repeat(1, side, side)
-        tensor[:, top : top + height, left : left + width] = self._normalised(pixels / 255)
+        empty = torch.zeros(3, 1, 1, dtype=torch.float32, device="cpu")
+        tensor = (self._normalised(empty) if self.canvas == "matconvnet" else empty).repeat(1, side, side)
+        tensor[:, top : top + height, left : left + width] = self._normalised(pixels.float() / 255)
         return Prepared(tensor, pixels, top, left, (image.height, image.width))
 
     def _size_on_canvas(self, image: Image.Image) -> tuple[int, int]:
@@ -115,4 +115,4 @@ class Preprocess:
         return image.size
 
     def _normalised(self, values: Tensor) -> Tensor:
-        return (values - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        return (values - values.new_tensor(self.mean)[:, None, None]) / values.new_tensor(self.std)[:, None, None]

@@ -187,7 +187,7 @@ def _pixels(count: int, height: int, width: int, device: torch.device) -> tuple[
 def _divided(coordinates: Tensor, deviations: list[float]) -> Tensor:
     # By a tensor: by a number, accelerators multiply with the reciprocal, and pixels on the faces of simplices change
     # sides.
-    return coordinates / torch.tensor(deviations, device=coordinates.device)
+    return coordinates / coordinates.new_tensor(deviations)
 
 
 def _check(probabilities: Tensor, images: Tensor) -> None:

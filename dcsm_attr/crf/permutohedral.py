@@ -127,7 +127,7 @@ def _elevated(features: Tensor) -> Tensor:
     """
     points, dimensions = features.shape
     # Rounded to the working precision, as in the reference library.
-    deviation = torch.tensor(math.sqrt(2 / 3) * (dimensions + 1), dtype=features.dtype).item()
+    deviation = torch.tensor(math.sqrt(2 / 3) * (dimensions + 1), dtype=features.dtype, device="cpu").item()
     elevated = features.new_empty(dimensions + 1, points)
     tail = features.new_zeros(points)
     # Term by term, in the working precision: pixels lie on the faces of simplices by the thousand (integer coordinates,

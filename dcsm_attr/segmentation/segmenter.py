@@ -70,7 +70,7 @@ class Segmenter:
         """Put the parts together.
 
         Args:
-            model: the classifier; it is left as it is found, on the device where it is.
+            model: the classifier; it is left as it is found, on the device where it is and in its number type.
             saliency: gives the class maps. None: ``DistinctClassSaliency(model)``.
             crf: refines them. None: the maps themselves are the result.
             class_names: one for each class of the model, in order. None: ``"class 0"``, ``"class 1"``, ...
@@ -258,12 +258,12 @@ class Segmenter:
             )
         device = self.device
         prepared = [photograph.prepared for photograph in photographs]
+        canvases = torch.stack([p.tensor for p in prepared])
+        parameter = next((p for p in self.model.parameters() if p.is_floating_point()), canvases)
         # Whoever calls under autocast, with float32 in the settings, has chosen it.
         lower = torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
         with lower:
-            class_maps = self.saliency.class_maps(
-                torch.stack([p.tensor for p in prepared]).to(device), known or None, raw=raw
-            )
+            class_maps = self.saliency.class_maps(canvases.to(device, parameter.dtype), known or None, raw=raw)
         names = self._names(class_maps.scores.shape[1])
         unaries = [self._label_probabilities(class_maps, i, p) for i, p in enumerate(prepared)]
         # Before the CRF: what asks the device for values must not wait for it.

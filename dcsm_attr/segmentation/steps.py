@@ -73,7 +73,7 @@ def restored(attributed: AttributedPhotograph) -> Segmentation:
         probabilities = prepared.restore(attributed.refined).cpu()
         return Segmentation(
             image=attributed.photograph.image,
-            labels=torch.tensor([0, *(c + 1 for c in classes)])[probabilities.argmax(dim=0)],
+            labels=torch.tensor([0, *(c + 1 for c in classes)], device="cpu")[probabilities.argmax(dim=0)],
             probabilities=probabilities,
             unrefined=prepared.restore(attributed.unrefined).cpu(),
             classes=tuple(classes),

@@ -1,0 +1,65 @@
+"""Properties of a segmentation for photographs of any shape, on canvases of any size."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import PooledCNN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter
+from dcsm_attr.backbones.preprocess import Preprocess
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Of maps of one position.
+
+
+@st.composite
+def _photographs(draw):
+    random = np.random.default_rng(draw(st.integers(0, 10_000)))
+    count = draw(st.integers(1, 3))
+    shapes = [(draw(st.integers(1, 60)), draw(st.integers(1, 60)), 3) for _ in range(count)]
+    constant = draw(st.booleans())
+    return [np.full(s, 90, np.uint8) if constant else random.integers(0, 256, s, dtype=np.uint8) for s in shapes]
+
+
+@st.composite
+def _segmenters(draw):
+    torch.manual_seed(draw(st.integers(0, 10_000)))
+    model = PooledCNN(draw(st.integers(1, 5)))
+    saliency = DistinctClassSaliency(
+        model, ["conv2", "conv3"], min_candidates=draw(st.integers(1, 4)), scales=draw(st.sampled_from([(1.0,), None]))
+    )
+    return Segmenter(
+        model,
+        saliency=saliency,
+        preprocess=Preprocess(draw(st.sampled_from(["paper", "caffe"])), size=draw(st.integers(1, 33))),
+        crf=draw(st.sampled_from([None, DenseCRF(iterations=2)])),
+        background_exponent=draw(st.sampled_from([0.35, 1.0, 4.0])),
+    )
+
+
+@given(_segmenters(), _photographs())
+@settings(max_examples=40, deadline=None)
+def test_labels_and_probabilities_say_the_same(segmenter, photographs):
+    for photograph, result in zip(photographs, segmenter.segment_batch(photographs), strict=True):
+        assert result.labels.shape == photograph.shape[:2]
+        assert result.probabilities.shape == (1 + len(result.classes), *photograph.shape[:2])
+        for probabilities in (result.probabilities, result.unrefined):
+            assert (probabilities >= 0).all(), "NaN is not"
+            torch.testing.assert_close(probabilities.sum(0), torch.ones(photograph.shape[:2]), rtol=0, atol=1e-4)
+        values = torch.tensor([0, *(c + 1 for c in result.classes)])
+        assert torch.equal(result.labels, values[result.probabilities.argmax(0)])
+        assert result.classes
+        assert set(result.classes) <= set(result.candidates)
+        assert ((result.saliency.maps >= 0) & (result.saliency.maps <= 1 + 1e-6)).all()
+
+
+@given(_segmenters(), _photographs())
+@settings(max_examples=15, deadline=None)
+def test_turning_the_batch_round_turns_the_results_round(segmenter, photographs):
+    segmenter.model.double()
+    there = segmenter.segment_batch(photographs)
+    back = segmenter.segment_batch(photographs[::-1])[::-1]
+    for one, other in zip(there, back, strict=True):
+        assert one.classes == other.classes
+        torch.testing.assert_close(one.probabilities, other.probabilities, rtol=0, atol=1e-4)
