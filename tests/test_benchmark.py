@@ -199,6 +199,8 @@ def test_the_command(photographs, tmp_path, monkeypatch):
     by_classes, by_images = json.loads((tmp_path / "scaling.json").read_text())["scaling"]
     assert list(by_classes["seconds"]) == ["1", "3"]
     assert list(by_images["seconds"]) == ["1", "2"]
+    assert 0 < by_classes["seconds of a partial backward pass"] < by_classes["seconds"]["3"]
+    assert "seconds of a partial backward pass" not in by_images
     assert run("crf", "--photographs", photographs, *small).exit_code == 0
     assert len(json.loads((tmp_path / "crf.json").read_text())["contests"]) == 3
     several = ("--photographs", photographs, "--model", "squeezenet1_1", "--count", 3, "--batch-size", 2)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import torchvision
 from captum.attr import LayerGradCam
 from conftest import TinyVGG
-from test_guest import _assert_same, _state
 from torch import nn
+from untouched import changes, snapshot
 
 from dcsm_attr.backbones.convolutional import ScoreMapNetwork, fully_convolutional
 from dcsm_attr.backbones.score_pooling import pooled_scores
@@ -274,10 +274,10 @@ def test_nothing_is_left_behind(name, training, images):
     list(network.parameters())[3].requires_grad_(False)
     calls = []
     network.head.register_forward_hook(lambda *_: calls.append(1))
-    before, image = _state(network), images[:1].clone()
+    before, image = snapshot(network), images[:1].clone()
     gradients = [p.grad.clone() for p in list(network.parameters())[:2]]
     peer_maps(name, network, "max", image, [0, 1])
-    _assert_same(before, _state(network))
+    assert changes(before, snapshot(network)) == []
     for p, gradient in zip(network.parameters(), gradients, strict=False):
         assert torch.equal(p.grad, gradient)
     assert calls  # the user's own hook runs
@@ -310,20 +310,20 @@ class _ForwardFault(nn.Module):
 def test_nothing_is_left_behind_after_a_fault_of_the_network(name, images):
     network = _tiny().train()
     network.head.append(_ForwardFault())
-    before = _state(network)
+    before = snapshot(network)
     with pytest.raises(IndexError, match="a fault of the model"):
         peer_maps(name, network, "max", images[:1], [0, 1])
-    _assert_same(before, _state(network))
+    assert changes(before, snapshot(network)) == []
 
 
 @pytest.mark.parametrize("name", HOOKING)
 def test_nothing_is_left_behind_after_a_fault_in_the_backward(name, images):
     network = _tiny().train()
     network.head.append(_BackwardFault())
-    before = _state(network)
+    before = snapshot(network)
     with pytest.raises(KeyError, match="a fault in the backward"):
         peer_maps(name, network, "max", images[:1], [0, 1])
-    _assert_same(before, _state(network))
+    assert changes(before, snapshot(network)) == []
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -362,10 +362,10 @@ def test_a_missing_library_is_named_together_with_the_extra(name, monkeypatch):
     for loaded in [m for m in sys.modules if m.split(".")[0] == module.split(".")[0]]:
         monkeypatch.setitem(sys.modules, loaded, None)
     network = _by_hand()
-    before = _state(network)
+    before = snapshot(network)
     with pytest.raises(ImportError, match=rf'{module}.*pip install "dcsm_attr\[peers\]"'):
         peer_maps(name, network, "max", IMAGE, [0])
-    _assert_same(before, _state(network))
+    assert changes(before, snapshot(network)) == []
 
 
 def test_importing_the_package_imports_none_of_the_libraries():

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dcsm_attr.benchmark.contest import OURS, Contest
 from dcsm_attr.benchmark.crf import CrfWork, crf_contenders
 from dcsm_attr.benchmark.pipeline import PipelineWork, pipeline_contenders
-from dcsm_attr.benchmark.saliency import SaliencyWork, our_contender, saliency_contenders
+from dcsm_attr.benchmark.saliency import SaliencyWork, backward_contender, our_contender, saliency_contenders
 from dcsm_attr.segmentation.segmenter import Precision
 
 __all__ = [
     "COUNTS_OF_CLASSES",
     "COUNTS_OF_IMAGES",
+    "backward_contest",
     "crf_contests",
     "pipeline_contests",
     "saliency_contests",
@@ -43,6 +44,11 @@ def scaling_contests(model: str, side: int) -> dict[str, list[tuple[int, Contest
         what: [(count, Contest(f"{model}, {count} {what}", our_contender, work)) for count, work in works]
         for what, works in (("classes", of_classes), ("images", of_images))
     }
+
+
+def backward_contest(model: str, side: int) -> Contest:
+    """What one more class must cost."""
+    return Contest(f"{model}, one partial backward pass", backward_contender, SaliencyWork(model, side, 1))
 
 
 def crf_contests(photographs: Sequence[str]) -> list[Contest]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["floor_contenders"]
+__all__ = ["floor_contenders", "graph_above"]
 
 _aten = torch.ops.aten
 _COUNTED = (_aten.convolution, _aten.convolution_backward, _aten.addmm, _aten.mm, _aten.bmm)
@@ -58,6 +58,25 @@ def _shape(x: Tensor) -> Tensor:
 
 
 def _calls(model: nn.Module, first_layer: str, images: Tensor, classes: Sequence[int]) -> list[_Call]:
+    with _Recorder() as recorder, torch.enable_grad():
+        logits, first = graph_above(model, first_layer, images)
+        for c in classes:
+            torch.autograd.grad(logits[:, c].sum(), first, retain_graph=True)
+    calls: list[_Call] = recorder.calls
+    return calls
+
+
+def graph_above(model: nn.Module, first_layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """One forward pass with a graph that begins at a layer, and without one for weights.
+
+    Args:
+        model: gives ``(N, C)``.
+        first_layer: whose output is a leaf of the graph.
+        images: ``(N, 3, H, W)``.
+
+    Returns:
+        The logits, and the leaf.
+    """
     tapped: list[Tensor] = []
 
     def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
@@ -68,16 +87,12 @@ def _calls(model: nn.Module, first_layer: str, images: Tensor, classes: Sequence
     asked = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(False)
     try:
-        with _Recorder() as recorder, torch.enable_grad():
-            logits = model(images)
-            for c in classes:
-                torch.autograd.grad(logits[:, c].sum(), tapped[0], retain_graph=True)
+        with torch.enable_grad():
+            return model(images), tapped[0]
     finally:
         handle.remove()
         for parameter, flag in zip(model.parameters(), asked, strict=True):
             parameter.requires_grad_(flag)
-    calls: list[_Call] = recorder.calls
-    return calls
 
 
 def _replayed(calls: Callable[[], list[_Call]], order: torch.memory_format, device: torch.device) -> Callable[[], None]:

@@ -37,9 +37,14 @@ def outcome_table(outcome: Outcome) -> str:
 def scaling_text(scaling: Scaling) -> str:
     """Seconds by count, and the straight line through them, as Markdown."""
     rows = [[scaling.what, *map(str, scaling.counts)], ["ms", *(f"{1000 * s:.0f}" for s in scaling.seconds)]]
+    backward = (
+        ""
+        if scaling.partial_backward is None
+        else f" One partial backward pass of plain PyTorch takes {1000 * scaling.partial_backward:.0f} ms."
+    )
     return (
         f"{markdown_table(rows)}\n\nA straight line with {1000 * scaling.slope:.0f} ms for each of the {scaling.what} "
-        f"explains {scaling.explained:.4f} of the variance."
+        f"explains {scaling.explained:.4f} of the variance.{backward}"
     )
 
 

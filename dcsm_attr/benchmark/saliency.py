@@ -10,10 +10,13 @@ import torchvision
 from dcsm_attr.attribution import DistinctClassSaliency
 from dcsm_attr.backbones.layers import default_layers
 from dcsm_attr.benchmark.contest import OURS
-from dcsm_attr.benchmark.floor import floor_contenders
+from dcsm_attr.benchmark.floor import floor_contenders, graph_above
 from dcsm_attr.benchmark.saliency_peers import peer_contenders
 
-__all__ = ["SaliencyWork", "our_contender", "saliency_contenders"]
+__all__ = ["PARTIAL_BACKWARD", "SaliencyWork", "backward_contender", "our_contender", "saliency_contenders"]
+
+#: The name of the contender that shows what one more class must cost.
+PARTIAL_BACKWARD = "one partial backward pass"
 
 # conv3_1 to conv5_3, the layers of the paper; for other networks the default ones.
 _PAPER_LAYERS = {"vgg16": tuple(f"features.{i}" for i in (10, 12, 14, 17, 19, 21, 24, 26, 28))}
@@ -39,6 +42,14 @@ class SaliencyWork:
 def our_contender(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
     """Ours alone."""
     return {OURS: _Prepared(work).ours()}
+
+
+def backward_contender(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
+    """One backward pass of plain PyTorch, from the score of one class to the first layer."""
+    prepared = _Prepared(work)
+    images = prepared.images.contiguous(memory_format=torch.channels_last)
+    logits, first = graph_above(prepared.model, prepared.layers[0], images)
+    return {PARTIAL_BACKWARD: lambda: torch.autograd.grad(logits[:, 0].sum(), first, retain_graph=True)}
 
 
 def saliency_contenders(work: SaliencyWork) -> dict[str, Callable[[], Any]]:

@@ -18,12 +18,15 @@ class Scaling:
         what: is counted, in the plural.
         counts: at least two.
         seconds: for each count.
+        partial_backward: seconds of one backward pass from the score of a class to the first layer, by plain PyTorch:
+            what one more class must cost. None: it says nothing about what is counted.
     """
 
     title: str
     what: str
     counts: Sequence[int]
     seconds: Sequence[float]
+    partial_backward: float | None = None
 
     @property
     def slope(self) -> float:
@@ -42,4 +45,5 @@ class Scaling:
             "seconds": dict(zip(map(str, self.counts), self.seconds, strict=True)),
             "seconds for one more": self.slope,
             "explained": self.explained,
+            **({} if self.partial_backward is None else {"seconds of a partial backward pass": self.partial_backward}),
         }

@@ -127,12 +127,15 @@ def _held(contests: "list[Contest]", rounds: int, memory: bool) -> "list[Outcome
 
 def _scalings(model: str, size: int, rounds: int) -> "list[Scaling]":
     from dcsm_attr.benchmark.contest import OURS, held
-    from dcsm_attr.benchmark.contests import scaling_contests
+    from dcsm_attr.benchmark.contests import backward_contest, scaling_contests
+    from dcsm_attr.benchmark.saliency import PARTIAL_BACKWARD
     from dcsm_attr.benchmark.scaling import Scaling
 
+    backward = held(backward_contest(model, size), rounds).timings[PARTIAL_BACKWARD].median
     scalings = []
     for what, contests in scaling_contests(model, size).items():
         seconds = [held(contest, rounds).timings[OURS].median for _, contest in contests]
         title = f"{model}, {size} x {size}, by the number of {what}"
-        scalings.append(Scaling(title, what, [count for count, _ in contests], seconds))
+        counts = [count for count, _ in contests]
+        scalings.append(Scaling(title, what, counts, seconds, backward if what == "classes" else None))
     return scalings
