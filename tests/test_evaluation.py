@@ -268,9 +268,9 @@ def test_files_are_read_and_pixels_counted_beside_the_model(segmenter, collectio
     for name, found in threads.items():
         original = getattr(protocols, name)
 
-        def noted(*arguments, original=original, found=found):
+        def noted(*arguments, original=original, found=found, **options):
             found.add(threading.current_thread())
-            return original(*arguments)
+            return original(*arguments, **options)
 
         monkeypatch.setattr(protocols, name, noted)
     # As beside a GPU; on the CPU nothing runs beside the model.
