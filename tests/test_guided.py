@@ -83,6 +83,7 @@ RELU_SPELLINGS = {
     "nn.Threshold": nn.Threshold(0, 0),
     "torch.relu by keyword": lambda x: torch.relu(input=x),
     "torch.clamp by keyword": lambda x: torch.clamp(input=x, min=0),
+    "torch.threshold by keyword": lambda x: torch.threshold(input=x, threshold=0, value=0),
     "F.threshold by keyword": lambda x: F.threshold(input=x, threshold=0, value=0),
     "ignored result": lambda x: (x.relu_(), x)[1],
     "ignored result of F.relu": lambda x: (F.relu(x, inplace=True), x)[1],
