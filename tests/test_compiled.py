@@ -4,10 +4,12 @@ import threading
 
 import pytest
 import torch
+import torchvision
 from conftest import PooledCNN, TinyVGG
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
+from dcsm_attr.backbones.convolutional import fully_convolutional
 from dcsm_attr.guest import uncompiled
 
 
@@ -103,3 +105,11 @@ def test_a_compiled_function_is_taken_as_the_function_itself(vgg, images):
     function = torch.compile(lambda x: vgg(x), backend="eager")
     expected = DistinctClassSaliency(vgg, vgg.features[5]).attribute(images, 1)
     assert torch.equal(DistinctClassSaliency(function, vgg.features[5]).attribute(images, 1), expected)
+
+
+def test_a_compiled_classifier_gives_score_maps_as_the_plain_one():
+    model = torchvision.models.squeezenet1_1(weights=None, num_classes=5).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = fully_convolutional(model)(x)
+        assert torch.equal(fully_convolutional(torch.compile(model, backend="eager"))(x), expected)
