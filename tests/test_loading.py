@@ -147,3 +147,11 @@ def test_class_names(tmp_path):
         class_names(path)
     with pytest.raises(ValueError, match="'voc', 'imagenet' or a text file"):
         class_names("coco")
+
+
+def test_the_number_of_classes_is_read_where_a_builder_computes_with_tensors(tmp_path):
+    expected = torchvision.models.regnet_y_400mf(weights=None, num_classes=7)
+    save_file(expected.state_dict(), tmp_path / "regnet.safetensors")
+    model = load_model("regnet_y_400mf", tmp_path / "regnet.safetensors")
+    assert model.fc.out_features == 7
+    assert torch.equal(model.fc.weight, expected.fc.weight)
