@@ -62,7 +62,7 @@ def built(seed=3):
 def probed_once():
     """Looks for the layers of each network once: half of the time of these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers_module, "_probe", functools.cache(layers_module._probe))
+        patch.setattr(layers_module, "layer_blocks", functools.cache(layers_module.layer_blocks))
         yield
 
 
@@ -371,7 +371,7 @@ def test_every_table_runs(classifier, background, collection, folder, name):
 def test_the_rows_are_the_settings_that_they_name(classifier, collection, folder):
     settings = {
         ("layers", "1"): {"layer": ["trunk.features.3.squeeze", "trunk.features.4.squeeze"]},
-        ("layers", "2"): {"layer": ["trunk.features.6.squeeze"]},
+        ("layers", "2"): {"layer": ["trunk.features.6.squeeze", "trunk.features.6.expand1x1"]},
         ("layers", "1+2"): {},
         ("size", "38+51"): {"scales": (0.6, 0.8)},
         ("size", "77"): {"scales": (1.2,)},
