@@ -261,3 +261,12 @@ def test_default_layers_are_asked_for_once(vgg, images):
         dcs.attribute(images, 1)
     handle.remove()
     assert len(calls) == 1 + 3
+
+
+def test_convolutions_that_are_not_called_as_modules_say_that_layers_must_be_named():
+    class Functional(TinyVGG):
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.features[0].weight, self.features[0].bias)
+
+    with pytest.raises(ValueError, match="no convolution of Functional has an input.*layer="):
+        default_layers(Functional())

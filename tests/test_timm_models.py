@@ -12,8 +12,9 @@ from dcsm_attr.benchmark.graph_count import rectifiers_in_graph
 
 timm = pytest.importorskip("timm", reason="needs timm, the extra of its name")
 
-SIZE = 96
 CLASSES = 6
+# These take multiples of 32 only, which 160 is at the scales 0.8 and 1.2 too.
+SIZES = {"dla34": 160, "hrnet_w18_small": 160}
 # With the place where the trunk ends.
 MODELS = {
     "convnextv2_atto": "stages",
@@ -36,20 +37,21 @@ FAST = ["convnextv2_atto", "mobilenetv4_conv_small", "regnetx_002"]
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MODELS]
 )
 def test_the_same_promises(name):
+    size = SIZES.get(name, 96)
     model = timm.create_model(name, pretrained=False, num_classes=CLASSES).train()
     # timm begins with residual branches that give zero, and so have no gradient; trained ones do not.
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.ones_(norm.weight)
-    x = torch.randn(1, 3, SIZE, SIZE)
+    x = torch.randn(1, 3, size, size)
     dcs = DistinctClassSaliency(model)
     maps = dcs.class_maps(x, [0, 1, 2]).maps
     assert maps.isfinite().all()
     assert 0 <= maps.min() < maps.max() <= 1
     assert 4 <= len(dcs.layers) <= 9
     assert model.training
-    photograph = np.random.default_rng(0).integers(0, 256, (SIZE - 20, SIZE, 3), dtype=np.uint8)
-    segmentation = Segmenter(model, preprocess=Preprocess(size=SIZE)).segment(photograph, [2])
+    photograph = np.random.default_rng(0).integers(0, 256, (size - 20, size, 3), dtype=np.uint8)
+    segmentation = Segmenter(model, preprocess=Preprocess(size=size)).segment(photograph, [2])
     assert segmentation.labels.shape == photograph.shape[:2]
     in_graph = rectifiers_in_graph(model.eval()(x.clone().requires_grad_())).total()
     with GuidedRectifiers() as rule:
@@ -59,3 +61,9 @@ def test_the_same_promises(name):
         fully_convolutional(model)
     network = fully_convolutional(model, CLASSES, cut=MODELS[name], head="linear")
     assert DistinctClassSaliency(network, scales=(1.0,)).class_maps(x, [0, 1]).maps.isfinite().all()
+
+
+def test_a_model_that_takes_multiples_of_32_only_says_which_sizes_will_do():
+    model = timm.create_model("dla34", pretrained=False, num_classes=CLASSES)
+    with pytest.raises(RuntimeError, match=r"at another scale, \(1, 3, 77, 77\) from \(1, 3, 96, 96\).*images of 160"):
+        DistinctClassSaliency(model).attribute(torch.randn(1, 3, 96, 96))

@@ -102,7 +102,8 @@ def explained_failure(error: RuntimeError, model: Any, resized: Tensor, images: 
         return RuntimeError(
             f"the model failed on the images at another scale, {tuple(resized.shape)} from {tuple(images.shape)}. If "
             "it takes one size only, pass scales=(1.0,); if it is too deep for small images, leave out the scales "
-            "below 1."
+            "below 1; if it takes multiples of 32 only, images of 160, 320 or 480 pixels stay that at the default "
+            "scales."
         )
     return error
 

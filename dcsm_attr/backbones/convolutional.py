@@ -261,7 +261,11 @@ def _family(model: nn.Module, cut: str | None) -> tuple[str, tuple[str, ...]]:
 
 def _trunk(model: nn.Module, end: str) -> nn.Module:
     try:
-        trunk: nn.Module = create_feature_extractor(model, {end: "map"}, suppress_diff_warning=True)
+        # Convolutions of a library's own kind stay modules too: layers of the network are found among them.
+        tracing = {"leaf_modules": [nn.Conv2d]}
+        trunk: nn.Module = create_feature_extractor(
+            model, {end: "map"}, tracer_kwargs=tracing, suppress_diff_warning=True
+        )
     except ValueError as error:
         near = [name for name, _ in model.named_modules() if name and "." not in name]
         raise ValueError(

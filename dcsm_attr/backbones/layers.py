@@ -223,6 +223,8 @@ def _run(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, ...
 
 
 def _readings(probe: _Probe) -> list[_Reading]:
+    if not probe.inputs:
+        return []
     tensors = [tensor for _, tensor in probe.inputs.values()]
     with torch.enable_grad():
         best = _class_scores(probe.output).amax()
