@@ -4,7 +4,8 @@
 
 Without names: all that are not in results/models/models.json yet, each in a process of its own, so that an interrupted
 run goes on and memory is that of one model alone. Weights are drawn at random, which time, memory, layers and counts
-do not depend on. Time is the processor's, on one thread, which other processes on the machine do not lengthen.
+do not depend on. Time is the processor's, on one thread: what other processes take is not in it, though they share its
+caches.
 Writes results/models/models.json, results/models/models.md, and the tables of docs/models.md.
 """
 
