@@ -6,7 +6,8 @@ from PIL import Image
 
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.training.canvases import BatchPlan, Canvases, Draw, collate
+from dcsm_attr.training.batches import BatchPlan, Draw
+from dcsm_attr.training.canvases import Canvases, collate
 
 
 def numbers(plan):

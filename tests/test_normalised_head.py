@@ -12,11 +12,12 @@ from dcsm_attr.backbones.classifier import Architecture, build_classifier, load_
 from dcsm_attr.backbones.convolutional import fully_convolutional, normalised_head
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.training.classifier import Settings, train_classifier
-from dcsm_attr.training.presets import Preset
+from dcsm_attr.training.classifier import train_classifier
+from dcsm_attr.training.loop import Settings
+from dcsm_attr.training.presets import ClassifierPreset
 
 NAMES = ("red", "green")
-PRESET = Preset(
+PRESET = ClassifierPreset(
     "adamw", "constant", 1e-3, 5.0, 1e-2, batch_size=3, steps=4, head_only=2, pooling="max", ratios=(1.0, 1.0)
 )
 

@@ -10,7 +10,7 @@ import pytest
 from test_train_classifier import classifier, last_weights, pictures, train
 from typer.testing import CliRunner
 
-import dcsm_attr.training.classifier as module
+import dcsm_attr.training.loop as module
 from dcsm_attr.cli import app
 from dcsm_attr.datasets.scene_folder import write_scene_folder
 

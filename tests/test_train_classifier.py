@@ -26,12 +26,14 @@ from dcsm_attr.backbones.loading import WeightsError
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.datasets.collection import Collection, Photograph
 from dcsm_attr.training.checkpoint import CheckpointError
-from dcsm_attr.training.classifier import Settings, train_classifier
-from dcsm_attr.training.presets import PRESETS, Preset
+from dcsm_attr.training.classifier import train_classifier
+from dcsm_attr.training.loop import Settings
+from dcsm_attr.training.optimisation import optimisation
+from dcsm_attr.training.presets import PRESETS, ClassifierPreset
 from dcsm_attr.training.processes import own_device
 
 NAMES = ("red", "green")
-PRESET = Preset(
+PRESET = ClassifierPreset(
     "adamw", "onecycle", 1e-3, 5.0, 1e-2, batch_size=4, steps=8, head_only=2, pooling="max", ratios=(0.8, 1.2)
 )
 SETTINGS = Settings(PRESET, validate_every=2)
@@ -342,7 +344,7 @@ def test_the_papers_preset_is_the_papers():
 @pytest.mark.parametrize("steps", range(1, 13))
 def test_the_one_cycle_rises_and_falls_in_any_number_of_steps(steps):
     preset = replace(PRESETS["modern"], steps=steps, head_only=0)
-    optimiser, schedule = module._optimisation(classifier().network, preset)
+    optimiser, schedule = optimisation(classifier().network, preset)
     rates = []
     for _ in range(steps):
         rates.append(optimiser.param_groups[0]["lr"])

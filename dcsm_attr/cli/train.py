@@ -11,7 +11,7 @@ from dcsm_attr.cli.options import Device, DeviceName, MaxPixels, ModelName
 
 if TYPE_CHECKING:
     from dcsm_attr.datasets.collection import Collection
-    from dcsm_attr.training.presets import Preset
+    from dcsm_attr.training.presets import ClassifierPreset
 
 __all__ = ["train"]
 
@@ -112,7 +112,8 @@ def train(
     from dcsm_attr.backbones.classifier import Architecture, build_classifier
     from dcsm_attr.backbones.preprocess import Preprocess
     from dcsm_attr.cli.building import chosen_device
-    from dcsm_attr.training.classifier import Settings, train_classifier
+    from dcsm_attr.training.classifier import train_classifier
+    from dcsm_attr.training.loop import Settings
     from dcsm_attr.training.presets import PRESETS
 
     training, validation = (_collection(data, labels, split) for split in ("train", "val"))
@@ -156,7 +157,7 @@ def _collection(data: Path, labels: Path | None, split: str) -> "Collection":
     return folder_collection(data, labels, split=split)
 
 
-def _adapted(preset: "Preset", changes: dict[str, Any]) -> "Preset":
+def _adapted(preset: "ClassifierPreset", changes: dict[str, Any]) -> "ClassifierPreset":
     """The preset with other numbers; the head keeps its share of the steps."""
     steps = changes.get("steps", preset.steps)
     return replace(preset, **{**changes, "head_only": round(preset.head_only * steps / preset.steps)})

@@ -1,44 +1,45 @@
-"""How a classifier is trained: the paper's way, and one for little data."""
+"""How a network is trained; of a classifier, the paper's way, and one for little data."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from dcsm_attr.backbones.score_pooling import PoolingName
 
-__all__ = ["PRESETS", "Preset", "PresetName"]
+__all__ = ["PRESETS", "ClassifierPreset", "Preset", "PresetName"]
 
 PresetName = Literal["paper", "modern"]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that training depends on beside network and photographs.
+    """Everything that training depends on beside network, photographs and loss.
 
     Attributes:
-        optimiser: ``"sgd"`` with momentum 0.9, or ``"adamw"``.
-        schedule: ``"constant"``, or ``"onecycle"``: the rate rises and falls once (Smith and Topin 2017).
+        optimiser: ``"sgd"`` with momentum, or ``"adamw"``.
+        schedule: ``"constant"``; ``"onecycle"``: the rate rises and falls once (Smith and Topin 2017); ``"poly"``: it
+            falls to zero as ``(1 - step / steps) ** 0.9``.
         learning_rate: of the trunk; with one-cycle the highest.
         head_rate: of the head, as a multiple of that.
         weight_decay: of all parameters with more than one dimension.
         batch_size: photographs in one step, over all processes.
         steps: of the optimiser.
         head_only: of these, the first ones, in which the head alone is trained.
-        pooling: of score maps to scores, see :func:`dcsm_attr.backbones.score_pooling.pooled_scores`.
         ratios: between which each batch is resized, both sides alike.
         gradient_limit: norm that the gradient is scaled down to. None: there is no limit.
+        momentum: of SGD.
     """
 
     optimiser: Literal["sgd", "adamw"]
-    schedule: Literal["constant", "onecycle"]
+    schedule: Literal["constant", "onecycle", "poly"]
     learning_rate: float
     head_rate: float
     weight_decay: float
     batch_size: int
     steps: int
     head_only: int
-    pooling: PoolingName
     ratios: tuple[float, float] = (0.7, 1.4)
     gradient_limit: float | None = None
+    momentum: float = 0.9
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -55,9 +56,20 @@ class Preset:
             raise ValueError(f"ratios must be positive, ascending and at most 4, got {self.ratios}.")
 
 
-PRESETS: dict[PresetName, Preset] = {
+@dataclass(frozen=True, kw_only=True)
+class ClassifierPreset(Preset):
+    """The same with what a classifier needs.
+
+    Attributes:
+        pooling: of score maps to scores, see :func:`dcsm_attr.backbones.score_pooling.pooled_scores`.
+    """
+
+    pooling: PoolingName
+
+
+PRESETS: dict[PresetName, ClassifierPreset] = {
     # Section 4.2 of the paper: batches of two, 30,000 steps above pool5, then 20,000 of all layers.
-    "paper": Preset(
+    "paper": ClassifierPreset(
         optimiser="sgd",
         schedule="constant",
         learning_rate=1e-5,
@@ -68,7 +80,7 @@ PRESETS: dict[PresetName, Preset] = {
         head_only=30_000,
         pooling="max",
     ),
-    "modern": Preset(
+    "modern": ClassifierPreset(
         optimiser="adamw",
         schedule="onecycle",
         learning_rate=2e-4,
