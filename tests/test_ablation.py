@@ -492,7 +492,7 @@ def test_a_store_of_something_else_is_refused(classifier, case_of, tmp_path):
         (replace(classifier, pooling="average"), r"pass\.pooling \(max before, average now\)"),
     ):
         with pytest.raises(
-            ValueError, match=rf"images: holds gradients that were taken otherwise, .*{difference}.*Remove"
+            ValueError, match=rf"images: holds gradients of other settings, .*{difference}.*Remove"
         ):
             GradientStore(tmp_path, other).gradients("images", "x", None, [], [])
     (tmp_path / "images" / "settings.json").write_text("{half")

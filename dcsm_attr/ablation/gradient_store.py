@@ -1,7 +1,6 @@
 """Gradients on disk: taken once for each photograph, and shared by all settings and runs that need them."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from dcsm_attr.attribution.kept_gradients import KeptGradients
 from dcsm_attr.backbones.classifier import Classifier
 from dcsm_attr.backbones.layers import default_layers, layer_blocks
 from dcsm_attr.backbones.preprocess import Prepared
+from dcsm_attr.claimed_folder import claim_folder
 from dcsm_attr.evaluation.provenance import parameters_digest
-from dcsm_attr.files import atomic_path, writable_folder, write_json
-from dcsm_attr.settings import differences
+from dcsm_attr.files import atomic_path, writable_folder
 
 __all__ = ["GradientStore", "PassName", "passes_of"]
 
@@ -137,26 +136,8 @@ class GradientStore:
         one = self._passes[name]
         settings = {**one.method.settings, "points": one.points, "candidates": one.candidates}
         described = {"parameters": self.parameters, "preprocess": self._preprocess, "pass": settings}
-        now = json.loads(json.dumps(described))
-        folder = writable_folder(self._folder / name)
-        path = folder / "settings.json"
-        if not path.exists():
-            write_json(path, now)
-        different = differences(_settings(path), now)
-        if different:
-            raise ValueError(
-                f"{folder}: holds gradients that were taken otherwise, which differ in {'; '.join(different)}. Remove "
-                "it, or choose another folder."
-            )
+        claim_folder(self._folder / name, described, "gradients")
         self._checked.add(name)
-
-
-def _settings(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: is damaged ({error}). Remove its folder to start again.") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _read(path: Path, points: list[str]) -> KeptGradients | None:

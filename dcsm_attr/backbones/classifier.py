@@ -1,21 +1,17 @@
 """A trained classifier as one file: what it is built from, its classes, and its weights."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from dcsm_attr.backbones.convolutional import HeadName, ScoreMapNetwork, fully_convolutional
+from dcsm_attr.backbones.described_file import has_description, read_description, save_described
 from dcsm_attr.backbones.loading import WeightsError, load_model, load_weights, new_model, read_weights
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.backbones.score_pooling import PoolingName
-from dcsm_attr.files import atomic_path
 from dcsm_attr.guest import preserved_random_state
 
 __all__ = ["Architecture", "Classifier", "build_classifier", "is_classifier", "load_classifier", "save_classifier"]
@@ -109,21 +105,18 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
         classifier: all of it is kept.
         path: of the file.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.network.state_dict().items()}
     description = {
         "architecture": asdict(classifier.architecture),
         "class_names": classifier.class_names,
         "preprocess": asdict(classifier.preprocess),
         "pooling": classifier.pooling,
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {_KEY: json.dumps(description)})
+    save_described(classifier.network, path, _KEY, description)
 
 
 def is_classifier(path: str | Path) -> bool:
     """Whether a file is one that :func:`save_classifier` wrote."""
-    path = Path(path)
-    return path.suffix == ".safetensors" and path.is_file() and _KEY in _metadata(path)
+    return has_description(path, _KEY)
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -138,13 +131,13 @@ def load_classifier(path: str | Path) -> Classifier:
     Raises:
         WeightsError: if the file is missing, incomplete, or no classifier of this package.
     """
-    description = _description(Path(path))
+    description = read_description(
+        path, _KEY, "classifier that `dcsm-attr train` wrote", "Name the model beside it (--model)."
+    )
     try:
         architecture = Architecture(**description["architecture"])
-        canvas: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in description["preprocess"].items()
-        }
-        names, preprocess, pooling = tuple(description["class_names"]), Preprocess(**canvas), description["pooling"]
+        preprocess = Preprocess.from_plain(description["preprocess"])
+        names, pooling = tuple(description["class_names"]), description["pooling"]
         _check_names(architecture, names)
         with preserved_random_state(torch.device("cpu")):
             network = architecture.network(new_model(architecture.model))
@@ -155,27 +148,3 @@ def load_classifier(path: str | Path) -> Classifier:
         ) from error
     load_weights(network, read_weights(path), str(path))
     return Classifier(network.eval(), architecture, names, preprocess, pooling)
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a complete safetensors file ({error}).") from error
-
-
-def _description(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file.")
-    metadata = _metadata(path)
-    if _KEY not in metadata:
-        raise WeightsError(
-            f"{path}: holds weights, but not what they belong to: no classifier that `dcsm-attr train` wrote. Name the "
-            "model beside it (--model)."
-        )
-    try:
-        description: dict[str, Any] = json.loads(metadata[_KEY])
-    except json.JSONDecodeError as error:
-        raise WeightsError(f"{path}: what it says of its classifier is damaged ({error}).") from error
-    return description

@@ -1,7 +1,8 @@
 """From a photograph to the tensor that a network takes, and its maps back to the photograph."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -75,6 +76,15 @@ class Preprocess:
             raise ValueError(f"size must be at least 1 pixel, got {self.size}.")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}.")
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "Preprocess":
+        """The inverse of :func:`dataclasses.asdict`, where JSON may have made lists of tuples.
+
+        Raises:
+            TypeError, ValueError: if the values are those of no preprocessing.
+        """
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     @property
     def side(self) -> int:
