@@ -24,6 +24,7 @@ __all__ = [
     "caffe_differences",
     "divide_by_maximum",
     "label_probabilities",
+    "label_scores",
     "matconvnet_differences",
     "matconvnet_picture",
     "signed_channel_maximum",
@@ -281,6 +282,22 @@ def background(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tenso
     return rest if exponent == 1.0 else rest**exponent
 
 
+def label_scores(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tensor:
+    """The background before the foreground maps.
+
+    Args:
+        maps: ``(N, K, H, W)`` in [0, 1].
+        foreground: ``(N, K)`` bool, as in :func:`background`.
+        exponent: of the background, as in :func:`background`.
+
+    Returns:
+        ``(N, 1 + K, H, W)`` in [0, 1]; label 0 is the background, label ``1 + k`` is slot ``k``, zero where the slot is
+        not foreground. Their sum is positive everywhere.
+    """
+    present = maps.masked_fill(~foreground[:, :, None, None], 0.0)
+    return torch.cat([background(maps, foreground, exponent), present], dim=1)
+
+
 def label_probabilities(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tensor:
     """Background and foreground maps as one distribution per pixel, whose negative logarithm is the unary of Eq. 6.
 
@@ -293,10 +310,7 @@ def label_probabilities(maps: Tensor, foreground: Tensor, exponent: float = 1.0)
         exponent: of the background, as in :func:`background`.
 
     Returns:
-        ``(N, 1 + K, H, W)``, summing to one over the labels; label 0 is the background, label ``1 + k`` is slot ``k``,
-        zero where the slot is not foreground.
+        ``(N, 1 + K, H, W)``: :func:`label_scores`, summing to one over the labels.
     """
-    present = maps.masked_fill(~foreground[:, :, None, None], 0.0)
-    labels = torch.cat([background(maps, foreground, exponent), present], dim=1)
-    # The sum is never zero: where no foreground map is positive, the background is one.
+    labels = label_scores(maps, foreground, exponent)
     return labels / labels.sum(dim=1, keepdim=True)

@@ -49,9 +49,9 @@ class AffinityHead(nn.Module):
         )
         total = sum(widths)
         self.mixing = nn.Conv2d(total, total, 1, bias=False)
-        for reduction in self.reductions:
-            assert isinstance(reduction, nn.Sequential)
-            nn.init.kaiming_normal_(reduction[0].weight)
+        for layer in self.reductions.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
         nn.init.xavier_uniform_(self.mixing.weight, gain=_GAIN if norm == "mean" else _GAIN / total)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -64,9 +64,7 @@ class AffinityHead(nn.Module):
         Returns:
             ``(N, D, h, w)``, above -1.
         """
-        reduced = [
-            _resized(reduction(one), size) for reduction, one in zip(self.reductions, maps, strict=True)
-        ]
+        reduced = [_resized(reduction(one), size) for reduction, one in zip(self.reductions, maps, strict=True)]
         return F.elu(self.mixing(torch.cat(reduced, dim=1)))
 
 

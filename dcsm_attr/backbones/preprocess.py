@@ -84,7 +84,8 @@ class Preprocess:
         Raises:
             TypeError, ValueError: if the values are those of no preprocessing.
         """
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        given: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+        return cls(**given)
 
     @property
     def side(self) -> int:

@@ -17,12 +17,12 @@ from dcsm_attr.attribution.dcsm import DistinctClassSaliency
 from dcsm_attr.backbones.preprocess import Prepared, Preprocess
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.images import read_image
-from dcsm_attr.maps import label_probabilities
+from dcsm_attr.maps import label_scores
 from dcsm_attr.segmentation.pipeline import pipelined
 from dcsm_attr.segmentation.result import Segmentation
 from dcsm_attr.segmentation.steps import AttributedPhotograph, PreparedPhotograph, restored
 
-__all__ = ["Precision", "Saliency", "Segmenter"]
+__all__ = ["Precision", "Saliency", "Segmenter", "Walk"]
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -42,6 +42,27 @@ class Saliency(Protocol):
         ...
 
 
+class Walk(Protocol):
+    """A step between class maps and CRF, such as :class:`dcsm_attr.affinity.walk.SemanticWalk`."""
+
+    def __call__(self, scores: Tensor, image: Tensor) -> Tensor:
+        """Better scores of the labels of one photograph.
+
+        Args:
+            scores: ``(L, h, w)`` of :func:`dcsm_attr.maps.label_scores`.
+            image: ``(3, h, w)``, the photograph as it lies on the canvas, normalised.
+
+        Returns:
+            ``(L, h, w)``, not negative, with a positive sum everywhere.
+        """
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, ready for JSON."""
+        ...
+
+
 class Segmenter:
     """Weakly supervised segmentation: pixel labels from a classifier that has seen image labels only.
 
@@ -50,8 +71,8 @@ class Segmenter:
     in pixels mean the same for every photograph; its probabilities are resized to the photograph.
 
     Attributes:
-        model, saliency, crf, class_names, preprocess, background_exponent, max_pixels, architecture, precision: as
-            given, or the defaults.
+        model, saliency, crf, class_names, preprocess, background_exponent, max_pixels, architecture, precision, walk:
+            as given, or the defaults.
     """
 
     def __init__(
@@ -66,6 +87,7 @@ class Segmenter:
         max_pixels: int | None = None,
         architecture: Mapping[str, Any] | None = None,
         precision: Precision = "float32",
+        walk: Walk | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -82,6 +104,7 @@ class Segmenter:
                 depend on it. None: only the name of its class is told.
             precision: ``"bfloat16"``: the model's forward and backward passes run under autocast; maps and CRF are
                 float32 all the same.
+            walk: makes the scores of labels better before the CRF. None: they go into it as they are.
 
         Raises:
             ValueError: if the exponent is not positive, or the precision is not known.
@@ -99,6 +122,7 @@ class Segmenter:
         self.background_exponent = background_exponent
         self.max_pixels = max_pixels
         self.architecture = architecture
+        self.walk = walk
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -109,6 +133,7 @@ class Segmenter:
             "saliency": self.saliency.settings,
             "precision": self.precision,
             "background_exponent": self.background_exponent,
+            **({} if self.walk is None else {"walk": self.walk.settings}),
             "crf": None if self.crf is None else asdict(self.crf),
             "preprocess": asdict(replace(self.preprocess, size=self.preprocess.side)),
         }
@@ -304,7 +329,10 @@ class Segmenter:
         foreground = class_maps.foreground[image]
         maps = prepared.crop(class_maps.maps[image, foreground])
         present = torch.ones_like(foreground[foreground])
-        return label_probabilities(maps[None], present[None], self.background_exponent)[0]
+        scores = label_scores(maps[None], present[None], self.background_exponent)[0]
+        if self.walk is not None:
+            scores = self.walk(scores, prepared.crop(prepared.tensor))
+        return scores / scores.sum(dim=0, keepdim=True)
 
     def _refined(self, unaries: list[Tensor], prepared: list[Prepared]) -> list[Tensor]:
         """Run the CRF, once for all photographs with one shape and number of labels."""

@@ -1,0 +1,89 @@
+"""The random walk as a step of a segmentation: from class maps on a photograph to class maps along its objects."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dcsm_attr.affinity.affinities import affinities
+from dcsm_attr.affinity.neighbours import Border, neighbour_offsets
+from dcsm_attr.affinity.network import GRID_STRIDE, TrainedAffinityNet
+from dcsm_attr.affinity.random_walk import random_walk
+from dcsm_attr.evaluation.provenance import parameters_digest
+from dcsm_attr.guest import evaluation_mode
+
+__all__ = ["SemanticWalk"]
+
+
+@dataclass(frozen=True)
+class SemanticWalk:
+    r"""Let scores walk along the affinities that AffinityNet sees in the photograph: :math:`T^t` with :math:`T = D^{-1}
+    W^{\circ\beta}` (Ahn and Kwak, Eq. 9 and 10).
+
+    Give it to :class:`dcsm_attr.Segmenter` as ``walk``.
+
+    Attributes:
+        net: a trained AffinityNet; its network is left as it is found, on the device where it is.
+        radius: of the neighbourhood, in positions of 8 pixels.
+        beta: power of each affinity; larger makes unlikely steps unlikelier.
+        steps: t, of the walk.
+        border: ``"released"``: the release's, in which scores never leave the corners; see
+            :func:`dcsm_attr.affinity.neighbours.pair_mask`.
+    """
+
+    net: TrainedAffinityNet
+    radius: int = 5
+    beta: float = 8.0
+    steps: int = 256
+    border: Border = "full"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the walk depends on beside the photograph, ready for JSON."""
+        return {
+            "parameters": parameters_digest(self.net.network),
+            "norm": self.net.norm,
+            "radius": self.radius,
+            "beta": self.beta,
+            "steps": self.steps,
+            "border": self.border,
+        }
+
+    def affinities(self, image: Tensor) -> Tensor:
+        """The affinities that the network sees.
+
+        Args:
+            image: ``(3, H, W)``, normalised as the network was trained.
+
+        Returns:
+            ``(1, P, ceil(H / 8), ceil(W / 8))`` in [0, 1], see :func:`dcsm_attr.affinity.affinities.affinities`.
+        """
+        network = self.net.network
+        parameter = next(network.parameters())
+        height, width = image.shape[1:]
+        # The release's padding to whole positions, so that they lie where those of the maps do.
+        padded = F.pad(image[None], (0, -width % GRID_STRIDE, 0, -height % GRID_STRIDE))
+        with torch.no_grad(), evaluation_mode(network):
+            features = network(padded.to(parameter.device, parameter.dtype))
+            return affinities(features, neighbour_offsets(self.radius), self.net.norm)
+
+    def __call__(self, scores: Tensor, image: Tensor) -> Tensor:
+        """Let the scores of one photograph walk.
+
+        Args:
+            scores: ``(L, H, W)``, of the background and of classes, in [0, 1].
+            image: ``(3, H, W)``, as in :meth:`affinities`.
+
+        Returns:
+            ``(L, H, W)`` in [0, 1], on the device of the scores: averaged over positions of 8 x 8 pixels, walked, and
+            enlarged bilinearly.
+        """
+        height, width = scores.shape[1:]
+        seen = self.affinities(image).to(scores.device)
+        # Windows that reach over the edge are averaged over what is inside.
+        grid = F.avg_pool2d(scores[None], GRID_STRIDE, ceil_mode=True, count_include_pad=False)
+        offsets = neighbour_offsets(self.radius)
+        walked = random_walk(grid, seen, offsets, beta=self.beta, steps=self.steps, border=self.border)
+        return F.interpolate(walked, scale_factor=float(GRID_STRIDE), mode="bilinear")[0, :, :height, :width]
