@@ -19,10 +19,10 @@ __all__ = ["SemanticWalk"]
 
 @dataclass(frozen=True)
 class SemanticWalk:
-    r"""Let scores walk along the affinities that AffinityNet sees in the photograph: :math:`T^t` with :math:`T = D^{-1}
-    W^{\circ\beta}` (Ahn and Kwak, Eq. 9 and 10).
+    r"""Let scores walk along the affinities that AffinityNet sees in the photograph.
 
-    Give it to :class:`dcsm_attr.Segmenter` as ``walk``.
+    They are multiplied by :math:`T^t` with :math:`T = D^{-1} W^{\circ\beta}` (Ahn and Kwak, Eq. 9 and 10). Give it to
+    :class:`dcsm_attr.Segmenter` as ``walk``.
 
     Attributes:
         net: a trained AffinityNet; its network is left as it is found, on the device where it is.
