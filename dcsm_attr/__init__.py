@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dcsm_attr.attribution import ClassMaps, DistinctClassSaliency, GuidedRectifiers, Simonyan
+    from dcsm_attr.attribution import ClassActivationMaps, ClassMaps, DistinctClassSaliency, GuidedRectifiers, Simonyan
     from dcsm_attr.crf import DenseCRF
-    from dcsm_attr.segmentation import Segmentation, Segmenter
+    from dcsm_attr.segmentation import FusedSaliency, Segmentation, Segmenter
 
 _HOMES = {
+    "ClassActivationMaps": "dcsm_attr.attribution",
     "ClassMaps": "dcsm_attr.attribution",
     "DenseCRF": "dcsm_attr.crf",
     "DistinctClassSaliency": "dcsm_attr.attribution",
+    "FusedSaliency": "dcsm_attr.segmentation",
     "GuidedRectifiers": "dcsm_attr.attribution",
     "Segmentation": "dcsm_attr.segmentation",
     "Segmenter": "dcsm_attr.segmentation",
@@ -24,9 +26,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "ClassActivationMaps",
     "ClassMaps",
     "DenseCRF",
     "DistinctClassSaliency",
+    "FusedSaliency",
     "GuidedRectifiers",
     "Segmentation",
     "Segmenter",

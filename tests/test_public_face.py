@@ -7,7 +7,17 @@ import pytest
 
 import dcsm_attr
 
-PUBLIC = ["ClassMaps", "DenseCRF", "DistinctClassSaliency", "GuidedRectifiers", "Segmentation", "Segmenter", "Simonyan"]
+PUBLIC = [
+    "ClassActivationMaps",
+    "ClassMaps",
+    "DenseCRF",
+    "DistinctClassSaliency",
+    "FusedSaliency",
+    "GuidedRectifiers",
+    "Segmentation",
+    "Segmenter",
+    "Simonyan",
+]
 
 
 def test_every_public_name_is_there():

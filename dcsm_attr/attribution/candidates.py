@@ -6,11 +6,33 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dcsm_attr.backbones.score_pooling import PoolingName, pooled_scores
+from dcsm_attr.backbones.score_pooling import POOLINGS, PoolingName, pooled_scores
 
-__all__ = ["Activation", "Candidates", "choose_candidates", "class_scores", "explicit_classes", "given_candidates"]
+__all__ = [
+    "Activation",
+    "Candidates",
+    "check_detection",
+    "choose_candidates",
+    "class_scores",
+    "explicit_classes",
+    "given_candidates",
+]
 
 Activation = Literal["auto", "sigmoid", "softmax"]
+
+
+def check_detection(activation: str, pooling: str, threshold: float) -> None:
+    """Check the settings by which classes are detected.
+
+    Raises:
+        ValueError: if one of them is not known or out of range.
+    """
+    if activation not in ("auto", "sigmoid", "softmax"):
+        raise ValueError(f"activation must be 'auto', 'sigmoid' or 'softmax', got {activation!r}.")
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {', '.join(map(repr, POOLINGS))}; got {pooling!r}.")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
 
 
 def class_scores(logits: Tensor, activation: Activation, pooling: PoolingName = "max") -> Tensor:

@@ -1,34 +1,36 @@
 """What the methods of this package share: from images and a request to one map a candidate class."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 from captum.attr._utils.attribution import GradientAttribution
-from torch import Tensor, nn
+from torch import Tensor
 
-from dcsm_attr.attribution.candidates import Activation, Candidates, class_scores
+from dcsm_attr.attribution.as_guest import as_guest
+from dcsm_attr.attribution.candidates import Activation, Candidates, check_detection, class_scores
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.gradients import LayerPoint, Recording, record
-from dcsm_attr.attribution.guided import plain_rectifiers
 from dcsm_attr.attribution.inputs import (
     argument_tuple,
     batch_slices,
+    check_batch_size,
+    check_differentiable,
     checked_images,
     comfortable_batch,
     rescaled,
     sliced_arguments,
 )
 from dcsm_attr.attribution.kept_gradients import GradientRun, KeptGradients, KeptRun
-from dcsm_attr.attribution.memory_format import channels_last, refuses_channels_last
-from dcsm_attr.attribution.model_checks import check_guidance, checked_model, explained_failure
+from dcsm_attr.attribution.memory_format import FastestFormat
+from dcsm_attr.attribution.model_checks import check_guidance, checked_model, explained_failures
 from dcsm_attr.attribution.notices import warn_caller
+from dcsm_attr.attribution.scales import checked_scales, nearest_first
 from dcsm_attr.attribution.selection import Request, Selection
+from dcsm_attr.attribution.targets import maps_of_target
 from dcsm_attr.attribution.variants import Variant
-from dcsm_attr.backbones.score_pooling import POOLINGS, PoolingName
-from dcsm_attr.guest import evaluation_mode, preserved_random_state, uncompiled
+from dcsm_attr.backbones.score_pooling import PoolingName
 
 __all__ = ["ClassSaliency"]
 
@@ -63,14 +65,14 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         self._variant = variant
         self.guided = guided
         self.subtract = subtract
-        self.scales = tuple(variant.scales if scales is None else scales)
+        self.scales = checked_scales(variant.scales if scales is None else scales)
         self.alpha = alpha
         self.activation = activation
         self.pooling = pooling
         self.threshold = threshold
         self.min_candidates = variant.min_candidates if min_candidates is None else min_candidates
         self.internal_batch_size = internal_batch_size
-        self._takes_channels_last = True
+        self._format = FastestFormat()
         self._check_settings()
 
     @property
@@ -89,43 +91,33 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         }
 
     def _check_settings(self) -> None:
-        if not self.scales or not all(0 < scale <= 8 for scale in self.scales):
-            raise ValueError(f"scales must be ratios to the input size, above 0 and at most 8; got {self.scales}.")
         if not 0 < self.alpha < float("inf"):
             raise ValueError(f"alpha must be positive, got {self.alpha}.")
-        if self.activation not in ("auto", "sigmoid", "softmax"):
-            raise ValueError(f"activation must be 'auto', 'sigmoid' or 'softmax', got {self.activation!r}.")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(map(repr, POOLINGS))}; got {self.pooling!r}.")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}.")
+        check_detection(self.activation, self.pooling, self.threshold)
         if self.min_candidates < 1:
             raise ValueError(
                 f"min_candidates must be at least 1, got {self.min_candidates}; subtract=False switches subtraction "
                 "off."
             )
-        if self.internal_batch_size is not None and self.internal_batch_size < 1:
-            raise ValueError(f"internal_batch_size must be at least 1, got {self.internal_batch_size}.")
+        check_batch_size(self.internal_batch_size)
 
     def _attribute(
         self, inputs: Any, points: Sequence[LayerPoint], request: Request, additional_forward_args: Any
     ) -> Tensor | tuple[Tensor, ...]:
-        """The target's maps in Captum's form: a tuple if the inputs are one, with a map for each."""
         result, selection = self._run(inputs, points, request, additional_forward_args)
-        target = selection.target
-        attribution = result.best() if target is None else result.of(target.to(result.maps.device))
-        return tuple(attribution.clone() for _ in inputs) if isinstance(inputs, tuple) else attribution
+        return maps_of_target(result, selection.target, inputs)
 
     def _keep(
         self, inputs: Any, points: Sequence[LayerPoint], request: Request, additional_forward_args: Any
     ) -> KeptGradients:
         images = checked_images(inputs)
+        check_differentiable(images)
         count, size = len(images[0]), (images[0].shape[2], images[0].shape[3])
         arguments = argument_tuple(additional_forward_args)
         selection: Selection | None = None
         candidates: Candidates | None = None
         kept = []
-        with self._as_guest(images[0].device):
+        with as_guest(self.forward_func, images[0].device):
             for scale, recording in self._forward_runs(images, arguments, points):
                 if selection is None or candidates is None:
                     selection = request.resolve(count, recording.logits.shape).to(recording.logits.device)
@@ -138,24 +130,11 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         return KeptGradients(size, tuple(kept))
 
     def _of_kept(self, kept: KeptGradients, points: Sequence[str], request: Request, raw: bool) -> ClassMaps:
-        runs = (kept.run(scale).at(points) for scale in self._ordered_scales())
+        runs = (kept.run(scale).at(points) for scale in nearest_first(self.scales))
         first = next(runs)
         selection = request.resolve(len(first.logits), first.logits.shape).to(first.logits.device)
         with torch.no_grad():
             return self._combined(chain([first], runs), selection, kept.size, raw)
-
-    @contextmanager
-    def _as_guest(self, device: torch.device) -> Iterator[None]:
-        """The model in evaluation mode, uncompiled, without gradients; it and the random state as before afterwards."""
-        with ExitStack() as stack:
-            if isinstance(self.forward_func, nn.Module):
-                stack.enter_context(evaluation_mode(self.forward_func))
-                stack.enter_context(uncompiled(self.forward_func))
-            stack.enter_context(preserved_random_state(device))
-            stack.enter_context(torch.no_grad())
-            # The call may stand in a hook or a forward pass that somebody else explains.
-            stack.enter_context(plain_rectifiers())
-            yield
 
     def _run(
         self,
@@ -166,12 +145,13 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         raw: bool = False,
     ) -> tuple[ClassMaps, Selection]:
         images = checked_images(inputs)
+        check_differentiable(images)
         arguments = argument_tuple(additional_forward_args)
         device, count = images[0].device, len(images[0])
         size = (images[0].shape[2], images[0].shape[3])
         selection: Selection | None = None
         parts = []
-        with self._as_guest(device):
+        with as_guest(self.forward_func, device):
             for part in batch_slices(count, self.internal_batch_size or comfortable_batch(images, arguments)):
                 part_images = tuple(x[part] for x in images)
                 recordings = self._forward_runs(part_images, sliced_arguments(arguments, part, count), points)
@@ -200,37 +180,21 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
                 f"scales=(1.0,); got scales={self.scales}."
             )
 
-    def _ordered_scales(self) -> list[float]:
-        """The scale nearest to 1 comes first: there the classes are chosen."""
-        return sorted(self.scales, key=lambda ratio: abs(ratio - 1))
-
     def _forward_runs(
         self, images: tuple[Tensor, ...], arguments: tuple[Any, ...], points: Sequence[LayerPoint]
     ) -> Iterator[tuple[float, Recording]]:
         """One forward pass a scale, run when it is asked for."""
-        for scale in self._ordered_scales():
+        for scale in nearest_first(self.scales):
             resized = rescaled(images, scale, self._variant.image_interpolation)
-            try:
+            with explained_failures(self.forward_func, resized[0], images[0]):
                 recording = self._recorded(resized, arguments, points)
-            except RuntimeError as error:
-                explained = explained_failure(error, self.forward_func, resized[0], images[0])
-                if explained is error:
-                    raise
-                raise explained from error
             yield scale, recording
 
     def _recorded(
         self, images: tuple[Tensor, ...], arguments: tuple[Any, ...], points: Sequence[LayerPoint]
     ) -> Recording:
         settings: dict[str, Any] = {"reduction": self._variant.reduction, "guided": self.guided}
-        if self._takes_channels_last:
-            try:
-                return record(self.forward_func, channels_last(images), arguments, points, **settings)
-            except RuntimeError as error:
-                if not refuses_channels_last(error):
-                    raise
-                self._takes_channels_last = False
-        return record(self.forward_func, images, arguments, points, **settings)
+        return self._format.run(lambda x: record(self.forward_func, x, arguments, points, **settings), images)
 
     def _combined(
         self, runs: Iterator[GradientRun], selection: Selection, size: tuple[int, int], raw: bool

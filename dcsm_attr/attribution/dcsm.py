@@ -13,7 +13,7 @@ from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.class_saliency import ClassSaliency
 from dcsm_attr.attribution.gradients import LayerPoint
 from dcsm_attr.attribution.guided import plain_rectifiers
-from dcsm_attr.attribution.inputs import argument_tuple, checked_images, sliced_arguments
+from dcsm_attr.attribution.inputs import argument_tuple, check_differentiable, checked_images, sliced_arguments
 from dcsm_attr.attribution.kept_gradients import KeptGradients
 from dcsm_attr.attribution.layer_points import Layer, layer_points, named_layers
 from dcsm_attr.attribution.notices import warn_caller
@@ -184,6 +184,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             images = None if inputs is None else checked_images(inputs)
             arguments = argument_tuple(additional_forward_args)
             if images is not None:
+                check_differentiable(images)
                 arguments = sliced_arguments(arguments, slice(0, 1), len(images[0]))
             with plain_rectifiers():
                 names = default_layers(self.forward_func, images, arguments)

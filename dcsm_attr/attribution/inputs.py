@@ -6,7 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["argument_tuple", "batch_slices", "checked_images", "comfortable_batch", "rescaled", "sliced_arguments"]
+__all__ = [
+    "argument_tuple",
+    "batch_slices",
+    "check_batch_size",
+    "check_differentiable",
+    "checked_images",
+    "comfortable_batch",
+    "rescaled",
+    "sliced_arguments",
+]
 
 _COMFORTABLE_PIXELS = 2**19
 
@@ -24,7 +33,6 @@ def checked_images(inputs: Any) -> tuple[Tensor, ...]:
     Raises:
         TypeError: if it is no tensor, or its values are not floating point.
         ValueError: if the rank is wrong, the batch is empty, batches differ in size, or a value is NaN or infinite.
-        RuntimeError: if a tensor was made under inference mode.
     """
     images = inputs if isinstance(inputs, tuple) else (inputs,)
     if not images:
@@ -57,13 +65,21 @@ def _check_batch(x: Any) -> None:
             else " Convert with x.float()."
         )
         raise TypeError(f"inputs must be floating point, got {x.dtype}.{hint}")
-    if x.is_inference() or torch.is_inference_mode_enabled():
+    if not torch.isfinite(x).all():
+        raise ValueError("inputs must be finite: it holds NaN or infinite values.")
+
+
+def check_differentiable(images: tuple[Tensor, ...]) -> None:
+    """Check that gradients can be taken.
+
+    Raises:
+        RuntimeError: under inference mode, or if a tensor was made there.
+    """
+    if torch.is_inference_mode_enabled() or any(x.is_inference() for x in images):
         raise RuntimeError(
             "gradients cannot be taken under torch.inference_mode, nor of tensors made there. Call outside of it, with "
             "inputs.clone() made outside; torch.no_grad is fine."
         )
-    if not torch.isfinite(x).all():
-        raise ValueError("inputs must be finite: it holds NaN or infinite values.")
 
 
 def rescaled(images: tuple[Tensor, ...], scale: float, mode: Literal["bilinear", "bicubic"]) -> tuple[Tensor, ...]:
@@ -107,6 +123,16 @@ def comfortable_batch(images: tuple[Tensor, ...], arguments: tuple[Any, ...]) ->
     return max(1, _COMFORTABLE_PIXELS // (images[0].shape[2] * images[0].shape[3]))
 
 
+def check_batch_size(internal_batch_size: int | None) -> None:
+    """Check how many images a forward pass may take.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if internal_batch_size is not None and internal_batch_size < 1:
+        raise ValueError(f"internal_batch_size must be at least 1, got {internal_batch_size}.")
+
+
 def batch_slices(images: int, at_most: int | None) -> list[slice]:
     """Divide a batch of ``images`` into slices of at most ``at_most``; None: one slice."""
     step = images if at_most is None else at_most
@@ -120,12 +146,12 @@ def argument_tuple(arguments: Any) -> tuple[Any, ...]:
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
-def sliced_arguments(arguments: tuple[Any, ...], part: slice, images: int) -> tuple[Any, ...]:
-    """Take the part of the additional forward arguments that belongs to a slice of the batch.
+def sliced_arguments(arguments: tuple[Any, ...], part: slice | Tensor, images: int) -> tuple[Any, ...]:
+    """Take the part of the additional forward arguments that belongs to a part of the batch.
 
     Args:
         arguments: tensors with one row an image are sliced, everything else is passed on whole, as Captum does.
-        part: the slice.
+        part: the slice, or the numbers of the images ``(n,)``.
         images: N of the whole batch.
     """
     return tuple(a[part] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == images else a for a in arguments)

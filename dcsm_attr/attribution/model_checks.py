@@ -1,6 +1,7 @@
 """Which models can be explained, and what to say about the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from dcsm_attr.attribution.notices import warn_caller
 from dcsm_attr.backbones.attention import attention_of
 from dcsm_attr.guest import unwrapped
 
-__all__ = ["check_guidance", "checked_model", "explained_failure"]
+__all__ = ["check_guidance", "checked_model", "explained_failures"]
 
 
 def checked_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..., Any]:
@@ -77,19 +78,28 @@ def check_guidance(recording: Recording) -> None:
         )
 
 
-def explained_failure(error: RuntimeError, model: Any, resized: Tensor, images: Tensor) -> Exception:
-    """Find what a failed forward pass was about.
+@contextmanager
+def explained_failures(model: Any, resized: Tensor, images: Tensor) -> Iterator[None]:
+    """Say what a failed forward pass was about, where the number of channels or the scale is the reason.
 
     Args:
-        error: what the model raised.
         model: the model.
-        resized: the images that it was given.
+        resized: the images that it is given.
         images: the images at their own size.
 
-    Returns:
-        The error to raise: a clearer one where the number of channels or the scale is the reason, else ``error``
-        itself.
+    Raises:
+        ValueError, RuntimeError: the clearer error, from the model's own.
     """
+    try:
+        yield
+    except RuntimeError as error:
+        explained = _explained(error, model, resized, images)
+        if explained is error:
+            raise
+        raise explained from error
+
+
+def _explained(error: RuntimeError, model: Any, resized: Tensor, images: Tensor) -> Exception:
     if isinstance(error, torch.OutOfMemoryError):
         return error
     channels = _first_convolution_channels(model)

@@ -1,4 +1,4 @@
-"""Captum's target forms, read as classes."""
+"""Captum's target forms, read as classes, and the maps of a target in Captum's form."""
 
 from typing import Any
 
@@ -6,7 +6,9 @@ import torch
 from captum._utils.common import _select_targets
 from torch import Tensor
 
-__all__ = ["resolve_target"]
+from dcsm_attr.attribution.class_maps import ClassMaps
+
+__all__ = ["maps_of_target", "resolve_target"]
 
 
 def resolve_target(target: Any, output_shape: torch.Size) -> tuple[Tensor, Tensor | None]:
@@ -51,3 +53,18 @@ def resolve_target(target: Any, output_shape: torch.Size) -> tuple[Tensor, Tenso
 def _names_position(target: Any) -> bool:
     first = target[0] if isinstance(target, list) and target else target
     return isinstance(first, tuple) and len(first) > 1
+
+
+def maps_of_target(maps: ClassMaps, target: Tensor | None, inputs: Any) -> Tensor | tuple[Tensor, ...]:
+    """Pick the maps of the target.
+
+    Args:
+        maps: with the target among the candidates.
+        target: ``(N,)`` int64; None: the best candidate of each image.
+        inputs: as the user gave them.
+
+    Returns:
+        ``(N, 1, H, W)``; a tuple if the inputs are one, with a map for each.
+    """
+    attribution = maps.best() if target is None else maps.of(target.to(maps.maps.device))
+    return tuple(attribution.clone() for _ in inputs) if isinstance(inputs, tuple) else attribution

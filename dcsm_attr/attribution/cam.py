@@ -1,0 +1,265 @@
+"""Class activation maps, at several scales and mirrored, as a Captum attribution."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from captum.attr._utils.attribution import Attribution
+from captum.log import log_usage
+from torch import Tensor
+
+from dcsm_attr.attribution.as_guest import as_guest
+from dcsm_attr.attribution.candidates import Activation, check_detection, class_scores
+from dcsm_attr.attribution.class_maps import ClassMaps
+from dcsm_attr.attribution.inputs import (
+    argument_tuple,
+    batch_slices,
+    check_batch_size,
+    checked_images,
+    comfortable_batch,
+    rescaled,
+    sliced_arguments,
+)
+from dcsm_attr.attribution.memory_format import FastestFormat
+from dcsm_attr.attribution.model_checks import checked_model, explained_failures
+from dcsm_attr.attribution.scales import checked_scales, nearest_first
+from dcsm_attr.attribution.selection import Request, Selection
+from dcsm_attr.attribution.targets import maps_of_target
+from dcsm_attr.backbones.class_evidence import ClassEvidence, class_evidence
+from dcsm_attr.backbones.score_pooling import PoolingName
+from dcsm_attr.maps import divide_by_maximum, upsample
+
+__all__ = ["ClassActivationMaps"]
+
+
+class ClassActivationMaps(Attribution):  # type: ignore[misc]
+    r"""
+    Computes class activation maps, summed over scales and mirror images:
+
+    .. math:: M^c = \sum_{s} \uparrow \mathrm{ReLU}(w_c^T f_s(x, y)) \,/\, \max_{x,y}
+
+    f is the map before global pooling, and w the weights of the linear layer that ends the network. They are found by
+    following one forward pass, so that no layer has to be named: a linear layer behind average pooling, or a 1 x 1
+    convolution to score maps, whatever is done to these afterwards. The bias is left out, as in the paper: it belongs
+    to no position.
+
+    The sum over scales and mirror images is that of AffinityNet. Where this departs from its released code:
+
+    - Each sum is divided by its maximum (:func:`dcsm_attr.maps.divide_by_maximum`), not by the maximum + 1e-5. That
+      guards against zero only, which is guarded here too, and makes small maps depend on the unit of the scores.
+    - No square root is taken. The release does so for its VGG alone.
+    - Classes are detected where they are not known, by the scores at the scale nearest to 1, not mirrored.
+
+    ``scales=(1.0,), mirrored=False`` is plain CAM. Nothing is subtracted, and no gradient is taken.
+
+    More details regarding the method can be found in the original papers: https://arxiv.org/abs/1512.04150 (B. Zhou et
+    al., CVPR 2016) and https://arxiv.org/abs/1803.10464 (J. Ahn and S. Kwak, CVPR 2018, AffinityNet)
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        scales: Sequence[float] = (1.0, 0.5, 1.5, 2.0),
+        mirrored: bool = True,
+        activation: Activation = "auto",
+        pooling: PoolingName = "max",
+        threshold: float = 0.5,
+        internal_batch_size: int | None = None,
+    ) -> None:
+        r"""
+        Args:
+
+            forward_func (Callable or torch.nn.Module): The model, which takes images (N, C, H, W) and returns scores
+                (N, C) or score maps (N, C, h, w), before sigmoid or softmax; or a function that calls it. Wrappers of
+                ``torch.compile`` and DistributedDataParallel are taken off.
+            scales (sequence of float, optional): Sizes at which maps are taken, as ratios to the input size.
+                Default: (1.0, 0.5, 1.5, 2.0)
+            mirrored (bool, optional): Whether the maps of the mirrored images are added at each scale.
+                Default: True
+            activation (str, optional): As in :class:`DistinctClassSaliency`.
+                Default: "auto"
+            pooling (str, optional): As in :class:`DistinctClassSaliency`.
+                Default: "max"
+            threshold (float, optional): As in :class:`DistinctClassSaliency`.
+                Default: 0.5
+            internal_batch_size (int, optional): Bounds memory: at most this many images in one forward pass, mirrored
+                ones among them. None: on the CPU as many as are fastest together, with additional arguments and
+                elsewhere all images of a scale.
+                Default: None
+        """
+        Attribution.__init__(self, checked_model(forward_func, guided=False))
+        check_detection(activation, pooling, threshold)
+        check_batch_size(internal_batch_size)
+        self.scales = checked_scales(scales)
+        self.mirrored = mirrored
+        self.activation: Activation = activation
+        self.pooling: PoolingName = pooling
+        self.threshold = threshold
+        self.internal_batch_size = internal_batch_size
+        self._format = FastestFormat()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the maps depend on beside model and images, ready for JSON."""
+        return {
+            "method": self.get_name(),
+            "scales": list(self.scales),
+            "mirrored": self.mirrored,
+            "activation": self.activation,
+            "pooling": self.pooling,
+            "threshold": self.threshold,
+        }
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        r"""
+        Computes the class activation map of one class of each image.
+
+        Args:
+
+            inputs (Tensor or tuple[Tensor, ...]): As in :meth:`DistinctClassSaliency.attribute`.
+            target (int, tuple, Tensor or list, optional): As in :meth:`DistinctClassSaliency.attribute`, but for
+                positions of a score map, of which there is no class activation map.
+                Default: None
+            additional_forward_args (Any, optional): Passed to the model after the inputs, with those of the mirrored
+                images a second time.
+                Default: None
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**:
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*):
+                The maps, (N, 1, H, W), float32 in [0, 1], detached and contiguous; a tuple if ``inputs`` is one. Zero
+                everywhere where nothing speaks for the class.
+
+        Raises:
+            AssertionError: if the target has a form that Captum does not accept.
+            IndexError: if the target is out of range.
+            TypeError: if inputs are not floating point tensors, or the model returns no scores.
+            ValueError: if inputs are malformed or not finite, the target names a position, or the model does not end in
+                a pooled linear layer or a 1 x 1 convolution.
+            RuntimeError: if the model fails at another scale.
+
+        Examples::
+
+            >>> # ResNet-50 takes images Nx3xHxW and returns Nx1000 scores.
+            >>> model = torchvision.models.resnet50(weights="DEFAULT")
+            >>> attribution = ClassActivationMaps(model).attribute(images, target=243)  # Nx1xHxW
+            >>> plain = ClassActivationMaps(model, scales=(1.0,), mirrored=False)  # Zhou et al.
+        """
+        result, selection = self._run(inputs, Request(target=target), additional_forward_args)
+        return maps_of_target(result, selection.target, inputs)
+
+    def attribute_future(self) -> None:
+        """Not supported by this method."""
+        raise NotImplementedError("attribute_future is not implemented for ClassActivationMaps")
+
+    def class_maps(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        classes: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        raw: bool = False,
+    ) -> ClassMaps:
+        r"""
+        Computes the class activation maps of all detected classes of each image.
+
+        Args:
+
+            inputs (Tensor or tuple[Tensor, ...]): As in :meth:`attribute`.
+            classes (sequence of int or Tensor, optional): As in :meth:`DistinctClassSaliency.class_maps`.
+                Default: None
+            additional_forward_args (Any, optional): As in :meth:`attribute`.
+                Default: None
+            raw (bool, optional): Whether to return the maps in :attr:`ClassMaps.raw` too: nothing is subtracted from
+                them.
+                Default: False
+
+        Returns:
+            *ClassMaps* with maps (N, K, H, W) of the known or detected classes; of the best class where none is
+            detected.
+
+        Raises:
+            ValueError: as :meth:`attribute`; and if classes are out of range or named twice.
+        """
+        return self._run(inputs, Request(classes=classes), additional_forward_args, raw)[0]
+
+    def _run(
+        self, inputs: Any, request: Request, additional_forward_args: Any, raw: bool = False
+    ) -> tuple[ClassMaps, Selection]:
+        images = checked_images(inputs)
+        arguments = argument_tuple(additional_forward_args)
+        count = len(images[0])
+        selection: Selection | None = None
+        parts = []
+        with as_guest(self.forward_func, images[0].device):
+            for part in batch_slices(count, self.internal_batch_size or comfortable_batch(images, arguments)):
+                runs = self._runs(tuple(x[part] for x in images), sliced_arguments(arguments, part, count))
+                first = next(runs)
+                if selection is None:
+                    selection = request.resolve(count, first.logits.shape)
+                    _check_no_position(selection)
+                parts.append(self._summed(chain([first], runs), selection[part], images[0][part], raw))
+        assert selection is not None
+        return ClassMaps.concatenated(parts), selection
+
+    def _runs(self, images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Iterator[ClassEvidence]:
+        """What the model finds at each scale, looked for when it is asked for; mirror images after all others."""
+        rows = torch.arange(len(images[0]), device=images[0].device)
+        for scale in nearest_first(self.scales):
+            # As the released code resizes.
+            resized = rescaled(images, scale, "bicubic")
+            views, rows_of_views = resized, rows
+            if self.mirrored:
+                views, rows_of_views = tuple(torch.cat([x, x.flip(-1)]) for x in resized), rows.repeat(2)
+            at_once = self.internal_batch_size or comfortable_batch(resized, arguments)
+            with explained_failures(self.forward_func, resized[0], images[0]):
+                found = [
+                    self._evidence(
+                        tuple(x[part] for x in views), sliced_arguments(arguments, rows_of_views[part], len(rows))
+                    )
+                    for part in batch_slices(len(rows_of_views), at_once)
+                ]
+            yield ClassEvidence.concatenated(found)
+
+    def _evidence(self, images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> ClassEvidence:
+        return self._format.run(lambda x: class_evidence(self.forward_func, x, arguments), images)
+
+    def _summed(self, runs: Iterator[ClassEvidence], selection: Selection, images: Tensor, raw: bool) -> ClassMaps:
+        """Choose the classes of a part of the batch, and sum their maps over scales and mirror images."""
+        first = next(runs)
+        scores = class_scores(first.logits[: len(images)], self.activation, self.pooling)
+        candidates = selection.to(scores.device).candidates_for(scores, scores > self.threshold, 1)
+        size = (images.shape[2], images.shape[3])
+        total = sum(upsample(self._rectified(run, candidates.classes), size) for run in chain([first], runs))
+        assert isinstance(total, Tensor)
+        if not total.isfinite().all():
+            raise ValueError(
+                "the model's maps hold NaN or infinite values: they exceed the range of its number type. Check its "
+                "weights, or run it in a type of wider range (float32, bfloat16)."
+            )
+        empty = (candidates.classes < 0)[:, :, None, None]
+        maps = divide_by_maximum(total).float().masked_fill_(empty, 0.0)
+        nothing = torch.zeros_like(candidates.detected[:, 0])
+        return ClassMaps(maps, candidates.classes, candidates.detected, scores, nothing, maps if raw else None)
+
+    def _rectified(self, run: ClassEvidence, classes: Tensor) -> Tensor:
+        if not self.mirrored:
+            return run.maps(classes).clamp_(min=0)
+        own, mirrored = run.maps(classes.repeat(2, 1)).clamp_(min=0).chunk(2)
+        return own + mirrored.flip(-1)
+
+
+def _check_no_position(selection: Selection) -> None:
+    if selection.positions is not None:
+        raise ValueError(
+            "a target (class, y, x) names a position of the score map, but a class activation map is of all positions: "
+            "pass the class alone."
+        )
