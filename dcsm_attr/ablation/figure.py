@@ -4,12 +4,14 @@ from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from dcsm_attr.ablation.measure import Measurement
 from dcsm_attr.ablation.tables import Row
 
-__all__ = ["ablation_figure"]
+__all__ = ["ablation_figure", "exponents_figure"]
 
+_STYLES = ("--", "-", ":", "-.")
 # Apart from each other also for those who see few colours (Okabe and Ito).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
@@ -39,6 +41,39 @@ def ablation_figure(measurement: Measurement) -> Figure:
     axes.set_ylabel("mean IoU in %")
     axes.set_title(measurement.table.title, fontsize=9, wrap=True)
     axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def exponents_figure(measurement: Measurement) -> Figure:
+    """Mean IoU over the exponent of the background, on the photographs that it is chosen on.
+
+    Args:
+        measurement: of a table.
+
+    Returns:
+        The figure: a curve for each row.
+    """
+    figure = Figure(figsize=(7.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    series = list(dict.fromkeys(row.series for row in measurement.table.rows))
+    styles = dict(zip(dict.fromkeys(row.label for row in measurement.table.rows), cycle(_STYLES), strict=False))
+    for row in measurement.table.rows:
+        found = measurement.over_exponents(row.method)
+        if found:
+            axes.plot(
+                list(found),
+                [100 * confusion.mean_iou for confusion in found.values()],
+                color=_COLOURS[series.index(row.series) % len(_COLOURS)],
+                linestyle=styles[row.label],
+                marker=".",
+                label=f"{row.series}, {row.label}",
+            )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("exponent of the background")
+    axes.set_ylabel("mean IoU in %")
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 

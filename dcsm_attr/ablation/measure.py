@@ -67,6 +67,11 @@ class Measurement:
         exponent = self.exponents[method.name] if own_background else _PAPER
         return readings[Reading(exponent, refined)]
 
+    def over_exponents(self, method: Method) -> dict[float, Confusion]:
+        """What was counted where the background of a method was chosen, by its exponent; nothing if it has none."""
+        readings = self.chosen_on.confusions.get(method.name, {})
+        return {reading.exponent: readings[reading] for reading in sorted(readings)}
+
 
 def measured_table(
     table: Table,

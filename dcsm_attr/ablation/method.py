@@ -24,17 +24,22 @@ class Method:
             class. None: the labels follow from the maps, a background and the CRF.
         crf: the CRF of this method, which its background is then chosen after. None: that of the table, and the
             background is chosen before it.
+        walk: what the scores of labels go through before the CRF: a case and scores ``(S, 1 + K, h, w)`` of several
+            backgrounds to better ones. None: nothing.
     """
 
     name: str
     maps: Callable[[Case], Tensor] | None = None
     labels: Callable[[Case], Tensor] | None = None
     crf: DenseCRF | None = None
+    walk: Callable[[Case, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Check that there is one way."""
         if (self.maps is None) == (self.labels is None):
             raise ValueError(f"the method {self.name!r} must give either maps or labels.")
+        if self.walk is not None and self.maps is None:
+            raise ValueError(f"the method {self.name!r} gives labels: there are no scores that could walk.")
 
 
 def maps_of_classes(method: DistinctClassSaliency | Simonyan, case: Case, *passes: PassName) -> Tensor:

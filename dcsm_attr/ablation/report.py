@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dcsm_attr.ablation.figure import ablation_figure
+from dcsm_attr.ablation.figure import ablation_figure, exponents_figure
 from dcsm_attr.ablation.measure import Measurement
 from dcsm_attr.ablation.tables import Row
 from dcsm_attr.evaluation.markdown import markdown_table, value_text
@@ -26,6 +26,8 @@ def write_ablation(
     measurement: Measurement, folder: str | Path, name: str, *, command: str, data: str, about: Mapping[str, Any]
 ) -> list[Path]:
     """Write ``NAME.md``, ``NAME.json`` and ``NAME.png`` into a folder, which is made if it is not there.
+
+    Of a table with :attr:`~dcsm_attr.ablation.tables.Table.each_exponent`, ``NAME-exponents.png`` too.
 
     Args:
         measurement: of the table.
@@ -60,7 +62,15 @@ def write_ablation(
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     with atomic_buffer(paths[2]) as file:
         ablation_figure(measurement).savefig(file, dpi=110)
+    if measurement.table.each_exponent:
+        paths.append(folder / _exponents_picture(name))
+        with atomic_buffer(paths[3]) as file:
+            exponents_figure(measurement).savefig(file, dpi=110)
     return paths
+
+
+def _exponents_picture(name: str) -> str:
+    return f"{name}-exponents.png"
 
 
 _COLUMNS = (
@@ -91,6 +101,7 @@ def _content(measurement: Measurement, row: Row, class_names: Sequence[str]) -> 
         "label": row.label,
         "method": row.method.name,
         "exponent": measurement.exponents.get(row.method.name),
+        **({"mean IoU over exponents": _over_exponents(measurement, row)} if measurement.table.each_exponent else {}),
         "mean IoU": {title: None if one is None else _number(one.mean_iou) for title, one in figures.items()},
         "IoU": {
             title: None if one is None else dict(zip(labels, map(_number, one.iou.tolist()), strict=True))
@@ -101,6 +112,12 @@ def _content(measurement: Measurement, row: Row, class_names: Sequence[str]) -> 
             for name in _SHARES
         },
     }
+
+
+def _over_exponents(measurement: Measurement, row: Row) -> dict[str, float | None]:
+    """Where the background was chosen, by the exponent."""
+    found = measurement.over_exponents(row.method)
+    return {f"{exponent:g}": _number(confusion.mean_iou) for exponent, confusion in found.items()}
 
 
 def _number(share: float) -> float | None:
@@ -134,6 +151,8 @@ def _markdown(measurement: Measurement, measured: Mapping[str, Any], data: str, 
     ]
     if measurement.table.each_class:
         blocks += ["## Each class", _class_table(measurement, about["class_names"])]
+    if measurement.table.each_exponent:
+        blocks += _exponent_section(measurement, about["picture"])
     if measurement.result.skipped:
         skipped = "\n".join(f"- `{name}`: {reason}" for name, reason in measurement.result.skipped.items())
         blocks.append(f"Skipped, in no figure:\n\n{skipped}")
@@ -143,6 +162,22 @@ def _markdown(measurement: Measurement, measured: Mapping[str, Any], data: str, 
         markdown_table([["", ""], *([str(key), value_text(value)] for key, value in facts.items())]),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _exponent_section(measurement: Measurement, picture: str) -> list[str]:
+    over = [measurement.over_exponents(row.method) for row in measurement.table.rows]
+    exponents = sorted({exponent for one in over for exponent in one})
+    rows = [["mean IoU in %", "", *(f"{exponent:g}" for exponent in exponents)]]
+    rows += [
+        [row.series, row.label, *(_percent(one.get(exponent)) for exponent in exponents)]
+        for row, one in zip(measurement.table.rows, over, strict=True)
+    ]
+    return [
+        "## The exponent of the background",
+        f"On the {measurement.chosen_on.photographs} photographs that it is chosen on, compared on the canvas.",
+        markdown_table(rows),
+        f"![Over the exponent]({_exponents_picture(picture.removesuffix('.png'))})",
+    ]
 
 
 def _class_table(measurement: Measurement, class_names: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ from dcsm_attr.evaluation.miou import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, Protocol
 from dcsm_attr.evaluation.rows import SkippedPhotograph, row_line
 from dcsm_attr.evaluation.state import append_lines, kept_rows
-from dcsm_attr.maps import label_probabilities
+from dcsm_attr.maps import label_scores
 from dcsm_attr.palette import VOID
 
 __all__ = ["Sweep", "SweepResult"]
@@ -161,7 +161,7 @@ class Sweep:
             return {method: SkippedPhotograph(photograph.name, str(error)) for method in due}
         counts = {method: {_GIVEN: method.labels(case)} for method in due if method.labels is not None}
         unrefined = {
-            method: _label_probabilities(method.maps(case), case, readings)
+            method: _label_probabilities(method, case, readings)
             for method, readings in due.items()
             if method.maps is not None
         }
@@ -229,10 +229,15 @@ class Sweep:
 _AT_ONCE = 16
 
 
-def _label_probabilities(maps: Tensor, case: Case, readings: Sequence[Reading]) -> dict[Reading, Tensor]:
-    cropped = case.prepared.crop(maps)[None]
-    present = torch.ones(1, len(maps), dtype=torch.bool)
-    by_exponent = {reading.exponent: label_probabilities(cropped, present, reading.exponent)[0] for reading in readings}
+def _label_probabilities(method: Method, case: Case, readings: Sequence[Reading]) -> dict[Reading, Tensor]:
+    assert method.maps is not None
+    cropped = case.prepared.crop(method.maps(case))[None]
+    present = torch.ones(1, cropped.shape[1], dtype=torch.bool)
+    exponents = sorted({reading.exponent for reading in readings})
+    scores = torch.cat([label_scores(cropped, present, exponent) for exponent in exponents])
+    if method.walk is not None:
+        scores = method.walk(case, scores)
+    by_exponent = dict(zip(exponents, scores / scores.sum(dim=1, keepdim=True), strict=True))
     return {reading: by_exponent[reading.exponent] for reading in readings}
 
 

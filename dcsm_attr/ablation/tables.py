@@ -50,12 +50,14 @@ class Table:
         axis: what varies.
         rows: in order.
         each_class: whether the report shows the IoU of each class.
+        each_exponent: whether it shows the mean IoU over the exponents among which each background was chosen.
     """
 
     title: str
     axis: str
     rows: tuple[Row, ...]
     each_class: bool = False
+    each_exponent: bool = False
 
 
 def dcsm(

@@ -127,12 +127,14 @@ class TrainedAffinityNet:
         architecture: the classifier whose trunk it has.
         preprocess: the canvas that it was, or is to be, trained on.
         norm: of its distances.
+        seed: the method whose maps gave the labels that it is trained from, in a word.
     """
 
     network: AffinityNet
     architecture: Architecture
     preprocess: Preprocess
     norm: Norm = "sum"
+    seed: str = ""
 
 
 def save_affinity_net(trained: TrainedAffinityNet, path: str | Path) -> None:
@@ -146,6 +148,7 @@ def save_affinity_net(trained: TrainedAffinityNet, path: str | Path) -> None:
         "architecture": asdict(trained.architecture),
         "preprocess": asdict(trained.preprocess),
         "norm": trained.norm,
+        "seed": trained.seed,
     }
     save_described(trained.network, path, _KEY, description)
 
@@ -165,7 +168,8 @@ def load_affinity_net(path: str | Path) -> TrainedAffinityNet:
     description = read_description(path, _KEY, "AffinityNet that `dcsm-attr affinity` wrote", "Train one.")
     try:
         architecture = Architecture(**description["architecture"])
-        preprocess, norm = Preprocess.from_plain(description["preprocess"]), description["norm"]
+        preprocess = Preprocess.from_plain(description["preprocess"])
+        norm, seed = description["norm"], description["seed"]
         with preserved_random_state(torch.device("cpu")):
             network = AffinityNet(architecture.network(new_model(architecture.model)).trunk, norm)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -174,4 +178,4 @@ def load_affinity_net(path: str | Path) -> TrainedAffinityNet:
             "another version: train again."
         ) from error
     load_weights(network, read_weights(path), str(path))
-    return TrainedAffinityNet(network.eval(), architecture, preprocess, norm)
+    return TrainedAffinityNet(network.eval(), architecture, preprocess, norm, seed)

@@ -4,8 +4,8 @@ Sachdeva and Vishnoi, "Faster Algorithms via Approximation Theory", 2014, sectio
 
 .. math:: x^t = 2^{1 - t} \sum_k \binom{t}{(t - k) / 2} T_k(x), \quad k = t, t - 2, \dots,
 
-half of the term for k = 0, the first :math:`\sqrt{2 t \log(2 / \epsilon)}` polynomials hold all but :math:`\epsilon` of the
-sum: 86 products do for 256 in float32.
+half of the term for k = 0, the first :math:`\sqrt{2 t \log(2 / \epsilon)}` polynomials hold all but :math:`\epsilon`
+of the sum: 86 products do for 256 in float32.
 """
 
 from collections.abc import Callable

@@ -122,7 +122,7 @@ def write_pseudo_labels(
     batch_size: int = 4,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Write the label map that a segmenter gives each photograph, told which classes are in it, at the photograph's size.
+    """Write the label map that a segmenter gives each photograph, told which classes are in it.
 
     A folder that was begun is gone on with, see :func:`dcsm_attr.segmentation.label_files.write_label_maps`.
 

@@ -77,13 +77,30 @@ class SemanticWalk:
             image: ``(3, H, W)``, as in :meth:`affinities`.
 
         Returns:
-            ``(L, H, W)`` in [0, 1], on the device of the scores: averaged over positions of 8 x 8 pixels, walked, and
-            enlarged bilinearly.
+            ``(L, H, W)`` in [0, 1], on the device of the scores.
         """
-        height, width = scores.shape[1:]
-        seen = self.affinities(image).to(scores.device)
+        return self.walked(scores[None], self.affinities(image))[0]
+
+    def walked(self, scores: Tensor, seen: Tensor) -> Tensor:
+        """The same for several scores of one photograph, with affinities that were asked for already.
+
+        Args:
+            scores: ``(S, L, H, W)`` in [0, 1].
+            seen: ``(1, P, h, w)`` of :meth:`affinities`.
+
+        Returns:
+            ``(S, L, H, W)`` in [0, 1]: averaged over positions of 8 x 8 pixels, walked, and enlarged bilinearly.
+        """
+        count, labels, height, width = scores.shape
         # Windows that reach over the edge are averaged over what is inside.
-        grid = F.avg_pool2d(scores[None], GRID_STRIDE, ceil_mode=True, count_include_pad=False)
-        offsets = neighbour_offsets(self.radius)
-        walked = random_walk(grid, seen, offsets, beta=self.beta, steps=self.steps, border=self.border)
-        return F.interpolate(walked, scale_factor=float(GRID_STRIDE), mode="bilinear")[0, :, :height, :width]
+        grid = F.avg_pool2d(scores, GRID_STRIDE, ceil_mode=True, count_include_pad=False)
+        walked = random_walk(
+            grid.view(1, count * labels, *grid.shape[2:]),
+            seen.to(scores.device),
+            neighbour_offsets(self.radius),
+            beta=self.beta,
+            steps=self.steps,
+            border=self.border,
+        )
+        enlarged = F.interpolate(walked, scale_factor=float(GRID_STRIDE), mode="bilinear")
+        return enlarged[..., :height, :width].reshape(scores.shape)

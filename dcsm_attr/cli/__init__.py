@@ -8,11 +8,13 @@ import typer
 
 import dcsm_attr
 from dcsm_attr.cli.ablate import ablate
+from dcsm_attr.cli.affinity import affinity
 from dcsm_attr.cli.attribute import attribute
 from dcsm_attr.cli.benchmark import benchmark
 from dcsm_attr.cli.demo import demo
 from dcsm_attr.cli.evaluate import evaluate
 from dcsm_attr.cli.labels import labels
+from dcsm_attr.cli.miou import miou
 from dcsm_attr.cli.scenes import scenes
 from dcsm_attr.cli.segment import segment
 from dcsm_attr.cli.train import train
@@ -33,6 +35,8 @@ app.command()(attribute)
 app.command()(labels)
 app.command()(train)
 app.command()(evaluate)
+app.command()(affinity)
+app.command()(miou)
 app.command()(ablate)
 app.command()(scenes)
 app.command()(benchmark)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dcsm_attr.cli.collections import opened_collection
 from dcsm_attr.cli.options import Device, DeviceName, MaxPixels, ModelName
 
 if TYPE_CHECKING:
-    from dcsm_attr.datasets.collection import Collection
     from dcsm_attr.training.presets import ClassifierPreset
 
 __all__ = ["train"]
@@ -116,7 +116,7 @@ def train(
     from dcsm_attr.training.loop import Settings
     from dcsm_attr.training.presets import PRESETS
 
-    training, validation = (_collection(data, labels, split) for split in ("train", "val"))
+    training, validation = (opened_collection(data, labels, split) for split in ("train", "val"))
     changes = {
         "steps": steps,
         "batch_size": batch_size,
@@ -142,19 +142,6 @@ def train(
         tensorboard=tensorboard,
     )
     typer.echo(f"{output / 'best.safetensors'}: the best classifier; log.csv beside it says how it went.")
-
-
-def _collection(data: Path, labels: Path | None, split: str) -> "Collection":
-    from dcsm_attr.datasets.folder import folder_collection
-    from dcsm_attr.datasets.voc import voc_collection
-
-    if (data / "ImageSets").is_dir():
-        return voc_collection(data, split, labels=labels, masks=False)
-    if labels is None:
-        raise ValueError(
-            f"{data}: has no ImageSets, so that it is no VOC folder; for a folder of pictures pass --labels FILE.csv."
-        )
-    return folder_collection(data, labels, split=split)
 
 
 def _adapted(preset: "ClassifierPreset", changes: dict[str, Any]) -> "ClassifierPreset":

@@ -61,9 +61,8 @@ def write_label_maps(
     folder = claim_folder(folder, {**depends_on, "batch_size": batch_size}, "label maps")
     showing = [photograph for photograph in collection if photograph.classes]
     batches = [showing[i : i + batch_size] for i in range(0, len(showing), batch_size)]
-    due = [
-        photograph for batch in batches if not all(_path(folder, one).exists() for one in batch) for photograph in batch
-    ]
+    unfinished = [batch for batch in batches if not all(_path(folder, one).exists() for one in batch)]
+    due = [photograph for batch in unfinished for photograph in batch]
     empty = [one for one in collection if not one.classes and not _path(folder, one).exists()]
     skipped: dict[str, str] = {}
     done = len(collection) - len(due) - len(empty)

@@ -1,0 +1,240 @@
+"""``dcsm-attr affinity``: from photographs with image-level labels to pseudo-labels, by AffinityNet."""
+
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_classifier, chosen_device
+from dcsm_attr.cli.collections import opened_collection
+from dcsm_attr.cli.options import (
+    Device,
+    DeviceName,
+    MaxPixels,
+    Method,
+    MethodChoice,
+    Precision,
+    PrecisionChoice,
+    PresetChoice,
+    PresetOption,
+)
+from dcsm_attr.cli.skipped import report_skipped
+
+if TYPE_CHECKING:
+    from dcsm_attr.affinity.network import TrainedAffinityNet
+    from dcsm_attr.backbones.classifier import Classifier
+
+__all__ = ["affinity"]
+
+_TRAINING = "Training of AffinityNet"
+_WALK = "Walk"
+
+
+class TrainingChoice(str, Enum):
+    """Ways to train."""
+
+    PAPER = "paper"
+    MODERN = "modern"
+
+
+class NormChoice(str, Enum):
+    """Distances of features."""
+
+    SUM = "sum"
+    MEAN = "mean"
+
+
+class BorderChoice(str, Enum):
+    """Which neighbours are pairs."""
+
+    FULL = "full"
+    RELEASED = "released"
+
+
+def affinity(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="A VOC folder (VOCdevkit/VOC2012); or, with --labels, one of pictures.",
+            show_default=False,
+        ),
+    ],
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|demo", help="The classifier: a file that dcsm-attr train wrote.", show_default=False
+        ),
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv", help="Image-level labels: columns id, split and labels. A VOC folder may do without."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="The photographs that AffinityNet learns from.")] = "train",
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further split that gets pseudo-labels; may be repeated."),
+    ] = None,
+    method: Method = MethodChoice.CAM,
+    preset: PresetOption = PresetChoice.PAPER,
+    low: Annotated[
+        float,
+        typer.Option(help="Exponent of the background where foreground counts as sure.", rich_help_panel=_TRAINING),
+    ] = 4.0,
+    high: Annotated[
+        float, typer.Option(help="The same for sure background; larger.", rich_help_panel=_TRAINING)
+    ] = 32.0,
+    training: Annotated[
+        TrainingChoice,
+        typer.Option(help="paper: as released, 10,582 steps; modern: for little data.", rich_help_panel=_TRAINING),
+    ] = TrainingChoice.MODERN,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of the optimiser; the preset's, if not given.", rich_help_panel=_TRAINING)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Photographs a step, over all processes.", rich_help_panel=_TRAINING)
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The network below AffinityNet: a CNN of torchvision; the classifier's own, if not given.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    backbone_weights: Annotated[
+        str, typer.Option(metavar="DEFAULT|FILE|none", help="Of --backbone.", rich_help_panel=_TRAINING)
+    ] = "DEFAULT",
+    norm: Annotated[
+        NormChoice,
+        typer.Option(
+            help="Of the distance of two features: sum, as the paper prints it, or mean, as in its released code.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = NormChoice.SUM,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=_TRAINING)] = 0,
+    radius: Annotated[
+        int,
+        typer.Option(min=2, help="Neighbours are nearer, in positions of 8 pixels.", rich_help_panel=_WALK),
+    ] = 5,
+    background: Annotated[
+        float, typer.Option(help="Exponent of the background that walks with the classes.", rich_help_panel=_WALK)
+    ] = 16.0,
+    beta: Annotated[float, typer.Option(help="Power of affinities.", rich_help_panel=_WALK)] = 8.0,
+    walk_steps: Annotated[int, typer.Option(min=0, help="Steps of the walk.", rich_help_panel=_WALK)] = 256,
+    border: Annotated[
+        BorderChoice,
+        typer.Option(
+            help="released: as in the released code, where nothing walks out of the corners.", rich_help_panel=_WALK
+        ),
+    ] = BorderChoice.FULL,
+    no_crf: Annotated[
+        bool, typer.Option("--no-crf", help="Pseudo-labels from the walk alone.", rich_help_panel=_WALK)
+    ] = False,
+    max_pixels: MaxPixels = None,
+    device: Device = DeviceName.AUTO,
+    precision: Precision = PrecisionChoice.FLOAT32,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read photographs ahead in training.")] = 2,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write curves of the training too.")] = False,
+    output: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="For labels/ (what AffinityNet learns from), network/ (its training and affinity_net.safetensors), "
+            "pseudo-labels/ and run.json. The same command goes on after an interruption.",
+        ),
+    ] = Path("out/affinity"),
+) -> None:
+    """Make pseudo-labels: class maps, confident labels, AffinityNet, random walk, CRF. Masks are never read.
+
+    Each of the three steps goes on where it was, if it was cut off, and is left out if it is done. Pseudo-labels are
+    palette pictures NAME.png, of the size of the photograph; dcsm-attr miou compares them with masks, and the network
+    serves dcsm-attr segment and evaluate as --walk.
+
+    Examples:
+      dcsm-attr affinity VOCdevkit/VOC2012 --weights out/classifier/best.safetensors
+
+      dcsm-attr affinity VOC --weights best.safetensors --method dcsm --preset tuned --also val
+
+      dcsm-attr affinity photos --labels labels.csv --weights best.safetensors --backbone resnet50
+    """
+    from dcsm_attr.affinity.pseudo_labels import Confidence, write_confident_labels, write_pseudo_labels
+    from dcsm_attr.affinity.training import PRESETS, train_affinity_net
+    from dcsm_attr.affinity.walk import SemanticWalk
+    from dcsm_attr.files import writable_folder, write_json
+    from dcsm_attr.training.loop import Settings
+
+    output = writable_folder(output)
+    collections = {name: opened_collection(data, labels, name) for name in dict.fromkeys([split, *(also or ())])}
+    saliency = SaliencyOptions(method, preset=preset)
+    further: dict[str, Any] = {"precision": precision.value, "max_pixels": max_pixels}
+    segmenter = build_segmenter("", weights, "", device.value, saliency, **further)
+    classifier = chosen_classifier(weights)
+    for name, collection in collections.items():
+        if collection.class_names != classifier.class_names:
+            raise ValueError(
+                f"the photographs of split {name!r} have the classes {collection.class_names}, the classifier "
+                f"{classifier.class_names}."
+            )
+    skipped = write_confident_labels(segmenter, collections[split], output / "labels", Confidence(low, high))
+    chosen = PRESETS[training.value]
+    total = steps or chosen.steps
+    changed = replace(
+        chosen,
+        steps=total,
+        batch_size=batch_size or chosen.batch_size,
+        head_only=round(chosen.head_only * total / chosen.steps),
+    )
+    net = train_affinity_net(
+        _start(classifier, backbone, backbone_weights, norm, method, seed),
+        collections[split],
+        output / "labels",
+        output / "network",
+        Settings(changed, seed),
+        radius=radius,
+        border=border.value,
+        device=chosen_device(device.value),
+        workers=workers,
+        max_pixels=max_pixels,
+        tensorboard=tensorboard,
+    )
+    net.network.to(segmenter.device)
+    segmenter.walk = SemanticWalk(net, radius, beta, walk_steps, border.value)
+    segmenter.background_exponent = background
+    if no_crf:
+        segmenter.crf = None
+    for collection in collections.values():
+        skipped |= write_pseudo_labels(segmenter, collection, output / "pseudo-labels")
+    photographs = sum(map(len, collections.values()))
+    content = {"photographs": photographs, "failures": skipped, "settings": segmenter.settings}
+    write_json(output / "run.json", content)
+    typer.echo(f"{output / 'pseudo-labels'}: {photographs - len(skipped)} label maps")
+    report_skipped(skipped)
+
+
+def _start(
+    classifier: "Classifier",
+    backbone: str | None,
+    backbone_weights: str,
+    norm: NormChoice,
+    method: MethodChoice,
+    seed: int,
+) -> "TrainedAffinityNet":
+    import torch
+
+    from dcsm_attr.affinity.network import AffinityNet, TrainedAffinityNet
+    from dcsm_attr.backbones.classifier import Architecture, build_classifier
+
+    torch.manual_seed(seed)
+    if backbone is not None:
+        names = classifier.class_names
+        source = None if backbone_weights == "none" else backbone_weights
+        classifier = build_classifier(
+            Architecture(backbone, len(names), head="linear"), source, names, classifier.preprocess
+        )
+    network = AffinityNet(classifier.network.trunk, norm.value)
+    return TrainedAffinityNet(network, classifier.architecture, classifier.preprocess, norm.value, method.value)
