@@ -13,6 +13,8 @@ from dcsm_attr.cli.skipped import report_skipped
 
 if TYPE_CHECKING:
     from dcsm_attr.ablation.measure import Measurement
+    from dcsm_attr.ablation.tables import Table
+    from dcsm_attr.backbones.classifier import Classifier
 
 __all__ = ["ablate"]
 
@@ -30,6 +32,12 @@ class TableChoice(str, Enum):
     FUSION = "fusion"
     PEERS = "peers"
     PRESET = "preset"
+    AFFINITY = "affinity"
+    WALK_BETA = "walk-beta"
+    WALK_STEPS = "walk-steps"
+
+
+_OF_WALK = (TableChoice.AFFINITY, TableChoice.WALK_BETA, TableChoice.WALK_STEPS)
 
 
 class ProtocolOfTable(str, Enum):
@@ -45,7 +53,8 @@ def ablate(
         typer.Argument(
             help="alpha, layers, size, candidates, rule, crf: Tables 1 to 6 of the paper. variant: its two released "
             "codes. fusion: class score maps, and GrabCut. peers: other libraries' class activation methods. preset: "
-            "all of them with the CRF of the preset tuned.",
+            "all of them with the CRF of the preset tuned. affinity: CAM, DCSM and their product without and with "
+            "AffinityNet's random walk; walk-beta, walk-steps: how far it should go.",
             show_default=False,
         ),
     ],
@@ -63,6 +72,14 @@ def ablate(
             show_default=False,
         ),
     ],
+    affinity_net: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="An affinity_net.safetensors that dcsm-attr affinity wrote, which the last three tables need; "
+            "affinity takes several.",
+        ),
+    ] = None,
     protocol: Annotated[
         ProtocolOfTable,
         typer.Option(help="known: the classes of a photograph are given. detected: those that the classifier detects."),
@@ -96,6 +113,8 @@ def ablate(
       dcsm-attr ablate size VOC --weights best.safetensors --protocol detected --count 50
 
       dcsm-attr scenes scenes --count 500 --seed 99 && dcsm-attr ablate candidates scenes --weights demo
+
+      dcsm-attr ablate affinity VOC --weights best.safetensors --affinity-net affinity_net.safetensors
     """
     from dcsm_attr.ablation.measure import measured_table
     from dcsm_attr.ablation.report import write_ablation
@@ -110,9 +129,9 @@ def ablate(
     classifier.network.to(chosen_device(device.value))
     whole, whole_background = voc_collection(voc_root, split), voc_collection(voc_root, background_split)
     chosen, background = whole.spread(count), whole_background.spread(background_count)
-    measurement = measured_table(
-        TABLES[table.value](classifier), classifier, background, chosen, Protocol(protocol.value), output
-    )
+    nets = affinity_net or []
+    methods = _affinity_table(table, classifier, nets) if table in _OF_WALK else TABLES[table.value](classifier)
+    measurement = measured_table(methods, classifier, background, chosen, Protocol(protocol.value), output)
     told = {
         "weights": Path(weights).name,
         "protocol": protocol.value,
@@ -128,7 +147,11 @@ def ablate(
         output,
         name,
         command=shlex.join(
-            ["dcsm-attr", "ablate", table.value, "VOC_ROOT", *(f"--{key}={value}" for key, value in told.items())]
+            [
+                *("dcsm-attr", "ablate", table.value, "VOC_ROOT"),
+                *(f"--{key}={value}" for key, value in told.items()),
+                *(f"--affinity-net={net.name}" for net in nets),
+            ]
         ),
         data=f"Split {split!r} of a VOC folder: {len(chosen)} of its {len(whole)} photographs; backgrounds chosen on "
         f"{len(background)} of the {len(whole_background)} of split {background_split!r}.",
@@ -146,6 +169,18 @@ def ablate(
     _say(measurement)
     typer.echo(f"{paths[0]}: the table; {paths[2]}: its picture")
     report_skipped({**measurement.chosen_on.skipped, **measurement.result.skipped})
+
+
+def _affinity_table(table: TableChoice, classifier: "Classifier", paths: list[Path]) -> "Table":
+    from dcsm_attr.affinity.network import load_affinity_net
+    from dcsm_attr.affinity.tables import AFFINITY_TABLES
+
+    if not paths:
+        raise ValueError(f"the table {table.value} is about the walk of a network: pass --affinity-net FILE.")
+    nets = [load_affinity_net(path) for path in paths]
+    for net in nets:
+        net.network.to(next(classifier.network.parameters()).device)
+    return AFFINITY_TABLES[table.value](classifier, nets)
 
 
 def _say(measurement: "Measurement") -> None:

@@ -1,0 +1,212 @@
+"""Folders of label maps: what stands in them, that a killed run goes on bit for bit, faults, and the command."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import dcsm_attr.segmentation.label_files as label_files
+from dcsm_attr import ClassActivationMaps, DenseCRF, Segmenter
+from dcsm_attr.affinity.labels import confident_labels
+from dcsm_attr.affinity.pseudo_labels import Confidence, write_confident_labels, write_pseudo_labels
+from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.cli import app, main
+from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.evaluation.label_maps import evaluate_label_maps
+
+NAMES = ("a", "b", "c", "d")
+CRF = DenseCRF(bilateral_xy=8, iterations=2)
+
+
+def photographs(folder, classes, corrupt=()):
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for i, of_one in enumerate(classes):
+        path = folder / f"{i}.png"
+        pixels = np.random.default_rng(i).integers(0, 255, (24, 30 + i, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+        if i in corrupt:
+            path.write_bytes(b"broken")
+        made.append(Photograph(str(i), path, tuple(of_one)))
+    return Collection(NAMES, tuple(made))
+
+
+def segmenter(vgg, **settings):
+    return Segmenter(
+        vgg, saliency=ClassActivationMaps(vgg), crf=CRF, class_names=NAMES, preprocess=Preprocess(size=48), **settings
+    )
+
+
+def written(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def test_confident_labels_of_a_collection(tmp_path, vgg):
+    collection = photographs(tmp_path / "p", [(0,), (1, 3), (), (2,)])
+    confidence = Confidence(2.0, 6.0, CRF)
+    assert write_confident_labels(segmenter(vgg), collection, tmp_path / "l", confidence, progress=False) == {}
+    one = segmenter(vgg)
+    for photograph in collection:
+        found = torch.from_numpy(np.array(Image.open(tmp_path / "l" / f"{photograph.name}.png")))
+        if not photograph.classes:
+            assert found.shape == (24, 32)
+            assert not found.any()
+            continue
+        prepared = one.preprocess(Image.open(photograph.path))
+        maps = one.saliency.class_maps(prepared.tensor[None], [photograph.classes])
+        expected = confident_labels(
+            prepared.crop(maps.maps[0]), maps.classes[0], prepared.pixels, low=2.0, high=6.0, crf=CRF
+        )
+        assert torch.equal(found, expected)
+    assert Image.open(tmp_path / "l" / "1.png").mode == "P"
+
+
+def test_pseudo_labels_of_a_collection(tmp_path, vgg):
+    collection = photographs(tmp_path / "p", [(0,), (1, 3), (), (2,)])
+    assert write_pseudo_labels(segmenter(vgg), collection, tmp_path / "l", progress=False) == {}
+    for photograph in collection:
+        found = np.array(Image.open(tmp_path / "l" / f"{photograph.name}.png"))
+        assert found.shape == (24, 30 + int(photograph.name))
+        if photograph.classes:
+            expected = segmenter(vgg).segment(photograph.path, photograph.classes).display_labels()
+            assert np.array_equal(found, expected)
+        else:
+            assert not found.any()
+
+
+@pytest.mark.parametrize("write", [write_confident_labels, write_pseudo_labels])
+@pytest.mark.parametrize("killed_at", [1, 4, 6])
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, vgg, monkeypatch, write, killed_at):
+    collection = photographs(tmp_path / "p", [(i % 4,) for i in range(7)])
+    write(segmenter(vgg), collection, tmp_path / "whole", batch_size=3, progress=False)
+    calls, original = [], label_files.label_picture
+
+    def failing(labels):
+        calls.append(1)
+        if len(calls) == killed_at:
+            raise KeyboardInterrupt
+        return original(labels)
+
+    monkeypatch.setattr(label_files, "label_picture", failing)
+    with pytest.raises(KeyboardInterrupt):
+        write(segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
+    assert len(written(tmp_path / "cut")) == killed_at - 1
+    monkeypatch.setattr(label_files, "label_picture", original)
+    write(segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
+    assert written(tmp_path / "cut") == written(tmp_path / "whole")
+    monkeypatch.setattr(label_files, "label_picture", failing)
+    calls[:] = [1] * killed_at
+    write(segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
+    assert len(calls) == killed_at
+
+
+def test_other_settings_are_refused_by_name(tmp_path, vgg):
+    collection = photographs(tmp_path / "p", [(0,)])
+    write_confident_labels(segmenter(vgg), collection, tmp_path / "l", progress=False)
+    with pytest.raises(ValueError, match=r"confidence\.low \(4\.0 before, 3\.0 now\).*Remove it"):
+        write_confident_labels(segmenter(vgg), collection, tmp_path / "l", Confidence(low=3.0), progress=False)
+    write_pseudo_labels(segmenter(vgg), collection, tmp_path / "m", progress=False)
+    with torch.no_grad():
+        next(vgg.parameters()).add_(1)
+    with pytest.raises(ValueError, match="parameters"):
+        write_pseudo_labels(segmenter(vgg), collection, tmp_path / "m", progress=False)
+
+
+def test_corrupt_photographs_are_named_and_end_nothing(tmp_path, vgg, caplog):
+    collection = photographs(tmp_path / "p", [(0,), (1,), (), (2,)], corrupt=(1, 2))
+    for number, write in enumerate((write_confident_labels, write_pseudo_labels)):
+        skipped = write(segmenter(vgg), collection, tmp_path / str(number), progress=False)
+        assert set(skipped) == {"1", "2"}
+        assert "1.png" in skipped["1"]
+        assert set(written(tmp_path / str(number))) == {"0.png", "3.png"}
+    assert "1 is skipped" in caplog.text
+
+
+def masks(folder, maps):
+    folder.mkdir(parents=True)
+    for name, values in maps.items():
+        Image.fromarray(np.array(values, dtype=np.uint8)).save(folder / f"{name}.png")
+
+
+def with_masks(tmp_path, names):
+    return Collection(("a", "b"), tuple(Photograph(n, tmp_path / n, (0,), tmp_path / "t" / f"{n}.png") for n in names))
+
+
+def test_label_maps_against_masks_by_hand(tmp_path):
+    masks(tmp_path / "t", {"x": [[0, 0, 1, 255]], "y": [[1, 2, 2, 0]], "z": [[0, 0, 0, 0]]})
+    masks(tmp_path / "l", {"x": [[0, 1, 1, 1]], "y": [[1, 2, 255, 0]]})
+    found = evaluate_label_maps(with_masks(tmp_path, "xyz"), tmp_path / "l", progress=False)
+    assert found.confusion.counts.tolist() == [[2, 1, 0], [0, 2, 0], [0, 0, 1]]
+    # Background 2 of 3, class a 2 of 3, class b 1 of 1.
+    assert found.confusion.mean_iou == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert found.unknown == pytest.approx(1 / 7)
+    assert found.photographs == 2
+    assert set(found.skipped) == {"z"}
+
+
+def test_label_maps_that_are_not_there_or_do_not_fit(tmp_path):
+    masks(tmp_path / "t", {"x": [[0, 1]]})
+    masks(tmp_path / "l", {"x": [[0, 1, 1]]})
+    with pytest.raises(ValueError, match="none of the 1 photographs could be compared, such as x: .*3 x 1"):
+        evaluate_label_maps(with_masks(tmp_path, "x"), tmp_path / "l", progress=False)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("voc") / "scenes"
+    assert run("scenes", folder, "--count", 10, "--seed", 5, "--size", 64).exit_code == 0
+    return folder
+
+
+@pytest.mark.parametrize("method", ["cam", "fusion"])
+def test_the_command_from_photographs_to_pseudo_labels(tmp_path, scenes, method):
+    out = tmp_path / "out"
+    command = ["affinity", scenes, "--weights", "demo", "--method", method, "--steps", 2, "--batch-size", 2]
+    command += ["--workers", 0, "--walk-steps", 16, "--radius", 3, "--output", out, "--also", "val"]
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    listed = [(scenes / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split() for split in ("train", "val")]
+    assert set(written(out / "labels")) == {f"{name}.png" for name in listed[0]}
+    assert set(written(out / "pseudo-labels")) == {f"{name}.png" for name in sum(listed, [])}
+    told = json.loads((out / "run.json").read_text())
+    assert told["photographs"] == 10
+    assert told["failures"] == {}
+    assert told["settings"]["walk"]["steps"] == 16
+    before = written(out / "pseudo-labels")
+    (out / "pseudo-labels" / f"{listed[0][0]}.png").unlink()
+    assert run(*command).exit_code == 0
+    assert written(out / "pseudo-labels") == before
+    measured = run("miou", scenes, out / "pseudo-labels", "--output", out / "miou.json")
+    assert measured.exit_code == 0, measured.output
+    figures = json.loads((out / "miou.json").read_text())
+    assert f"{100 * figures['mean IoU']:5.1f} %" in measured.output
+    assert figures["unknown"] == 0
+    evaluated = run(
+        *("evaluate", scenes, "--weights", "demo", "--method", method, "--protocol", "known", "--output", out / "e"),
+        *("--walk", out / "network" / "affinity_net.safetensors", "--walk-steps", 16, "--radius", 3),
+    )
+    assert evaluated.exit_code == 0, evaluated.output
+    of_command = json.loads((out / "e" / "evaluation.json").read_text())["evaluations"][0]["after the CRF"]
+    assert of_command["mean IoU"] == pytest.approx(figures["mean IoU"], abs=1e-3)
+
+
+def test_what_the_command_refuses(tmp_path, scenes, monkeypatch, capsys):
+    def said(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dcsm-attr", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        return capsys.readouterr().err
+
+    (tmp_path / "weights.safetensors").write_bytes(b"nothing")
+    command = ("affinity", scenes, "--output", tmp_path / "out", "--workers", 0)
+    assert "not a complete safetensors file" in said(*command, "--weights", tmp_path / "weights.safetensors")
+    assert "ascending" in said(*command, "--weights", "demo", "--low", 32, "--high", 4)
