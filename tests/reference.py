@@ -1,7 +1,7 @@
 """The whole method in float64, written from the specification alone: no autograd, no hooks, nothing of the package.
 
 Guided backpropagation of a TinyVGG by hand (transposed convolutions, unpooling, masks), and the three variants of DCSM
-as loops over images, classes, layers, pairs.
+as loops over images, classes, layers, pairs; class activation maps as loops over scales and mirror images.
 """
 
 import math
@@ -171,3 +171,18 @@ def caffe(model, layers, image):
             total += upsample_from_corner(stacked, size)
         result[int(c)] = np.maximum(total / total.max(), 0) if total.max() > 0 else np.zeros(size)
     return result
+
+
+def class_activation_maps(features, weights, image, classes, scales=(1.0, 0.5, 1.5, 2.0), mirrored=True):
+    """AffinityNet's sum over scales and mirror images. ``features``: (C, H, W) to (D, h, w). {class: (H, W)}."""
+    size = tuple(image.shape[1:])
+    result = {c: np.zeros(size) for c in classes}
+    for scale in scales:
+        scaled = resized(image, scale, "bicubic")
+        for flip in (False, True) if mirrored else (False,):
+            found = features(scaled.flip(-1) if flip else scaled)
+            for c in classes:
+                activation = sum(weight * channel for weight, channel in zip(weights[c], found, strict=True))
+                value = upsample(np.maximum(activation, 0), size)
+                result[c] += value[:, ::-1] if flip else value
+    return {c: value / value.max() if value.max() > 0 else value for c, value in result.items()}

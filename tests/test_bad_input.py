@@ -6,12 +6,12 @@ import torchvision
 from conftest import PooledCNN, TinyVGG
 from torch import nn
 
-from dcsm_attr import DistinctClassSaliency, Simonyan
+from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, Simonyan
 
 
-@pytest.fixture(params=["dcsm", "simonyan"])
+@pytest.fixture(params=[DistinctClassSaliency, Simonyan, ClassActivationMaps], ids=["dcsm", "simonyan", "cam"])
 def method(request, vgg):
-    return DistinctClassSaliency(vgg) if request.param == "dcsm" else Simonyan(vgg)
+    return request.param(vgg)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,9 @@ def test_inputs(method, inputs, error, message):
         method.class_maps(inputs)
 
 
-def test_inference_mode(method, images):
+@pytest.mark.parametrize("method", [DistinctClassSaliency, Simonyan])
+def test_inference_mode(method, vgg, images):
+    method = method(vgg)
     with torch.inference_mode():
         made_inside = torch.randn(1, 3, 20, 20)
         with pytest.raises(RuntimeError, match="no_grad is fine"):

@@ -13,17 +13,27 @@ from conftest import PooledCNN, TinyVGG
 from untouched import untouched
 
 import dcsm_attr
-from dcsm_attr import DenseCRF, DistinctClassSaliency, GuidedRectifiers, Segmenter, Simonyan
+from dcsm_attr import (
+    ClassActivationMaps,
+    DenseCRF,
+    DistinctClassSaliency,
+    FusedSaliency,
+    GuidedRectifiers,
+    Segmenter,
+    Simonyan,
+)
 from dcsm_attr import maps as eq
 from dcsm_attr.attribution.candidates import choose_candidates, class_scores, given_candidates
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.gradients import ConstantParameters, Tap, record
 from dcsm_attr.attribution.inputs import rescaled
 from dcsm_attr.attribution.targets import resolve_target
+from dcsm_attr.backbones.class_evidence import ClassEvidence, _Followed
 from dcsm_attr.backbones.layers import default_layers
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.crf.mean_field import mean_field
 from dcsm_attr.crf.permutohedral import PermutohedralLattice
+from dcsm_attr.segmentation.fusion import fused
 from dcsm_attr.segmentation.steps import restored
 
 PACKAGE = str(Path(dcsm_attr.__file__).parent)
@@ -166,6 +176,12 @@ OTHER_STAGES = {
         class_scores,
     ),
     "images": (lambda m, x: Simonyan(m).attribute(x, 1), Tap.backward),
+    "following a forward pass": (
+        lambda m, x: ClassActivationMaps(m).attribute(x, 1),
+        _Followed.__torch_function__,
+    ),
+    "what a score is made of": (lambda m, x: ClassActivationMaps(m).attribute(x, 1), ClassEvidence.maps),
+    "fusion": (lambda m, x: FusedSaliency(ClassActivationMaps(m), Simonyan(m)).class_maps(x, [1]), fused),
 }
 
 

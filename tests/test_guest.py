@@ -11,13 +11,18 @@ from conftest import PooledCNN, TinyVGG
 from torch import nn
 from untouched import untouched
 
-from dcsm_attr import DistinctClassSaliency, Simonyan
+from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, Simonyan
 from dcsm_attr.guest import evaluation_mode, preserved_random_state
 
-METHODS = [lambda m: DistinctClassSaliency(m), lambda m: Simonyan(m), lambda m: DistinctClassSaliency(m, guided=False)]
+METHODS = {
+    "dcsm": lambda m: DistinctClassSaliency(m),
+    "simonyan": lambda m: Simonyan(m),
+    "plain": lambda m: DistinctClassSaliency(m, guided=False),
+    "cam": lambda m: ClassActivationMaps(m),
+}
 
 
-@pytest.mark.parametrize("method", METHODS, ids=["dcsm", "simonyan", "plain"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("model", [TinyVGG, PooledCNN])
 @pytest.mark.parametrize("training", [False, True])
 def test_nothing_is_left_behind(method, model, training, images):

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from dcsm_attr import DistinctClassSaliency, Simonyan
+from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, Simonyan
 from dcsm_attr.backbones.classifier import Architecture, build_classifier, save_classifier
 from dcsm_attr.cli import app
 from dcsm_attr.cli.building import SaliencyOptions, build_saliency
@@ -17,7 +17,7 @@ from dcsm_attr.cli.options import MethodChoice, VariantChoice
 from dcsm_attr.datasets.scenes import generate_scene
 from dcsm_attr.palette import VOC_CLASSES, label_picture
 
-SIMONYAN = MethodChoice.SIMONYAN
+SIMONYAN, CAM, FUSION = MethodChoice.SIMONYAN, MethodChoice.CAM, MethodChoice.FUSION
 DCSM_ONLY = {
     "--variant=paper": {"variant": VariantChoice.PAPER},
     "--no-subtract": {"no_subtract": True},
@@ -39,6 +39,10 @@ def test_without_options_the_methods_own_defaults_hold(vgg):
     assert built(vgg).settings == dcsm.settings
     simonyan = Simonyan(vgg, activation="sigmoid", pooling="average")
     assert built(vgg, method=SIMONYAN).settings == simonyan.settings
+    cam = ClassActivationMaps(vgg, activation="sigmoid", pooling="average")
+    assert built(vgg, method=CAM).settings == cam.settings
+    fusion = built(vgg, method=FUSION).settings
+    assert (fusion["first"], fusion["second"]) == (cam.settings, dcsm.settings)
     assert SaliencyOptions().arguments() == []
 
 
@@ -56,6 +60,8 @@ def test_each_option_reaches_the_method(vgg):
         pooling="average",
     )
     assert method.settings == expected.settings
+    fusion = built(vgg, method=FUSION, **options, min_candidates=2)
+    assert fusion.settings["second"] == expected.settings
     assert built(vgg, method=SIMONYAN, alpha=9.0).settings["alpha"] == 9.0
     assert built(vgg, variant=VariantChoice.MATCONVNET).settings["min_candidates"] == 4
     with pytest.raises(ValueError, match="alpha must be positive, got 0"):
@@ -67,6 +73,14 @@ def test_the_arguments_give_the_options_back():
     assert options.arguments() == ["--method=simonyan", "--alpha=9.0"]
     options = SaliencyOptions(variant=VariantChoice.CAFFE, no_subtract=True, no_guided=True, min_candidates=5)
     assert options.arguments() == ["--variant=caffe", "--no-subtract", "--no-guided", "--min-candidates=5"]
+
+
+@pytest.mark.parametrize("argument", [*DCSM_ONLY, "--alpha=5.0"])
+def test_class_activation_maps_have_no_options_of_dcsm(argument):
+    options = {**DCSM_ONLY, "--alpha=5.0": {"alpha": 5.0}}[argument]
+    with pytest.raises(ValueError, match=f"--method cam weights features, without.*{argument} belongs to --method"):
+        SaliencyOptions(CAM, **options)
+    assert SaliencyOptions(FUSION, **options).arguments() == ["--method=fusion", argument]
 
 
 @pytest.mark.parametrize("argument", DCSM_ONLY)

@@ -12,7 +12,7 @@ from conftest import PooledCNN, TinyVGG
 from torch import nn
 from untouched import untouched
 
-from dcsm_attr import DenseCRF, DistinctClassSaliency, GuidedRectifiers, Segmenter, Simonyan
+from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, GuidedRectifiers, Segmenter, Simonyan
 from dcsm_attr.backbones.preprocess import Preprocess
 
 INNER = {
@@ -20,6 +20,7 @@ INNER = {
     "plain": lambda model: DistinctClassSaliency(model, ["conv2", "conv3"], guided=False),
     "layers not yet chosen": lambda model: DistinctClassSaliency(model),
     "images": lambda model: Simonyan(model),
+    "without gradients": lambda model: ClassActivationMaps(model),
 }
 
 
@@ -149,7 +150,7 @@ def test_two_streams_of_one_model_in_turns():
     model = TinyVGG().train()
     segmenters = [
         Segmenter(model, saliency=saliency, preprocess=Preprocess(size=24), crf=DenseCRF(iterations=1))
-        for saliency in (DistinctClassSaliency(model, "features.5"), Simonyan(model))
+        for saliency in (DistinctClassSaliency(model, "features.5"), Simonyan(model), ClassActivationMaps(model))
     ]
     photographs = np.random.default_rng(0).integers(0, 255, (5, 12, 24, 3), dtype=np.uint8)
     alone = [[s.probabilities for s in segmenter.segment_stream(photographs, batch_size=2)] for segmenter in segmenters]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import PooledCNN
 
-from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
+from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.segmentation.fusion import fused, heat_maps
 
@@ -75,6 +75,19 @@ def test_maps(setting, vgg, images, variant):
     _assert_equal(found, expected)
 
 
+def test_class_activation_maps_and_their_fusion(setting, vgg, images):
+    def results():
+        cam = ClassActivationMaps(vgg, scales=(1.0, 0.8))
+        known = cam.class_maps(images, [[1], [0, 2]])
+        product = FusedSaliency(cam, DistinctClassSaliency(vgg, "features.5")).class_maps(images, [[1], [0, 2]])
+        return [cam.attribute(images), cam.attribute(images, [1, 2]), known.maps, known.scores, product.maps]
+
+    expected = results()
+    with setting():
+        found = results()
+    _assert_equal(found, expected)
+
+
 def test_positions(setting, vgg, images):
     dcs = DistinctClassSaliency(vgg, "features.5", scales=(1.0,))
     expected = dcs.attribute(images, [(1, 0, 0), (2, 4, 5)])
@@ -126,3 +139,5 @@ def test_a_model_of_half_precision_gives_float32_maps(images):
     for variant in ("paper", "matconvnet", "caffe"):
         result = DistinctClassSaliency(model, "conv2", variant=variant).class_maps(images.bfloat16(), raw=True)
         assert {result.maps.dtype, result.raw.dtype, result.scores.dtype} == {torch.float32}
+    result = ClassActivationMaps(model).class_maps(images.bfloat16())
+    assert {result.maps.dtype, result.scores.dtype} == {torch.float32}

@@ -8,7 +8,7 @@ import torch
 from conftest import PooledCNN, TinyVGG
 from untouched import untouched
 
-from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
+from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
 from dcsm_attr.backbones.preprocess import Preprocess
 
 
@@ -50,6 +50,7 @@ def test_different_methods_on_one_model(images):
         DistinctClassSaliency(model, "features.5", guided=False),
         DistinctClassSaliency(model, ["features.2", "features.5"], variant="caffe", subtract=False),
         Simonyan(model),
+        ClassActivationMaps(model),
     ]
     expected = [method.class_maps(images) for method in methods]
     with untouched(model, images):

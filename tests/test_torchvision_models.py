@@ -8,8 +8,9 @@ import torch
 import torchvision
 from torch import fx, nn
 
-from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
+from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.attribution.gradients import LayerPoint, record
+from dcsm_attr.backbones.class_evidence import class_evidence
 from dcsm_attr.backbones.convolutional import fully_convolutional
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.benchmark.graph_count import rectifiers_in_graph
@@ -35,6 +36,13 @@ FAMILIES = {
     "squeezenet1_1": 26,
     "vgg11": 10,
 }
+# Their linear layers take something else than the mean of a map.
+WITHOUT_CLASS_ACTIVATION_MAPS = (
+    torchvision.models.AlexNet,
+    torchvision.models.ConvNeXt,
+    torchvision.models.MobileNetV3,
+    torchvision.models.VGG,
+)
 SIZE = 96
 CLASSES = 6
 MODULES = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
@@ -83,6 +91,27 @@ def check_promises(model, size):
     assert network(x).shape[:2] == (1, CLASSES)
     assert DistinctClassSaliency(network, scales=(1.0,)).class_maps(x, [0, 1]).maps.isfinite().all()
     check_every_rectifier(model, dcs.layers, x)
+    check_class_activation_maps(model, network, x)
+
+
+def check_class_activation_maps(model, network, x):
+    """Found in the model as it is, or refused with how to make score maps of it; in these they are found always."""
+    if isinstance(model, WITHOUT_CLASS_ACTIVATION_MAPS):
+        with pytest.raises(ValueError, match=r"not the mean over positions.*fully_convolutional\(model\)"):
+            ClassActivationMaps(model).attribute(x)
+        models = [network]
+    else:
+        models = [model, network]
+    for one in models:
+        with torch.no_grad():
+            evidence = class_evidence(one, (x,))
+            last = [module for module in one.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
+            maps = evidence.maps(torch.arange(CLASSES)[None]) + last.bias[:, None, None]
+            # SqueezeNet rectifies its scores.
+            maps = maps.relu() if isinstance(model, torchvision.models.SqueezeNet) else maps
+        found = maps.mean((2, 3)) if evidence.logits.ndim == 2 else maps
+        torch.testing.assert_close(found, evidence.logits, rtol=1e-4, atol=1e-5)
+        assert ClassActivationMaps(one, scales=(1.0, 1.25)).class_maps(x, [1, 4]).maps.isfinite().all()
 
 
 def check_every_rectifier(model, layers, x):

@@ -28,6 +28,12 @@ __all__ = [
 
 _DEMO = "demo"
 
+# What the methods are that take fewer options than dcsm, and which of its options they take.
+_SIMPLER = {
+    MethodChoice.SIMONYAN: ("is one plain gradient a class, without candidates or variants", ("--alpha",)),
+    MethodChoice.CAM: ("weights features, without gradients, candidates, variants or tanh", ()),
+}
+
 
 @dataclass(frozen=True)
 class SaliencyOptions:
@@ -47,12 +53,15 @@ class SaliencyOptions:
 
     def __post_init__(self) -> None:
         """Check that the options go together."""
-        of_both = ("--method", "--alpha", "--preset")
+        if self.method not in _SIMPLER:
+            return
+        what_it_is, taken = _SIMPLER[self.method]
+        of_both = ("--method", "--preset", *taken)
         dcsm_alone = [argument for argument in self.arguments() if not argument.startswith(of_both)]
-        if self.method is MethodChoice.SIMONYAN and dcsm_alone:
+        if dcsm_alone:
             raise ValueError(
-                f"--method simonyan is one plain gradient a class, without candidates or variants: "
-                f"{', '.join(dcsm_alone)} {'belong' if len(dcsm_alone) > 1 else 'belongs'} to --method dcsm."
+                f"--method {self.method.value} {what_it_is}: {', '.join(dcsm_alone)} "
+                f"{'belong' if len(dcsm_alone) > 1 else 'belongs'} to --method dcsm."
             )
 
     def arguments(self) -> list[str]:
@@ -80,14 +89,18 @@ def build_saliency(
     Raises:
         ValueError: if an option is out of its range, or the method does not work on the network.
     """
-    from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
+    from dcsm_attr.attribution import ClassActivationMaps, DistinctClassSaliency, Simonyan
+    from dcsm_attr.segmentation.fusion import FusedSaliency
     from dcsm_attr.segmentation.presets import PRESETS
 
     preset = PRESETS[options.preset.value]
     given: dict[str, Any] = {} if options.alpha is None else {"alpha": options.alpha}
     if options.method is MethodChoice.SIMONYAN:
         return Simonyan(network, activation=activation, pooling=pooling, **given)
-    return DistinctClassSaliency(
+    cam = ClassActivationMaps(network, activation=activation, pooling=pooling)
+    if options.method is MethodChoice.CAM:
+        return cam
+    dcsm = DistinctClassSaliency(
         network,
         guided=not options.no_guided,
         subtract=not options.no_subtract,
@@ -99,6 +112,7 @@ def build_saliency(
         variant=(options.variant or VariantChoice.PAPER).value,
         **given,
     )
+    return FusedSaliency(cam, dcsm) if options.method is MethodChoice.FUSION else dcsm
 
 
 def build_segmenter(

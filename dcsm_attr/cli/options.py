@@ -54,6 +54,8 @@ class MethodChoice(str, Enum):
 
     DCSM = "dcsm"
     SIMONYAN = "simonyan"
+    CAM = "cam"
+    FUSION = "fusion"
 
 
 class VariantChoice(str, Enum):
@@ -83,7 +85,9 @@ PresetOption = Annotated[
 Method = Annotated[
     MethodChoice,
     typer.Option(
-        help="dcsm: distinct class-specific saliency maps. simonyan: the paper's baseline, one plain gradient a class.",
+        help="dcsm: distinct class-specific saliency maps. simonyan: the paper's baseline, one plain gradient a class. "
+        "cam: class activation maps at four scales and mirrored, without gradients; for networks that end in average "
+        "pooling and one linear layer, or in score maps. fusion: the product of cam and dcsm, to which its options go.",
         rich_help_panel=_METHOD_PANEL,
     ),
 ]

@@ -71,6 +71,8 @@ def segment(
 
       dcsm-attr segment photo.jpg --method simonyan --no-crf
 
+      dcsm-attr segment photos/ --weights out/classifier/best.safetensors --method fusion
+
       dcsm-attr segment street.jpg --weights my-voc-vgg16.pth --labels voc --classes car,person
     """
     known = parsed_classes(classes)
