@@ -14,12 +14,19 @@ from typer.testing import CliRunner
 
 import dcsm_attr.ablation.sweep as sweep_module
 from dcsm_attr.ablation.tables import TABLES
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, save_classifier
+from dcsm_attr.affinity.network import AffinityNet, TrainedAffinityNet, save_affinity_net
+from dcsm_attr.affinity.tables import AFFINITY_TABLES
+from dcsm_attr.affinity.walk import SemanticWalk
+from dcsm_attr.attribution import ClassActivationMaps
+from dcsm_attr.backbones.classifier import Architecture, build_classifier, load_classifier, save_classifier
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.cli import app, main
 from dcsm_attr.cli.ablate import TableChoice
+from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.miou import mean_iou
+from dcsm_attr.evaluation.protocols import evaluate
 from dcsm_attr.palette import VOC_CLASSES, label_picture
+from dcsm_attr.segmentation import Segmenter
 
 LISTS = {"train": ["t0", "t1"], "val": ["v0", "v1", "v2"]}
 SHOWN = {"t0": (2, 14), "t1": (7,), "v0": (14, 7), "v1": (2,), "v2": (7, 2)}
@@ -61,7 +68,7 @@ def run(voc, table, *options, output):
 
 
 def test_the_tables_are_those_that_there_are():
-    assert [choice.value for choice in TableChoice] == list(TABLES)
+    assert [choice.value for choice in TableChoice] == [*TABLES, *AFFINITY_TABLES]
 
 
 def test_end_to_end_and_again(voc, tmp_path, monkeypatch):
@@ -176,3 +183,54 @@ def test_a_bad_photograph_is_told(voc, tmp_path):
 def test_help_teaches_by_example(voc, tmp_path):
     output = " ".join(run(voc, "crf", "--help", output=tmp_path).output.split())
     assert "dcsm-attr ablate candidates VOCdevkit/VOC2012" in output
+
+
+@pytest.fixture(scope="module")
+def affinity_net(voc):
+    classifier = load_classifier(voc.parent / "best.safetensors")
+    torch.manual_seed(1)
+    net = TrainedAffinityNet(
+        AffinityNet(classifier.network.trunk), classifier.architecture, classifier.preprocess, seed="cam"
+    )
+    save_affinity_net(net, voc.parent / "affinity_net.safetensors")
+    return net
+
+
+def test_the_walk_as_a_table(tmp_path, voc, affinity_net):
+    result = run(voc, "affinity", "--affinity-net", voc.parent / "affinity_net.safetensors", output=tmp_path)
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "affinity-known.json").read_text())
+    rows = {(row["series"], row["label"]): row for row in content["rows"]}
+    labels = ("no walk", "AffinityNet of cam")
+    assert list(rows) == [(series, label) for series in ("CAM", "DCSM", "CAM x DCSM") for label in labels]
+    assert (tmp_path / "affinity-known-exponents.png").stat().st_size > 1000
+    assert "## The exponent of the background" in (tmp_path / "affinity-known.md").read_text()
+    # The same by the segmenter: labels at the size of the photograph, known classes, no CRF.
+    classifier = load_classifier(voc.parent / "best.safetensors")
+    for label, walk in zip(labels, (None, SemanticWalk(affinity_net)), strict=True):
+        segmenter = Segmenter(
+            classifier.network,
+            saliency=ClassActivationMaps(classifier.network, pooling=classifier.pooling),
+            crf=None,
+            class_names=VOC_CLASSES,
+            preprocess=classifier.preprocess,
+            background_exponent=rows["CAM", label]["exponent"],
+            walk=walk,
+        )
+        measured = evaluate(segmenter, voc_collection(voc, "val"), "known", progress=False)
+        told = rows["CAM", label]["mean IoU"]["own background, before CRF"]
+        assert measured.unrefined.mean_iou == pytest.approx(told, abs=2e-3)
+
+
+def test_how_far_the_walk_goes(tmp_path, voc, affinity_net):
+    net = voc.parent / "affinity_net.safetensors"
+    result = run(voc, "walk-steps", "--affinity-net", net, "--count", 1, "--background-count", 1, output=tmp_path)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "walk-steps-known.json").read_text())["rows"]
+    assert [row["label"] for row in rows if row["series"] == "CAM"] == ["4", "16", "64", "256", "1024"]
+
+
+def test_a_table_of_the_walk_needs_a_network(tmp_path, voc):
+    result = run(voc, "walk-beta", output=tmp_path)
+    assert isinstance(result.exception, ValueError)
+    assert "pass --affinity-net FILE" in str(result.exception)

@@ -173,9 +173,11 @@ def test_the_command_from_photographs_to_pseudo_labels(tmp_path, scenes, method)
     command += ["--workers", 0, "--walk-steps", 16, "--radius", 3, "--output", out, "--also", "val"]
     result = run(*command)
     assert result.exit_code == 0, result.output
-    listed = [(scenes / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split() for split in ("train", "val")]
+    listed = [
+        (scenes / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split() for split in ("train", "val")
+    ]
     assert set(written(out / "labels")) == {f"{name}.png" for name in listed[0]}
-    assert set(written(out / "pseudo-labels")) == {f"{name}.png" for name in sum(listed, [])}
+    assert set(written(out / "pseudo-labels")) == {f"{name}.png" for name in (*listed[0], *listed[1])}
     told = json.loads((out / "run.json").read_text())
     assert told["photographs"] == 10
     assert told["failures"] == {}

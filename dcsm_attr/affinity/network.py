@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dcsm_attr.affinity.affinities import Norm
 from dcsm_attr.backbones.classifier import Architecture
 from dcsm_attr.backbones.described_file import read_description, save_described
-from dcsm_attr.backbones.loading import WeightsError, load_weights, new_model, read_weights
+from dcsm_attr.backbones.loading import WeightsError, load_weights, read_weights
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.backbones.stages import staged_trunk, stages_of
 from dcsm_attr.guest import preserved_random_state
@@ -171,7 +171,7 @@ def load_affinity_net(path: str | Path) -> TrainedAffinityNet:
         preprocess = Preprocess.from_plain(description["preprocess"])
         norm, seed = description["norm"], description["seed"]
         with preserved_random_state(torch.device("cpu")):
-            network = AffinityNet(architecture.network(new_model(architecture.model)).trunk, norm)
+            network = AffinityNet(architecture.new_network().trunk, norm)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(
             f"{path}: what it says of its network is not complete ({type(error).__name__}: {error}). It may be that of "

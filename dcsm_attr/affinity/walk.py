@@ -14,7 +14,10 @@ from dcsm_attr.affinity.random_walk import random_walk
 from dcsm_attr.evaluation.provenance import parameters_digest
 from dcsm_attr.guest import evaluation_mode
 
-__all__ = ["SemanticWalk"]
+__all__ = ["DEFAULT_BACKGROUND", "SemanticWalk"]
+
+#: Exponent of the background that walks with the classes, as released.
+DEFAULT_BACKGROUND = 16.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,15 @@ class SemanticWalk:
     beta: float = 8.0
     steps: int = 256
     border: Border = "full"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.radius < 2:
+            raise ValueError(f"radius must be at least 2, the smallest with neighbours, got {self.radius}.")
+        if not 0 < self.beta < float("inf"):
+            raise ValueError(f"beta must be positive, got {self.beta}.")
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, got {self.steps}.")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dcsm_attr.backbones.convolutional import HeadName, ScoreMapNetwork, fully_c
 from dcsm_attr.backbones.described_file import has_description, read_description, save_described
 from dcsm_attr.backbones.loading import WeightsError, load_model, load_weights, new_model, read_weights
 from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.backbones.scene_net import SCENE_NET, SceneNet, scene_score_maps
 from dcsm_attr.backbones.score_pooling import PoolingName
 from dcsm_attr.guest import preserved_random_state
 
@@ -24,7 +25,7 @@ class Architecture:
     """What a score map network is built from.
 
     Attributes:
-        model: torchvision's name.
+        model: torchvision's name, or ``"scene_net"``, the network of the generated scenes.
         num_classes: C.
         cut: see :func:`~dcsm_attr.backbones.convolutional.fully_convolutional`.
         head: see there.
@@ -38,6 +39,16 @@ class Architecture:
     def network(self, backbone: nn.Module) -> ScoreMapNetwork:
         """Turn a model of that name into the network."""
         return fully_convolutional(backbone, self.num_classes, cut=self.cut, head=self.head)
+
+    def new_network(self) -> ScoreMapNetwork:
+        """Build the network with weights drawn from PyTorch's global generator.
+
+        Raises:
+            ValueError: if there is no such network.
+        """
+        if self.model == SCENE_NET:
+            return scene_score_maps(SceneNet(self.num_classes))
+        return self.network(new_model(self.model))
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ def build_classifier(
     """
     _check_names(architecture, class_names)
     if weights is None or (architecture.cut is not None and Path(weights).suffix):
-        network = architecture.network(new_model(architecture.model))
+        network = architecture.new_network()
         if weights is not None:
             tensors = read_weights(weights)
             wanted = network.trunk.state_dict()
@@ -140,7 +151,7 @@ def load_classifier(path: str | Path) -> Classifier:
         names, pooling = tuple(description["class_names"]), description["pooling"]
         _check_names(architecture, names)
         with preserved_random_state(torch.device("cpu")):
-            network = architecture.network(new_model(architecture.model))
+            network = architecture.new_network()
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(
             f"{path}: what it says of its classifier is not complete ({type(error).__name__}: {error}). It may be that "

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
+from dcsm_attr.backbones.convolutional import ScoreMapNetwork
 from dcsm_attr.backbones.loading import load_weights, read_weights
 from dcsm_attr.guest import preserved_random_state
 
-__all__ = ["MEAN", "STD", "SceneNet", "load_scene_net"]
+__all__ = ["MEAN", "SCENE_NET", "STD", "SceneNet", "load_scene_net", "scene_score_maps"]
+
+#: Its name, among those of torchvision's networks.
+SCENE_NET = "scene_net"
 
 #: Mean and standard deviation that inputs are normalised by, for pixel values in [0, 1].
 MEAN = (0.5, 0.5, 0.5)
@@ -72,6 +77,12 @@ class SceneNet(nn.Module):
         """
         scores: Tensor = self.classifier(self.features(images))
         return scores
+
+
+def scene_score_maps(network: SceneNet) -> ScoreMapNetwork:
+    """The same network as a trunk and a head, which share its parameters."""
+    trunk = create_feature_extractor(network, {"features": "map"}, suppress_diff_warning=True)
+    return ScoreMapNetwork(trunk, network.classifier)
 
 
 def load_scene_net(path: str | Path | None = None) -> SceneNet:

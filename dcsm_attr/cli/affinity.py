@@ -10,6 +10,8 @@ import typer
 from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_classifier, chosen_device
 from dcsm_attr.cli.collections import opened_collection
 from dcsm_attr.cli.options import (
+    Background,
+    Beta,
     Device,
     DeviceName,
     MaxPixels,
@@ -19,6 +21,8 @@ from dcsm_attr.cli.options import (
     PrecisionChoice,
     PresetChoice,
     PresetOption,
+    Radius,
+    WalkSteps,
 )
 from dcsm_attr.cli.skipped import report_skipped
 
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["affinity"]
 
 _TRAINING = "Training of AffinityNet"
-_WALK = "Walk"
+_WALK = "Random walk"
 
 
 class TrainingChoice(str, Enum):
@@ -117,15 +121,10 @@ def affinity(
         ),
     ] = NormChoice.SUM,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=_TRAINING)] = 0,
-    radius: Annotated[
-        int,
-        typer.Option(min=2, help="Neighbours are nearer, in positions of 8 pixels.", rich_help_panel=_WALK),
-    ] = 5,
-    background: Annotated[
-        float, typer.Option(help="Exponent of the background that walks with the classes.", rich_help_panel=_WALK)
-    ] = 16.0,
-    beta: Annotated[float, typer.Option(help="Power of affinities.", rich_help_panel=_WALK)] = 8.0,
-    walk_steps: Annotated[int, typer.Option(min=0, help="Steps of the walk.", rich_help_panel=_WALK)] = 256,
+    radius: Radius = 5,
+    background: Background = None,
+    beta: Beta = 8.0,
+    walk_steps: WalkSteps = 256,
     border: Annotated[
         BorderChoice,
         typer.Option(
@@ -164,7 +163,7 @@ def affinity(
     """
     from dcsm_attr.affinity.pseudo_labels import Confidence, write_confident_labels, write_pseudo_labels
     from dcsm_attr.affinity.training import PRESETS, train_affinity_net
-    from dcsm_attr.affinity.walk import SemanticWalk
+    from dcsm_attr.affinity.walk import DEFAULT_BACKGROUND, SemanticWalk
     from dcsm_attr.files import writable_folder, write_json
     from dcsm_attr.training.loop import Settings
 
@@ -204,7 +203,7 @@ def affinity(
     )
     net.network.to(segmenter.device)
     segmenter.walk = SemanticWalk(net, radius, beta, walk_steps, border.value)
-    segmenter.background_exponent = background
+    segmenter.background_exponent = DEFAULT_BACKGROUND if background is None else background
     if no_crf:
         segmenter.crf = None
     for collection in collections.values():

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_network
+from dcsm_attr.cli.building import SaliencyOptions, WalkOptions, build_segmenter, chosen_device, chosen_network
 from dcsm_attr.cli.options import (
     Alpha,
+    Background,
+    Beta,
     Device,
     DeviceName,
     Labels,
@@ -25,8 +27,11 @@ from dcsm_attr.cli.options import (
     PrecisionChoice,
     PresetChoice,
     PresetOption,
+    Radius,
     Resume,
     Variant,
+    WalkNet,
+    WalkSteps,
     Weights,
 )
 from dcsm_attr.cli.skipped import report_skipped
@@ -77,6 +82,11 @@ def evaluate(
     no_guided: NoGuided = False,
     alpha: Alpha = None,
     min_candidates: MinCandidates = None,
+    background: Background = None,
+    walk: WalkNet = None,
+    radius: Radius = 5,
+    beta: Beta = 8.0,
+    walk_steps: WalkSteps = 256,
     no_crf: NoCrf = False,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
@@ -110,7 +120,9 @@ def evaluate(
     output = writable_folder(output)
     whole = voc_collection(voc_root, split)
     chosen = whole.spread(count)
+    walking = WalkOptions(walk, radius, beta, walk_steps, background)
     further: dict[str, Any] = {
+        **walking.settings(chosen_device(device.value)),
         "precision": precision.value,
         "max_pixels": max_pixels,
         **({"crf": None} if no_crf else {}),
@@ -126,7 +138,7 @@ def evaluate(
     told = {**network, "split": split, "protocol": protocol.value, "count": str(count)}
     if precision is not PrecisionChoice.FLOAT32:
         told["precision"] = precision.value
-    arguments = [*(f"--{name}={value}" for name, value in told.items()), *saliency.arguments()]
+    arguments = [*(f"--{name}={value}" for name, value in told.items()), *saliency.arguments(), *walking.arguments()]
     paths = write_report(
         {Path(weights).stem: evaluations},
         output,

@@ -124,6 +124,34 @@ NoCrf = Annotated[
 ]
 
 
+_WALK_PANEL = "Random walk"
+
+WalkNet = Annotated[
+    Path | None,
+    typer.Option(
+        "--walk",
+        metavar="FILE",
+        help="An affinity_net.safetensors that dcsm-attr affinity wrote: the maps walk along its affinities before the "
+        "CRF.",
+        rich_help_panel=_WALK_PANEL,
+    ),
+]
+Radius = Annotated[
+    int,
+    typer.Option(min=2, help="Neighbours are nearer than this, in positions of 8 pixels.", rich_help_panel=_WALK_PANEL),
+]
+Beta = Annotated[float, typer.Option(help="Power of each affinity.", rich_help_panel=_WALK_PANEL)]
+WalkSteps = Annotated[int, typer.Option(min=0, help="Steps of the walk.", rich_help_panel=_WALK_PANEL)]
+Background = Annotated[
+    float | None,
+    typer.Option(
+        help="Exponent of the background 1 - max: larger gives more foreground. With a walk 16, else the preset's, if "
+        "not given.",
+        rich_help_panel=_METHOD_PANEL,
+    ),
+]
+
+
 class DeviceName(str, Enum):
     """Where the model runs."""
 

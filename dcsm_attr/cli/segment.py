@@ -3,9 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_network, parsed_classes
+from dcsm_attr.cli.building import (
+    SaliencyOptions,
+    WalkOptions,
+    build_segmenter,
+    chosen_device,
+    chosen_network,
+    parsed_classes,
+)
 from dcsm_attr.cli.options import (
     Alpha,
+    Background,
+    Beta,
     Classes,
     Device,
     DeviceName,
@@ -24,8 +33,11 @@ from dcsm_attr.cli.options import (
     PrecisionChoice,
     PresetChoice,
     PresetOption,
+    Radius,
     Resume,
     Variant,
+    WalkNet,
+    WalkSteps,
     Weights,
 )
 from dcsm_attr.cli.photographs import for_each_photograph
@@ -46,6 +58,11 @@ def segment(
     no_guided: NoGuided = False,
     alpha: Alpha = None,
     min_candidates: MinCandidates = None,
+    background: Background = None,
+    walk: WalkNet = None,
+    radius: Radius = 5,
+    beta: Beta = 8.0,
+    walk_steps: WalkSteps = 256,
     no_crf: NoCrf = False,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
@@ -78,7 +95,9 @@ def segment(
     known = parsed_classes(classes)
     provenance = chosen_network(model, weights, labels)
     saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
+    walking = WalkOptions(walk, radius, beta, walk_steps, background)
     further: dict[str, Any] = {
+        **walking.settings(chosen_device(device.value)),
         "precision": precision.value,
         "max_pixels": max_pixels,
         **({"crf": None} if no_crf else {}),
