@@ -14,6 +14,7 @@ from torchvision.models.vgg import cfgs, make_layers
 import dcsm_attr.affinity.training as module
 from dcsm_attr import Segmenter
 from dcsm_attr.affinity.affinities import affinities
+from dcsm_attr.affinity.boundaries import boundaries
 from dcsm_attr.affinity.neighbours import neighbour_offsets
 from dcsm_attr.affinity.network import AffinityNet, TrainedAffinityNet, load_affinity_net, save_affinity_net
 from dcsm_attr.affinity.training import PRESETS, train_affinity_net
@@ -300,3 +301,14 @@ def test_a_segmenter_with_a_walk(vgg):
     assert not torch.allclose(walked.probabilities, plain.probabilities, atol=1e-2)
     assert "walk" not in plain.settings
     assert walked.settings["walk"] == walk.settings
+
+
+def test_boundaries_by_hand():
+    offsets = ((0, 1), (1, 0))
+    seen = torch.zeros(1, 2, 2, 2)
+    seen[0, 0, :, 0] = torch.tensor([0.9, 0.5])
+    seen[0, 1, 0] = torch.tensor([0.3, 0.1])
+    # Every position has two neighbours: to the side, and above or below.
+    expected = [[1 - (0.9 + 0.3) / 2, 1 - (0.9 + 0.1) / 2], [1 - (0.5 + 0.3) / 2, 1 - (0.5 + 0.1) / 2]]
+    assert torch.allclose(boundaries(seen, offsets)[0, 0], torch.tensor(expected))
+    assert boundaries(torch.zeros(1, 2, 1, 1), offsets).item() == 0

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 from PIL import Image
+from typer.testing import CliRunner
+
+from dcsm_attr.cli import app
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -43,6 +46,20 @@ def test_segment_photograph(tmp_path, shared):
 def test_draw_pictures(tmp_path):
     run("draw_pictures.py", tmp_path, cwd=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"demo.png", "scene-sheet.png"}
+
+
+def test_affinity_columns(tmp_path):
+    scenes = str(tmp_path / "scenes")
+    training = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--walk-steps", "4"]
+    for command in (
+        ["scenes", scenes, "--count", "5", "--size", "64"],
+        ["affinity", scenes, "--weights", "demo", "--output", str(tmp_path / "affinity"), *training],
+    ):
+        assert CliRunner().invoke(app, command).exit_code == 0
+    net = "affinity/network/affinity_net.safetensors"
+    run("affinity_columns.py", "scenes", "demo", net, "--count", 1, cwd=tmp_path)
+    with Image.open(tmp_path / "affinity-columns.png") as picture:
+        assert picture.width > 5 * picture.height
 
 
 def test_every_example_is_tested():

@@ -17,6 +17,7 @@ from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.cli import app, main
 from dcsm_attr.datasets.collection import Collection, Photograph
 from dcsm_attr.evaluation.label_maps import evaluate_label_maps
+from dcsm_attr.segmentation.label_files import Shard
 
 NAMES = ("a", "b", "c", "d")
 CRF = DenseCRF(bilateral_xy=8, iterations=2)
@@ -102,6 +103,26 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, vgg, monkeypa
     calls[:] = [1] * killed_at
     write(segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
     assert len(calls) == killed_at
+
+
+@pytest.mark.parametrize("write", [write_confident_labels, write_pseudo_labels])
+def test_shards_together_are_the_whole(tmp_path, vgg, write):
+    collection = photographs(tmp_path / "p", [(i % 4,) if i % 3 else () for i in range(8)], corrupt=(4,))
+    whole = write(segmenter(vgg), collection, tmp_path / "whole", batch_size=2, progress=False)
+    parts = {}
+    for index in range(3):
+        before = written(tmp_path / "parts") if index else {}
+        shard = Shard(index, 3)
+        parts |= write(segmenter(vgg), collection, tmp_path / "parts", batch_size=2, shard=shard, progress=False)
+        assert len(written(tmp_path / "parts")) > len(before)
+    assert written(tmp_path / "parts") == written(tmp_path / "whole")
+    assert parts == whole
+    assert set(whole) == {"4"}
+
+
+def test_a_shard_that_is_none():
+    with pytest.raises(ValueError, match="index must be in 0 to count - 1 = 2, got 3"):
+        Shard(3, 3)
 
 
 def test_other_settings_are_refused_by_name(tmp_path, vgg):

@@ -16,7 +16,7 @@ from dcsm_attr.datasets.collection import Collection, Photograph
 from dcsm_attr.evaluation.provenance import parameters_digest
 from dcsm_attr.images import ImageReadError, read_image
 from dcsm_attr.segmentation import Segmenter
-from dcsm_attr.segmentation.label_files import write_label_maps
+from dcsm_attr.segmentation.label_files import Shard, write_label_maps
 from dcsm_attr.segmentation.pipeline import pipelined
 
 __all__ = ["Confidence", "write_confident_labels", "write_pseudo_labels"]
@@ -45,6 +45,7 @@ def write_confident_labels(
     confidence: Confidence = Confidence(),
     *,
     batch_size: int = 4,
+    shard: Shard = Shard(),  # noqa: B008 - frozen
     progress: bool = True,
 ) -> dict[str, str]:
     """Write a label map for each photograph of a collection: labels on its canvas where two backgrounds agree.
@@ -57,6 +58,7 @@ def write_confident_labels(
         folder: where to write.
         confidence: where labels are confident.
         batch_size: photographs that go through the model together.
+        shard: the part of the collection that is this process's.
         progress: whether to show a bar.
 
     Returns:
@@ -108,6 +110,7 @@ def write_confident_labels(
         depends_on,
         stream,
         batch_size=batch_size,
+        shard=shard,
         max_pixels=segmenter.max_pixels,
         description="confident labels",
         progress=progress,
@@ -120,6 +123,7 @@ def write_pseudo_labels(
     folder: str | Path,
     *,
     batch_size: int = 4,
+    shard: Shard = Shard(),  # noqa: B008 - frozen
     progress: bool = True,
 ) -> dict[str, str]:
     """Write the label map that a segmenter gives each photograph, told which classes are in it.
@@ -131,6 +135,7 @@ def write_pseudo_labels(
         collection: photographs with image-level labels; true masks are never read.
         folder: where to write.
         batch_size: photographs that go through the model together.
+        shard: the part of the collection that is this process's.
         progress: whether to show a bar.
 
     Returns:
@@ -157,6 +162,7 @@ def write_pseudo_labels(
         {"parameters": parameters_digest(segmenter.model), **segmenter.settings},
         stream,
         batch_size=batch_size,
+        shard=shard,
         max_pixels=segmenter.max_pixels,
         description="pseudo-labels",
         progress=progress,

@@ -1,5 +1,6 @@
 """``dcsm-attr affinity``: from photographs with image-level labels to pseudo-labels, by AffinityNet."""
 
+import os
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -150,7 +151,8 @@ def affinity(
 ) -> None:
     """Make pseudo-labels: class maps, confident labels, AffinityNet, random walk, CRF. Masks are never read.
 
-    Each of the three steps goes on where it was, if it was cut off, and is left out if it is done. Pseudo-labels are
+    Under torchrun, the processes share the photographs and each step of the training; each tells of those that it could
+    not read in a run.json of its own. Each of the three steps goes on where it was, if it was cut off, and is left out if it is done. Pseudo-labels are
     palette pictures NAME.png, of the size of the photograph; dcsm-attr miou compares them with masks, and the network
     serves dcsm-attr segment and evaluate as --walk.
 
@@ -165,7 +167,9 @@ def affinity(
     from dcsm_attr.affinity.training import PRESETS, train_affinity_net
     from dcsm_attr.affinity.walk import DEFAULT_BACKGROUND, SemanticWalk
     from dcsm_attr.files import writable_folder, write_json
+    from dcsm_attr.segmentation.label_files import Shard
     from dcsm_attr.training.loop import Settings
+    from dcsm_attr.training.processes import own_device
 
     output = writable_folder(output)
     collections = {name: opened_collection(data, labels, name) for name in dict.fromkeys([split, *(also or ())])}
@@ -179,7 +183,10 @@ def affinity(
                 f"the photographs of split {name!r} have the classes {collection.class_names}, the classifier "
                 f"{classifier.class_names}."
             )
-    skipped = write_confident_labels(segmenter, collections[split], output / "labels", Confidence(low, high))
+    shard = Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    segmenter.model.to(own_device(segmenter.device))
+    confidence = Confidence(low, high)
+    skipped = write_confident_labels(segmenter, collections[split], output / "labels", confidence, shard=shard)
     chosen = PRESETS[training.value]
     total = steps or chosen.steps
     changed = replace(
@@ -207,10 +214,10 @@ def affinity(
     if no_crf:
         segmenter.crf = None
     for collection in collections.values():
-        skipped |= write_pseudo_labels(segmenter, collection, output / "pseudo-labels")
+        skipped |= write_pseudo_labels(segmenter, collection, output / "pseudo-labels", shard=shard)
     photographs = sum(map(len, collections.values()))
     content = {"photographs": photographs, "failures": skipped, "settings": segmenter.settings}
-    write_json(output / "run.json", content)
+    write_json(output / (f"run-{shard.index}.json" if shard.index else "run.json"), content)
     typer.echo(f"{output / 'pseudo-labels'}: {photographs - len(skipped)} label maps")
     report_skipped(skipped)
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,30 @@ from dcsm_attr.files import atomic_buffer
 from dcsm_attr.images import ImageReadError, read_image
 from dcsm_attr.palette import label_picture
 
-__all__ = ["LabelStream", "write_label_maps"]
+__all__ = ["LabelStream", "Shard", "write_label_maps"]
 
 _logger = logging.getLogger(__name__)
 
 #: For each photograph, in order, its label map ``(H, W)``, 0 to 255, or why it could not be read.
 LabelStream = Callable[[Sequence[Photograph]], Generator[npt.NDArray[np.integer] | ImageReadError, None, None]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a collection that one of several processes takes, each of which writes into the same folder.
+
+    Attributes:
+        index: of this process, from 0.
+        count: how many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"a shard's index must be in 0 to count - 1 = {self.count - 1}, got {self.index}.")
 
 
 def write_label_maps(
@@ -31,6 +50,7 @@ def write_label_maps(
     labelled: LabelStream,
     *,
     batch_size: int,
+    shard: Shard = Shard(),
     max_pixels: int | None = None,
     description: str = "labels",
     progress: bool = True,
@@ -47,6 +67,7 @@ def write_label_maps(
         depends_on: everything that the label maps depend on, ready for JSON.
         labelled: computes them, lazily, in batches of ``batch_size`` photographs, of which each shows a class.
         batch_size: photographs that are computed together.
+        shard: every ``count``-th batch is this process's.
         max_pixels: photographs with more pixels are not read, see :func:`dcsm_attr.images.read_image`.
         description: for the bar.
         progress: whether to show it.
@@ -60,13 +81,15 @@ def write_label_maps(
     """
     folder = claim_folder(folder, {**depends_on, "batch_size": batch_size}, "label maps")
     showing = [photograph for photograph in collection if photograph.classes]
-    batches = [showing[i : i + batch_size] for i in range(0, len(showing), batch_size)]
+    batches = [showing[i : i + batch_size] for i in range(0, len(showing), batch_size)][shard.index :: shard.count]
     unfinished = [batch for batch in batches if not all(_path(folder, one).exists() for one in batch)]
     due = [photograph for batch in unfinished for photograph in batch]
-    empty = [one for one in collection if not one.classes and not _path(folder, one).exists()]
+    without = [photograph for photograph in collection if not photograph.classes][shard.index :: shard.count]
+    empty = [photograph for photograph in without if not _path(folder, photograph).exists()]
     skipped: dict[str, str] = {}
-    done = len(collection) - len(due) - len(empty)
-    with tqdm(total=len(collection), initial=done, unit="photo", desc=description, disable=not progress) as bar:
+    total = sum(map(len, batches)) + len(without)
+    done = total - len(due) - len(empty)
+    with tqdm(total=total, initial=done, unit="photo", desc=description, disable=not progress) as bar:
         for photographs, stream in ((due, labelled(due)), (empty, _backgrounds(empty, max_pixels))):
             with closing(stream) as found:
                 for photograph, labels in zip(photographs, found, strict=True):
