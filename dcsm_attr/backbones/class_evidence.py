@@ -213,20 +213,17 @@ class _Followed(TorchFunctionMode):
             layers = {None}
         else:
             layers = {self._layers[x] for x in given if x in self._layers}
-        layer = layers.pop() if len(layers) == 1 else None
         for tensor in outputs:
-            self._layers[tensor] = layer
-            if tensor.ndim != 4:
-                self._maps[tensor] = maps
-            elif tensor.shape[2:].numel() == 1:
-                # Pooled, or a map of one position.
-                self._maps[tensor] = (*maps, tensor)
+            if layers:
+                self._layers[tensor] = next(iter(layers)) if len(layers) == 1 else None
+            if tensor.ndim != 4 or tensor.shape[2:].numel() == 1:
+                # Not itself, which would keep it, and with it the maps, alive.
+                self._maps[tensor] = tuple(x for x in maps if x is not tensor)
 
     def _maps_before(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        maps: tuple[Tensor, ...] | None = self._maps.get(tensor)
-        if maps is None:
-            return (tensor,) if tensor.ndim == 4 else ()
-        return maps
+        """Those that a tensor may have been pooled from, the first of them first; a map is the last of its own."""
+        before: tuple[Tensor, ...] = self._maps.get(tensor, ())
+        return (*before, tensor) if tensor.ndim == 4 else before
 
 
 def _layer(
