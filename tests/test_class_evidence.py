@@ -209,7 +209,19 @@ REFUSED = {
         {"fc": nn.Linear(6, 6)},
         NO_LAYER,
     ),
-    "other order": (lambda net, x: net.fc(x.mean((2, 3)))[:, [1, 0]], {"fc": nn.Linear(6, 5)}, NO_LAYER),
+    "some classes": (lambda net, x: net.fc(x.mean((2, 3)))[:, :3], {"fc": nn.Linear(6, 5)}, NO_LAYER),
+    "another order": (lambda net, x: net.fc(x.mean((2, 3)))[:, [1, 0, 2]], {"fc": nn.Linear(6, 3)}, NO_LAYER),
+    "another order, selected": (
+        lambda net, x: net.fc(x.mean((2, 3))).index_select(1, torch.tensor([1, 0, 2])),
+        {"fc": nn.Linear(6, 3)},
+        NO_LAYER,
+    ),
+    "reversed": (lambda net, x: torch.flip(net.fc(x), (1,)), {"fc": nn.Conv2d(6, 5, 1)}, NO_LAYER),
+    "two heads, joined": (
+        lambda net, x: torch.cat([net.one(x), net.two(x)], 1),
+        {"one": nn.Conv2d(6, 2, 1), "two": nn.Conv2d(6, 2, 1)},
+        NO_LAYER,
+    ),
     "nothing": (lambda net, x: torch.zeros(2, 5), {}, NO_LAYER),
 }
 

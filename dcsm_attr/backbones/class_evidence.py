@@ -22,11 +22,12 @@ __all__ = ["ClassEvidence", "class_evidence"]
 _REMEDY = (
     "CAM needs convolutions, then either global average pooling and one linear layer, or a 1 x 1 convolution to the "
     "classes. dcsm_attr.backbones.convolutional.fully_convolutional(model) makes such a network of torchvision's VGG, "
-    "AlexNet, ConvNeXt and MobileNet v3; of others with cut= and a new head, to be trained."
+    "AlexNet, ConvNeXt and MobileNet v3, and `dcsm-attr train` trains one of any CNN."
 )
 
-# Behind one of them it is no longer the layer before that makes the scores.
-_OTHER_PRODUCTS = {
+# Behind a product of another kind it is no longer the layer before that makes the scores, and behind a change of order
+# they are no longer in that of its weights.
+_PRODUCTS = {
     F.bilinear,
     F.conv1d,
     F.conv3d,
@@ -39,6 +40,18 @@ _OTHER_PRODUCTS = {
     torch.einsum,
     torch.matmul,
     torch.mm,
+}
+_ORDERINGS = {
+    Tensor.flip,
+    Tensor.gather,
+    Tensor.index_select,
+    Tensor.roll,
+    Tensor.sort,
+    torch.flip,
+    torch.gather,
+    torch.index_select,
+    torch.roll,
+    torch.sort,
 }
 
 
@@ -209,7 +222,7 @@ class _Followed(TorchFunctionMode):
             layers = {_layer(*args, **kwargs, maps=maps)}
             if given[0].shape[2:].numel() > 1:
                 maps = ()
-        elif func in _OTHER_PRODUCTS:
+        elif func in _PRODUCTS or func in _ORDERINGS or (func is Tensor.__getitem__ and _reorders(args[1])):
             layers = {None}
         else:
             layers = {self._layers[x] for x in given if x in self._layers}
@@ -240,6 +253,10 @@ def _layer(
     one_by_one = weight.shape[2:].numel() == 1 and groups == 1
     unpadded = padding in ("same", "valid") or _each(padding) == {0}
     return _Layer(input, weight, one_by_one and unpadded and _each(stride) == {1}, maps)
+
+
+def _reorders(index: Any) -> bool:
+    return any(isinstance(one, (Tensor, list)) for one in (index if isinstance(index, tuple) else (index,)))
 
 
 def _each(setting: Any) -> set[int]:
