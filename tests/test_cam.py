@@ -452,6 +452,16 @@ def test_every_map_is_in_its_range(seed, shape, scales, mirrored, scale, dtype, 
                 torch.testing.assert_close(again[i].maps[0, same], result[i].maps[0, slot], rtol=0, atol=1e-5)
 
 
+def test_a_model_of_lower_precision_gives_maps_of_full(cnn, images):
+    expected = ClassActivationMaps(cnn).class_maps(images, [0, 1]).maps
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            evidence = class_evidence(cnn, (images,))
+        assert evidence.maps(torch.tensor([[0], [1]])).dtype == torch.float32
+        result = ClassActivationMaps(cnn).class_maps(images, [0, 1])
+    assert 0 < (result.maps - expected).abs().mean() < 0.03
+
+
 def test_a_segmenter_takes_it(cnn):
     photograph = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     segmenter = Segmenter(cnn, saliency=ClassActivationMaps(cnn), preprocess=Preprocess(size=40), crf=None)

@@ -80,7 +80,9 @@ class ClassEvidence:
         """
         features = self.features.to(torch.promote_types(self.features.dtype, torch.float32))
         chosen = self.weights[classes.clamp(min=0)].to(features.dtype)
-        return (chosen @ features.flatten(2)).view(*classes.shape, *features.shape[2:])
+        # Under autocast the model may run in fewer bits; its maps are not rounded once more.
+        with torch.autocast(features.device.type, enabled=False):
+            return (chosen @ features.flatten(2)).view(*classes.shape, *features.shape[2:])
 
     @staticmethod
     def concatenated(parts: "Sequence[ClassEvidence]") -> "ClassEvidence":
