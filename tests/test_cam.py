@@ -244,10 +244,8 @@ def test_further_inputs_and_arguments(size):
     assert torch.equal(result[0], result[1])
     assert result[0].data_ptr() != result[1].data_ptr()
     for i in range(2):
-        own = factor[:, None, None] * (x[i] + y[i]) + shift[i]
         expected = _on_sum(model.net, x[i], y[i], lambda s, i=i: factor[:, None, None] * s + shift[i], [1, 2][i])
         torch.testing.assert_close(result[0][i], expected, rtol=0, atol=1e-5)
-        assert own.shape == x[i].shape
 
 
 def _on_sum(net, x, y, change, c):
@@ -450,6 +448,16 @@ def test_every_map_is_in_its_range(seed, shape, scales, mirrored, scale, dtype, 
             (same,) = (again[i].classes[0] == c).nonzero()[:, 0].tolist()
             if scale != 1e-30:
                 torch.testing.assert_close(again[i].maps[0, same], result[i].maps[0, slot], rtol=0, atol=1e-5)
+
+
+def test_a_model_of_lower_precision_gives_maps_of_full(cnn, images):
+    expected = ClassActivationMaps(cnn).class_maps(images, [0, 1]).maps
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            evidence = class_evidence(cnn, (images,))
+        assert evidence.maps(torch.tensor([[0], [1]])).dtype == torch.float32
+        result = ClassActivationMaps(cnn).class_maps(images, [0, 1])
+    assert 0 < (result.maps - expected).abs().mean() < 0.03
 
 
 def test_a_segmenter_takes_it(cnn):

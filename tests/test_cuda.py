@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torchvision
-from conftest import TinyVGG
+from conftest import PooledCNN, TinyVGG
 
-from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
+from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
 from dcsm_attr.attribution import gradients
 from dcsm_attr.backbones.preprocess import Preprocess
 
@@ -62,6 +62,22 @@ def test_bf16_autocast_stays_near_float32():
         result = DistinctClassSaliency(model).class_maps(x, candidates=[0, 1, 2]).maps
     assert result.dtype == torch.float32
     assert (result - expected).abs().mean() < 0.03
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_class_activation_maps_and_their_fusion_equal_those_of_the_cpu(size):
+    model, x = PooledCNN(6).eval().double(), torch.randn(3, 3, 64, 80, dtype=torch.float64)
+
+    def results(images):
+        cam = ClassActivationMaps(model, internal_batch_size=size)
+        product = FusedSaliency(cam, DistinctClassSaliency(model, "conv2")).class_maps(images, [[0], [1, 2], [4]])
+        return cam.attribute(images, [1, 2, 3]), product.maps
+
+    expected = results(x)
+    model.cuda()
+    for found, of_cpu in zip(results(x.cuda()), expected, strict=True):
+        assert found.device.type == "cuda"
+        torch.testing.assert_close(found.cpu(), of_cpu, rtol=0, atol=1e-6)
 
 
 def test_the_same_input_gives_the_same_output():

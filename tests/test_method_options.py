@@ -9,12 +9,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, Simonyan
+from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
 from dcsm_attr.backbones.classifier import Architecture, build_classifier, save_classifier
 from dcsm_attr.cli import app
 from dcsm_attr.cli.building import SaliencyOptions, build_saliency
 from dcsm_attr.cli.options import MethodChoice, VariantChoice
+from dcsm_attr.datasets.scene_folder import write_scene_folder
 from dcsm_attr.datasets.scenes import generate_scene
+from dcsm_attr.demo.classifier import scene_classifier
 from dcsm_attr.palette import VOC_CLASSES, label_picture
 
 SIMONYAN, CAM, FUSION = MethodChoice.SIMONYAN, MethodChoice.CAM, MethodChoice.FUSION
@@ -200,11 +202,58 @@ def test_segment_without_the_crf_labels_by_the_maps(voc, tmp_path):
     assert json.loads((tmp_path / "out" / "s0" / "manifest.json").read_text())["settings"]["crf"] is None
 
 
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes") / "scenes"
+    write_scene_folder(folder, count=7, seed=3, size=64, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["cam", "fusion"])
+def test_other_methods_from_end_to_end(scenes, tmp_path, method):
+    """With the shipped network: maps, labels and mean IoU are those of the segmenter that the options describe."""
+    options = ("--weights", "demo", "--device", "cpu", "--method", method)
+    photograph, out = scenes / "JPEGImages" / "000000.jpg", tmp_path / "out"
+    for command, written in (("segment", "manifest.json"), ("attribute", "attribution.json")):
+        result = run(command, photograph, *options, "--output", out)
+        assert result.exit_code == 0, result.output
+        saliency = json.loads((out / "000000" / written).read_text())["settings"]["saliency"]
+        names = {"cam": ["Class Activation Maps"], "fusion": ["Class Activation Maps", "Distinct Class Saliency"]}
+        parts = [saliency] if method == "cam" else [saliency["first"], saliency["second"]]
+        assert [part["method"] for part in parts] == names[method]
+    network = scene_classifier().network
+    cam = ClassActivationMaps(network)
+    expected = cam if method == "cam" else FusedSaliency(cam, DistinctClassSaliency(network))
+    segmenter = Segmenter(network, saliency=expected, preprocess=scene_classifier().preprocess)
+    own = segmenter.segment(photograph)
+    with np.load(out / "000000" / "maps.npz") as arrays:
+        assert arrays["classes"].tolist() == own.saliency.classes[0].tolist()
+        np.testing.assert_allclose(arrays["probabilities"], own.probabilities.numpy(), atol=2e-3)
+    result = run("evaluate", scenes, *options, "--protocol", "known", "--output", out)
+    assert result.exit_code == 0, result.output
+    content = json.loads((out / "evaluation.json").read_text())
+    assert f"--method={method}" in content["measured"]["command"]
+    assert 0.2 < content["evaluations"][0]["before the CRF"]["mean IoU"] < 1
+
+
+def test_networks_without_class_activation_maps_are_told_what_to_do(tmp_path):
+    weights = tmp_path / "mobilenet.safetensors"
+    save_file(torchvision.models.mobilenet_v3_small(weights=None, num_classes=20).state_dict(), weights)
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
+    network = ("--model", "mobilenet_v3_small", "--weights", weights, "--labels", "voc", "--device", "cpu")
+    result = run("segment", tmp_path / "photo.png", *network, "--method", "cam", "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "fully_convolutional(model) makes such a network" in str(result.exception)
+
+
 @pytest.mark.parametrize("command", ["segment", "attribute", "evaluate"])
 def test_contradictions_are_found_before_the_work(voc, tmp_path, command):
     result = run(command, voc, "--weights", "nowhere.pth", "--method", "simonyan", "--variant", "paper")
     assert result.exit_code == 1
     assert "--variant=paper belongs to --method dcsm" in str(result.exception)
+    result = run(command, voc, "--weights", "nowhere.pth", "--method", "cam", "--alpha", "5")
+    assert result.exit_code == 1
+    assert "--alpha=5.0 belongs to --method dcsm" in str(result.exception)
 
 
 @pytest.mark.parametrize("command", ["segment", "attribute", "evaluate"])

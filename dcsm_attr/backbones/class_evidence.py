@@ -22,11 +22,12 @@ __all__ = ["ClassEvidence", "class_evidence"]
 _REMEDY = (
     "CAM needs convolutions, then either global average pooling and one linear layer, or a 1 x 1 convolution to the "
     "classes. dcsm_attr.backbones.convolutional.fully_convolutional(model) makes such a network of torchvision's VGG, "
-    "AlexNet, ConvNeXt and MobileNet v3; of others with cut= and a new head, to be trained."
+    "AlexNet, ConvNeXt and MobileNet v3, and `dcsm-attr train` trains one of any CNN."
 )
 
-# Behind one of them it is no longer the layer before that makes the scores.
-_OTHER_PRODUCTS = {
+# Behind a product of another kind it is no longer the layer before that makes the scores, and behind a change of order
+# they are no longer in that of its weights.
+_PRODUCTS = {
     F.bilinear,
     F.conv1d,
     F.conv3d,
@@ -39,6 +40,18 @@ _OTHER_PRODUCTS = {
     torch.einsum,
     torch.matmul,
     torch.mm,
+}
+_ORDERINGS = {
+    Tensor.flip,
+    Tensor.gather,
+    Tensor.index_select,
+    Tensor.roll,
+    Tensor.sort,
+    torch.flip,
+    torch.gather,
+    torch.index_select,
+    torch.roll,
+    torch.sort,
 }
 
 
@@ -67,7 +80,9 @@ class ClassEvidence:
         """
         features = self.features.to(torch.promote_types(self.features.dtype, torch.float32))
         chosen = self.weights[classes.clamp(min=0)].to(features.dtype)
-        return (chosen @ features.flatten(2)).view(*classes.shape, *features.shape[2:])
+        # Under autocast the model may run in fewer bits; its maps are not rounded once more.
+        with torch.autocast(features.device.type, enabled=False):
+            return (chosen @ features.flatten(2)).view(*classes.shape, *features.shape[2:])
 
     @staticmethod
     def concatenated(parts: "Sequence[ClassEvidence]") -> "ClassEvidence":
@@ -209,24 +224,21 @@ class _Followed(TorchFunctionMode):
             layers = {_layer(*args, **kwargs, maps=maps)}
             if given[0].shape[2:].numel() > 1:
                 maps = ()
-        elif func in _OTHER_PRODUCTS:
+        elif func in _PRODUCTS or func in _ORDERINGS or (func is Tensor.__getitem__ and _reorders(args[1])):
             layers = {None}
         else:
             layers = {self._layers[x] for x in given if x in self._layers}
-        layer = layers.pop() if len(layers) == 1 else None
         for tensor in outputs:
-            self._layers[tensor] = layer
-            if tensor.ndim != 4:
-                self._maps[tensor] = maps
-            elif tensor.shape[2:].numel() == 1:
-                # Pooled, or a map of one position.
-                self._maps[tensor] = (*maps, tensor)
+            if layers:
+                self._layers[tensor] = next(iter(layers)) if len(layers) == 1 else None
+            if tensor.ndim != 4 or tensor.shape[2:].numel() == 1:
+                # Not itself, which would keep it, and with it the maps, alive.
+                self._maps[tensor] = tuple(x for x in maps if x is not tensor)
 
     def _maps_before(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        maps: tuple[Tensor, ...] | None = self._maps.get(tensor)
-        if maps is None:
-            return (tensor,) if tensor.ndim == 4 else ()
-        return maps
+        """Those that a tensor may have been pooled from, the first of them first; a map is the last of its own."""
+        before: tuple[Tensor, ...] = self._maps.get(tensor, ())
+        return (*before, tensor) if tensor.ndim == 4 else before
 
 
 def _layer(
@@ -243,6 +255,10 @@ def _layer(
     one_by_one = weight.shape[2:].numel() == 1 and groups == 1
     unpadded = padding in ("same", "valid") or _each(padding) == {0}
     return _Layer(input, weight, one_by_one and unpadded and _each(stride) == {1}, maps)
+
+
+def _reorders(index: Any) -> bool:
+    return any(isinstance(one, (Tensor, list)) for one in (index if isinstance(index, tuple) else (index,)))
 
 
 def _each(setting: Any) -> set[int]:
