@@ -151,10 +151,10 @@ def affinity(
 ) -> None:
     """Make pseudo-labels: class maps, confident labels, AffinityNet, random walk, CRF. Masks are never read.
 
-    Under torchrun, the processes share the photographs and each step of the training; each tells of those that it could
-    not read in a run.json of its own. Each of the three steps goes on where it was, if it was cut off, and is left out if it is done. Pseudo-labels are
+    Each of the three steps goes on where it was, if it was cut off, and is left out if it is done. Pseudo-labels are
     palette pictures NAME.png, of the size of the photograph; dcsm-attr miou compares them with masks, and the network
-    serves dcsm-attr segment and evaluate as --walk.
+    serves dcsm-attr segment and evaluate as --walk. Under torchrun, the processes share the photographs and each step
+    of the training; each tells of those that it could not read in a run.json of its own.
 
     Examples:
       dcsm-attr affinity VOCdevkit/VOC2012 --weights out/classifier/best.safetensors
