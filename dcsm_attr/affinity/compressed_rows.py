@@ -1,4 +1,4 @@
-"""Sparse matrices of compressed rows (CSR), from tables of columns and values, without a word of PyTorch's about them."""
+"""Sparse matrices of compressed rows (CSR), from tables of columns and values."""
 
 import threading
 import warnings

@@ -4,9 +4,9 @@ Ahn and Kwak, CVPR 2018: :math:`T = D^{-1} W^{\circ\beta}`, :math:`D_{ii} = \sum
 :math:`T^t` times the map. Positions farther apart than the radius have no affinity, so that T is sparse: a row has 69
 entries with a radius of 5.
 
-T stays sparse whatever the size: t is a power of few products (``matrix_power.py``), where squaring T fills it, and costs the
-cube of the number of positions. Products are taken in float64, which is no slower for a few maps: in float32 the
-rounding of 256 steps adds up to 4e-5 where a photograph is smooth.
+T stays sparse whatever the size: few products make a power of it (``matrix_power.py``), where squaring fills it, and
+costs the cube of the number of positions. Products are taken in float64, which costs no more for a few maps: in float32
+the rounding of 256 steps adds up to 4e-5 where a photograph is smooth.
 """
 
 import math
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dcsm_attr.affinity.batches import together
 from dcsm_attr.affinity.compressed_rows import compressed_rows
-from dcsm_attr.affinity.neighbours import Border, Offsets, overlap, pair_mask
 from dcsm_attr.affinity.matrix_power import apply_power
+from dcsm_attr.affinity.neighbours import Border, Offsets, overlap, pair_mask
 
 __all__ = ["random_walk", "transition_matrix"]
 
