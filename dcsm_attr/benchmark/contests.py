@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dcsm_attr.benchmark.affinities import PLAIN, AffinityWork, affinity_contenders
 from dcsm_attr.benchmark.contest import OURS, Contest
 from dcsm_attr.benchmark.crf import CrfWork, crf_contenders
 from dcsm_attr.benchmark.pipeline import PipelineWork, pipeline_contenders
@@ -74,8 +75,11 @@ def crf_contests(photographs: Sequence[str]) -> list[Contest]:
 
 
 def walk_contests() -> list[Contest]:
-    """The maps of a photograph of 500 x 375, at strides 8 and 4 of the network, for each number of labels."""
-    return [
+    """The maps of a photograph of 500 x 375, at strides 8 and 4 of the network, for each number of labels.
+
+    And a step of training on the affinities that they walk by: a batch of AffinityNet's.
+    """
+    walks = [
         Contest(
             f"random walk, 500 x 375 at stride {stride} ({width} x {height}), L = {labels}",
             walk_contenders,
@@ -86,6 +90,13 @@ def walk_contests() -> list[Contest]:
         for stride, width, height in ((8, 63, 47), (4, 125, 94))
         for labels in COUNTS_OF_LABELS
     ]
+    training = Contest(
+        "affinities and their gradients, 8 x 448 x 56 x 56",
+        affinity_contenders,
+        AffinityWork(8, 448, 56),
+        (OURS, PLAIN),
+    )
+    return [*walks, training]
 
 
 def pipeline_contests(

@@ -38,7 +38,7 @@ def benchmark(
             "the convolutions alone. scaling: from 1 to 20 classes, from 1 to 16 photographs. crf: the dense CRF "
             "beside pydensecrf and the bytes that it must move. pipeline: from picture files to label maps, three "
             "scales and the CRF, and each step alone. walk: AffinityNet's random walk beside plain sparse products and "
-            "dense matrices.",
+            "dense matrices, and its affinities beside plain PyTorch.",
             show_default=False,
         ),
     ],
