@@ -99,6 +99,22 @@ def test_without_neighbours_nothing_moves():
     assert torch.equal(random_walk(maps, torch.rand(2, 34, 4, 5), FIVE, border="released"), maps)
 
 
+def test_what_moves_less_than_rounding_is_not_stored():
+    """Of two positions with affinity a, a to the eighth is how much goes over in a step."""
+    stored = []
+    original = compressed_rows.compressed_rows
+
+    def noted(*table):
+        stored.append(original(*table))
+        return stored[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[random_walk.__module__], "compressed_rows", noted)
+        for affinity in (1e-1, 1e-2):
+            random_walk(torch.rand(1, 1, 1, 2), torch.full((1, 1, 1, 2), affinity), ((0, 1),))
+    assert [matrix.values().numel() for matrix in stored] == [4, 2]
+
+
 def test_weak_affinities_to_a_large_power_are_none():
     maps, pairs = smooth(1, 8, 8, torch.float32)
     assert torch.equal(random_walk(maps, pairs.clamp(max=0.99), FIVE, beta=1e4), maps)
@@ -271,10 +287,11 @@ def _problems(draw):
     return maps, pairs, offsets, options
 
 
-@given(_problems())
+@given(_problems(), st.sampled_from([torch.float32, torch.float64]))
 @settings(max_examples=60, deadline=None)
-def test_maps_stay_within_their_range_and_constant_ones_as_they_are(problem):
+def test_maps_stay_within_their_range_and_constant_ones_as_they_are(problem, dtype):
     maps, pairs, offsets, options = problem
+    maps = maps.to(dtype)
     result = random_walk(maps, pairs, offsets, **options)
     assert (result <= maps.amax(dim=(2, 3), keepdim=True)).all()
     assert (result >= maps.amin(dim=(2, 3), keepdim=True)).all()
