@@ -161,7 +161,7 @@ def test_oracle_affinities_mend_a_blurred_map():
 
 
 def test_a_photographs_walk(shared):
-    """Smooth, as photographs are: in float32 rounding would add up to some 1e-5 here."""
+    """Smooth, as photographs are: where the rounding of products in float32 would add up."""
     from PIL import Image
 
     path = min((shared / "images").glob("*.jpg"))

@@ -26,7 +26,7 @@ def compressed_rows(columns: Tensor, values: Tensor, present: Tensor) -> Tensor:
     _hear_the_notice()
     ends = torch.zeros(len(columns) + 1, dtype=torch.int32, device=columns.device)
     torch.cumsum(present.sum(dim=1), dim=0, out=ends[1:])
-    # A third of the time of indexing with the mask, twice.
+    # Looked for once, where indexing with the mask would look for them in each table.
     entries = present.flatten().nonzero().flatten()
     columns, values = (table.flatten().index_select(0, entries) for table in (columns, values))
     return torch.sparse_csr_tensor(ends, columns, values, (len(present), len(present)), check_invariants=False)
@@ -40,5 +40,5 @@ def _hear_the_notice() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 none = torch.zeros(0, dtype=torch.int32)
-                torch.sparse_csr_tensor(torch.zeros(1, dtype=torch.int32), none, torch.zeros(0), (0, 0))
+                torch.sparse_csr_tensor(none.new_zeros(1), none, torch.zeros(0), (0, 0), check_invariants=False)
             _told = True

@@ -5,8 +5,8 @@ Ahn and Kwak, CVPR 2018: :math:`T = D^{-1} W^{\circ\beta}`, :math:`D_{ii} = \sum
 entries with a radius of 5.
 
 T stays sparse whatever the size: few products make a power of it (``matrix_power.py``), where squaring fills it, and
-costs the cube of the number of positions. Products are taken in float64, which costs no more for a few maps: in float32
-the rounding of 256 steps adds up to 4e-5 where a photograph is smooth.
+costs the cube of the number of positions. Products are taken in float64: in float32 the rounding of 256 steps adds up
+where features are smooth (``dcsm-attr benchmark walk`` tells to how much, and what all of it takes).
 """
 
 import math

@@ -21,7 +21,7 @@ DENSE = "dense matrix, 8 squarings"
 _OFFSETS = neighbour_offsets()
 _BETA = 8.0
 _SQUARINGS = 8
-# Positions of which a dense matrix is squared in seconds: with four times as many it takes minutes.
+# Positions of a dense matrix that is squared in reasonable time: with four times as many it takes 64 times as long.
 _LARGEST_DENSE = 5000
 
 
@@ -44,7 +44,7 @@ def walk_contenders(work: WalkWork) -> dict[str, Callable[[], Tensor]]:
     """Ours, and what one writes first; each from the same maps and affinities to the same maps, in float32.
 
     Args:
-        work: on a GPU where there is one. A dense matrix is left out where squaring it takes minutes.
+        work: on a GPU where there is one. A dense matrix is left out where squaring it takes too long.
     """
     maps, pairs = _inputs(work)
     contenders = {
