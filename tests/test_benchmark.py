@@ -11,14 +11,16 @@ from torch import nn
 from typer.testing import CliRunner
 
 from dcsm_attr.benchmark import contests
+from dcsm_attr.benchmark.affinities import PLAIN, AffinityWork, affinity_contenders
 from dcsm_attr.benchmark.contest import OURS, Contest, Outcome, held
-from dcsm_attr.benchmark.contests import crf_contests, saliency_contests
+from dcsm_attr.benchmark.contests import crf_contests, saliency_contests, walk_contests
 from dcsm_attr.benchmark.crf import CrfWork, bytes_moved, crf_contenders
 from dcsm_attr.benchmark.floor import _calls
 from dcsm_attr.benchmark.report import outcome_table, write_benchmark
 from dcsm_attr.benchmark.saliency import SaliencyWork, saliency_contenders
 from dcsm_attr.benchmark.scaling import Scaling
 from dcsm_attr.benchmark.timing import Timing, timed_in_turn
+from dcsm_attr.benchmark.walk import DENSE, SPARSE, WalkWork, exact_walk, walk_contenders
 from dcsm_attr.cli import app
 from dcsm_attr.crf import DenseCRF
 
@@ -127,6 +129,43 @@ def test_too_few_photographs():
         crf_contests(["a.png"] * 7)
 
 
+SMALL_WALK = Contest("a small walk", walk_contenders, WalkWork(9, 11, 3), (OURS,), exact_walk)
+
+
+def test_the_walks_do_the_same_work():
+    outcome = held(SMALL_WALK, 1, memory=False, progress=False)
+    assert outcome.errors.keys() == {OURS, SPARSE, DENSE}
+    assert 0 < outcome.errors[OURS] < 3e-7
+    assert all(0 < error < 1e-4 for error in outcome.errors.values())
+    assert outcome_table(outcome).splitlines()[0].endswith("| largest error |")
+    # The maps have walked: far from where they began, not yet all alike.
+    exact = exact_walk(SMALL_WALK.work)
+    assert exact.dtype == torch.float64
+    assert 1e-3 < exact.std(dim=(2, 3)).max() < 0.25
+
+
+def test_affinities_have_the_gradients_of_plain_pytorch():
+    contenders = affinity_contenders(AffinityWork(2, 5, 9))
+    ours, plain = contenders[OURS](), contenders[PLAIN]()
+    assert ours.abs().max() > 1
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_errors_are_those_from_what_is_exact():
+    def right_and_wrong(work):
+        return {OURS: lambda: work, "wrong": lambda: work + torch.tensor([0.0, -0.5])}
+
+    contest = Contest("t", right_and_wrong, torch.tensor([1.0, 2.0]), exact=lambda work: work.double())
+    assert held(contest, 1, progress=False).errors == {OURS: 0, "wrong": 0.5}
+
+
+def test_dense_matrices_of_small_maps_alone():
+    walks = [contest for contest in walk_contests() if isinstance(contest.work, WalkWork)]
+    by_size = {contest.work: contest.prepare(contest.work) for contest in walks if contest.work.labels == 2}
+    assert [DENSE in contenders for contenders in by_size.values()] == [True, False]
+    assert [(work.width, work.height) for work in by_size] == [(63, 47), (125, 94)]
+
+
 def allocating(mebibytes):
     """Contenders that take so much memory, and half of it."""
 
@@ -208,6 +247,11 @@ def test_the_command(photographs, tmp_path, monkeypatch):
     (contest,) = json.loads((tmp_path / "pipeline.json").read_text())["contests"]
     alone = {f"{step} alone" for step in ("reading and preparing", "class maps", "class maps and CRF", "restoring")}
     assert contest["seconds"].keys() == {OURS, "one step after the other", *alone, "floor, the convolutions"}
+    monkeypatch.setattr(contests, "walk_contests", lambda: [SMALL_WALK])
+    assert run("walk", *small).exit_code == 0
+    content = json.loads((tmp_path / "walk.json").read_text())
+    assert content["measured"]["command"] == "dcsm-attr benchmark walk --rounds=1"
+    assert content["contests"][0]["largest errors"].keys() == {OURS, SPARSE, DENSE}
     without = run("crf", *small)
     assert isinstance(without.exception, ValueError)
     assert "--photographs" in str(without.exception)

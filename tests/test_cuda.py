@@ -6,6 +6,9 @@ import torchvision
 from conftest import PooledCNN, TinyVGG
 
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
+from dcsm_attr.affinity.affinities import affinities
+from dcsm_attr.affinity.neighbours import neighbour_offsets
+from dcsm_attr.affinity.random_walk import random_walk
 from dcsm_attr.attribution import gradients
 from dcsm_attr.backbones.preprocess import Preprocess
 
@@ -144,3 +147,19 @@ def test_triton_gives_what_the_plain_operations_give(labels):
     probabilities = torch.rand(3, labels, 60, 80, device="cuda").softmax(1)
     plain, fused = (DenseCRF(backend=backend)(probabilities, images) for backend in ("torch", "triton"))
     torch.testing.assert_close(fused, plain, rtol=0, atol=1e-4)
+
+
+def test_affinities_and_walks_equal_those_of_the_cpu():
+    offsets = neighbour_offsets()
+    on_cpu = torch.randn(3, 16, 20, 23, requires_grad=True)
+    on_gpu = on_cpu.detach().cuda().requires_grad_()
+    expected, result = affinities(on_cpu, offsets, "mean"), affinities(on_gpu, offsets, "mean")
+    torch.testing.assert_close(result.cpu(), expected, rtol=1e-5, atol=0)
+    expected.square().sum().backward()
+    result.square().sum().backward()
+    torch.testing.assert_close(on_gpu.grad.cpu(), on_cpu.grad, rtol=1e-4, atol=1e-6)
+    maps = torch.rand(3, 4, 20, 23)
+    for border in ("full", "released"):
+        walked = random_walk(maps.cuda(), result, offsets, border=border)
+        assert walked.device.type == "cuda"
+        torch.testing.assert_close(walked.cpu(), random_walk(maps, expected, offsets, border=border), rtol=0, atol=1e-5)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dcsm_attr.affinity.batches import together
 from dcsm_attr.affinity.neighbours import Offsets, overlap
 
 __all__ = ["Norm", "affinities"]
@@ -36,10 +37,10 @@ def affinities(features: Tensor, offsets: Offsets, norm: Norm = "sum") -> Tensor
 
     Raises:
         TypeError: if the features are not floating point.
-        ValueError: if they are not ``(N, D, h, w)`` with at least one channel, or there is no such norm.
+        ValueError: if they are not ``(N, D, h, w)``, or there is no such norm.
     """
-    if features.ndim != 4 or not features.shape[1]:
-        raise ValueError(f"features must have shape (N, D, h, w), D not 0; got {tuple(features.shape)}.")
+    if features.ndim != 4 or 0 in features.shape:
+        raise ValueError(f"features must have shape (N, D, h, w), none of them 0; got {tuple(features.shape)}.")
     if not features.is_floating_point():
         raise TypeError(f"features must be floating point, got {features.dtype}.")
     if norm not in get_args(Norm):
@@ -54,7 +55,7 @@ class _Affinities(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, offsets: Offsets, scale: float) -> Tensor:
         result = features.new_zeros(len(features), len(offsets), *features.shape[2:])
-        for images in _together(features):
+        for images in together(features):
             for pair, (rows, columns), (rows_ahead, columns_ahead) in _ends(features, offsets):
                 here, ahead = features[images, :, rows, columns], features[images, :, rows_ahead, columns_ahead]
                 distances = (here - ahead).abs_().sum(dim=1)
@@ -69,7 +70,7 @@ class _Affinities(torch.autograd.Function):
         features, result = ctx.saved_tensors
         of_distances = (gradient * result).mul_(-ctx.scale).unsqueeze_(1)
         of_features = torch.zeros_like(features)
-        for images in _together(features):
+        for images in together(features):
             for pair, (rows, columns), (rows_ahead, columns_ahead) in _ends(features, ctx.offsets):
                 here, ahead = features[images, :, rows, columns], features[images, :, rows_ahead, columns_ahead]
                 signs = (here - ahead).sign_()
@@ -77,12 +78,6 @@ class _Affinities(torch.autograd.Function):
                 of_features[images, :, rows, columns].addcmul_(signs, weights)
                 of_features[images, :, rows_ahead, columns_ahead].addcmul_(signs, weights, value=-1)
         return of_features, None, None
-
-
-def _together(features: Tensor) -> Iterator[slice]:
-    """One image after the other on the CPU, whose caches hold one; all of them on an accelerator."""
-    at_once = 1 if features.device.type == "cpu" else max(1, len(features))
-    return (slice(start, start + at_once) for start in range(0, len(features), at_once))
 
 
 def _ends(features: Tensor, offsets: Offsets) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 __all__ = ["Border", "Offsets", "neighbour_offsets", "overlap", "pair_mask"]
 
+#: What happens to pairs near the border of the map, see :func:`pair_mask`.
 Border = Literal["full", "released"]
 
+#: ``(dy, dx)`` of each.
 Offsets = Sequence[tuple[int, int]]
 
 
@@ -57,7 +59,7 @@ def overlap(height: int, width: int, offset: tuple[int, int]) -> tuple[tuple[sli
 
 
 def _inside(length: int, shift: int) -> tuple[slice, slice]:
-    first = min(length, max(0, -shift))
+    first = max(0, -shift)
     last = max(first, length - max(0, shift))
     return slice(first, last), slice(first + shift, last + shift)
 

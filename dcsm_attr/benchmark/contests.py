@@ -2,25 +2,32 @@
 
 from collections.abc import Sequence
 
+from dcsm_attr.benchmark.affinities import PLAIN, AffinityWork, affinity_contenders
 from dcsm_attr.benchmark.contest import OURS, Contest
 from dcsm_attr.benchmark.crf import CrfWork, crf_contenders
 from dcsm_attr.benchmark.pipeline import PipelineWork, pipeline_contenders
 from dcsm_attr.benchmark.saliency import SaliencyWork, backward_contender, our_contender, saliency_contenders
+from dcsm_attr.benchmark.walk import DENSE, SPARSE, WalkWork, exact_walk, walk_contenders
 from dcsm_attr.segmentation.segmenter import Precision
 
 __all__ = [
     "COUNTS_OF_CLASSES",
     "COUNTS_OF_IMAGES",
+    "COUNTS_OF_LABELS",
     "backward_contest",
     "crf_contests",
     "pipeline_contests",
     "saliency_contests",
     "scaling_contests",
+    "walk_contests",
 ]
 
 #: How many classes, and how many images, the cost is measured for.
 COUNTS_OF_CLASSES = (1, 2, 5, 10, 20)
 COUNTS_OF_IMAGES = (1, 2, 4, 8, 16)
+
+#: How many maps walk: two are those of a photograph with one class, 21 all of PASCAL VOC's.
+COUNTS_OF_LABELS = (2, 4, 21)
 
 _MEMORY_OF = (OURS, "captum, all layers a call", "torchcam", "PyTorch loop, one forward pass")
 
@@ -65,6 +72,31 @@ def crf_contests(photographs: Sequence[str]) -> list[Contest]:
         Contest("dense CRF, 500 x 375, 21 labels", crf_contenders, CrfWork(batch[:1], 21)),
         Contest("dense CRF, a batch of 8, 4 labels", crf_contenders, CrfWork(batch, 4)),
     ]
+
+
+def walk_contests() -> list[Contest]:
+    """The maps of a photograph of 500 x 375, at strides 8 and 4 of the network, for each number of labels.
+
+    And a step of training on the affinities that they walk by: a batch of AffinityNet's.
+    """
+    walks = [
+        Contest(
+            f"random walk, 500 x 375 at stride {stride} ({width} x {height}), L = {labels}",
+            walk_contenders,
+            WalkWork(height, width, labels),
+            (OURS, SPARSE, DENSE),
+            exact_walk,
+        )
+        for stride, width, height in ((8, 63, 47), (4, 125, 94))
+        for labels in COUNTS_OF_LABELS
+    ]
+    training = Contest(
+        "affinities and their gradients, 8 x 448 x 56 x 56",
+        affinity_contenders,
+        AffinityWork(8, 448, 56),
+        (OURS, PLAIN),
+    )
+    return [*walks, training]
 
 
 def pipeline_contests(

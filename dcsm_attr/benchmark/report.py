@@ -19,8 +19,9 @@ _MIB = 2**20
 
 
 def outcome_table(outcome: Outcome) -> str:
-    """A Markdown table of one contest: milliseconds, how many times ours, peak memory."""
-    rows = [["", "median ms", "fastest", "slowest", "times ours", "peak memory MiB"]]
+    """A Markdown table of one contest: milliseconds, how many times ours, peak memory, errors where they are known."""
+    error = ["largest error"] if outcome.errors else []
+    rows = [["", "median ms", "fastest", "slowest", "times ours", "peak memory MiB", *error]]
     for name, timing in outcome.timings.items():
         memory = outcome.memory.get(name)
         rows.append(
@@ -29,6 +30,7 @@ def outcome_table(outcome: Outcome) -> str:
                 *(f"{1000 * value:.0f}" for value in timing.content().values()),
                 f"{outcome.ratio(name):.2f}",
                 "-" if memory is None else f"{memory / _MIB:.0f}",
+                *(f"{outcome.errors[name]:.0e}" for _ in error),
             ]
         )
     return markdown_table(rows)
@@ -87,6 +89,7 @@ def _content(outcome: Outcome) -> dict[str, Any]:
         "seconds": {name: timing.content() for name, timing in outcome.timings.items()},
         "times ours": {name: round(outcome.ratio(name), 4) for name in outcome.timings if name != OURS},
         "peak memory in bytes": dict(outcome.memory),
+        **({"largest errors": dict(outcome.errors)} if outcome.errors else {}),
     }
 
 

@@ -27,6 +27,7 @@ class Part(str, Enum):
     SCALING = "scaling"
     CRF = "crf"
     PIPELINE = "pipeline"
+    WALK = "walk"
 
 
 def benchmark(
@@ -36,7 +37,8 @@ def benchmark(
             help="saliency: class maps of one photograph, beside captum, pytorch-grad-cam, torchcam, plain PyTorch and "
             "the convolutions alone. scaling: from 1 to 20 classes, from 1 to 16 photographs. crf: the dense CRF "
             "beside pydensecrf and the bytes that it must move. pipeline: from picture files to label maps, three "
-            "scales and the CRF, and each step alone.",
+            "scales and the CRF, and each step alone. walk: AffinityNet's random walk beside plain sparse products and "
+            "dense matrices, and its affinities beside plain PyTorch.",
             show_default=False,
         ),
     ],
@@ -71,7 +73,7 @@ def benchmark(
 
       dcsm-attr benchmark crf --photographs VOCdevkit/VOC2012/JPEGImages
     """
-    from dcsm_attr.benchmark.contests import crf_contests, pipeline_contests, saliency_contests
+    from dcsm_attr.benchmark.contests import crf_contests, pipeline_contests, saliency_contests, walk_contests
     from dcsm_attr.benchmark.report import scaling_text, write_benchmark
     from dcsm_attr.datasets.folder import pictures_in
     from dcsm_attr.files import writable_folder
@@ -85,6 +87,8 @@ def benchmark(
         typer.echo("\n\n".join(f"{scaling.title}\n\n{scaling_text(scaling)}" for scaling in scalings))
     elif part is Part.SALIENCY:
         outcomes = _held(saliency_contests(model, size, classes), rounds, memory)
+    elif part is Part.WALK:
+        outcomes = _held(walk_contests(), rounds, memory)
     else:
         if photographs is None:
             raise ValueError(f"benchmark {part.value} needs pictures: --photographs FOLDER.")
@@ -101,6 +105,7 @@ def benchmark(
         Part.SALIENCY: asked,
         Part.SCALING: [*models, f"--size={size}"],
         Part.CRF: ["--photographs=FOLDER"],
+        Part.WALK: [],
         Part.PIPELINE: [
             "--photographs=FOLDER",
             *asked,
