@@ -2,8 +2,8 @@
 
     python benchmarks/region_growing.py [ROUNDS]
 
-Fifteen pictures (SEC's batch) of 21 labels, of which three classes are present, on grids of 41 x 41 and of 321 x 321; the
-regions are smooth random fields. Both run in turn. Needs SciPy. Writes results/region_growing.json.
+Fifteen pictures (SEC's batch) of 21 labels, of which three classes are present, on grids of 41 x 41 and of 321 x 321;
+the regions are smooth random fields. Both run in turn. Needs SciPy. Writes results/region_growing.json.
 """
 
 import sys

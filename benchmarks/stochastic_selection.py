@@ -2,9 +2,9 @@
 
     python benchmarks/stochastic_selection.py [ROUNDS]
 
-Features of 41 x 41 x 512 (VGG-16 at 321 pixels), windows of 9 x 9, 20 classes, one picture, one thread. The naive form is
-the one that the paper compares its expansion with: a convolution of one window after the other. Contenders run in turn,
-ROUNDS times (default 5); the peak of memory of each is measured in a process of its own. Writes
+Features of 41 x 41 x 512 (VGG-16 at 321 pixels), windows of 9 x 9, 20 classes, one picture, one thread. The naive form
+is the one that the paper compares its expansion with: a convolution of one window after the other. Contenders run in
+turn, ROUNDS times (default 5); the peak of memory of each is measured in a process of its own. Writes
 results/stochastic_selection.json.
 """
 

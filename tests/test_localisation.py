@@ -192,6 +192,19 @@ def test_a_progress_bar_counts_maps(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_network_that_knows_the_regions_is_read_exactly():
+    """Channel c is one on the region of class c, whose weights read nothing else: maps cannot leave the region."""
+    regions = torch.zeros(2, 9, 9)
+    regions[0, 1:4, 1:7], regions[1, 5:8, 3:9] = 1, 1
+    head = StochasticSelection(2, 2, window=3, rate=0.9)
+    nn.init.zeros_(head.weight)
+    with torch.no_grad():
+        head.weight[0, 0], head.weight[1, 1] = 1.0, 1.0
+    labels = aggregated(stochastic_maps(head, regions[None], [0, 1], 200)).labels([0, 1])
+    assert torch.equal(labels == 1, regions[0] > 0)
+    assert torch.equal(labels == 2, regions[1] > 0)
+
+
 # Aggregation.
 
 
