@@ -30,7 +30,7 @@ from dcsm_attr.ficklenet.shifts import shifted_convolution
 from dcsm_attr.files import write_json
 
 SIZE, CHANNELS, WINDOW, CLASSES = (41, 41), 512, 9, 20
-RATES = (0.3, 0.5, 0.7, 0.9)
+RATES = (0.5, 0.7, 0.8, 0.9)
 DRAWS = 200
 
 

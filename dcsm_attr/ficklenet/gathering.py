@@ -75,11 +75,12 @@ class _GatheredProducts(torch.autograd.Function):
         (gradient,) = gradients
         pixels, cells = ctx.saved_tensors
         of_pixels = torch.zeros_like(pixels) if ctx.needs_input_grad[0] else None
-        of_cells = torch.empty_like(cells) if ctx.needs_input_grad[1] else None
+        # A wide row a class is multiplied faster than a narrow one a channel.
+        of_cells = cells.new_empty(len(cells), cells.shape[2], cells.shape[1]) if ctx.needs_input_grad[1] else None
         for cell, (source, target) in enumerate(zip(ctx.kept, ctx.windows, strict=True)):
             arriving = gradient.index_select(0, target)
             if of_pixels is not None:
                 of_pixels.index_add_(0, source, arriving @ cells[cell].T)
             if of_cells is not None:
-                torch.mm(pixels.index_select(0, source).T, arriving, out=of_cells[cell])
-        return of_pixels, of_cells, None, None
+                torch.mm(arriving.T, pixels.index_select(0, source), out=of_cells[cell])
+        return of_pixels, None if of_cells is None else of_cells.transpose(1, 2), None, None

@@ -11,7 +11,7 @@ from dcsm_attr.ficklenet.shifts import shifted_convolution
 __all__ = ["StochasticSelection", "selected_convolution"]
 
 # From which rate on gathering beats shifting on the CPU (benchmarks/stochastic_selection.py, two CPU cores).
-_GATHER_FROM = 0.6
+_GATHER_FROM = 0.85
 
 
 def selected_convolution(x: Tensor, weight: Tensor, masks: Tensor, rate: float) -> Tensor:
