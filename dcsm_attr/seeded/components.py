@@ -13,8 +13,8 @@ def connected_components(masks: Tensor) -> Tensor:
     Every pixel begins as a component of its own. In each round every component joins the highest numbered one that it
     touches, and chains of joins are followed to their end, so that a few rounds are enough for any shape.
 
-    SciPy labels three to thirty times as fast on a CPU (benchmarks/region_growing.py); this needs no further package,
-    and leaves the masks on their device.
+    SciPy labels twenty to thirty times as fast on a CPU (benchmarks/region_growing.py, two CPU cores: 2 ms for SEC's
+    batch on 41 x 41, and 39 ms here); this needs no further package, and leaves the masks on their device.
 
     Args:
         masks: ``(B, h, w)`` bool.
