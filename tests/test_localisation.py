@@ -11,6 +11,7 @@ from torch import nn
 from untouched import untouched
 
 from dcsm_attr import DistinctClassSaliency
+from dcsm_attr.attribution.guided import GuidedRectifiers
 from dcsm_attr.backbones.convolutional import ScoreMapNetwork
 from dcsm_attr.ficklenet.aggregation import aggregated
 from dcsm_attr.ficklenet.dropout import ActiveDropout
@@ -162,6 +163,18 @@ def test_the_network_is_a_guest_also_between_two_maps(deeper):
     with untouched(network, image):
         next(maps)
         maps.close()
+
+
+def test_neither_the_mode_nor_guidance_around_it_changes_the_maps():
+    head = nn.Sequential(selection(), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 3, 1)).eval()
+    nn.init.normal_(head[0].weight)
+    x = features_of_one()
+    expected = torch.stack(list(stochastic_maps(head, x, [0, 1], 3)))
+    head.train()
+    with GuidedRectifiers():
+        got = torch.stack(list(stochastic_maps(head, x, [0, 1], 3)))
+    assert expected.count_nonzero()
+    assert torch.equal(got, expected)
 
 
 def test_the_network_is_a_guest_after_an_exception():

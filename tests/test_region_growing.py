@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dcsm_attr.seeded import components
 from dcsm_attr.seeded.components import _numbered, connected_components
 from dcsm_attr.seeded.growing import confident_labels, grown_seeds
 
@@ -130,6 +131,17 @@ def spiral(side):
 def test_components_of_awkward_shapes(mask):
     for turned in (mask, mask.flip(0), mask.flip(1), mask.T.contiguous()):
         assert_same_components(connected_components(turned[None])[0].numpy(), flooded(turned.numpy()))
+
+
+def test_a_few_rounds_are_enough_for_the_longest_path(monkeypatch):
+    rounds = []
+    highest = components._highest_neighbour
+    monkeypatch.setattr(components, "_highest_neighbour", lambda numbers: rounds.append(1) or highest(numbers))
+    path = spiral(60)
+    connected_components(path[None])
+    # One neighbour a round would take as many as the path has pixels.
+    assert path.sum() > 1500
+    assert len(rounds) <= 10
 
 
 def assert_same_components(numbers, expected):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from untouched import untouched
 
+from dcsm_attr.attribution.guided import GuidedRectifiers
 from dcsm_attr.seeded.saliency import middle_layer_saliency
 from dcsm_attr.seeded.seeds import (
     above_share_of_maximum,
@@ -156,6 +157,14 @@ def test_the_model_is_a_guest(cnn):
     broken = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(5, 4, 3))
     with untouched(broken, images), pytest.raises(RuntimeError, match="channels"):
         middle_layer_saliency(broken, images, "0")
+
+
+def test_neither_the_mode_nor_guidance_around_it_changes_the_saliency(cnn):
+    images = torch.randn(2, 3, 20, 24)
+    expected = middle_layer_saliency(cnn, images, "conv2")
+    cnn.train()
+    with GuidedRectifiers():
+        assert torch.equal(middle_layer_saliency(cnn, images, "conv2"), expected)
 
 
 def test_the_whole_way_of_sec_on_a_picture(vgg):

@@ -74,7 +74,8 @@ def grown_seeds(
     seeded = torch.zeros(components.numel() + 1, dtype=torch.bool, device=seeds.device)
     seeded[components[own]] = True
     seeded[0] = False
-    elsewhere = (seeds.sum(dim=1, keepdim=True) == 1).expand_as(seeds)[grows] & ~own
+    # Where the seed is the label's own, it is there already.
+    elsewhere = (seeds.sum(dim=1, keepdim=True) == 1).expand_as(seeds)[grows]
     grown = seeds.clone()
     grown[grows] |= seeded[components] & ~elsewhere
     return grown
