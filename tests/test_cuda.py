@@ -11,6 +11,10 @@ from dcsm_attr.affinity.neighbours import neighbour_offsets
 from dcsm_attr.affinity.random_walk import random_walk
 from dcsm_attr.attribution import gradients
 from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.ficklenet.localisation import stochastic_maps
+from dcsm_attr.ficklenet.masks import drawing_from
+from dcsm_attr.ficklenet.selection import StochasticSelection
+from dcsm_attr.seeded.growing import grown_seeds
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -163,3 +167,23 @@ def test_affinities_and_walks_equal_those_of_the_cpu():
         walked = random_walk(maps.cuda(), result, offsets, border=border)
         assert walked.device.type == "cuda"
         torch.testing.assert_close(walked.cpu(), random_walk(maps, expected, offsets, border=border), rtol=0, atol=1e-5)
+
+
+def test_stochastic_selection_draws_and_computes_as_on_the_cpu():
+    layer, x = StochasticSelection(8, 4, window=5, rate=0.9), torch.randn(2, 8, 11, 13)
+    with drawing_from(torch.Generator().manual_seed(0)):
+        expected = layer(x)
+    maps = list(stochastic_maps(layer, x[:1], [0, 3], 4))
+    layer, x = layer.cuda(), x.cuda()
+    with drawing_from(torch.Generator().manual_seed(0)):
+        scores = layer(x)
+    torch.testing.assert_close(scores.cpu(), expected, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(stochastic_maps(layer, x[:1], [0, 3], 4), maps, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_regions_grow_as_on_the_cpu():
+    seeds, present = torch.rand(3, 4, 30, 40) < 0.05, torch.ones(3, 3, dtype=torch.bool)
+    probabilities = (4 * torch.randn(3, 4, 30, 40)).softmax(dim=1)
+    expected = grown_seeds(seeds, probabilities, present, 0.5, 0.5)
+    assert torch.equal(grown_seeds(seeds.cuda(), probabilities.cuda(), present.cuda(), 0.5, 0.5).cpu(), expected)

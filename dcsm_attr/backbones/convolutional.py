@@ -16,6 +16,7 @@ from dcsm_attr.guest import unwrapped
 __all__ = [
     "HeadName",
     "ScoreMapNetwork",
+    "begin_unsure",
     "convolution_of",
     "fully_convolutional",
     "normalised_head",
@@ -174,6 +175,18 @@ def normalised_head(
     )
 
 
+def begin_unsure(layer: nn.Conv2d) -> None:
+    """Draw the weights of a new layer of class scores, from PyTorch's global generator: each class is improbable.
+
+    Args:
+        layer: with a bias.
+    """
+    # Small beside the inputs, which for rectified class scores reach ten and more.
+    nn.init.normal_(layer.weight, std=1 / layer.in_channels)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, _NEW_BIAS)
+
+
 def fully_convolutional(
     model: nn.Module, num_classes: int | None = None, *, cut: str | None = None, head: HeadName = "own"
 ) -> ScoreMapNetwork:
@@ -301,8 +314,5 @@ def _convolutional(modules: Iterator[nn.Module], channels: int) -> Iterator[nn.M
 
 def _classifying(channels: int, num_classes: int) -> nn.Conv2d:
     layer = nn.Conv2d(channels, num_classes, 1)
-    # Small beside the inputs, which for rectified class scores reach ten and more.
-    nn.init.normal_(layer.weight, std=1 / channels)
-    assert layer.bias is not None
-    nn.init.constant_(layer.bias, _NEW_BIAS)
+    begin_unsure(layer)
     return layer

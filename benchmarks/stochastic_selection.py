@@ -1,0 +1,150 @@
+"""Stochastic hidden unit selection in all its forms: seconds and memory of a pass, and of 200 maps.
+
+    python benchmarks/stochastic_selection.py [ROUNDS]
+
+Features of 41 x 41 x 512 (VGG-16 at 321 pixels), windows of 9 x 9, 20 classes, one picture, one thread. The naive form
+is the one that the paper compares its expansion with: a convolution of one window after the other. Contenders run in
+turn, ROUNDS times (default 5); the peak of memory of each is measured in a process of its own. Writes
+results/stochastic_selection.json.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcsm_attr.benchmark.memory import peak_memory
+from dcsm_attr.benchmark.timing import timed_in_turn
+from dcsm_attr.evaluation.provenance import measured_on
+from dcsm_attr.ficklenet.expansion import expanded_convolution
+from dcsm_attr.ficklenet.gathering import gathered_convolution
+from dcsm_attr.ficklenet.localisation import stochastic_maps
+from dcsm_attr.ficklenet.masks import drawing_from, selection_masks
+from dcsm_attr.ficklenet.selection import StochasticSelection
+from dcsm_attr.ficklenet.shifts import shifted_convolution
+from dcsm_attr.files import write_json
+
+SIZE, CHANNELS, WINDOW, CLASSES = (41, 41), 512, 9, 20
+RATES = (0.5, 0.7, 0.8, 0.9)
+DRAWS = 200
+
+
+def window_by_window(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
+    """One window after the other: masked, and convolved."""
+    count, _, height, width = x.shape
+    window = weight.shape[-1]
+    padded = F.pad(x, (window // 2,) * 4)
+    cells = masks.view(count, 1, window, window, height, width).to(x.dtype)
+    rows = []
+    for row in range(height):
+        each = [
+            F.conv2d(padded[:, :, row : row + window, left : left + window] * cells[..., row, left], weight)
+            for left in range(width)
+        ]
+        rows.append(torch.cat(each, dim=3))
+    return torch.cat(rows, dim=2)
+
+
+def whole_expansion(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
+    """As the paper draws it: the tiles of all windows side by side, and a convolution whose stride is its kernel."""
+    count, channels, height, width = x.shape
+    window = weight.shape[-1]
+    windows = F.unfold(x, window, padding=window // 2).view(count, channels, window, window, height, width)
+    tiles = (windows * masks.view(count, 1, window, window, height, width)).permute(0, 1, 4, 2, 5, 3)
+    return F.conv2d(tiles.reshape(count, channels, height * window, width * window), weight, stride=window)
+
+
+FORMS = {
+    "naive loop": window_by_window,
+    "expansion, whole": whole_expansion,
+    "expansion, by rows": expanded_convolution,
+    "shifted": shifted_convolution,
+    "gathered": gathered_convolution,
+}
+
+
+def passes(rate: float, training: bool) -> Mapping[str, Callable[[], Any]]:
+    """One pass of each form, forward or forward and backward."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x = torch.rand(1, CHANNELS, *SIZE).requires_grad_(training)
+    weight = (torch.randn(CLASSES, CHANNELS, WINDOW, WINDOW) / CHANNELS).requires_grad_(training)
+    masks = selection_masks(1, SIZE, WINDOW, rate)
+
+    def run(form: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Any:
+        with torch.set_grad_enabled(training):
+            scores = form(x, weight, masks)
+        return torch.autograd.grad(scores.square().sum(), (x, weight)) if training else scores
+
+    return {name: partial(run, form) for name, form in FORMS.items()}
+
+
+def localisations(rate: float) -> Mapping[str, Callable[[], Any]]:
+    """Maps of three classes from 200 draws: in closed form, and by a forward and a backward pass each."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x = torch.rand(1, CHANNELS, *SIZE)
+    layer = StochasticSelection(CHANNELS, CLASSES, WINDOW, rate)
+
+    def run(head: nn.Module) -> list[Tensor]:
+        return list(stochastic_maps(head, x, [3, 7, 14], DRAWS))
+
+    return {
+        "closed form": partial(run, layer),
+        "autograd": partial(run, nn.Sequential(layer, nn.Identity())),
+        "masks alone": partial(_draw, layer, x),
+    }
+
+
+def _draw(layer: StochasticSelection, x: Tensor) -> None:
+    with drawing_from(torch.Generator().manual_seed(0)):
+        for _ in range(DRAWS):
+            layer.draw(1, x)
+
+
+def measured(
+    prepare: Callable[..., Mapping[str, Callable[[], Any]]], arguments: tuple[Any, ...], rounds: int
+) -> dict[str, Any]:
+    """Median seconds and peak MiB of each contender."""
+    contenders = prepare(*arguments)
+    timings = timed_in_turn(contenders, rounds)
+    return {
+        name: {
+            "seconds": round(timings[name].median, 4),
+            "MiB": round(peak_memory(prepare, arguments, name) / 2**20, 1),
+        }
+        for name in contenders
+    }
+
+
+def main() -> None:
+    """Measure, print, write the result."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    result: dict[str, Any] = {
+        "measured": measured_on("python benchmarks/stochastic_selection.py [ROUNDS]"),
+        "rounds": rounds,
+    }
+    for name, prepare, arguments in (
+        ("forward, rate 0.9", passes, (0.9, False)),
+        ("forward and backward, rate 0.9", passes, (0.9, True)),
+        (f"{DRAWS} maps of 3 classes, rate 0.9", localisations, (0.9,)),
+    ):
+        result[name] = measured(prepare, arguments, rounds)
+        print(name, *(f"{form}: {values}" for form, values in result[name].items()), sep="\n  ", flush=True)
+    for rate in RATES:
+        contenders = {form: run for form, run in passes(rate, True).items() if form in ("shifted", "gathered")}
+        timings = timed_in_turn(contenders, rounds)
+        result[f"forward and backward, rate {rate}, seconds"] = {
+            form: round(timing.median, 4) for form, timing in timings.items()
+        }
+        print(rate, result[f"forward and backward, rate {rate}, seconds"], flush=True)
+    write_json(Path(__file__).parent / "results" / "stochastic_selection.json", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Seeds: the few pixels of which a label is taken for granted, from class maps and from saliency.
+
+What the publications say: SEC takes pixels whose map is above 0.2 of its maximum, and for the background the tenth of
+the picture with the lowest saliency (:func:`dcsm_attr.seeded.saliency.middle_layer_saliency`), median filtered. Others
+take the 20 % of pixels with the highest values of a map (:func:`highest_share`). Where seeds of several labels meet,
+the documents are silent; see :func:`seed_labels` for the choice made here.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dcsm_attr.palette import VOID
+
+__all__ = [
+    "above_share_of_maximum",
+    "highest_share",
+    "lowest_share",
+    "median_filtered",
+    "seed_labels",
+    "seeds_of_labels",
+]
+
+
+def above_share_of_maximum(maps: Tensor, share: float = 0.2) -> Tensor:
+    """Foreground seeds of SEC: where a map is above a share of its maximum.
+
+    Args:
+        maps: ``(N, K, h, w)``.
+        share: of the maximum, in [0, 1).
+
+    Returns:
+        ``(N, K, h, w)`` bool; empty for a map without a positive value.
+
+    Raises:
+        ValueError: if the share is out of its range.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share must lie in [0, 1), so that the maximum itself is above it; got {share}.")
+    return (maps > share * maps.amax(dim=(2, 3), keepdim=True)) & (maps > 0)
+
+
+def highest_share(maps: Tensor, share: float = 0.2) -> Tensor:
+    """Foreground seeds by area: the pixels with the highest values of each map.
+
+    Args:
+        maps: ``(N, K, h, w)``.
+        share: of the pixels, in [0, 1], rounded down to whole ones; of equal values the first, row by row.
+
+    Returns:
+        ``(N, K, h, w)`` bool; fewer where fewer values are positive.
+
+    Raises:
+        ValueError: if the share is out of its range.
+    """
+    return _first_ranked(maps, share, descending=True) & (maps > 0)
+
+
+def lowest_share(saliency: Tensor, share: float = 0.1) -> Tensor:
+    """Background seeds of SEC: the pixels with the lowest saliency.
+
+    Args:
+        saliency: ``(N, 1, h, w)``, in SEC :func:`median_filtered`.
+        share: of the pixels, in [0, 1], rounded down to whole ones; of equal values the first, row by row.
+
+    Returns:
+        ``(N, 1, h, w)`` bool.
+
+    Raises:
+        ValueError: if the share is out of its range.
+    """
+    return _first_ranked(saliency, share, descending=False)
+
+
+def median_filtered(maps: Tensor) -> Tensor:
+    """The median of the 3 x 3 pixels around each; beyond the edge, the edge is repeated.
+
+    Args:
+        maps: ``(N, K, h, w)``.
+
+    Returns:
+        ``(N, K, h, w)``.
+    """
+    count, slots, height, width = maps.shape
+    around = F.unfold(F.pad(maps.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate"), 3)
+    return around.median(dim=1).values.view(count, slots, height, width)
+
+
+def seed_labels(foreground: Tensor, background: Tensor, maps: Tensor, classes: Tensor) -> Tensor:
+    """Make one label map of the seeds of a picture.
+
+    Where seeds of several classes meet, the pixel goes to the one with the highest map there, as FickleNet decides
+    between its mean maps; a class goes before the background, of which there are seeds enough. Both are our choice.
+
+    Args:
+        foreground: ``(N, K, h, w)`` bool, seeds of the classes.
+        background: ``(N, 1, h, w)`` bool.
+        maps: ``(N, K, h, w)``, comparable between classes.
+        classes: ``(N, K)`` int64, the class of each slot; -1 where it has none, and then no seeds.
+
+    Returns:
+        ``(N, h, w)`` int64: 0 background, ``c + 1`` for class c, 255 where there is no seed.
+
+    Raises:
+        ValueError: if shapes do not agree.
+    """
+    count, slots, height, width = foreground.shape
+    expected = [(count, 1, height, width), tuple(foreground.shape), (count, slots)]
+    got = [tuple(tensor.shape) for tensor in (background, maps, classes)]
+    if got != expected:
+        raise ValueError(
+            f"for foreground seeds of {tuple(foreground.shape)}, background, maps and classes must have the shapes "
+            f"{expected}; got {got}."
+        )
+    seeded = foreground & (classes >= 0)[:, :, None, None]
+    best = maps.masked_fill(~seeded, -torch.inf).argmax(dim=1, keepdim=True)
+    labels = (classes + 1)[:, :, None, None].expand_as(maps).gather(1, best)
+    unseeded = torch.where(background, 0, VOID)
+    return torch.where(seeded.any(dim=1, keepdim=True), labels, unseeded)[:, 0]
+
+
+def seeds_of_labels(labels: Tensor, label_count: int) -> Tensor:
+    """Read a label map as the seeds that losses and region growing take.
+
+    Args:
+        labels: ``(N, h, w)`` int64, of :func:`seed_labels`.
+        label_count: L, the background and all classes.
+
+    Returns:
+        ``(N, L, h, w)`` bool.
+
+    Raises:
+        ValueError: if a label is neither below L nor 255.
+    """
+    strange = labels[(labels != VOID) & ((labels < 0) | (labels >= label_count))]
+    if strange.numel():
+        raise ValueError(f"labels must be in 0 to {label_count - 1}, or {VOID} for none; got {int(strange[0])}.")
+    return labels[:, None] == torch.arange(label_count, device=labels.device)[:, None, None]
+
+
+def _first_ranked(maps: Tensor, share: float, descending: bool) -> Tensor:
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is one of the pixels and must lie in [0, 1], got {share}.")
+    values = maps.flatten(2)
+    # The product of a decimal share may lie just below a whole number.
+    chosen = int(share * values.shape[2] + 1e-6)
+    first = values.argsort(dim=2, descending=descending, stable=True)[..., :chosen]
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(2, first, True).view_as(maps)

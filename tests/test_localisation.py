@@ -1,0 +1,398 @@
+"""Maps of stochastic inference, against autograd; their aggregation, by hand."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from untouched import untouched
+
+from dcsm_attr import DistinctClassSaliency
+from dcsm_attr.attribution.guided import GuidedRectifiers
+from dcsm_attr.backbones.convolutional import ScoreMapNetwork
+from dcsm_attr.ficklenet.aggregation import aggregated
+from dcsm_attr.ficklenet.dropout import ActiveDropout
+from dcsm_attr.ficklenet.gathering import gathered_convolution
+from dcsm_attr.ficklenet.localisation import fickle_maps, grad_cam, stochastic_maps
+from dcsm_attr.ficklenet.masks import drawing_from
+from dcsm_attr.ficklenet.selection import StochasticSelection
+from dcsm_attr.ficklenet.stochastic_saliency import stochastic_class_maps
+from dcsm_attr.maps import divide_by_maximum
+
+
+class Trunk(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        return {"map": self.body(x)}
+
+
+def selection(rate=0.7, **options):
+    return StochasticSelection(6, 4, window=5, rate=rate, **options)
+
+
+def features_of_one():
+    return torch.rand(1, 6, 7, 8, generator=torch.Generator().manual_seed(1))
+
+
+def by_autograd(head, x, classes, form, seed, draws):
+    """Draw by draw, class by class, the score written out."""
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for _ in range(draws):
+        x = x.detach().requires_grad_()
+        with drawing_from(generator):
+            maps = head(x)[0]
+        one = []
+        for c in classes:
+            (gradient,) = torch.autograd.grad(maps[c].mean(), x, retain_graph=True)
+            weights = gradient[0] if form == "elementwise" else gradient[0].mean(dim=(1, 2))[:, None, None]
+            one.append((x[0].detach() * weights).sum(dim=0).clamp(min=0))
+        result.append(torch.stack(one))
+    return torch.stack(result)
+
+
+@pytest.mark.parametrize("form", ["elementwise", "pooled"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        selection,
+        lambda: nn.Sequential(selection(rescale=True)),
+        lambda: nn.Sequential(selection(centre_kept=False)),
+        lambda: nn.Sequential(selection(), nn.ReLU(inplace=True), nn.Conv2d(4, 3, 1)),
+    ],
+    ids=["layer", "rescaled", "ordinary dropout", "deeper head"],
+)
+def test_the_maps_are_those_of_autograd_draw_by_draw(form, make):
+    head = make().double()
+    # Scores that stay above zero now and then, so that rectifiers pass something.
+    for layer in head.modules():
+        if isinstance(layer, StochasticSelection):
+            nn.init.normal_(layer.weight)
+    x = features_of_one().double()
+    expected = by_autograd(head, x, [2, 0], form, seed=3, draws=5)
+    got = torch.stack(list(stochastic_maps(head, x, [2, 0], 5, form=form, seed=3)))
+    assert expected.count_nonzero()
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_elementwise_by_hand():
+    # One channel, one row of two pixels, a window of three: weights 1 for the left cell, 2 for the centre, 4 for the
+    # right. The window at the left keeps everything, that at the right its centre alone.
+    x = torch.tensor([[[[3.0, 5.0]]]], requires_grad=True)
+    weight = torch.zeros(1, 1, 3, 3)
+    weight[0, 0, 1] = torch.tensor([1.0, 2.0, 4.0])
+    masks = torch.zeros(1, 9, 1, 2, dtype=torch.bool)
+    masks[0, :, 0, 0] = True
+    masks[0, 4, 0, 1] = True
+
+    class Head(nn.Module):
+        def forward(self, x):
+            return gathered_convolution(x, weight, masks)
+
+    # The score is the mean of 2 * 3 + 4 * 5 and 2 * 5; gradients 2 / 2 at the left, (4 + 2) / 2 at the right.
+    assert grad_cam(Head(), x, [0]).flatten().tolist() == [3.0, 15.0]
+    # Pooled: their mean is 2.
+    assert grad_cam(Head(), x, [0], "pooled").flatten().tolist() == [6.0, 10.0]
+
+
+@pytest.mark.parametrize("make", [selection, lambda: nn.Sequential(selection(), nn.Conv2d(4, 3, 1))])
+@pytest.mark.parametrize("form", ["elementwise", "pooled"])
+def test_how_many_are_computed_together_changes_nothing(make, form):
+    head, x = make().double(), features_of_one().double()
+    runs = [
+        torch.stack(list(stochastic_maps(head, x, [0, 1], 7, form=form, draws_at_once=at_once, seed=2)))
+        for at_once in (1, 3, 100)
+    ]
+    for other in runs[1:]:
+        torch.testing.assert_close(other, runs[0], rtol=1e-12, atol=1e-15)
+
+
+def test_maps_differ_between_draws_and_seeds_and_not_without_dropout():
+    x = features_of_one()
+    head = selection()
+    first, second = stochastic_maps(head, x, [0], 2)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, next(stochastic_maps(head, x, [0], 1)))
+    assert not torch.equal(first, next(stochastic_maps(head, x, [0], 1, seed=1)))
+    always = list(stochastic_maps(selection(rate=0.0), x, [0, 3], 4))
+    assert all(torch.equal(one, always[0]) for one in always)
+
+
+def test_the_mean_map_converges_with_the_root_of_the_number_of_draws():
+    head, x = selection().double(), features_of_one().double()
+    maps = torch.stack(list(stochastic_maps(head, x, [0, 1, 2, 3], 3200)))
+    truth = maps.mean(dim=0)
+    errors = [
+        (maps[: 64 * count].view(64, count, -1).mean(dim=1) - truth.flatten()).square().mean().sqrt().item()
+        for count in (2, 8, 32)
+    ]
+    for few, many in pairwise(errors):
+        assert few / many == pytest.approx(2, rel=0.2)
+
+
+def test_the_trunk_runs_once_and_nothing_is_computed_before_it_is_asked_for():
+    network = ScoreMapNetwork(Trunk(), nn.Sequential(selection()))
+    maps = fickle_maps(network, torch.randn(1, 3, 14, 16), [0, 1], 60)
+    assert network.trunk.runs == 0
+    next(maps)
+    assert network.trunk.runs == 1
+    assert len(list(maps)) == 59
+    assert network.trunk.runs == 1
+
+
+@pytest.mark.parametrize("deeper", [[], [nn.Dropout(0.5), nn.Conv2d(4, 3, 1)]])
+def test_the_network_is_a_guest_also_between_two_maps(deeper):
+    network = ScoreMapNetwork(Trunk(), nn.Sequential(selection(), *deeper)).train()
+    network.trunk.body.eval()
+    network.head[0].weight.grad = torch.ones_like(network.head[0].weight)
+    image = torch.randn(1, 3, 14, 16)
+    list(fickle_maps(network, image, [0], 1))
+    network.trunk.runs = 1
+    with untouched(network, image):
+        maps = fickle_maps(network, image, [0, 1], 4, draws_at_once=2)
+        network.trunk.runs = 0
+        next(maps)
+    with untouched(network, image):
+        next(maps)
+        maps.close()
+
+
+def test_neither_the_mode_nor_guidance_around_it_changes_the_maps():
+    head = nn.Sequential(selection(), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 3, 1)).eval()
+    nn.init.normal_(head[0].weight)
+    x = features_of_one()
+    expected = torch.stack(list(stochastic_maps(head, x, [0, 1], 3)))
+    head.train()
+    with GuidedRectifiers():
+        got = torch.stack(list(stochastic_maps(head, x, [0, 1], 3)))
+    assert expected.count_nonzero()
+    assert torch.equal(got, expected)
+
+
+def test_the_network_is_a_guest_after_an_exception():
+    class Failing(nn.Module):
+        def forward(self, x):
+            raise KeyError("of the user's own")
+
+    network = ScoreMapNetwork(Trunk(), nn.Sequential(selection(), Failing())).train()
+    x = features_of_one()
+    with untouched(network, x), pytest.raises(KeyError):
+        next(stochastic_maps(network.head, x, [0]))
+
+
+def test_maps_are_resized_where_a_size_is_asked_for():
+    network = ScoreMapNetwork(Trunk(), nn.Sequential(selection(rate=0.0)))
+    image = torch.randn(1, 3, 14, 16)
+    (small,) = fickle_maps(network, image, [0, 1], 1)
+    (large,) = fickle_maps(network, image, [0, 1], 1, size=(14, 16))
+    assert small.shape == (2, 7, 8)
+    expected = nn.functional.interpolate(small[None], (14, 16), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(large, expected)
+
+
+def test_a_progress_bar_counts_maps(capsys):
+    list(stochastic_maps(selection(), features_of_one(), [0], 3, progress=True))
+    assert "/3" in capsys.readouterr().err
+    list(stochastic_maps(selection(), features_of_one(), [0], 3))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_network_that_knows_the_regions_is_read_exactly():
+    """Channel c is one on the region of class c, whose weights read nothing else: maps cannot leave the region."""
+    regions = torch.zeros(2, 9, 9)
+    regions[0, 1:4, 1:7], regions[1, 5:8, 3:9] = 1, 1
+    head = StochasticSelection(2, 2, window=3, rate=0.9)
+    nn.init.zeros_(head.weight)
+    with torch.no_grad():
+        head.weight[0, 0], head.weight[1, 1] = 1.0, 1.0
+    labels = aggregated(stochastic_maps(head, regions[None], [0, 1], 200)).labels([0, 1])
+    assert torch.equal(labels == 1, regions[0] > 0)
+    assert torch.equal(labels == 2, regions[1] > 0)
+
+
+# Aggregation.
+
+
+def test_aggregation_by_hand():
+    # Two classes, four pixels, two maps. The maxima are 1, or made so: the second map of the first class is doubled.
+    first = torch.tensor([[[1.0, 0.4, 0.0, 0.1]], [[0.2, 0.5, 1.0, 0.1]]])
+    second = torch.tensor([[[0.3, 0.5, 0.0, 0.1]], [[0.0, 0.3, 1.0, 0.3]]])
+    result = aggregated(iter([first, second]))
+    assert result.count == 2
+    torch.testing.assert_close(result.highest, torch.tensor([[[1.0, 1.0, 0.0, 0.2]], [[0.2, 0.5, 1.0, 0.3]]]))
+    torch.testing.assert_close(result.mean, torch.tensor([[[0.8, 0.7, 0.0, 0.15]], [[0.1, 0.4, 1.0, 0.2]]]))
+    # At the second pixel both classes are above 0.35 in some map, and the first has the higher mean; at the last none
+    # is.
+    assert result.labels([14, 7]).tolist() == [[15, 15, 8, 255]]
+    assert result.labels([14, 7], threshold=0.25).tolist() == [[15, 15, 8, 8]]
+    assert result.labels([14, 7], threshold=1.0).tolist() == [[255] * 4]
+
+
+def test_a_pixel_goes_to_the_highest_mean_of_those_that_are_sure_not_of_all():
+    # The second class is above the threshold once; the first never, though its mean is higher.
+    first = torch.tensor([[[0.3, 1.0]], [[0.4, 1.0]]])
+    second = torch.tensor([[[0.3, 1.0]], [[0.0, 1.0]]])
+    assert aggregated([first, second]).labels([0, 1])[0, 0] == 2
+
+
+def test_maps_are_left_as_they_are_and_a_map_without_a_value_counts_as_zero():
+    maps = [torch.zeros(1, 2, 2), torch.tensor([[[2.0, 1.0], [0.0, 0.0]]])]
+    copies = [one.clone() for one in maps]
+    result = aggregated(maps)
+    assert result.mean.tolist() == [[[0.5, 0.25], [0.0, 0.0]]]
+    assert all(torch.equal(one, was) for one, was in zip(maps, copies, strict=True))
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 6), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_what_is_labelled_grows_with_the_number_of_maps_and_shrinks_with_the_threshold(seed, fewer, more, low, high):
+    low, high = sorted((low, high))
+    maps = list(torch.rand(fewer + more, 3, 4, 5, generator=torch.Generator().manual_seed(seed)) ** 3)
+    labelled = {
+        (count, threshold): aggregated(maps[:count]).labels([0, 1, 2], threshold) != 255
+        for count in (fewer, fewer + more)
+        for threshold in (low, high)
+    }
+    assert not (labelled[fewer, low] & ~labelled[fewer + more, low]).any()
+    assert not (labelled[fewer, high] & ~labelled[fewer, low]).any()
+
+
+@given(st.integers(0, 10_000), st.integers(1, 8))
+@settings(max_examples=20, deadline=None)
+def test_running_equals_all_maps_at_once(seed, count):
+    maps = torch.rand(count, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    result = aggregated(maps)
+    normalised = divide_by_maximum(maps)
+    torch.testing.assert_close(result.mean, normalised.mean(dim=0), rtol=1e-12, atol=0)
+    assert torch.equal(result.highest, normalised.amax(dim=0))
+    labels = torch.full((3, 4), 255)
+    for y in range(3):
+        for x in range(4):
+            sure = [c for c in range(2) if normalised[:, c, y, x].max() > 0.35]
+            if sure:
+                labels[y, x] = 1 + max(sure, key=lambda c: normalised[:, c, y, x].mean())
+    assert torch.equal(result.labels([0, 1]), labels)
+
+
+# Dropout of a model's own, switched on.
+
+
+def droppy():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Dropout2d(0.5),
+        nn.Conv2d(8, 4, 1),
+    ).eval()
+
+
+def test_dcsm_is_stochastic_with_dropout_switched_on_and_left_as_it_was():
+    model, x = droppy(), torch.randn(1, 3, 16, 16)
+    method = DistinctClassSaliency(model)
+
+    def maps():
+        return method.class_maps(x, [0, 1]).maps[0]
+
+    plain = maps()
+    with untouched(model, x), ActiveDropout(0):
+        first, second = maps(), maps()
+    with ActiveDropout(0):
+        again = maps()
+    assert not torch.equal(first, plain)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+    assert torch.equal(maps(), plain)
+
+
+def test_a_stochastic_dcsm_is_aggregated_in_the_order_of_the_classes():
+    model, x = droppy(), torch.randn(1, 3, 16, 16)
+    method = DistinctClassSaliency(model)
+    with untouched(model, x):
+        maps = list(stochastic_class_maps(method, x, [2, 0], 6, seed=4))
+    with ActiveDropout(4):
+        for one in maps:
+            result = method.class_maps(x, [2, 0])
+            assert torch.equal(
+                one, torch.stack([result.maps[0, (result.classes[0] == c).nonzero()[0, 0]] for c in (2, 0)])
+            )
+    assert all(not torch.equal(one, maps[0]) for one in maps[1:])
+    labels = aggregated(maps).labels([2, 0])
+    assert set(labels.unique().tolist()) <= {3, 1, 255}
+    # Between two maps nothing is switched on.
+    kept = stochastic_class_maps(method, x, [2, 0], 2)
+    next(kept)
+    with untouched(model, x):
+        assert torch.equal(model(x), model(x))
+
+
+def test_a_stochastic_selection_is_drawn_anew_for_each_map():
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), selection()
+    ).eval()
+    first, second = stochastic_class_maps(DistinctClassSaliency(model), torch.randn(1, 3, 16, 16), [0, 1], 2)
+    assert not torch.equal(first, second)
+
+
+def test_active_dropout_drops_at_the_rate_and_scales():
+    x = torch.ones(4, 50, 20, 20)
+    with ActiveDropout(1):
+        dropped = nn.functional.dropout(x, 0.3, training=False)
+        channels = nn.functional.dropout2d(x, p=0.25, training=False)
+        nothing = nn.functional.dropout(x, 0.0, False)
+        all_of_it = nn.functional.dropout(x, 1.0, False)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert (dropped == 0).double().mean().item() == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / x.numel()))
+    assert torch.equal(channels.amax(dim=(2, 3)), channels.amin(dim=(2, 3)))
+    assert channels.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert torch.equal(nothing, x)
+    assert all_of_it.count_nonzero() == 0
+
+
+def test_active_dropout_in_place_is_in_place():
+    x = torch.ones(100)
+    with ActiveDropout():
+        assert nn.functional.dropout(x, 0.5, inplace=True) is x
+    assert x.unique().tolist() == [0, 2]
+
+
+def test_bad_arguments():
+    head, x = selection(), features_of_one()
+    with pytest.raises(ValueError, match="classes must be in 0 to 3, at least one; got 4"):
+        next(stochastic_maps(head, x, [0, 4]))
+    with pytest.raises(ValueError, match="at least one; got none"):
+        next(stochastic_maps(nn.Sequential(head, nn.Identity()), x, []))
+    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
+        next(stochastic_maps(head, x, [0], 0))
+    with pytest.raises(ValueError, match="draws_at_once must be at least 1, got 0"):
+        next(stochastic_maps(head, x, [0], draws_at_once=0))
+    with pytest.raises(ValueError, match="form must be 'elementwise' or 'pooled', got 'mean'"):
+        next(stochastic_maps(head, x, [0], form="mean"))
+    with pytest.raises(ValueError, match=r"features must be of one picture.*got \(2, 6, 7, 8\)"):
+        next(stochastic_maps(head, x.expand(2, -1, -1, -1), [0]))
+    with pytest.raises(ValueError, match=r"image must be one picture.*got \(2, 3, 14, 16\)"):
+        next(fickle_maps(ScoreMapNetwork(Trunk(), nn.Sequential(head)), torch.zeros(2, 3, 14, 16), [0]))
+    method = DistinctClassSaliency(droppy())
+    with pytest.raises(ValueError, match=r"image must be one picture.*got \(2, 3, 8, 8\)"):
+        next(stochastic_class_maps(method, torch.zeros(2, 3, 8, 8), [0]))
+    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
+        next(stochastic_class_maps(method, torch.zeros(1, 3, 8, 8), [0], 0))
+    with pytest.raises(ValueError, match="no maps to aggregate"):
+        aggregated([])
+    with pytest.raises(ValueError, match=r"one shape \(K, H, W\); got \(1, 2, 3\) after \(1, 2, 2\)"):
+        aggregated([torch.ones(1, 2, 2), torch.ones(1, 2, 3)])
+    result = aggregated([torch.ones(2, 2, 2)])
+    with pytest.raises(ValueError, match="must name each of the 2 slots; got 1"):
+        result.labels([0])
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 35"):
+        result.labels([0, 1], threshold=35)

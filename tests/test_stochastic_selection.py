@@ -1,0 +1,320 @@
+"""Stochastic hidden unit selection: each form against a loop over windows, and what is drawn."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from dcsm_attr import DistinctClassSaliency
+from dcsm_attr.backbones.convolutional import ScoreMapNetwork
+from dcsm_attr.ficklenet import expansion, shifts
+from dcsm_attr.ficklenet.expansion import expanded_convolution
+from dcsm_attr.ficklenet.gathering import gathered_convolution
+from dcsm_attr.ficklenet.masks import drawing_from, seen_from_pixels, selection_masks
+from dcsm_attr.ficklenet.selection import StochasticSelection, selected_convolution
+from dcsm_attr.ficklenet.shifts import shifted_convolution
+
+FORMS = [expanded_convolution, shifted_convolution, gathered_convolution]
+
+
+def drawn(seed, count=2, size=(5, 7), window=3, rate=0.5, **options):
+    with drawing_from(torch.Generator().manual_seed(seed)):
+        return selection_masks(count, size, window, rate, **options)
+
+
+def problem(seed=0, count=2, channels=4, classes=3, size=(5, 7), window=3, rate=0.5):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, channels, *size, dtype=torch.float64, generator=generator)
+    weight = torch.randn(classes, channels, window, window, dtype=torch.float64, generator=generator)
+    return x, weight, drawn(seed, count, size, window, rate)
+
+
+def window_by_window(x, weight, masks):
+    """The definition: each window is copied, its dropped cells are set to zero, and what is left is multiplied."""
+    count, channels, height, width = x.shape
+    window = weight.shape[-1]
+    reach = window // 2
+    result = torch.zeros(count, len(weight), height, width, dtype=x.dtype)
+    for n in range(count):
+        for row in range(height):
+            for column in range(width):
+                units = torch.zeros(channels, window, window, dtype=x.dtype)
+                for i in range(window):
+                    for j in range(window):
+                        y, z = row + i - reach, column + j - reach
+                        if masks[n, i * window + j, row, column] and 0 <= y < height and 0 <= z < width:
+                            units[:, i, j] = x[n, :, y, z]
+                result[n, :, row, column] = (weight * units).sum(dim=(1, 2, 3))
+    return result
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("size", "window"), [((5, 7), 3), ((4, 3), 5), ((1, 1), 3), ((6, 2), 1), ((3, 3), 9)])
+def test_each_form_equals_the_loop_over_windows(form, size, window):
+    for rate in (0.0, 0.4, 0.9, 1.0):
+        x, weight, masks = problem(size=size, window=window, rate=rate)
+        torch.testing.assert_close(form(x, weight, masks), window_by_window(x, weight, masks), rtol=1e-12, atol=1e-12)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3, 5]), st.floats(0, 1))
+@settings(max_examples=25, deadline=None)
+def test_all_forms_agree_for_any_mask_and_size(seed, height, width, window, rate):
+    x, weight, masks = problem(seed, size=(height, width), window=window, rate=rate)
+    # Any mask at all, also one that drops a centre.
+    masks = masks & (torch.rand(masks.shape, generator=torch.Generator().manual_seed(seed)) < 0.8)
+    expected = window_by_window(x, weight, masks)
+    for form in (*FORMS, lambda *given: selected_convolution(*given, rate)):
+        torch.testing.assert_close(form(x, weight, masks), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_gradients_of_each_form_are_right(form):
+    x, weight, masks = problem(size=(3, 4))
+    assert torch.autograd.gradcheck(lambda a, b: form(a, b, masks), (x.requires_grad_(), weight.requires_grad_()))
+
+
+@pytest.mark.parametrize("needed", [(True, False), (False, True)])
+def test_gathering_gives_the_gradient_that_is_asked_for_alone(needed):
+    x, weight, masks = problem()
+    x.requires_grad_(needed[0])
+    weight.requires_grad_(needed[1])
+    gradient = {}
+    for form in (gathered_convolution, shifted_convolution):
+        (gradient[form],) = torch.autograd.grad(form(x, weight, masks).square().sum(), x if needed[0] else weight)
+    torch.testing.assert_close(*gradient.values(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_tiles_laid_out_and_convolved_by_strides_are_the_paper_s_expansion():
+    x, weight, masks = problem(window=5)
+    count, channels, height, width = x.shape
+    windows = F.unfold(x, 5, padding=2).view(count, channels, 5, 5, height, width)
+    tiles = (windows * masks.view(count, 1, 5, 5, height, width)).permute(0, 1, 4, 2, 5, 3)
+    strided = F.conv2d(tiles.reshape(count, channels, 5 * height, 5 * width), weight, stride=5)
+    torch.testing.assert_close(expanded_convolution(x, weight, masks), strided, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_dropped_is_the_padded_convolution_and_all_dropped_the_centre(form):
+    x, weight, _ = problem(window=5)
+    whole = form(x, weight, drawn(0, window=5, rate=0.0))
+    torch.testing.assert_close(whole, F.conv2d(x, weight, padding=2), rtol=1e-12, atol=1e-12)
+    centre = form(x, weight, drawn(0, window=5, rate=1.0))
+    torch.testing.assert_close(centre, F.conv2d(x, weight[:, :, 2:3, 2:3]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("form", "module"), [(expanded_convolution, expansion), (shifted_convolution, shifts)])
+@pytest.mark.parametrize("at_once", [1, 150, 10_000])
+def test_parts_give_the_whole(form, module, at_once, monkeypatch):
+    x, weight, masks = problem(count=3, classes=4)
+    expected = window_by_window(x, weight, masks)
+    monkeypatch.setattr(module, "_AT_ONCE", at_once)
+    torch.testing.assert_close(form(x, weight, masks), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_memory_is_bounded_where_the_whole_expansion_would_not_be(monkeypatch):
+    largest = []
+    unfold = F.unfold
+
+    def watched(*args, **kwargs):
+        windows = unfold(*args, **kwargs)
+        largest.append(windows.numel())
+        return windows
+
+    monkeypatch.setattr(F, "unfold", watched)
+    x, weight, masks = problem(count=1, channels=64, size=(48, 48), window=9)
+    expanded_convolution(x, weight, masks)
+    assert sum(largest) == 64 * 81 * 48 * 48
+    assert max(largest) <= expansion._AT_ONCE < sum(largest)
+
+
+def test_seen_from_pixels_by_hand():
+    # A row of three pixels. The window at the right keeps all, the one in the middle its right cell, the left one none.
+    masks = torch.zeros(1, 9, 1, 3, dtype=torch.bool)
+    masks[0, 3:6, 0, 2] = True
+    masks[0, 5, 0, 1] = True
+    seen = seen_from_pixels(masks)
+    # As its left cell, the right window keeps the middle pixel; as its centre, the right one. The right pixel is kept
+    # as right cell by the middle window. The right window's own right cell lies outside.
+    assert seen.nonzero().tolist() == [[0, 3, 0, 1], [0, 4, 0, 2], [0, 5, 0, 2]]
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_a_pixel_is_seen_as_the_cell_of_the_window_it_lies_in(seed):
+    masks = drawn(seed, size=(4, 5), window=5)
+    seen = seen_from_pixels(masks)
+    for n, cell, row, column in masks.nonzero().tolist():
+        y, z = row + cell // 5 - 2, column + cell % 5 - 2
+        if 0 <= y < 4 and 0 <= z < 5:
+            assert seen[n, cell, y, z]
+    inside = F.unfold(torch.ones(1, 1, 4, 5), 5, padding=2).view(1, 25, 4, 5).bool()
+    assert seen.sum() == (masks & inside).sum()
+
+
+# What is drawn.
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.9, 1.0])
+def test_the_centre_is_never_dropped_and_the_others_at_the_rate(rate):
+    masks = drawn(1, count=4, size=(41, 41), window=9, rate=rate)
+    assert masks[:, 40].all()
+    others = torch.cat([masks[:, :40], masks[:, 41:]], dim=1)
+    # Five standard deviations of the mean of so many draws.
+    assert abs(others.double().mean().item() - (1 - rate)) <= 5 * math.sqrt(rate * (1 - rate) / others.numel())
+
+
+def test_ordinary_dropout_drops_centres_too():
+    masks = drawn(1, count=4, size=(41, 41), rate=0.9, centre_kept=False)
+    assert 0.06 < masks[:, 4].double().mean() < 0.14
+
+
+def test_windows_that_share_a_pixel_and_pictures_have_masks_of_their_own():
+    seen = seen_from_pixels(drawn(0, size=(41, 41), window=9, rate=0.5))
+    as_centre_of_the_next = torch.cat([seen[:, 39, :, 1:], seen[:, 41, :, :-1]]).double()
+    assert 0.45 < as_centre_of_the_next.mean() < 0.55
+    assert 0.45 < (seen[0, :40] ^ seen[1, :40])[:, 4:-4, 4:-4].double().mean() < 0.55
+
+
+def test_many_masks_are_those_drawn_one_by_one():
+    together = drawn(3, count=5)
+    with drawing_from(torch.Generator().manual_seed(3)):
+        apart = torch.cat([selection_masks(1, (5, 7), 3, 0.5) for _ in range(5)])
+    assert torch.equal(together, apart)
+
+
+def test_a_generator_of_one_s_own_leaves_the_global_one_alone():
+    before = torch.get_rng_state()
+    drawn(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    from_global = selection_masks(1, (3, 3), 3, 0.5)
+    torch.manual_seed(7)
+    assert torch.equal(selection_masks(1, (3, 3), 3, 0.5), from_global)
+
+
+def test_the_generator_is_forgotten_after_an_exception():
+    with pytest.raises(KeyError), drawing_from(torch.Generator()):
+        raise KeyError
+    before = torch.get_rng_state()
+    selection_masks(1, (3, 3), 3, 0.5)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+# The layer.
+
+
+def test_the_layer_is_the_selection_plus_a_bias():
+    layer = StochasticSelection(4, 3, window=3, rate=0.5)
+    x = torch.randn(2, 4, 5, 7)
+    with drawing_from(torch.Generator().manual_seed(0)):
+        scores = layer(x)
+    expected = window_by_window(x.double(), layer.weight.double(), drawn(0)) + layer.bias.double()[:, None, None]
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_drops_in_training_and_in_evaluation(training):
+    layer = StochasticSelection(4, 3, window=3).train(training)
+    x = torch.randn(1, 4, 9, 9)
+    assert not torch.equal(layer(x), layer(x))
+
+
+def test_without_dropout_it_is_an_ordinary_convolution():
+    layer = StochasticSelection(4, 3, window=5, rate=0.0)
+    x = torch.randn(2, 4, 6, 6)
+    assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=2))
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("centre_kept", [True, False])
+def test_the_mean_over_passes_is_the_convolution_with_the_weights_times_how_often_they_count(centre_kept, rescale):
+    layer = StochasticSelection(2, 1, window=3, rate=0.5, centre_kept=centre_kept, rescale=rescale).double()
+    x = torch.rand(1, 2, 4, 4, dtype=torch.float64)
+    with torch.no_grad(), drawing_from(torch.Generator().manual_seed(0)):
+        passes = layer(x.expand(4000, -1, -1, -1))
+    share = torch.full((3, 3), 1.0 if rescale else 0.5, dtype=torch.float64)
+    if centre_kept:
+        share[1, 1] = 1.0
+    expected = F.conv2d(x, layer.weight * share, layer.bias, padding=1)[0]
+    errors = (passes.mean(dim=0) - expected) / (passes.std(dim=0) / math.sqrt(len(passes)))
+    assert errors.abs().max() < 5
+
+
+def test_the_gradient_of_a_training_step_reaches_weights_bias_and_features():
+    for rate in (0.3, 0.9):
+        layer = StochasticSelection(3, 2, window=3, rate=rate).double()
+        x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+
+        def scores(x, weight, bias, layer=layer):
+            with drawing_from(torch.Generator().manual_seed(5)):
+                return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+
+        assert torch.autograd.gradcheck(scores, (x, layer.weight, layer.bias))
+
+
+def test_it_works_under_autocast_and_in_other_number_types():
+    x = torch.randn(1, 4, 5, 5)
+    for rate in (0.5, 0.9):
+        layer = StochasticSelection(4, 3, window=3, rate=rate)
+        results = []
+        for context, features, module in (
+            (torch.autocast("cpu", enabled=False), x, layer),
+            (torch.autocast("cpu", torch.bfloat16), x.bfloat16(), layer),
+            (torch.autocast("cpu", enabled=False), x.bfloat16(), copy.deepcopy(layer).bfloat16()),
+        ):
+            with context, drawing_from(torch.Generator().manual_seed(0)):
+                results.append(module(features).float())
+        for other in results[1:]:
+            torch.testing.assert_close(other, results[0], rtol=0.02, atol=0.02)
+
+
+def test_it_copies_pickles_and_loads_like_any_layer():
+    layer = StochasticSelection(4, 3, window=3, rate=0.7)
+    x = torch.randn(1, 4, 5, 5)
+    fresh = StochasticSelection(4, 3, window=3, rate=0.7)
+    fresh.load_state_dict(layer.state_dict())
+    with drawing_from(torch.Generator().manual_seed(0)):
+        expected = layer(x)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh):
+        with drawing_from(torch.Generator().manual_seed(0)):
+            assert torch.equal(other(x), expected)
+
+
+def test_a_network_with_it_is_explained_like_any_other():
+    trunk = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1))
+
+    class Trunk(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = trunk
+
+        def forward(self, x):
+            return {"map": self.body(x).relu()}
+
+    network = ScoreMapNetwork(Trunk(), nn.Sequential(StochasticSelection(8, 4, window=3))).eval()
+    x = torch.randn(2, 3, 12, 12)
+    method = DistinctClassSaliency(network, layer="trunk.body.3", scales=(1.0,))
+    with drawing_from(torch.Generator().manual_seed(0)):
+        first, second = method.class_maps(x, [0, 1, 2]).maps, method.class_maps(x, [0, 1, 2]).maps
+    with drawing_from(torch.Generator().manual_seed(0)):
+        again = method.class_maps(x, [0, 1, 2]).maps
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="window must be odd, so that it has a centre; got 4"):
+        StochasticSelection(4, 3, window=4)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 1.5"):
+        StochasticSelection(4, 3, rate=1.5)
+    with pytest.raises(ValueError, match="needs a rate below 1, got 1"):
+        StochasticSelection(4, 3, rate=1, rescale=True)
+    with pytest.raises(ValueError, match="window must be odd"):
+        selection_masks(1, (3, 3), 2, 0.5)
+    assert "rate=0.9, centre_kept=True, rescale=False" in repr(StochasticSelection(4, 3))
