@@ -15,9 +15,10 @@ import torch.nn.functional as F
 
 from dcsm_attr import ClassActivationMaps, Segmenter
 from dcsm_attr.affinity.boundaries import boundaries
+from dcsm_attr.affinity.exponents import RELEASED
 from dcsm_attr.affinity.neighbours import neighbour_offsets
 from dcsm_attr.affinity.network import load_affinity_net
-from dcsm_attr.affinity.walk import DEFAULT_BACKGROUND, SemanticWalk
+from dcsm_attr.affinity.walk import SemanticWalk
 from dcsm_attr.cli.building import chosen_classifier
 from dcsm_attr.datasets.masks import read_mask
 from dcsm_attr.datasets.voc import voc_collection
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("affinity_net", help="a file that dcsm-attr affinity wrote")
     parser.add_argument("--split", default="val")
     parser.add_argument("--count", type=int, default=6)
-    parser.add_argument("--background", type=float, default=DEFAULT_BACKGROUND)
+    parser.add_argument("--background", type=float, default=RELEASED.walk)
     parser.add_argument("--output", default="affinity-columns.png")
     arguments = parser.parse_args()
 

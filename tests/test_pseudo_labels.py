@@ -215,6 +215,7 @@ def test_the_command_from_photographs_to_pseudo_labels(tmp_path, scenes, method)
     evaluated = run(
         *("evaluate", scenes, "--weights", "demo", "--method", method, "--protocol", "known", "--output", out / "e"),
         *("--walk", out / "network" / "affinity_net.safetensors", "--walk-steps", 16, "--radius", 3),
+        *("--preset", "tuned"),
     )
     assert evaluated.exit_code == 0, evaluated.output
     of_command = json.loads((out / "e" / "evaluation.json").read_text())["evaluations"][0]["after the CRF"]
@@ -233,3 +234,9 @@ def test_what_the_command_refuses(tmp_path, scenes, monkeypatch, capsys):
     command = ("affinity", scenes, "--output", tmp_path / "out", "--workers", 0)
     assert "not a complete safetensors file" in said(*command, "--weights", tmp_path / "weights.safetensors")
     assert "ascending" in said(*command, "--weights", "demo", "--low", 32, "--high", 4)
+    wanted = "no exponents of the background are known for the maps of simonyan: give them all"
+    assert wanted in said(*command, "--weights", "demo", "--method", "simonyan", "--low", 1)
+    lonely = said("segment", scenes, "--weights", "demo", "--beta", 4)
+    assert "--beta: there is no walk without a network; pass --walk FILE" in lonely
+    other = ("--walk", tmp_path / "weights.safetensors", "--weights", "demo")
+    assert "not a complete safetensors file" in said("evaluate", scenes, *other)

@@ -5,16 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dcsm_attr.affinity.exponents import RELEASED
 from dcsm_attr.affinity.neighbours import Offsets, overlap
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.maps import label_probabilities
 from dcsm_attr.palette import VOID
 
-__all__ = ["HIGH", "LOW", "RELEASED_CRF", "PairLabels", "confident_labels", "grid_labels", "pair_labels"]
-
-#: Exponents of the background that leave little foreground, and little background. The release has 4 and 32 (the
-#: submission had 4 and 24).
-LOW, HIGH = 4.0, 32.0
+__all__ = ["RELEASED_CRF", "PairLabels", "confident_labels", "grid_labels", "pair_labels"]
 
 #: The CRF of the release.
 RELEASED_CRF = DenseCRF(bilateral_weight=10, bilateral_xy=80, bilateral_rgb=13, gaussian_weight=3)
@@ -42,8 +39,8 @@ def confident_labels(
     classes: Tensor,
     image: Tensor,
     *,
-    low: float = LOW,
-    high: float = HIGH,
+    low: float = RELEASED.low,
+    high: float = RELEASED.high,
     crf: DenseCRF | None = RELEASED_CRF,
 ) -> Tensor:
     r"""Labels on which two backgrounds agree: one that leaves little foreground, and one that leaves much.

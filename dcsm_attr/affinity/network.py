@@ -82,7 +82,7 @@ class AffinityNet(nn.Module):
         head: these to features.
     """
 
-    def __init__(self, trunk: nn.Module, norm: Norm = "sum") -> None:
+    def __init__(self, trunk: nn.Module, norm: Norm = "mean") -> None:
         """Build the network on a trunk.
 
         Args:
@@ -133,7 +133,7 @@ class TrainedAffinityNet:
     network: AffinityNet
     architecture: Architecture
     preprocess: Preprocess
-    norm: Norm = "sum"
+    norm: Norm = "mean"
     seed: str = ""
 
 

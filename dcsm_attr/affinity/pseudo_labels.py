@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dcsm_attr.affinity.labels import HIGH, LOW, RELEASED_CRF, confident_labels
+from dcsm_attr.affinity.exponents import RELEASED
+from dcsm_attr.affinity.labels import RELEASED_CRF, confident_labels
 from dcsm_attr.backbones.preprocess import Prepared
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import Collection, Photograph
@@ -33,8 +34,8 @@ class Confidence:
         crf: refines both labellings.
     """
 
-    low: float = LOW
-    high: float = HIGH
+    low: float = RELEASED.low
+    high: float = RELEASED.high
     crf: DenseCRF = RELEASED_CRF
 
 

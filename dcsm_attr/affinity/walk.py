@@ -14,10 +14,7 @@ from dcsm_attr.affinity.random_walk import random_walk
 from dcsm_attr.evaluation.provenance import parameters_digest
 from dcsm_attr.guest import evaluation_mode
 
-__all__ = ["DEFAULT_BACKGROUND", "SemanticWalk"]
-
-#: Exponent of the background that walks with the classes, as released.
-DEFAULT_BACKGROUND = 16.0
+__all__ = ["SemanticWalk"]
 
 
 @dataclass(frozen=True)

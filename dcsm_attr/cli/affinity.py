@@ -28,6 +28,7 @@ from dcsm_attr.cli.options import (
 from dcsm_attr.cli.skipped import report_skipped
 
 if TYPE_CHECKING:
+    from dcsm_attr.affinity.exponents import Exponents
     from dcsm_attr.affinity.network import TrainedAffinityNet
     from dcsm_attr.backbones.classifier import Classifier
 
@@ -85,14 +86,21 @@ def affinity(
         typer.Option(metavar="NAME", help="A further split that gets pseudo-labels; may be repeated."),
     ] = None,
     method: Method = MethodChoice.CAM,
-    preset: PresetOption = PresetChoice.PAPER,
+    preset: PresetOption = PresetChoice.TUNED,
     low: Annotated[
-        float,
-        typer.Option(help="Exponent of the background where foreground counts as sure.", rich_help_panel=_TRAINING),
-    ] = 4.0,
+        float | None,
+        typer.Option(
+            help="Exponent of the background where foreground counts as sure: for cam 4 as published, dcsm 0.2, fusion "
+            "8, if not given.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     high: Annotated[
-        float, typer.Option(help="The same for sure background; larger.", rich_help_panel=_TRAINING)
-    ] = 32.0,
+        float | None,
+        typer.Option(
+            help="The same for sure background; larger: for cam 32, dcsm 0.8, fusion 64.", rich_help_panel=_TRAINING
+        ),
+    ] = None,
     training: Annotated[
         TrainingChoice,
         typer.Option(help="paper: as released, 10,582 steps; modern: for little data.", rich_help_panel=_TRAINING),
@@ -117,10 +125,10 @@ def affinity(
     norm: Annotated[
         NormChoice,
         typer.Option(
-            help="Of the distance of two features: sum, as the paper prints it, or mean, as in its released code.",
+            help="Of the distance of two features: mean, as in the released code, or sum, as the paper prints it.",
             rich_help_panel=_TRAINING,
         ),
-    ] = NormChoice.SUM,
+    ] = NormChoice.MEAN,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=_TRAINING)] = 0,
     radius: Radius = 5,
     background: Background = None,
@@ -165,7 +173,7 @@ def affinity(
     """
     from dcsm_attr.affinity.pseudo_labels import Confidence, write_confident_labels, write_pseudo_labels
     from dcsm_attr.affinity.training import PRESETS, train_affinity_net
-    from dcsm_attr.affinity.walk import DEFAULT_BACKGROUND, SemanticWalk
+    from dcsm_attr.affinity.walk import SemanticWalk
     from dcsm_attr.files import writable_folder, write_json
     from dcsm_attr.segmentation.label_files import Shard
     from dcsm_attr.training.loop import Settings
@@ -185,7 +193,8 @@ def affinity(
             )
     shard = Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     segmenter.model.to(own_device(segmenter.device))
-    confidence = Confidence(low, high)
+    exponents = _exponents(method, low, high, background)
+    confidence = Confidence(exponents.low, exponents.high)
     skipped = write_confident_labels(segmenter, collections[split], output / "labels", confidence, shard=shard)
     chosen = PRESETS[training.value]
     total = steps or chosen.steps
@@ -210,7 +219,7 @@ def affinity(
     )
     net.network.to(segmenter.device)
     segmenter.walk = SemanticWalk(net, radius, beta, walk_steps, border.value)
-    segmenter.background_exponent = DEFAULT_BACKGROUND if background is None else background
+    segmenter.background_exponent = exponents.walk
     if no_crf:
         segmenter.crf = None
     for collection in collections.values():
@@ -220,6 +229,15 @@ def affinity(
     write_json(output / (f"run-{shard.index}.json" if shard.index else "run.json"), content)
     typer.echo(f"{output / 'pseudo-labels'}: {photographs - len(skipped)} label maps")
     report_skipped(skipped)
+
+
+def _exponents(method: MethodChoice, low: float | None, high: float | None, background: float | None) -> "Exponents":
+    from dcsm_attr.affinity.exponents import Exponents, exponents_of
+
+    if low is not None and high is not None and background is not None:
+        return Exponents(low, high, background)
+    given = {"low": low, "high": high, "walk": background}
+    return replace(exponents_of(method.value), **{name: value for name, value in given.items() if value is not None})
 
 
 def _start(

@@ -182,18 +182,20 @@ class WalkOptions:
             told = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
             raise ValueError(f"{told}: there is no walk without a network; pass --walk FILE.")
 
-    def settings(self, device: "torch.device") -> dict[str, Any]:
+    def settings(self, device: "torch.device", method: MethodChoice) -> dict[str, Any]:
         """What these options change of a segmenter.
 
         Args:
             device: where AffinityNet is put.
+            method: whose maps walk.
 
         Raises:
             WeightsError: if the file is missing, incomplete, or no AffinityNet.
-            ValueError: if a number is out of its range.
+            ValueError: if a number is out of its range, or the background is not given for maps of which none is known.
         """
+        from dcsm_attr.affinity.exponents import exponents_of
         from dcsm_attr.affinity.network import load_affinity_net
-        from dcsm_attr.affinity.walk import DEFAULT_BACKGROUND, SemanticWalk
+        from dcsm_attr.affinity.walk import SemanticWalk
 
         if self.walk is None:
             return {} if self.background is None else {"background_exponent": self.background}
@@ -201,7 +203,7 @@ class WalkOptions:
         net.network.to(device)
         return {
             "walk": SemanticWalk(net, self.radius, self.beta, self.walk_steps),
-            "background_exponent": DEFAULT_BACKGROUND if self.background is None else self.background,
+            "background_exponent": exponents_of(method.value).walk if self.background is None else self.background,
         }
 
     def arguments(self) -> list[str]:

@@ -122,7 +122,7 @@ def evaluate(
     chosen = whole.spread(count)
     walking = WalkOptions(walk, radius, beta, walk_steps, background)
     further: dict[str, Any] = {
-        **walking.settings(chosen_device(device.value)),
+        **walking.settings(chosen_device(device.value), method),
         "precision": precision.value,
         "max_pixels": max_pixels,
         **({"crf": None} if no_crf else {}),

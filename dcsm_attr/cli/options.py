@@ -145,8 +145,8 @@ WalkSteps = Annotated[int, typer.Option(min=0, help="Steps of the walk.", rich_h
 Background = Annotated[
     float | None,
     typer.Option(
-        help="Exponent of the background 1 - max: larger gives more foreground. With a walk 16, else the preset's, if "
-        "not given.",
+        help="Exponent of the background 1 - max: larger gives more foreground. If not given, the preset's; with a "
+        "walk 16 for cam, 0.5 for dcsm with the preset tuned, 64 for fusion.",
         rich_help_panel=_METHOD_PANEL,
     ),
 ]

@@ -97,7 +97,7 @@ def segment(
     saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
     walking = WalkOptions(walk, radius, beta, walk_steps, background)
     further: dict[str, Any] = {
-        **walking.settings(chosen_device(device.value)),
+        **walking.settings(chosen_device(device.value), method),
         "precision": precision.value,
         "max_pixels": max_pixels,
         **({"crf": None} if no_crf else {}),
