@@ -235,6 +235,8 @@ def test_what_the_command_refuses(tmp_path, scenes, monkeypatch, capsys):
     assert "ascending" in said(*command, "--weights", "demo", "--low", 32, "--high", 4)
     wanted = "no exponents of the background are known for the maps of simonyan: give them all"
     assert wanted in said(*command, "--weights", "demo", "--method", "simonyan", "--low", 1)
+    assert "beta must be positive" in said(*command, "--weights", "demo", "--beta", 0, "--output", tmp_path / "other")
+    assert not (tmp_path / "other" / "labels").exists()
     lonely = said("segment", scenes, "--weights", "demo", "--beta", 4)
     assert "--beta: there is no walk without a network; pass --walk FILE" in lonely
     other = ("--walk", tmp_path / "weights.safetensors", "--weights", "demo")

@@ -183,8 +183,8 @@ def affinity(
     collections = {name: opened_collection(data, labels, name) for name in dict.fromkeys([split, *(also or ())])}
     saliency = SaliencyOptions(method, preset=preset)
     further: dict[str, Any] = {"precision": precision.value, "max_pixels": max_pixels}
-    segmenter = build_segmenter("", weights, "", device.value, saliency, **further)
     classifier = chosen_classifier(weights)
+    segmenter = build_segmenter("", weights, "", device.value, saliency, **further)
     for name, collection in collections.items():
         if collection.class_names != classifier.class_names:
             raise ValueError(
@@ -195,6 +195,10 @@ def affinity(
     segmenter.model.to(own_device(segmenter.device))
     exponents = _exponents(method, low, high, background)
     confidence = Confidence(exponents.low, exponents.high)
+    # Before the hours of labelling and training: settings that cannot be are found out now.
+    start = SemanticWalk(
+        _start(classifier, backbone, backbone_weights, norm, method, seed), radius, beta, walk_steps, border.value
+    )
     skipped = write_confident_labels(segmenter, collections[split], output / "labels", confidence, shard=shard)
     chosen = PRESETS[training.value]
     total = steps or chosen.steps
@@ -205,7 +209,7 @@ def affinity(
         head_only=round(chosen.head_only * total / chosen.steps),
     )
     net = train_affinity_net(
-        _start(classifier, backbone, backbone_weights, norm, method, seed),
+        start.net,
         collections[split],
         output / "labels",
         output / "network",
@@ -218,7 +222,7 @@ def affinity(
         tensorboard=tensorboard,
     )
     net.network.to(segmenter.device)
-    segmenter.walk = SemanticWalk(net, radius, beta, walk_steps, border.value)
+    segmenter.walk = replace(start, net=net)
     segmenter.background_exponent = exponents.walk
     if no_crf:
         segmenter.crf = None

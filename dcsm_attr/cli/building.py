@@ -1,7 +1,6 @@
 """From the options of a command to a segmenter."""
 
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcsm_attr.cli.options import MethodChoice, PresetChoice, VariantChoice
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SaliencyOptions",
-    "WalkOptions",
     "build_saliency",
     "build_segmenter",
     "chosen_classifier",
@@ -159,65 +157,6 @@ def build_segmenter(
     preset = PRESETS[saliency.preset.value]
     settings = {"crf": preset.crf, "background_exponent": preset.background_exponent, **settings}
     return Segmenter(network, saliency=method, class_names=names, **settings)
-
-
-@dataclass(frozen=True)
-class WalkOptions:
-    """The options of the walk, and of the background that walks with the classes.
-
-    Attributes:
-        walk, radius, beta, walk_steps, background: as the options of these names.
-    """
-
-    walk: Path | None = None
-    radius: int = 5
-    beta: float = 8.0
-    walk_steps: int = 256
-    background: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check that the options go together."""
-        changed = [name for name in ("radius", "beta", "walk_steps") if getattr(self, name) != _default(self, name)]
-        if self.walk is None and changed:
-            told = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-            raise ValueError(f"{told}: there is no walk without a network; pass --walk FILE.")
-
-    def settings(self, device: "torch.device", method: MethodChoice) -> dict[str, Any]:
-        """What these options change of a segmenter.
-
-        Args:
-            device: where AffinityNet is put.
-            method: whose maps walk.
-
-        Raises:
-            WeightsError: if the file is missing, incomplete, or no AffinityNet.
-            ValueError: if a number is out of its range, or the background is not given for maps of which none is known.
-        """
-        from dcsm_attr.affinity.exponents import exponents_of
-        from dcsm_attr.affinity.network import load_affinity_net
-        from dcsm_attr.affinity.walk import SemanticWalk
-
-        if self.walk is None:
-            return {} if self.background is None else {"background_exponent": self.background}
-        net = load_affinity_net(self.walk)
-        net.network.to(device)
-        return {
-            "walk": SemanticWalk(net, self.radius, self.beta, self.walk_steps),
-            "background_exponent": exponents_of(method.value).walk if self.background is None else self.background,
-        }
-
-    def arguments(self) -> list[str]:
-        """The command-line arguments that give these options, the file by its name alone."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return [
-            f"--{name.replace('_', '-')}={value.name if isinstance(value, Path) else value}"
-            for name, value in given.items()
-            if value != _default(self, name)
-        ]
-
-
-def _default(options: WalkOptions, name: str) -> Any:
-    return next(field.default for field in fields(options) if field.name == name)
 
 
 def chosen_network(model: str, weights: str, labels: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcsm_attr.cli.building import SaliencyOptions, WalkOptions, build_segmenter, chosen_device, chosen_network
+from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device, chosen_network
 from dcsm_attr.cli.options import (
     Alpha,
     Background,
@@ -35,6 +35,7 @@ from dcsm_attr.cli.options import (
     Weights,
 )
 from dcsm_attr.cli.skipped import report_skipped
+from dcsm_attr.cli.walking import WalkOptions
 
 if TYPE_CHECKING:
     from dcsm_attr.datasets.collection import Collection

@@ -5,7 +5,6 @@ from typing import Any
 
 from dcsm_attr.cli.building import (
     SaliencyOptions,
-    WalkOptions,
     build_segmenter,
     chosen_device,
     chosen_network,
@@ -41,6 +40,7 @@ from dcsm_attr.cli.options import (
     Weights,
 )
 from dcsm_attr.cli.photographs import for_each_photograph
+from dcsm_attr.cli.walking import WalkOptions
 
 __all__ = ["segment"]
 
