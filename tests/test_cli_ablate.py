@@ -201,13 +201,14 @@ def test_the_walk_as_a_table(tmp_path, voc, affinity_net):
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "affinity-known.json").read_text())
     rows = {(row["series"], row["label"]): row for row in content["rows"]}
-    labels = ("no walk", "AffinityNet of cam")
+    labels = ("no walk", "AffinityNet of cam", "beta and t as published")
     assert list(rows) == [(series, label) for series in ("CAM", "DCSM", "CAM x DCSM") for label in labels]
     assert (tmp_path / "affinity-known-exponents.png").stat().st_size > 1000
     assert "## The exponent of the background" in (tmp_path / "affinity-known.md").read_text()
     # The same by the segmenter: labels at the size of the photograph, known classes, no CRF.
     classifier = load_classifier(voc.parent / "best.safetensors")
-    for label, walk in zip(labels, (None, SemanticWalk(affinity_net)), strict=True):
+    published = SemanticWalk(affinity_net, beta=8, steps=256)
+    for label, walk in zip(labels, (None, SemanticWalk(affinity_net), published), strict=True):
         segmenter = Segmenter(
             classifier.network,
             saliency=ClassActivationMaps(classifier.network, pooling=classifier.pooling),
@@ -227,7 +228,7 @@ def test_how_far_the_walk_goes(tmp_path, voc, affinity_net):
     result = run(voc, "walk-steps", "--affinity-net", net, "--count", 1, "--background-count", 1, output=tmp_path)
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "walk-steps-known.json").read_text())["rows"]
-    assert [row["label"] for row in rows if row["series"] == "CAM"] == ["4", "16", "64", "256", "1024"]
+    assert [row["label"] for row in rows if row["series"] == "CAM"] == ["4", "8", "16", "32", "64", "128", "256"]
 
 
 def test_a_table_of_the_walk_needs_a_network(tmp_path, voc):

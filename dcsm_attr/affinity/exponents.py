@@ -32,8 +32,8 @@ RELEASED = Exponents(4.0, 32.0, 16.0)
 #: photographs of VOC's training set: about as many pixels are known, and as many of them rightly, as with CAM.
 EXPONENTS: Mapping[str, Exponents] = {
     "cam": RELEASED,
-    "dcsm": Exponents(0.2, 0.8, 0.5),
-    "fusion": Exponents(8.0, 64.0, 64.0),
+    "dcsm": Exponents(0.2, 0.8, 0.25),
+    "fusion": Exponents(8.0, 64.0, 32.0),
 }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -20,8 +20,10 @@ from dcsm_attr.segmentation.segmenter import Saliency
 
 __all__ = ["AFFINITY_TABLES"]
 
-_BETAS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-_STEPS = (4, 16, 64, 256, 1024)
+_BETAS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+_STEPS = (4, 8, 16, 32, 64, 128, 256)
+# Of the paper and its release.
+_PUBLISHED: dict[str, Any] = {"beta": 8.0, "steps": 256}
 
 _Value = TypeVar("_Value")
 
@@ -79,23 +81,25 @@ def _affinities_of(net: TrainedAffinityNet) -> _OncePerCase[Tensor]:
 
 
 def _affinity(classifier: Classifier, nets: Sequence[TrainedAffinityNet]) -> Table:
-    walks = [(SemanticWalk(net), _affinities_of(net)) for net in nets]
+    seen = {net.seed: _affinities_of(net) for net in nets}
+    walks = {f"AffinityNet of {net.seed}": SemanticWalk(net) for net in nets}
+    walks["beta and t as published"] = SemanticWalk(nets[0], **_PUBLISHED)
     rows = []
     for title, method in _seeds(classifier).items():
         rows.append(Row(title, "no walk", method))
-        rows += [Row(title, f"AffinityNet of {walk.net.seed}", _walking(method, walk, seen)) for walk, seen in walks]
+        rows += [Row(title, label, _walking(method, walk, seen[walk.net.seed])) for label, walk in walks.items()]
     title = "AffinityNet's random walk: maps of three methods, and networks trained from their labels"
     return Table(title, "walk", tuple(rows), each_class=True, each_exponent=True)
 
 
 def _beta(classifier: Classifier, nets: Sequence[TrainedAffinityNet]) -> Table:
     walks = {f"{beta:g}": SemanticWalk(nets[0], beta=beta) for beta in _BETAS}
-    return _varied(classifier, walks, "beta", "The power beta of affinities, 256 steps")
+    return _varied(classifier, walks, "beta", f"The power beta of affinities, {SemanticWalk.steps} steps")
 
 
 def _steps(classifier: Classifier, nets: Sequence[TrainedAffinityNet]) -> Table:
     walks = {str(steps): SemanticWalk(nets[0], steps=steps) for steps in _STEPS}
-    return _varied(classifier, walks, "t", "The steps t of the walk, beta = 8")
+    return _varied(classifier, walks, "t", f"The steps t of the walk, beta = {SemanticWalk.beta:g}")
 
 
 def _varied(classifier: Classifier, walks: Mapping[str, SemanticWalk], axis: str, title: str) -> Table:

@@ -132,8 +132,8 @@ def affinity(
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=_TRAINING)] = 0,
     radius: Radius = 5,
     background: Background = None,
-    beta: Beta = 8.0,
-    walk_steps: WalkSteps = 256,
+    beta: Beta = 16.0,
+    walk_steps: WalkSteps = 32,
     border: Annotated[
         BorderChoice,
         typer.Option(

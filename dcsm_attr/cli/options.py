@@ -140,13 +140,15 @@ Radius = Annotated[
     int,
     typer.Option(min=2, help="Neighbours are nearer than this, in positions of 8 pixels.", rich_help_panel=_WALK_PANEL),
 ]
-Beta = Annotated[float, typer.Option(help="Power of each affinity.", rich_help_panel=_WALK_PANEL)]
-WalkSteps = Annotated[int, typer.Option(min=0, help="Steps of the walk.", rich_help_panel=_WALK_PANEL)]
+Beta = Annotated[float, typer.Option(help="Power of each affinity; 8 as published.", rich_help_panel=_WALK_PANEL)]
+WalkSteps = Annotated[
+    int, typer.Option(min=0, help="Steps of the walk; 256 as published.", rich_help_panel=_WALK_PANEL)
+]
 Background = Annotated[
     float | None,
     typer.Option(
         help="Exponent of the background 1 - max: larger gives more foreground. If not given, the preset's; with a "
-        "walk 16 for cam, 0.5 for dcsm with the preset tuned, 64 for fusion.",
+        "walk 16 for cam, 0.25 for dcsm with the preset tuned, 32 for fusion.",
         rich_help_panel=_METHOD_PANEL,
     ),
 ]

@@ -22,8 +22,8 @@ class WalkOptions:
 
     walk: Path | None = None
     radius: int = 5
-    beta: float = 8.0
-    walk_steps: int = 256
+    beta: float = 16.0
+    walk_steps: int = 32
     background: float | None = None
 
     def __post_init__(self) -> None:
