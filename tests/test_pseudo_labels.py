@@ -165,14 +165,21 @@ def test_label_maps_against_masks_by_hand(tmp_path):
     # Background 2 of 3, class a 2 of 3, class b 1 of 1.
     assert found.confusion.mean_iou == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert found.unknown == pytest.approx(1 / 7)
+    assert found.precision == (1.0, pytest.approx(3 / 4))
     assert found.photographs == 2
     assert set(found.skipped) == {"z"}
 
 
-def test_label_maps_that_are_not_there_or_do_not_fit(tmp_path):
+def test_label_maps_of_another_size_are_resized_without_mixing(tmp_path):
+    masks(tmp_path / "t", {"x": [[0, 0, 2, 2], [0, 0, 2, 255]]})
+    masks(tmp_path / "l", {"x": [[0, 2]]})
+    found = evaluate_label_maps(with_masks(tmp_path, "x"), tmp_path / "l", progress=False)
+    assert found.confusion.counts.tolist() == [[4, 0, 0], [0, 0, 0], [0, 0, 3]]
+
+
+def test_label_maps_that_are_not_there(tmp_path):
     masks(tmp_path / "t", {"x": [[0, 1]]})
-    masks(tmp_path / "l", {"x": [[0, 1, 1]]})
-    with pytest.raises(ValueError, match="none of the 1 photographs could be compared, such as x: .*3 x 1"):
+    with pytest.raises(ValueError, match=r"none of the 1 photographs could be compared, such as x: .*x\.png"):
         evaluate_label_maps(with_masks(tmp_path, "x"), tmp_path / "l", progress=False)
 
 

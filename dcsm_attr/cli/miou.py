@@ -26,12 +26,15 @@ def miou(
         Path | None, typer.Option(metavar="FILE.json", help="Write the figures too, with the confusion matrix.")
     ] = None,
 ) -> None:
-    """Measure the mean IoU of label maps, such as pseudo-labels: palette or grey pictures of the size of the masks.
+    """Measure the mean IoU of label maps, such as pseudo-labels: palette or grey pictures whose values are the labels.
 
-    Pixels that a label map marks as unknown (255) are not counted; their share is said.
+    Pixels that a label map marks as unknown (255) are not counted; their share is said. Maps of another size than the
+    masks are resized.
 
     Examples:
       dcsm-attr miou VOCdevkit/VOC2012 out/affinity/pseudo-labels --split train
+
+      dcsm-attr miou VOCdevkit/VOC2012 out/affinity/labels --split train
     """
     from dcsm_attr.datasets.voc import voc_collection
     from dcsm_attr.evaluation.label_maps import evaluate_label_maps
@@ -46,12 +49,18 @@ def miou(
         f"{'mean IoU':>15} {100 * found.confusion.mean_iou:5.1f} %   {found.photographs} photographs, "
         f"{100 * found.unknown:.1f} % of their pixels unknown"
     )
+    background, foreground = found.precision
+    typer.echo(
+        f"{100 * background:.1f} % of what is labelled as background is right, {100 * foreground:.1f} % of the rest"
+    )
     if output is not None:
         content = {
             "measured": measured_on(f"dcsm-attr miou VOC_ROOT {folder.name} --split {split}"),
             "photographs": found.photographs,
             "skipped": dict(found.skipped),
             "unknown": found.unknown,
+            "precision of background": None if math.isnan(background) else background,
+            "precision of foreground": None if math.isnan(foreground) else foreground,
             "mean IoU": found.confusion.mean_iou,
             "IoU": {name: None if math.isnan(value) else value for name, value in iou.items()},
             "confusion matrix (row: truth, column: prediction)": found.confusion.counts.tolist(),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from dcsm_attr.datasets.collection import Collection, Photograph
@@ -38,14 +39,22 @@ class LabelMapEvaluation:
     photographs: int
     skipped: Mapping[str, str]
 
+    @property
+    def precision(self) -> tuple[float, float]:
+        """Share of the pixels labelled as background, and of those labelled as a class, that are so; NaN for none."""
+        counts = self.confusion.counts.double()
+        right = counts.diagonal()
+        return float(right[0] / counts[:, 0].sum()), float(right[1:].sum() / counts[:, 1:].sum())
+
 
 def evaluate_label_maps(collection: Collection, folder: str | Path, *, progress: bool = True) -> LabelMapEvaluation:
     """Compare label maps with masks.
 
     Args:
         collection: photographs with masks.
-        folder: with a label map ``NAME.png`` for each, of the size of the mask: 0 background, ``c + 1`` for class
-            ``c``, 255 unknown. Unknown pixels are not counted; :attr:`LabelMapEvaluation.unknown` says how many.
+        folder: with a label map ``NAME.png`` for each: 0 background, ``c + 1`` for class ``c``, 255 unknown. One of
+            another size than the mask is resized to it, without mixing labels. Unknown pixels are not counted;
+            :attr:`LabelMapEvaluation.unknown` says how many.
         progress: whether to show a bar.
 
     Returns:
@@ -79,4 +88,8 @@ def evaluate_label_maps(collection: Collection, folder: str | Path, *, progress:
 def _both(photograph: Photograph, folder: Path, class_count: int) -> tuple[torch.Tensor, torch.Tensor]:
     assert photograph.mask is not None
     mask = read_mask(photograph.mask, class_count=class_count)
-    return read_mask(folder / f"{photograph.name}.png", (mask.shape[0], mask.shape[1]), class_count), mask
+    found = read_mask(folder / f"{photograph.name}.png", class_count=class_count)
+    if found.shape == mask.shape:
+        return found, mask
+    resized = F.interpolate(found[None, None].float(), tuple(mask.shape), mode="nearest-exact")
+    return resized[0, 0].long(), mask

@@ -1,0 +1,38 @@
+"""Train AffinityNet from true masks: what a walk would gain if no label that it learned from were wrong.
+
+    python benchmarks/affinity_from_masks.py VOC_ROOT CLASSIFIER FOLDER
+    dcsm-attr ablate affinity VOC_ROOT --weights CLASSIFIER --affinity-net FOLDER/affinity_net.safetensors
+
+For comparison only. The settings are those of `dcsm-attr affinity`; a run that was cut off goes on.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from dcsm_attr.affinity.network import AffinityNet, TrainedAffinityNet
+from dcsm_attr.affinity.training import PRESETS, train_affinity_net
+from dcsm_attr.backbones.classifier import load_classifier
+from dcsm_attr.datasets.voc import voc_collection
+from dcsm_attr.training.loop import Settings
+
+
+def main() -> None:
+    """Train on the masks of split train."""
+    root, weights, folder = sys.argv[1:]
+    classifier = load_classifier(weights)
+    torch.manual_seed(0)
+    start = TrainedAffinityNet(
+        AffinityNet(classifier.network.trunk, "mean"),
+        classifier.architecture,
+        classifier.preprocess,
+        seed="true masks",
+    )
+    masks = Path(root) / "SegmentationClass"
+    train_affinity_net(start, voc_collection(root, "train"), masks, folder, Settings(PRESETS["modern"]))
+    print(Path(folder) / "affinity_net.safetensors")
+
+
+if __name__ == "__main__":
+    main()
