@@ -12,9 +12,9 @@ from dcsm_attr.affinity.random_walk import random_walk
 from dcsm_attr.attribution import gradients
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.ficklenet.localisation import stochastic_maps
-from dcsm_attr.ficklenet.masks import drawing_from
-from dcsm_attr.ficklenet.selection import StochasticSelection
 from dcsm_attr.seeded.growing import grown_seeds
+from dcsm_attr.stochastic.masks import drawing_from
+from dcsm_attr.stochastic.selection import StochasticSelection
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -29,16 +29,31 @@ class Architecture:
         num_classes: C.
         cut: see :func:`~dcsm_attr.backbones.convolutional.fully_convolutional`.
         head: see there.
+        output_stride: see there.
+        window, rate, centre_kept: of the head ``"fickle"``, see there.
     """
 
     model: str
     num_classes: int
     cut: str | None = None
     head: HeadName = "own"
+    output_stride: int | None = None
+    window: int = 9
+    rate: float = 0.9
+    centre_kept: bool = True
 
     def network(self, backbone: nn.Module) -> ScoreMapNetwork:
         """Turn a model of that name into the network."""
-        return fully_convolutional(backbone, self.num_classes, cut=self.cut, head=self.head)
+        return fully_convolutional(
+            backbone,
+            self.num_classes,
+            cut=self.cut,
+            head=self.head,
+            output_stride=self.output_stride,
+            window=self.window,
+            rate=self.rate,
+            centre_kept=self.centre_kept,
+        )
 
     def new_network(self) -> ScoreMapNetwork:
         """Build the network with weights drawn from PyTorch's global generator.

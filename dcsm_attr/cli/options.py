@@ -15,6 +15,14 @@ Photographs = Annotated[
     ),
 ]
 ModelName = Annotated[str, typer.Option("--model", metavar="NAME", help="Any classification CNN of torchvision.")]
+OutputStride = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Pixels to one position of the backbone's map: its last strides become dilations. The model's own, if not "
+        "given.",
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(
