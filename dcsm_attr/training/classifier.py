@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ def train_classifier(
 class _Classification(Task[CanvasBatch]):
     """Image-level labels from score maps."""
 
-    measured: ClassVar[tuple[str, ...]] = ("validation_map",)
+    measured = ("validation_map",)
 
     def __init__(
         self,
