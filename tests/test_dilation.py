@@ -14,12 +14,11 @@ def geometry(network):
     return [(m.stride, m.dilation, m.padding) for m in network.trunk.modules() if isinstance(m, nn.Conv2d)]
 
 
-@pytest.mark.parametrize(("stride", "replaced"), [(8, (False, True, True)), (16, (False, False, True))])
-def test_a_bottlenecked_resnet_is_torchvisions_dilated_one(stride, replaced):
+def test_a_bottlenecked_resnet_is_torchvisions_dilated_one():
     model = resnet50(weights=None).eval()
-    theirs = resnet50(weights=None, replace_stride_with_dilation=list(replaced)).eval()
+    theirs = resnet50(weights=None, replace_stride_with_dilation=[False, True, True]).eval()
     theirs.load_state_dict(model.state_dict())
-    ours = fully_convolutional(model, 2, head="linear", output_stride=stride)
+    ours = fully_convolutional(model, 2, head="linear", output_stride=8)
     expected = fully_convolutional(theirs, 2, head="linear")
     images = torch.randn(1, 3, 97, 64)
     with torch.no_grad():
