@@ -1,6 +1,5 @@
 """Segmentation networks: a head of labels on the trunk of any classifier, and their files."""
 
-import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from dcsm_attr.backbones.described_file import has_description, read_description
 from dcsm_attr.backbones.dilation import keep_resolution
 from dcsm_attr.backbones.loading import WeightsError, load_weights, read_weights
 from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.backbones.trunk_copy import copied_trunk
 from dcsm_attr.guest import preserved_random_state
 from dcsm_attr.seeded.heads import SegmentationHead, segmentation_head
 
@@ -52,7 +52,7 @@ class SegmentationNet(nn.Module):
             ValueError: if there is no such head, or the trunk cannot have the stride.
         """
         super().__init__()
-        self.trunk = copy.deepcopy(trunk)
+        self.trunk = copied_trunk(trunk)
         if output_stride is not None:
             keep_resolution(self.trunk, output_stride)
         self.head = segmentation_head(head, channels_of(self.trunk), 1 + num_classes)

@@ -23,7 +23,7 @@ from dcsm_attr.segmentation.label_files import Shard, write_label_maps
 from dcsm_attr.segmentation.pipeline import pipelined
 from dcsm_attr.stochastic.masks import drawing_from
 
-__all__ = ["BackgroundSeeds", "middle_layer", "photograph_seeds", "write_seeds"]
+__all__ = ["BackgroundSeeds", "middle_layer", "photograph_seeds", "resized_labels", "write_seeds"]
 
 _Labels = npt.NDArray[np.integer]
 
@@ -80,8 +80,21 @@ def photograph_seeds(
     seen = prepared.crop(upsample(median_filtered(saliency), (canvas.shape[2], canvas.shape[3])))
     numbers = torch.tensor([list(classes)], device=canvas.device)
     labels = seed_labels(foreground[None], lowest_share(seen, background.share), maps[None], numbers)
-    # Nearest neighbours, in the only numbers that all devices resize; 255 is exact in them.
-    return F.interpolate(labels[None].float(), prepared.size, mode="nearest-exact")[0, 0].long()
+    return resized_labels(labels[0], prepared.size)
+
+
+def resized_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a label map without mixing labels.
+
+    Args:
+        labels: ``(h, w)`` int64.
+        size: ``(H, W)``.
+
+    Returns:
+        ``(H, W)`` int64.
+    """
+    # Floating point is resized on every device, and holds labels exactly.
+    return F.interpolate(labels[None, None].float(), size, mode="nearest-exact")[0, 0].long()
 
 
 def write_seeds(
