@@ -1,5 +1,7 @@
 """A classifier whose head selects hidden units at random: its file, its training, and that it resumes exactly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_train_classifier import CANVAS, NAMES, PRESET, SETTINGS, last_weights, pictures
@@ -41,21 +43,21 @@ def test_the_file_brings_window_rate_and_kind(tmp_path):
     assert torch.equal(*scores)
 
 
-def test_files_from_before_there_was_a_selection(tmp_path):
-    plain = build_classifier(Architecture("squeezenet1_1", 2, "features.4", "linear"), None, NAMES, CANVAS)
-    save_classifier(plain, tmp_path / "net.safetensors")
-    import json
-
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
-    path = tmp_path / "net.safetensors"
-    with safe_open(path, "pt") as file:
-        ((key, text),) = file.metadata().items()
-    description = json.loads(text)
-    description["architecture"] = {k: description["architecture"][k] for k in ("model", "num_classes", "cut", "head")}
-    save_file(load_file(path), path, {key: json.dumps(description)})
-    assert load_classifier(path).architecture == plain.architecture
+def test_only_what_a_network_has_is_told():
+    plain = Architecture("squeezenet1_1", 2, "features.4", "linear")
+    assert plain.plain() == {"model": "squeezenet1_1", "num_classes": 2, "cut": "features.4", "head": "linear"}
+    assert Architecture(**plain.plain()) == plain
+    assert ARCHITECTURE.plain() == {
+        "model": "squeezenet1_1",
+        "num_classes": 2,
+        "cut": "features.4",
+        "head": "fickle",
+        "window": 3,
+        "rate": 0.5,
+        "centre_kept": False,
+    }
+    dilated = replace(ARCHITECTURE, output_stride=8)
+    assert Architecture(**dilated.plain()) == dilated
 
 
 @pytest.mark.parametrize(
@@ -69,8 +71,6 @@ def test_windows_and_rates_are_checked(arguments, message):
 
 
 def test_it_learns(tmp_path):
-    from dataclasses import replace
-
     collection = pictures(tmp_path / "p", 12)
     preset = replace(PRESET, steps=60, batch_size=6, pooling="average", head_only=0)
     best = train(tmp_path / "out", collection, Settings(preset, validate_every=20))

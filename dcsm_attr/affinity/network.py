@@ -145,7 +145,7 @@ def save_affinity_net(trained: TrainedAffinityNet, path: str | Path) -> None:
         path: of the file.
     """
     description = {
-        "architecture": asdict(trained.architecture),
+        "architecture": trained.architecture.plain(),
         "preprocess": asdict(trained.preprocess),
         "norm": trained.norm,
         "seed": trained.seed,

@@ -127,7 +127,7 @@ class _Affinity(Task[LabelledBatch]):
 
     def described(self) -> dict[str, Any]:
         return {
-            "architecture": asdict(self._start.architecture),
+            "architecture": self._start.architecture.plain(),
             "preprocess": asdict(self._start.preprocess),
             "norm": self._start.norm,
             "radius": self._radius,

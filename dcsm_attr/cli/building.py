@@ -1,6 +1,6 @@
 """From the options of a command to a segmenter."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,7 @@ def build_segmenter(
         classifier = chosen_classifier(weights)
         network, names = classifier.network.to(chosen_device(device)), classifier.class_names
         pooling = classifier.pooling
-        settings = {"preprocess": classifier.preprocess, "architecture": asdict(classifier.architecture), **settings}
+        settings = {"preprocess": classifier.preprocess, "architecture": classifier.architecture.plain(), **settings}
     else:
         names = class_names(labels)
         network = load_model(model, weights, chosen_device(device))

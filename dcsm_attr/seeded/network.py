@@ -101,7 +101,7 @@ def save_segmentation_net(trained: TrainedSegmentationNet, path: str | Path) -> 
         path: of the file.
     """
     description = {
-        "architecture": asdict(trained.architecture),
+        "architecture": trained.architecture.plain(),
         "head": trained.head,
         "output_stride": trained.output_stride,
         "class_names": trained.class_names,

@@ -168,7 +168,7 @@ class _Segmentation(Task[LabelledBatch]):
 
     def described(self) -> dict[str, Any]:
         return {
-            "architecture": asdict(self._start.architecture),
+            "architecture": self._start.architecture.plain(),
             "head": self._start.head,
             "output_stride": self._start.output_stride,
             "preprocess": asdict(self._start.preprocess),

@@ -107,7 +107,7 @@ class _Classification(Task[CanvasBatch]):
 
     def described(self) -> dict[str, Any]:
         return {
-            "architecture": asdict(self._classifier.architecture),
+            "architecture": self._classifier.architecture.plain(),
             "preprocess": asdict(self._classifier.preprocess),
         }
 
