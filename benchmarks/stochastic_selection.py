@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from dcsm_attr.benchmark.memory import peak_memory
 from dcsm_attr.benchmark.timing import timed_in_turn
 from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.ficklenet.expansion import expanded_convolution
-from dcsm_attr.ficklenet.gathering import gathered_convolution
 from dcsm_attr.ficklenet.localisation import stochastic_maps
-from dcsm_attr.ficklenet.masks import drawing_from, selection_masks
-from dcsm_attr.ficklenet.selection import StochasticSelection
-from dcsm_attr.ficklenet.shifts import shifted_convolution
 from dcsm_attr.files import write_json
+from dcsm_attr.stochastic.expansion import expanded_convolution
+from dcsm_attr.stochastic.gathering import gathered_convolution
+from dcsm_attr.stochastic.masks import drawing_from, selection_masks
+from dcsm_attr.stochastic.selection import StochasticSelection
+from dcsm_attr.stochastic.shifts import shifted_convolution
 
 SIZE, CHANNELS, WINDOW, CLASSES = (41, 41), 512, 9, 20
 RATES = (0.5, 0.7, 0.8, 0.9)

@@ -13,12 +13,12 @@ from dcsm_attr.affinity.labels import (
     RELEASED_CRF,
     PairLabels,
     confident_labels,
-    grid_labels,
     pair_labels,
 )
 from dcsm_attr.affinity.loss import affinity_loss
 from dcsm_attr.affinity.neighbours import neighbour_offsets, pair_mask
 from dcsm_attr.crf import DenseCRF
+from dcsm_attr.training.label_grid import grid_labels
 
 
 def grey(height, width):

@@ -9,6 +9,7 @@ from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.backbones.convolutional import convolution_of, fully_convolutional, rectified_head
+from dcsm_attr.backbones.trunk_copy import copied_trunk
 
 # One of each family of torchvision: name, trained size, and whether its head commutes with the mean over positions.
 FAMILIES = [
@@ -176,3 +177,15 @@ def test_the_extended_head_stands_on_the_models_own_scores(name):
         expected = torch.nn.functional.conv2d(own, network.head[-1].weight, network.head[-1].bias)
         assert torch.allclose(network(x), expected, atol=1e-5)
     assert sum(isinstance(layer, nn.ReLU) for layer in network.head) == (3 if name == "vgg11" else 1)
+
+
+def test_the_copy_of_a_trunk_changes_its_mode_and_shares_nothing():
+    network = fully_convolutional(model_named("resnet18"), 2, head="linear").eval()
+    copied = copied_trunk(network.trunk)
+    images = torch.randn(2, 3, 64, 64)
+    before = network.trunk(images)["map"]
+    assert torch.equal(copied.train().eval()(images)["map"], before)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert torch.equal(network.trunk(images)["map"], before)

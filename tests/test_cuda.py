@@ -10,11 +10,15 @@ from dcsm_attr.affinity.affinities import affinities
 from dcsm_attr.affinity.neighbours import neighbour_offsets
 from dcsm_attr.affinity.random_walk import random_walk
 from dcsm_attr.attribution import gradients
+from dcsm_attr.backbones.convolutional import fully_convolutional
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.ficklenet.localisation import stochastic_maps
-from dcsm_attr.ficklenet.masks import drawing_from
-from dcsm_attr.ficklenet.selection import StochasticSelection
 from dcsm_attr.seeded.growing import grown_seeds
+from dcsm_attr.seeded.inference import label_probabilities
+from dcsm_attr.seeded.network import SegmentationNet
+from dcsm_attr.seeded.objectives import OBJECTIVES
+from dcsm_attr.stochastic.masks import drawing_from
+from dcsm_attr.stochastic.selection import StochasticSelection
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -187,3 +191,27 @@ def test_regions_grow_as_on_the_cpu():
     probabilities = (4 * torch.randn(3, 4, 30, 40)).softmax(dim=1)
     expected = grown_seeds(seeds, probabilities, present, 0.5, 0.5)
     assert torch.equal(grown_seeds(seeds.cuda(), probabilities.cuda(), present.cuda(), 0.5, 0.5).cpu(), expected)
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_segmentation_networks_learn_by_what_they_do_on_the_cpu(name):
+    logits, images = torch.randn(2, 4, 11, 13), torch.randint(0, 256, (2, 3, 88, 104), dtype=torch.uint8)
+    labels, present = torch.randint(0, 4, (2, 11, 13)), torch.ones(2, 3, dtype=torch.bool)
+    labels[torch.rand(labels.shape) < 0.7] = 255
+    on_gpu = [tensor.cuda() for tensor in (logits, labels, present, images)]
+    expected = OBJECTIVES[name](logits, labels, present, images)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found = OBJECTIVES[name](*on_gpu)
+    for term, value in expected.items():
+        assert found[term].device.type == "cuda"
+        torch.testing.assert_close(found[term].cpu(), value, rtol=1e-3, atol=1e-4)
+
+
+def test_label_probabilities_of_a_network_as_on_the_cpu():
+    network = SegmentationNet(
+        fully_convolutional(torchvision.models.get_model("resnet18", weights=None), 3).trunk, 3, "fcn"
+    ).eval()
+    images = torch.rand(2, 3, 64, 48)
+    expected = label_probabilities(network, images)
+    found = label_probabilities(network.cuda(), images.cuda())
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-4)

@@ -78,3 +78,13 @@ def test_an_image_of_the_canvas_size_is_not_resampled():
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         Preprocess(**options)
+
+
+@pytest.mark.parametrize("canvas", ["paper", "matconvnet", "caffe"])
+def test_pixels_undo_the_normalisation(canvas):
+    image = Image.effect_noise((40, 30), 90).convert("RGB")
+    preprocess = Preprocess(canvas, 48)
+    prepared = preprocess(image)
+    assert torch.equal(prepared.crop(preprocess.pixels(prepared.tensor)), prepared.pixels)
+    both = torch.stack([prepared.tensor, prepared.tensor.flip(-1)])
+    assert torch.equal(preprocess.pixels(both)[1], preprocess.pixels(prepared.tensor).flip(-1))

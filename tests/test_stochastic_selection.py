@@ -13,12 +13,12 @@ from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.backbones.convolutional import ScoreMapNetwork
-from dcsm_attr.ficklenet import expansion, shifts
-from dcsm_attr.ficklenet.expansion import expanded_convolution
-from dcsm_attr.ficklenet.gathering import gathered_convolution
-from dcsm_attr.ficklenet.masks import drawing_from, seen_from_pixels, selection_masks
-from dcsm_attr.ficklenet.selection import StochasticSelection, selected_convolution
-from dcsm_attr.ficklenet.shifts import shifted_convolution
+from dcsm_attr.stochastic import expansion, shifts
+from dcsm_attr.stochastic.expansion import expanded_convolution
+from dcsm_attr.stochastic.gathering import gathered_convolution
+from dcsm_attr.stochastic.masks import drawing_from, seen_from_pixels, selection_masks
+from dcsm_attr.stochastic.selection import StochasticSelection, selected_convolution
+from dcsm_attr.stochastic.shifts import shifted_convolution
 
 FORMS = [expanded_convolution, shifted_convolution, gathered_convolution]
 

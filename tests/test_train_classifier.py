@@ -356,3 +356,29 @@ def test_the_one_cycle_rises_and_falls_in_any_number_of_steps(steps):
     assert max(rates) <= preset.learning_rate * (1 + 1e-9)
     if steps > 2:
         assert max(rates) > 0.5 * preset.learning_rate
+
+
+def test_the_rate_falls_in_steps():
+    preset = replace(PRESET, schedule="step", decay=(2, 0.1), optimiser="sgd")
+    optimiser, schedule = optimisation(classifier().network, preset)
+    rates = []
+    for _ in range(5):
+        rates.append([group["lr"] for group in optimiser.param_groups])
+        optimiser.step()
+        schedule.step()
+    assert [rate[0] for rate in rates] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+    assert [rate[-1] for rate in rates] == pytest.approx([5e-3, 5e-3, 5e-4, 5e-4, 5e-5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "step"}, "'step' alone needs decay; got 'step' with decay=None"),
+        ({"decay": (2, 0.1)}, "'step' alone needs decay; got 'onecycle'"),
+        ({"schedule": "step", "decay": (0, 0.1)}, "a number of steps and a factor"),
+        ({"schedule": "step", "decay": (2, 1.5)}, "a number of steps and a factor"),
+    ],
+)
+def test_the_decay_goes_with_the_schedule(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(PRESET, **changes)

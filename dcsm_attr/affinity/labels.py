@@ -11,12 +11,10 @@ from dcsm_attr.crf import DenseCRF
 from dcsm_attr.maps import label_probabilities
 from dcsm_attr.palette import VOID
 
-__all__ = ["RELEASED_CRF", "PairLabels", "confident_labels", "grid_labels", "pair_labels"]
+__all__ = ["RELEASED_CRF", "PairLabels", "confident_labels", "pair_labels"]
 
 #: The CRF of the release.
 RELEASED_CRF = DenseCRF(bilateral_weight=10, bilateral_xy=80, bilateral_rgb=13, gaussian_weight=3)
-
-_LABELS = 256
 
 
 @dataclass(frozen=True)
@@ -74,34 +72,6 @@ def confident_labels(
     of_low, of_high = both.argmax(dim=1)
     numbers = torch.cat([classes.new_full((1,), VOID - 1), classes.to(maps.device)]) + 1
     return torch.where(of_low > 0, numbers[of_low], torch.where(of_high > 0, VOID, 0)).to(torch.uint8)
-
-
-def grid_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """The most frequent label of each cell of a grid; of equally frequent ones the lowest.
-
-    Differs from the release, which averages the probabilities after the CRF over each cell: label maps are hundreds of
-    times smaller on the disk, and can be looked at.
-
-    Args:
-        labels: ``(N, H, W)`` integers, 0 to 255.
-        size: ``(h, w)`` of the grid, not larger than the maps.
-
-    Returns:
-        ``(N, h, w)`` int64.
-
-    Raises:
-        ValueError: if the grid is finer than the label maps.
-    """
-    count, height, width = labels.shape
-    if size[0] > height or size[1] > width:
-        raise ValueError(f"the grid must not be finer than the label maps of {(height, width)}, got {size}.")
-    rows = torch.arange(height, device=labels.device) * size[0] // height
-    columns = torch.arange(width, device=labels.device) * size[1] // width
-    images = torch.arange(count, device=labels.device)
-    cells = (images[:, None, None] * size[0] + rows[:, None]) * size[1] + columns
-    keys = cells * _LABELS + labels
-    frequencies = torch.bincount(keys.flatten(), minlength=count * size[0] * size[1] * _LABELS)
-    return frequencies.view(count, *size, _LABELS).argmax(dim=-1)
 
 
 def pair_labels(labels: Tensor, offsets: Offsets, mask: Tensor) -> PairLabels:

@@ -1,6 +1,5 @@
 """AffinityNet: features whose distance says whether two positions show the same."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from dcsm_attr.backbones.described_file import read_description, save_described
 from dcsm_attr.backbones.loading import WeightsError, load_weights, read_weights
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.backbones.stages import staged_trunk, stages_of
+from dcsm_attr.backbones.trunk_copy import copied_trunk
 from dcsm_attr.guest import preserved_random_state
 
 __all__ = ["GRID_STRIDE", "AffinityHead", "AffinityNet", "TrainedAffinityNet", "load_affinity_net", "save_affinity_net"]
@@ -95,7 +95,7 @@ class AffinityNet(nn.Module):
         """
         super().__init__()
         stages = stages_of(trunk)[-len(_WIDTHS) :]
-        self.trunk = staged_trunk(copy.deepcopy(trunk), stages)
+        self.trunk = staged_trunk(copied_trunk(trunk), stages)
         self.head = AffinityHead([stage.channels for stage in stages], norm)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def save_affinity_net(trained: TrainedAffinityNet, path: str | Path) -> None:
         path: of the file.
     """
     description = {
-        "architecture": asdict(trained.architecture),
+        "architecture": trained.architecture.plain(),
         "preprocess": asdict(trained.preprocess),
         "norm": trained.norm,
         "seed": trained.seed,

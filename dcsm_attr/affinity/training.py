@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dcsm_attr.affinity.affinities import affinities
-from dcsm_attr.affinity.labels import grid_labels, pair_labels
+from dcsm_attr.affinity.labels import pair_labels
 from dcsm_attr.affinity.loss import affinity_loss
 from dcsm_attr.affinity.neighbours import Border, neighbour_offsets, pair_mask
 from dcsm_attr.affinity.network import TrainedAffinityNet, load_affinity_net, save_affinity_net
 from dcsm_attr.attribution.inputs import rescaled
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.training.batches import BatchPlan
+from dcsm_attr.training.label_grid import grid_labels
 from dcsm_attr.training.labelled_canvases import LabelledBatch, LabelledCanvases, collate_labelled
 from dcsm_attr.training.loop import Settings, Task, batches_of, run_training
 from dcsm_attr.training.presets import Preset
@@ -126,7 +127,7 @@ class _Affinity(Task[LabelledBatch]):
 
     def described(self) -> dict[str, Any]:
         return {
-            "architecture": asdict(self._start.architecture),
+            "architecture": self._start.architecture.plain(),
             "preprocess": asdict(self._start.preprocess),
             "norm": self._start.norm,
             "radius": self._radius,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,16 +30,38 @@ class Architecture:
         num_classes: C.
         cut: see :func:`~dcsm_attr.backbones.convolutional.fully_convolutional`.
         head: see there.
+        output_stride: see there.
+        window, rate, centre_kept: of the head ``"fickle"``, see there.
     """
 
     model: str
     num_classes: int
     cut: str | None = None
     head: HeadName = "own"
+    output_stride: int | None = None
+    window: int = 9
+    rate: float = 0.9
+    centre_kept: bool = True
+
+    def plain(self) -> dict[str, Any]:
+        """The settings that this network has, ready for JSON; those of what it does without are left out."""
+        absent = set() if self.head == "fickle" else {"window", "rate", "centre_kept"}
+        if self.output_stride is None:
+            absent.add("output_stride")
+        return {name: value for name, value in asdict(self).items() if name not in absent}
 
     def network(self, backbone: nn.Module) -> ScoreMapNetwork:
         """Turn a model of that name into the network."""
-        return fully_convolutional(backbone, self.num_classes, cut=self.cut, head=self.head)
+        return fully_convolutional(
+            backbone,
+            self.num_classes,
+            cut=self.cut,
+            head=self.head,
+            output_stride=self.output_stride,
+            window=self.window,
+            rate=self.rate,
+            centre_kept=self.centre_kept,
+        )
 
     def new_network(self) -> ScoreMapNetwork:
         """Build the network with weights drawn from PyTorch's global generator.
@@ -117,7 +140,7 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
         path: of the file.
     """
     description = {
-        "architecture": asdict(classifier.architecture),
+        "architecture": classifier.architecture.plain(),
         "class_names": classifier.class_names,
         "preprocess": asdict(classifier.preprocess),
         "pooling": classifier.pooling,

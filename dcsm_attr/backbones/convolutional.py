@@ -11,19 +11,22 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from dcsm_attr.backbones.attention import attention_of
-from dcsm_attr.guest import unwrapped
+from dcsm_attr.backbones.dilation import keep_resolution
+from dcsm_attr.guest import evaluation_mode, unwrapped
+from dcsm_attr.initialisation import begin_unsure
+from dcsm_attr.stochastic.selection import StochasticSelection
 
 __all__ = [
     "HeadName",
     "ScoreMapNetwork",
-    "begin_unsure",
+    "channels_of",
     "convolution_of",
     "fully_convolutional",
     "normalised_head",
     "rectified_head",
 ]
 
-HeadName = Literal["own", "extended", "linear", "rectified", "normalised"]
+HeadName = Literal["own", "extended", "linear", "rectified", "normalised", "fickle"]
 
 # Where the trunk of each family ends, and the attributes that make up its head, in order.
 _FAMILIES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
@@ -48,8 +51,6 @@ _SCORE_MAP_NETWORKS = (tv.segmentation.DeepLabV3, tv.segmentation.FCN, tv.segmen
 # Pool and flatten: what a head of score maps does without.
 _LEFT_OUT = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten)
 _DEFAULT_WIDTH = 512
-# Most classes are absent from most pictures: a probability of 0.1 to begin with.
-_NEW_BIAS = -2.2
 
 
 class ScoreMapNetwork(nn.Module):
@@ -175,20 +176,28 @@ def normalised_head(
     )
 
 
-def begin_unsure(layer: nn.Conv2d) -> None:
-    """Draw the weights of a new layer of class scores, from PyTorch's global generator: each class is improbable.
+def channels_of(trunk: nn.Module) -> int:
+    """How many channels the map of a trunk has.
 
     Args:
-        layer: with a bias.
+        trunk: of a :class:`ScoreMapNetwork`; it is left as it is.
     """
-    # Small beside the inputs, which for rectified class scores reach ten and more.
-    nn.init.normal_(layer.weight, std=1 / layer.in_channels)
-    assert layer.bias is not None
-    nn.init.constant_(layer.bias, _NEW_BIAS)
+    parameter = next(trunk.parameters())
+    image = torch.zeros(1, 3, 224, 224, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad(), evaluation_mode(trunk):
+        return int(trunk(image)["map"].shape[1])
 
 
 def fully_convolutional(
-    model: nn.Module, num_classes: int | None = None, *, cut: str | None = None, head: HeadName = "own"
+    model: nn.Module,
+    num_classes: int | None = None,
+    *,
+    cut: str | None = None,
+    head: HeadName = "own",
+    output_stride: int | None = None,
+    window: int = 9,
+    rate: float = 0.9,
+    centre_kept: bool = True,
 ) -> ScoreMapNetwork:
     """Make a classifier give score maps, at any input size.
 
@@ -207,7 +216,13 @@ def fully_convolutional(
         head: ``"own"``: the model's; ``"extended"``: the model's with its classes, rectified, as a hidden layer, and
             one new 1 x 1 convolution on top, so that a trained head is of VGG's kind without being learned anew;
             ``"linear"``: one new 1 x 1 convolution; ``"rectified"``: see :func:`rectified_head`; ``"normalised"``: see
-            :func:`normalised_head`. New layers need ``num_classes``.
+            :func:`normalised_head`; ``"fickle"``: one new
+            :class:`~dcsm_attr.stochastic.selection.StochasticSelection`, FickleNet's. New layers need ``num_classes``.
+        output_stride: pixels of the image to one position of the trunk's map, see
+            :func:`~dcsm_attr.backbones.dilation.keep_resolution`. None: the model's own.
+        window: of ``head="fickle"``, side of the windows.
+        rate: of the same, probability that a unit is dropped.
+        centre_kept: of the same, whether the centre of a window is never dropped.
 
     Returns:
         The network, in the mode and on the device of the model, sharing no parameter with it.
@@ -218,7 +233,8 @@ def fully_convolutional(
     """
     if head in ("own", "extended") and cut is not None:
         raise ValueError(
-            f"cut={cut!r} takes the model's own head off: say head='linear', head='rectified' or head='normalised'."
+            f"cut={cut!r} takes the model's own head off: say head='linear', head='rectified', head='normalised' or "
+            "head='fickle'."
         )
     if head != "own" and num_classes is None:
         raise ValueError(f"head={head!r} is a new head, which needs num_classes.")
@@ -228,7 +244,9 @@ def fully_convolutional(
     end, parts = _family(own, cut)
     trunk = _trunk(own, end)
     parameter = next(own.parameters())
-    channels = _channels(trunk, parameter)
+    if output_stride is not None:
+        keep_resolution(trunk, output_stride)
+    channels = channels_of(trunk)
     if num_classes is None:
         built = nn.Sequential(*_convolutional(_in_order(own, parts), channels))
     elif head == "linear":
@@ -237,6 +255,8 @@ def fully_convolutional(
         built = rectified_head(channels, num_classes)
     elif head == "normalised":
         built = normalised_head(channels, num_classes)
+    elif head == "fickle":
+        built = nn.Sequential(StochasticSelection(channels, num_classes, window, rate, centre_kept=centre_kept))
     else:
         built = _with_new_classes(list(_convolutional(_in_order(own, parts), channels)), num_classes, head)
     return ScoreMapNetwork(trunk, built.to(parameter.device, parameter.dtype)).train(model.training)
@@ -285,15 +305,6 @@ def _trunk(model: nn.Module, end: str) -> nn.Module:
             f"{end!r} is not a place to cut {type(model).__name__} at; its stages: {', '.join(near)}."
         ) from error
     return trunk
-
-
-def _channels(trunk: nn.Module, parameter: Tensor) -> int:
-    image = torch.zeros(1, 3, 224, 224, device=parameter.device, dtype=parameter.dtype)
-    was_training = trunk.training
-    with torch.no_grad():
-        channels = int(trunk.eval()(image)["map"].shape[1])
-    trunk.train(was_training)
-    return channels
 
 
 def _in_order(model: nn.Module, parts: tuple[str, ...]) -> Iterator[nn.Module]:

@@ -114,6 +114,19 @@ class Preprocess:
         tensor[:, top : top + height, left : left + width] = self._normalised(pixels.float() / 255)
         return Prepared(tensor, pixels, top, left, (image.height, image.width))
 
+    def pixels(self, canvases: Tensor) -> Tensor:
+        """Undo the normalisation.
+
+        Args:
+            canvases: ``(..., 3, H, W)``, normalised.
+
+        Returns:
+            ``(..., 3, H, W)`` uint8. Where the canvas ``"paper"`` is empty, that is the mean colour.
+        """
+        values = canvases.float() * canvases.new_tensor(self.std)[:, None, None]
+        values = values + canvases.new_tensor(self.mean)[:, None, None]
+        return (255 * values).round_().clamp_(0, 255).to(torch.uint8)
+
     def _size_on_canvas(self, image: Image.Image) -> tuple[int, int]:
         side = self.side
         if self.canvas == "caffe":

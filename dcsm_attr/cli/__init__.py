@@ -13,11 +13,14 @@ from dcsm_attr.cli.attribute import attribute
 from dcsm_attr.cli.benchmark import benchmark
 from dcsm_attr.cli.demo import demo
 from dcsm_attr.cli.evaluate import evaluate
+from dcsm_attr.cli.ficklenet import ficklenet
 from dcsm_attr.cli.labels import labels
 from dcsm_attr.cli.miou import miou
 from dcsm_attr.cli.scenes import scenes
+from dcsm_attr.cli.seeds import seeds
 from dcsm_attr.cli.segment import segment
 from dcsm_attr.cli.train import train
+from dcsm_attr.cli.train_seg import train_seg
 
 __all__ = ["app", "main"]
 
@@ -36,6 +39,9 @@ app.command()(labels)
 app.command()(train)
 app.command()(evaluate)
 app.command()(affinity)
+app.command()(seeds)
+app.command()(ficklenet)
+app.command(name="train-seg")(train_seg)
 app.command()(miou)
 app.command()(ablate)
 app.command()(scenes)

@@ -13,8 +13,11 @@ from dcsm_attr.cli.collections import opened_collection
 from dcsm_attr.cli.options import (
     Background,
     Beta,
+    ClassifierFile,
+    Data,
     Device,
     DeviceName,
+    LabelsFile,
     MaxPixels,
     Method,
     MethodChoice,
@@ -60,26 +63,9 @@ class BorderChoice(str, Enum):
 
 
 def affinity(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA",
-            help="A VOC folder (VOCdevkit/VOC2012); or, with --labels, one of pictures.",
-            show_default=False,
-        ),
-    ],
-    weights: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE|demo", help="The classifier: a file that dcsm-attr train wrote.", show_default=False
-        ),
-    ],
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.csv", help="Image-level labels: columns id, split and labels. A VOC folder may do without."
-        ),
-    ] = None,
+    data: Data,
+    weights: ClassifierFile,
+    labels: LabelsFile = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="The photographs that AffinityNet learns from.")] = "train",
     also: Annotated[
         list[str] | None,

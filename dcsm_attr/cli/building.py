@@ -1,6 +1,7 @@
 """From the options of a command to a segmenter."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcsm_attr.cli.options import MethodChoice, PresetChoice, VariantChoice
@@ -126,8 +127,8 @@ def build_segmenter(
     """Load the model and put a segmenter around it.
 
     Args:
-        model: as the option of that name. A classifier that ``dcsm-attr train`` wrote, and the
-            shipped one, bring their own, and their labels.
+        model: as the option of that name. A classifier that ``dcsm-attr train`` wrote, a network that ``dcsm-attr
+            train-seg`` wrote, and the shipped classifier bring their own, and their labels.
         weights: as the option of that name.
         labels: as the option of that name.
         device: as the option of that name.
@@ -138,9 +139,12 @@ def build_segmenter(
         ValueError: if one of them is not known or they do not fit each other.
     """
     from dcsm_attr.backbones.loading import class_names, load_model
+    from dcsm_attr.seeded.network import is_segmentation_net
     from dcsm_attr.segmentation import Segmenter
     from dcsm_attr.segmentation.presets import PRESETS
 
+    if is_segmentation_net(weights):
+        return _network_segmenter(weights, device, saliency, settings)
     network: nn.Module
     activation: Activation = "auto"
     pooling: PoolingName = "max"
@@ -148,7 +152,7 @@ def build_segmenter(
         classifier = chosen_classifier(weights)
         network, names = classifier.network.to(chosen_device(device)), classifier.class_names
         pooling = classifier.pooling
-        settings = {"preprocess": classifier.preprocess, "architecture": asdict(classifier.architecture), **settings}
+        settings = {"preprocess": classifier.preprocess, "architecture": classifier.architecture.plain(), **settings}
     else:
         names = class_names(labels)
         network = load_model(model, weights, chosen_device(device))
@@ -157,6 +161,22 @@ def build_segmenter(
     preset = PRESETS[saliency.preset.value]
     settings = {"crf": preset.crf, "background_exponent": preset.background_exponent, **settings}
     return Segmenter(network, saliency=method, class_names=names, **settings)
+
+
+def _network_segmenter(weights: str, device: str, saliency: SaliencyOptions, settings: dict[str, Any]) -> "Segmenter":
+    from dcsm_attr.seeded.inference import NetworkSegmenter
+    from dcsm_attr.seeded.network import load_segmentation_net
+
+    of_maps = {"walk": "--walk", "background_exponent": "--background"}
+    given = [*saliency.arguments(), *(option for name, option in of_maps.items() if name in settings)]
+    if given:
+        raise ValueError(
+            f"{Path(weights).name} is a segmentation network, which labels pixels without class maps: leave out "
+            f"{', '.join(given)}."
+        )
+    trained = load_segmentation_net(weights)
+    trained.network.to(chosen_device(device))
+    return NetworkSegmenter(trained, **settings)
 
 
 def chosen_network(model: str, weights: str, labels: str) -> dict[str, str]:
@@ -178,8 +198,9 @@ def chosen_classifier(weights: str) -> "Classifier":
 
 def _brings_its_model(weights: str) -> bool:
     from dcsm_attr.backbones.classifier import is_classifier
+    from dcsm_attr.seeded.network import is_segmentation_net
 
-    return weights == _DEMO or is_classifier(weights)
+    return weights == _DEMO or is_classifier(weights) or is_segmentation_net(weights)
 
 
 def chosen_device(name: str) -> "torch.device":

@@ -99,11 +99,16 @@ def evaluate(
 ) -> None:
     """Measure the mean IoU of the label maps, before the CRF and after it, and the classifier's mean AP.
 
+    A segmentation network of dcsm-attr train-seg is measured in the same way: told nothing, all classes compete at each
+    pixel; the score of a class is its highest probability.
+
     Writes evaluation.md (tables) and evaluation.json (the same, with confusion matrices). A photograph or mask that
     cannot be read is left out and named.
 
     Examples:
       dcsm-attr evaluate VOCdevkit/VOC2012 --weights out/classifier/best.safetensors
+
+      dcsm-attr evaluate VOCdevkit/VOC2012 --weights out/segmentation/segmentation_net.safetensors --protocol both
 
       dcsm-attr evaluate VOCdevkit/VOC2012 --weights my-voc-vgg16.pth --split train --protocol known
 

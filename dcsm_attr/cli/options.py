@@ -15,13 +15,21 @@ Photographs = Annotated[
     ),
 ]
 ModelName = Annotated[str, typer.Option("--model", metavar="NAME", help="Any classification CNN of torchvision.")]
+OutputStride = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Pixels to one position of the backbone's map: its last strides become dilations. The model's own, if not "
+        "given.",
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(
         metavar="DEFAULT|demo|FILE",
         help="DEFAULT: torchvision's, downloaded once. Or a .safetensors, .pth or .pt file with the model's "
-        "parameters; pickled objects in it are never executed. A file that dcsm-attr train wrote brings its own model "
-        "and labels; so does demo, the shipped network of the scenes.",
+        "parameters; pickled objects in it are never executed. A file that dcsm-attr train or train-seg wrote brings "
+        "its own model and labels; so does demo, the shipped network of the scenes.",
     ),
 ]
 Labels = Annotated[
@@ -152,6 +160,37 @@ Background = Annotated[
         rich_help_panel=_METHOD_PANEL,
     ),
 ]
+
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="A VOC folder (VOCdevkit/VOC2012); or, with --labels, one of pictures.", show_default=False
+    ),
+]
+LabelsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE.csv",
+        help="Image-level labels: columns id, split and labels. A VOC folder may do without.",
+    ),
+]
+ClassifierFile = Annotated[
+    str,
+    typer.Option(
+        "--weights", metavar="FILE|demo", help="The classifier: a file that dcsm-attr train wrote.", show_default=False
+    ),
+]
+SaliencyLayer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Where it is seen how little is background: the layer in the middle of the network (of VGG-16 conv4_1), "
+        "if not given.",
+    ),
+]
+BackgroundShare = Annotated[float, typer.Option(help="Share of each photograph that becomes seeds of the background.")]
 
 
 class DeviceName(str, Enum):

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcsm_attr.cli.collections import opened_collection
-from dcsm_attr.cli.options import Device, DeviceName, MaxPixels, ModelName
+from dcsm_attr.cli.options import Device, DeviceName, MaxPixels, ModelName, OutputStride
 
 if TYPE_CHECKING:
     from dcsm_attr.training.presets import ClassifierPreset
 
 __all__ = ["train"]
+
+_FICKLE = "Head fickle"
 
 
 class HeadChoice(str, Enum):
@@ -24,6 +26,7 @@ class HeadChoice(str, Enum):
     LINEAR = "linear"
     RECTIFIED = "rectified"
     NORMALISED = "normalised"
+    FICKLE = "fickle"
 
 
 class PoolingChoice(str, Enum):
@@ -69,9 +72,24 @@ def train(
         typer.Option(
             help="own: the model's; extended: with its own classes, rectified, as a hidden layer; linear: one 1 x 1 "
             "convolution; rectified: of VGG's kind, drawn anew; normalised: the same with batch norms, for a cut "
-            "network."
+            "network; fickle: FickleNet's stochastic selection of hidden units."
         ),
     ] = HeadChoice.OWN,
+    output_stride: OutputStride = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Side of the windows, odd; 9, if not given.", rich_help_panel=_FICKLE),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Probability that a unit is dropped; 0.9, if not given.", rich_help_panel=_FICKLE),
+    ] = None,
+    general_dropout: Annotated[
+        bool,
+        typer.Option(
+            "--general-dropout", help="Drop the centres of windows too, as ordinary dropout.", rich_help_panel=_FICKLE
+        ),
+    ] = False,
     pooling: Annotated[
         PoolingChoice | None, typer.Option(help="From score maps to scores; the preset's, if not given.")
     ] = None,
@@ -105,6 +123,8 @@ def train(
 
       dcsm-attr train pictures --labels labels.csv --model resnet18 --cut layer3 --head normalised
 
+      dcsm-attr train VOCdevkit/VOC2012 --model vgg16 --cut features.29 --output-stride 8 --head fickle --size 321
+
       torchrun --nproc-per-node 4 -m dcsm_attr train VOCdevkit/VOC2012 --batch-size 32
     """
     import torch
@@ -116,6 +136,7 @@ def train(
     from dcsm_attr.training.loop import Settings
     from dcsm_attr.training.presets import PRESETS
 
+    fickle = _fickle_settings(head, window, rate, general_dropout)
     training, validation = (opened_collection(data, labels, split) for split in ("train", "val"))
     changes = {
         "steps": steps,
@@ -126,7 +147,7 @@ def train(
     chosen = _adapted(PRESETS[preset.value], {name: value for name, value in changes.items() if value is not None})
     torch.manual_seed(seed)
     names = training.class_names
-    architecture = Architecture(model, len(names), cut, head.value)
+    architecture = Architecture(model, len(names), cut, head.value, output_stride, **fickle)
     backbone = None if weights == "none" else weights
     classifier = build_classifier(architecture, backbone, names, Preprocess(size=size))
     settings = Settings(chosen, seed)
@@ -142,6 +163,15 @@ def train(
         tensorboard=tensorboard,
     )
     typer.echo(f"{output / 'best.safetensors'}: the best classifier; log.csv beside it says how it went.")
+
+
+def _fickle_settings(head: HeadChoice, window: int | None, rate: float | None, general_dropout: bool) -> dict[str, Any]:
+    """What was said of the stochastic selection."""
+    given = {"window": window, "rate": rate, "centre_kept": False if general_dropout else None}
+    settings = {name: value for name, value in given.items() if value is not None}
+    if settings and head is not HeadChoice.FICKLE:
+        raise ValueError("--window, --rate and --general-dropout belong to --head fickle.")
+    return settings
 
 
 def _adapted(preset: "ClassifierPreset", changes: dict[str, Any]) -> "ClassifierPreset":

@@ -4,7 +4,8 @@ Lee et al., "FickleNet", CVPR 2019. The maps may be those of any method that giv
 do with dropout switched on (:func:`~dcsm_attr.ficklenet.stochastic_saliency.stochastic_class_maps`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from dcsm_attr.maps import divide_by_maximum
 from dcsm_attr.palette import VOID
 
-__all__ = ["Aggregate", "aggregated"]
+__all__ = ["Aggregate", "aggregated", "aggregates"]
 
 
 @dataclass(frozen=True)
@@ -70,20 +71,33 @@ def aggregated(maps: Iterable[Tensor]) -> Aggregate:
     Raises:
         ValueError: if there is none, or they differ in shape.
     """
+    last = deque(aggregates(maps), maxlen=1)
+    if not last:
+        raise ValueError("there are no maps to aggregate: at least one is needed.")
+    return last[0]
+
+
+def aggregates(maps: Iterable[Tensor]) -> Iterator[Aggregate]:
+    """The aggregate of the first map, of the first two, and so on; each shares its memory with the next one.
+
+    Args:
+        maps: as in :func:`aggregated`.
+
+    Raises:
+        ValueError: if they differ in shape.
+    """
     aggregate: Aggregate | None = None
     for one in maps:
         normalised = divide_by_maximum(one.detach().to(torch.promote_types(one.dtype, torch.float32)))
         if aggregate is None:
             aggregate = Aggregate(normalised, normalised.clone(), 1)
-            continue
-        if normalised.shape != aggregate.highest.shape:
-            raise ValueError(
-                f"maps must all be of one shape (K, H, W); got {tuple(normalised.shape)} after "
-                f"{tuple(aggregate.highest.shape)}."
-            )
-        aggregate.total.add_(normalised)
-        torch.maximum(aggregate.highest, normalised, out=aggregate.highest)
-        aggregate = replace(aggregate, count=aggregate.count + 1)
-    if aggregate is None:
-        raise ValueError("there are no maps to aggregate: at least one is needed.")
-    return aggregate
+        else:
+            if normalised.shape != aggregate.highest.shape:
+                raise ValueError(
+                    f"maps must all be of one shape (K, H, W); got {tuple(normalised.shape)} after "
+                    f"{tuple(aggregate.highest.shape)}."
+                )
+            aggregate.total.add_(normalised)
+            torch.maximum(aggregate.highest, normalised, out=aggregate.highest)
+            aggregate = replace(aggregate, count=aggregate.count + 1)
+        yield aggregate

@@ -12,7 +12,7 @@ draw costs one sum over the cells.
 import torch
 from torch import Tensor
 
-from dcsm_attr.ficklenet.masks import seen_from_pixels
+from dcsm_attr.stochastic.masks import seen_from_pixels
 
 __all__ = ["elementwise_maps", "pooled_maps"]
 
@@ -21,7 +21,7 @@ def elementwise_maps(products: Tensor, masks: Tensor) -> Tensor:
     r"""Maps :math:`ReLU(\sum_k x_k \, \partial S^c / \partial x_k)` of each draw.
 
     Args:
-        products: ``(K, s * s, h, w)``, of :func:`~dcsm_attr.ficklenet.shifts.cell_products`.
+        products: ``(K, s * s, h, w)``, of :func:`~dcsm_attr.stochastic.shifts.cell_products`.
         masks: ``(M, s * s, h, w)`` bool, one a draw.
 
     Returns:

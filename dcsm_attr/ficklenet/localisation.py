@@ -14,11 +14,11 @@ from dcsm_attr.attribution.guided import plain_rectifiers
 from dcsm_attr.backbones.convolutional import ScoreMapNetwork
 from dcsm_attr.backbones.score_pooling import pooled_scores
 from dcsm_attr.ficklenet.linear_maps import elementwise_maps, pooled_maps
-from dcsm_attr.ficklenet.masks import drawing_from
-from dcsm_attr.ficklenet.selection import StochasticSelection
-from dcsm_attr.ficklenet.shifts import cell_products
 from dcsm_attr.guest import evaluation_mode, preserved_random_state, uncompiled
 from dcsm_attr.maps import upsample
+from dcsm_attr.stochastic.masks import drawing_from
+from dcsm_attr.stochastic.selection import StochasticSelection
+from dcsm_attr.stochastic.shifts import cell_products
 
 __all__ = ["GradCamForm", "fickle_maps", "grad_cam", "stochastic_maps"]
 
@@ -45,7 +45,7 @@ def fickle_maps(
     Lee et al., "FickleNet", CVPR 2019. The network is left as it is found, and so is PyTorch's random state.
 
     Args:
-        network: whose head holds a :class:`~dcsm_attr.ficklenet.selection.StochasticSelection`.
+        network: whose head holds a :class:`~dcsm_attr.stochastic.selection.StochasticSelection`.
         image: ``(1, 3, H, W)``, normalised as the network wants it.
         classes: K of the network's classes.
         draws: N, 200 in the paper.

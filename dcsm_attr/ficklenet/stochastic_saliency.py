@@ -7,8 +7,8 @@ from torch import Tensor
 from tqdm import trange
 
 from dcsm_attr.ficklenet.dropout import ActiveDropout
-from dcsm_attr.ficklenet.masks import drawing_from
 from dcsm_attr.segmentation.segmenter import Saliency
+from dcsm_attr.stochastic.masks import drawing_from
 
 __all__ = ["stochastic_class_maps"]
 

@@ -1,22 +1,27 @@
 """What the CRF makes of a network's scores while it learns: the target of the boundary loss, and where regions grow."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dcsm_attr.crf import DenseCRF
 
-__all__ = ["TRAINING_CRF", "refined"]
+__all__ = ["TEST_CRF", "TRAINING_CRF", "refined"]
 
-#: The CRF of SEC on score maps of 41 x 41, whose pixels are twelve times as far apart as the constants say.
-TRAINING_CRF = DenseCRF(
+#: The CRF of SEC on photographs.
+TEST_CRF = DenseCRF(
     bilateral_weight=10.0,
-    bilateral_xy=80 / 12,
+    bilateral_xy=80.0,
     bilateral_rgb=13.0,
     gaussian_weight=3.0,
-    gaussian_xy=3 / 12,
+    gaussian_xy=3.0,
     iterations=10,
 )
+
+#: The same on score maps of 41 x 41, whose pixels are twelve times as far apart as the constants say.
+TRAINING_CRF = replace(TEST_CRF, bilateral_xy=80 / 12, gaussian_xy=3 / 12)
 
 _FLOOR = 1e-4
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ def train_classifier(
 class _Classification(Task[CanvasBatch]):
     """Image-level labels from score maps."""
 
-    measured: ClassVar[tuple[str, ...]] = ("validation_map",)
+    measured = ("validation_map",)
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class _Classification(Task[CanvasBatch]):
 
     def described(self) -> dict[str, Any]:
         return {
-            "architecture": asdict(self._classifier.architecture),
+            "architecture": self._classifier.architecture.plain(),
             "preprocess": asdict(self._classifier.preprocess),
         }
 

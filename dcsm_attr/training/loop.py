@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class Task(ABC, Generic[_Batch]):
         photographs: to learn from, their number.
     """
 
-    measured: ClassVar[tuple[str, ...]] = ()
+    measured: tuple[str, ...] = ()
     network: Any
     photographs: int
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
 
 from dcsm_attr.training.presets import Preset
 
@@ -50,6 +50,8 @@ def optimisation(network: PartedNetwork, preset: Preset) -> tuple[torch.optim.Op
         return optimiser, LambdaLR(optimiser, lambda step: 1.0)
     if preset.schedule == "poly":
         return optimiser, LambdaLR(optimiser, lambda step: (1 - min(step, preset.steps) / preset.steps) ** _POLY_POWER)
+    if preset.decay is not None:
+        return optimiser, StepLR(optimiser, *preset.decay)
     # The momentum stays: the last step of the schedule is one more than there are.
     total = preset.steps + 1
     # The rise takes a fifth of the steps, but one at least: PyTorch divides by its length.

@@ -17,7 +17,7 @@ class Preset:
     Attributes:
         optimiser: ``"sgd"`` with momentum, or ``"adamw"``.
         schedule: ``"constant"``; ``"onecycle"``: the rate rises and falls once (Smith and Topin 2017); ``"poly"``: it
-            falls to zero as ``(1 - step / steps) ** 0.9``.
+            falls to zero as ``(1 - step / steps) ** 0.9``; ``"step"``: see ``decay``.
         learning_rate: of the trunk; with one-cycle the highest.
         head_rate: of the head, as a multiple of that.
         weight_decay: of all parameters with more than one dimension.
@@ -27,10 +27,11 @@ class Preset:
         ratios: between which each batch is resized, both sides alike.
         gradient_limit: norm that the gradient is scaled down to. None: there is no limit.
         momentum: of SGD.
+        decay: of the schedule ``"step"``: a number of steps, and the factor of the rate whenever so many are done.
     """
 
     optimiser: Literal["sgd", "adamw"]
-    schedule: Literal["constant", "onecycle", "poly"]
+    schedule: Literal["constant", "onecycle", "poly", "step"]
     learning_rate: float
     head_rate: float
     weight_decay: float
@@ -40,6 +41,7 @@ class Preset:
     ratios: tuple[float, float] = (0.7, 1.4)
     gradient_limit: float | None = None
     momentum: float = 0.9
+    decay: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -54,6 +56,10 @@ class Preset:
             raise ValueError(f"head_only must lie between 0 and steps = {self.steps}, got {self.head_only}.")
         if not 0 < self.ratios[0] <= self.ratios[1] <= 4:
             raise ValueError(f"ratios must be positive, ascending and at most 4, got {self.ratios}.")
+        if (self.schedule == "step") != (self.decay is not None):
+            raise ValueError(f"the schedule 'step' alone needs decay; got {self.schedule!r} with decay={self.decay}.")
+        if self.decay is not None and (self.decay[0] < 1 or not 0 < self.decay[1] <= 1):
+            raise ValueError(f"decay must be a number of steps and a factor in (0, 1], got {self.decay}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """One training over several processes, as ``torchrun`` starts them."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +9,13 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = ["Processes", "own_device", "process_group"]
 
 _Item = TypeVar("_Item")
+
+_groups = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,12 @@ def process_group(device: torch.device) -> Iterator[Processes]:
     if "WORLD_SIZE" not in os.environ:
         yield Processes()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Groups that follow each other in one run share the store of torchrun: what an earlier one has left there, such as
+    # the addresses of its processes, must not be taken for this one's.
+    store, rank, count = next(rendezvous("env://"))
+    own = dist.PrefixStore(f"training {next(_groups)}", store)  # type: ignore[attr-defined]
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=own, rank=rank, world_size=count)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

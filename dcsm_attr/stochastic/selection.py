@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from dcsm_attr.backbones.convolutional import begin_unsure
-from dcsm_attr.ficklenet.gathering import gathered_convolution
-from dcsm_attr.ficklenet.masks import check_rate, check_window, selection_masks
-from dcsm_attr.ficklenet.shifts import shifted_convolution
+from dcsm_attr.initialisation import begin_unsure
+from dcsm_attr.stochastic.gathering import gathered_convolution
+from dcsm_attr.stochastic.masks import check_rate, check_window, selection_masks
+from dcsm_attr.stochastic.shifts import shifted_convolution
 
 __all__ = ["StochasticSelection", "selected_convolution"]
 
@@ -20,7 +20,7 @@ def selected_convolution(x: Tensor, weight: Tensor, masks: Tensor, rate: float) 
     Args:
         x: ``(N, D, h, w)`` features.
         weight: ``(C, D, s, s)``, s odd.
-        masks: ``(N, s * s, h, w)`` bool, of :func:`~dcsm_attr.ficklenet.masks.selection_masks`.
+        masks: ``(N, s * s, h, w)`` bool, of :func:`~dcsm_attr.stochastic.masks.selection_masks`.
         rate: at which they were drawn.
 
     Returns:
@@ -36,7 +36,8 @@ class StochasticSelection(nn.Conv2d):
 
     Lee et al., "FickleNet", CVPR 2019. The mask is the same for all channels and another for each window: two windows
     that share a pixel may disagree about it. Inference drops too, for that is what makes the maps of one picture
-    differ. The random numbers are those of :func:`~dcsm_attr.ficklenet.masks.drawing_from`, else PyTorch's global ones.
+    differ. The random numbers are those of :func:`~dcsm_attr.stochastic.masks.drawing_from`, else PyTorch's global
+    ones.
 
     The paper does not say whether what is kept is scaled up; here it is not, unless ``rescale`` is set.
 
@@ -109,7 +110,7 @@ class StochasticSelection(nn.Conv2d):
             x: ``(N, D, h, w)``.
 
         Returns:
-            ``(M, s * s, h, w)`` bool, see :func:`~dcsm_attr.ficklenet.masks.selection_masks`.
+            ``(M, s * s, h, w)`` bool, see :func:`~dcsm_attr.stochastic.masks.selection_masks`.
         """
         size = (x.shape[2], x.shape[3])
         return selection_masks(

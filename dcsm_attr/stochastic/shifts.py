@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcsm_attr.ficklenet.masks import seen_from_pixels
+from dcsm_attr.stochastic.masks import seen_from_pixels
 
 __all__ = ["cell_products", "shifted_convolution"]
 
@@ -39,7 +39,7 @@ def shifted_convolution(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
     Args:
         x: ``(N, D, h, w)`` features.
         weight: ``(C, D, s, s)``, s odd.
-        masks: ``(N, s * s, h, w)`` bool, of :func:`~dcsm_attr.ficklenet.masks.selection_masks`.
+        masks: ``(N, s * s, h, w)`` bool, of :func:`~dcsm_attr.stochastic.masks.selection_masks`.
 
     Returns:
         ``(N, C, h, w)``: at each position the sum over the kept cells of its window; the map is padded with zeros.

@@ -23,7 +23,7 @@ def expanded_convolution(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
     Args:
         x: ``(N, D, h, w)`` features.
         weight: ``(C, D, s, s)``, s odd.
-        masks: ``(N, s * s, h, w)`` bool, of :func:`~dcsm_attr.ficklenet.masks.selection_masks`.
+        masks: ``(N, s * s, h, w)`` bool, of :func:`~dcsm_attr.stochastic.masks.selection_masks`.
 
     Returns:
         ``(N, C, h, w)``: at each position the sum over the kept cells of its window; the map is padded with zeros.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dcsm_attr.ficklenet.masks import cell_offsets
+from dcsm_attr.stochastic.masks import cell_offsets
 
 __all__ = ["gathered_convolution"]
 
@@ -23,7 +23,7 @@ def gathered_convolution(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
     Args:
         x: ``(N, D, h, w)`` features.
         weight: ``(C, D, s, s)``, s odd.
-        masks: ``(N, s * s, h, w)`` bool, of :func:`~dcsm_attr.ficklenet.masks.selection_masks`.
+        masks: ``(N, s * s, h, w)`` bool, of :func:`~dcsm_attr.stochastic.masks.selection_masks`.
 
     Returns:
         ``(N, C, h, w)``: at each position the sum over the kept cells of its window; the map is padded with zeros. It

@@ -1,0 +1,115 @@
+"""FickleNet's seeds over the dropout rate, general and centre-preserving, and over the number of draws.
+
+    python benchmarks/fickle_rates.py VOC FOLDER [--count N] [TRAIN OPTIONS]
+
+For each rate a classifier is trained into FOLDER by ``dcsm-attr train --head fickle``, with the options that follow,
+such as ``--model squeezenet1_1 --output-stride 8 --size 320``; then the seeds of photographs of split train are
+compared with their masks, where what no map is sure of counts as background. What is done already is not done again.
+Writes results/fickle_rates.json and prints its table. It has the shape of the paper's Table 5, which shows the mean IoU
+of the segmentation networks trained from the seeds.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from dcsm_attr.backbones.classifier import Classifier, load_classifier
+from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.masks import read_mask
+from dcsm_attr.datasets.voc import voc_collection
+from dcsm_attr.evaluation.miou import confusion_matrix
+from dcsm_attr.evaluation.provenance import measured_on
+from dcsm_attr.evaluation.result import Confusion
+from dcsm_attr.ficklenet.aggregation import aggregates
+from dcsm_attr.ficklenet.localisation import fickle_maps
+from dcsm_attr.files import writable_folder, write_json
+from dcsm_attr.images import read_image
+from dcsm_attr.palette import VOID
+from dcsm_attr.seeded.seed_files import resized_labels
+
+RATES = (0.0, 0.3, 0.5, 0.7, 0.9)
+KINDS = ("centre-preserving", "general")
+DRAWS = (1, 5, 10, 25, 50, 100, 200)
+RESULT = Path(__file__).parent / "results" / "fickle_rates.json"
+
+
+def trained(voc: Path, folder: Path, rate: float, kind: str, options: list[str]) -> Classifier:
+    """The classifier of a rate; its training goes on, or is left out if it is done."""
+    command = [sys.executable, "-m", "dcsm_attr", "train", str(voc), "--head", "fickle", "--rate", str(rate)]
+    command += ["--general-dropout"] if kind == "general" else []
+    subprocess.run([*command, *options, "--output", str(folder)], check=True)
+    return load_classifier(folder / "best.safetensors")
+
+
+def counts_of(classifier: Classifier, photograph: Photograph, device: str) -> dict[int, torch.Tensor]:
+    """The confusion matrix after each number of draws, of one pass."""
+    prepared = classifier.preprocess(read_image(photograph.path))
+    assert photograph.mask is not None
+    mask = read_mask(photograph.mask, prepared.size, len(classifier.class_names))
+    canvas = prepared.tensor[None].to(device)
+    size = (canvas.shape[2], canvas.shape[3])
+    maps = fickle_maps(classifier.network, canvas, photograph.classes, max(DRAWS), size=size)
+    found = {}
+    for aggregate in aggregates(prepared.crop(one) for one in maps):
+        if aggregate.count in DRAWS:
+            labels = resized_labels(aggregate.labels(photograph.classes), prepared.size).cpu()
+            labels = labels.where(labels != VOID, 0)
+            found[aggregate.count] = confusion_matrix(labels, mask, 1 + len(classifier.class_names), VOID)
+    return found
+
+
+def measured(classifier: Classifier, collection: Collection) -> dict[str, dict[str, float]]:
+    """Mean IoU and what is covered, by the number of draws."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    classifier.network.to(device)
+    labels = 1 + len(classifier.class_names)
+    totals = {draws: torch.zeros(labels, labels, dtype=torch.int64) for draws in DRAWS}
+    for number, photograph in enumerate(collection):
+        for draws, counts in counts_of(classifier, photograph, device).items():
+            totals[draws] += counts
+        print(f"\r{number + 1} of {len(collection)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return {str(draws): _figures(Confusion(counts)) for draws, counts in totals.items()}
+
+
+def _figures(confusion: Confusion) -> dict[str, float]:
+    shares = {"mean IoU": confusion.mean_iou, "covered": confusion.coverage, "spilled": confusion.spilled}
+    return {name: round(100 * value, 2) for name, value in shares.items()}
+
+
+def main() -> None:
+    """Train, measure, print a table, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("voc", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=128, help="photographs, evenly spread; 0: all")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    given, options = parser.parse_known_args()
+    folder = writable_folder(given.folder)
+    collection = voc_collection(given.voc, "train").spread(given.count)
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    print(f"{'mean IoU in %':>24}" + "".join(f"{f'N = {draws}':>10}" for draws in DRAWS))
+    for kind in KINDS:
+        for rate in RATES:
+            if not rate and kind == "general":
+                continue  # The same as the other kind.
+            name = f"{kind}, {rate:g}"
+            kept = folder / f"{kind}-{rate:g}" / f"seeds-{len(collection)}.json"
+            if not kept.exists():
+                classifier = trained(given.voc, kept.parent, rate, kind, options)
+                write_json(kept, measured(classifier, collection))
+            results[name] = json.loads(kept.read_text())
+            row = "".join(f"{results[name][str(draws)]['mean IoU']:>10.1f}" for draws in DRAWS)
+            print(f"{name:>24}{row}", flush=True)
+    command = shlex.join(["python", "benchmarks/fickle_rates.py", "VOC", "FOLDER", f"--count={given.count}", *options])
+    content = {"measured": measured_on(command), "photographs": len(collection), "by rate, then by draws": results}
+    write_json(given.result, content)
+
+
+if __name__ == "__main__":
+    main()

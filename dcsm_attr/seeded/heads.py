@@ -1,0 +1,99 @@
+"""Heads of segmentation networks: from the map of a trunk to logits of labels."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.models.segmentation.fcn import FCNHead
+
+__all__ = ["FieldOfViewHead", "SegmentationHead", "segmentation_head"]
+
+SegmentationHead = Literal["deeplab", "fcn", "largefov", "aspp"]
+
+# DeepLab-LargeFOV has one branch; DeepLab v2 and DSRG sum four.
+_LARGE_FIELD = (12,)
+_PYRAMID = (6, 12, 18, 24)
+# Of torchvision's DeepLab v3, for maps at stride 8.
+_RATES = (12, 24, 36)
+_WIDTH = 1024
+
+
+class FieldOfViewHead(nn.Module):
+    """VGG's fc6, fc7 and fc8 as convolutions, of which fc6 looks far by dilation; several branches are summed.
+
+    Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 2015
+    (DeepLab-LargeFOV: one branch of dilation 12); Huang et al., CVPR 2018 (DSRG: four, of 6, 12, 18 and 24). Differs
+    from both in that fc6 and fc7 are drawn anew instead of being thinned out from VGG's.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        labels: int,
+        dilations: Sequence[int] = _LARGE_FIELD,
+        width: int = _WIDTH,
+        dropout: float = 0.5,
+    ) -> None:
+        """Draw the layers from PyTorch's global generator.
+
+        Args:
+            channels: of the trunk's map.
+            labels: L.
+            dilations: of fc6, one a branch.
+            width: of the hidden layers.
+            dropout: probability, behind each of them.
+        """
+        super().__init__()
+        self.branches = nn.ModuleList(_branch(channels, labels, dilation, width, dropout) for dilation in dilations)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Sum the branches.
+
+        Args:
+            maps: ``(N, D, h, w)``.
+
+        Returns:
+            ``(N, L, h, w)`` logits.
+        """
+        first, *others = (branch(maps) for branch in self.branches)
+        summed: Tensor = sum(others, start=first)
+        return summed
+
+
+def _branch(channels: int, labels: int, dilation: int, width: int, dropout: float) -> nn.Sequential:
+    hidden = [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.Conv2d(width, width, 1)]
+    last = nn.Conv2d(width, labels, 1)
+    for layer in hidden:
+        nn.init.kaiming_normal_(layer.weight)
+    # As released: labels begin equally probable.
+    nn.init.normal_(last.weight, std=0.01)
+    for layer in (*hidden, last):
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+    rectified = [part for layer in hidden for part in (layer, nn.ReLU(inplace=True), nn.Dropout(dropout))]
+    return nn.Sequential(*rectified, last)
+
+
+def segmentation_head(name: SegmentationHead, channels: int, labels: int) -> nn.Module:
+    """Build a head, with weights drawn from PyTorch's global generator.
+
+    Args:
+        name: ``"deeplab"``: torchvision's ``DeepLabHead``, of DeepLab v3; ``"fcn"``: its ``FCNHead``; ``"largefov"``:
+            :class:`FieldOfViewHead` with one branch; ``"aspp"``: that with DSRG's four.
+        channels: of the trunk's map.
+        labels: L.
+
+    Raises:
+        ValueError: if there is no such head.
+    """
+    head: nn.Module
+    if name == "deeplab":
+        head = DeepLabHead(channels, labels, _RATES)
+    elif name == "fcn":
+        head = FCNHead(channels, labels)
+    elif name in ("largefov", "aspp"):
+        head = FieldOfViewHead(channels, labels, _LARGE_FIELD if name == "largefov" else _PYRAMID)
+    else:
+        raise ValueError(f"head must be one of {', '.join(map(repr, get_args(SegmentationHead)))}; got {name!r}.")
+    return head

@@ -1,0 +1,99 @@
+"""A classifier whose head selects hidden units at random: its file, its training, and that it resumes exactly."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_train_classifier import CANVAS, NAMES, PRESET, SETTINGS, last_weights, pictures
+from torch import nn
+
+import dcsm_attr.training.classifier as module
+from dcsm_attr.backbones.classifier import Architecture, build_classifier, load_classifier, save_classifier
+from dcsm_attr.backbones.convolutional import fully_convolutional
+from dcsm_attr.stochastic.masks import drawing_from
+from dcsm_attr.stochastic.selection import StochasticSelection
+from dcsm_attr.training.classifier import train_classifier
+from dcsm_attr.training.loop import Settings
+
+ARCHITECTURE = Architecture("squeezenet1_1", 2, "features.4", "fickle", window=3, rate=0.5, centre_kept=False)
+
+
+def fickle():
+    torch.manual_seed(7)
+    return build_classifier(ARCHITECTURE, None, NAMES, CANVAS)
+
+
+def train(folder, collection, settings=SETTINGS):
+    return train_classifier(fickle(), collection, collection, folder, settings, workers=0, progress=False)
+
+
+def test_the_file_brings_window_rate_and_kind(tmp_path):
+    built = fickle()
+    save_classifier(built, tmp_path / "net.safetensors")
+    found = load_classifier(tmp_path / "net.safetensors")
+    assert found.architecture == ARCHITECTURE
+    (selection,) = found.network.head
+    assert isinstance(selection, StochasticSelection)
+    assert (selection.kernel_size, selection.rate, selection.centre_kept) == ((3, 3), 0.5, False)
+    images = torch.randn(1, 3, 48, 48)
+    scores = []
+    for network in (built.network.eval(), found.network):
+        with torch.no_grad(), drawing_from(torch.Generator().manual_seed(3)):
+            scores.append(network(images))
+    assert torch.equal(*scores)
+
+
+def test_only_what_a_network_has_is_told():
+    plain = Architecture("squeezenet1_1", 2, "features.4", "linear")
+    assert plain.plain() == {"model": "squeezenet1_1", "num_classes": 2, "cut": "features.4", "head": "linear"}
+    assert Architecture(**plain.plain()) == plain
+    assert ARCHITECTURE.plain() == {
+        "model": "squeezenet1_1",
+        "num_classes": 2,
+        "cut": "features.4",
+        "head": "fickle",
+        "window": 3,
+        "rate": 0.5,
+        "centre_kept": False,
+    }
+    dilated = replace(ARCHITECTURE, output_stride=8)
+    assert Architecture(**dilated.plain()) == dilated
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"window": 4}, "window must be odd"), ({"rate": 1.5}, "rate is the probability")],
+)
+def test_windows_and_rates_are_checked(arguments, message):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    with pytest.raises(ValueError, match=message):
+        fully_convolutional(model, 2, cut="0", head="fickle", **arguments)
+
+
+def test_it_learns(tmp_path):
+    collection = pictures(tmp_path / "p", 12)
+    preset = replace(PRESET, steps=60, batch_size=6, pooling="average", head_only=0)
+    best = train(tmp_path / "out", collection, Settings(preset, validate_every=20))
+    rows = (tmp_path / "out" / "log.csv").read_text().splitlines()
+    assert max(float(row.split(",")[3]) for row in rows[1:]) > 0.95, rows
+    assert best.pooling == "average"
+
+
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    collection = pictures(tmp_path / "p", 7)
+    train(tmp_path / "whole", collection)
+    calls, original = [], module.multi_label_loss
+
+    def failing(logits, present):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return original(logits, present)
+
+    monkeypatch.setattr(module, "multi_label_loss", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", collection)
+    monkeypatch.setattr(module, "multi_label_loss", original)
+    train(tmp_path / "cut", collection)
+    whole, cut = last_weights(tmp_path / "whole"), last_weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
