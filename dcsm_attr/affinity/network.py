@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from dcsm_attr.affinity.affinities import Norm
 from dcsm_attr.backbones.classifier import Architecture
-from dcsm_attr.backbones.described_file import read_description, save_described
-from dcsm_attr.backbones.loading import WeightsError, load_weights, read_weights
+from dcsm_attr.backbones.described_file import building_from, read_description, save_described
+from dcsm_attr.backbones.loading import load_weights, read_weights
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.backbones.stages import staged_trunk, stages_of
 from dcsm_attr.backbones.trunk_copy import copied_trunk
-from dcsm_attr.guest import preserved_random_state
 
 __all__ = ["GRID_STRIDE", "AffinityHead", "AffinityNet", "TrainedAffinityNet", "load_affinity_net", "save_affinity_net"]
 
@@ -166,16 +165,10 @@ def load_affinity_net(path: str | Path) -> TrainedAffinityNet:
         WeightsError: if the file is missing, incomplete, or no AffinityNet of this package.
     """
     description = read_description(path, _KEY, "AffinityNet that `dcsm-attr affinity` wrote", "Train one.")
-    try:
+    with building_from(path, "train again."):
         architecture = Architecture(**description["architecture"])
         preprocess = Preprocess.from_plain(description["preprocess"])
         norm, seed = description["norm"], description["seed"]
-        with preserved_random_state(torch.device("cpu")):
-            network = AffinityNet(architecture.new_network().trunk, norm)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: what it says of its network is not complete ({type(error).__name__}: {error}). It may be that of "
-            "another version: train again."
-        ) from error
+        network = AffinityNet(architecture.new_network().trunk, norm)
     load_weights(network, read_weights(path), str(path))
     return TrainedAffinityNet(network.eval(), architecture, preprocess, norm, seed)

@@ -5,16 +5,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dcsm_attr.backbones.convolutional import HeadName, ScoreMapNetwork, fully_convolutional
-from dcsm_attr.backbones.described_file import has_description, read_description, save_described
-from dcsm_attr.backbones.loading import WeightsError, load_model, load_weights, new_model, read_weights
+from dcsm_attr.backbones.described_file import building_from, has_description, read_description, save_described
+from dcsm_attr.backbones.loading import load_model, load_weights, new_model, read_weights
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.backbones.scene_net import SCENE_NET, SceneNet, scene_score_maps
 from dcsm_attr.backbones.score_pooling import PoolingName
-from dcsm_attr.guest import preserved_random_state
 
 __all__ = ["Architecture", "Classifier", "build_classifier", "is_classifier", "load_classifier", "save_classifier"]
 
@@ -168,17 +166,11 @@ def load_classifier(path: str | Path) -> Classifier:
     description = read_description(
         path, _KEY, "classifier that `dcsm-attr train` wrote", "Name the model beside it (--model)."
     )
-    try:
+    with building_from(path, "train again, or load the weights with --model."):
         architecture = Architecture(**description["architecture"])
         preprocess = Preprocess.from_plain(description["preprocess"])
         names, pooling = tuple(description["class_names"]), description["pooling"]
         _check_names(architecture, names)
-        with preserved_random_state(torch.device("cpu")):
-            network = architecture.new_network()
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: what it says of its classifier is not complete ({type(error).__name__}: {error}). It may be that "
-            "of another version: train again, or load the weights with --model."
-        ) from error
+        network = architecture.new_network()
     load_weights(network, read_weights(path), str(path))
     return Classifier(network.eval(), architecture, names, preprocess, pooling)

@@ -1,18 +1,21 @@
 """Weights with a description of what they belong to, in one safetensors file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from dcsm_attr.backbones.loading import WeightsError
 from dcsm_attr.files import atomic_path
+from dcsm_attr.guest import preserved_random_state
 
-__all__ = ["has_description", "read_description", "save_described"]
+__all__ = ["building_from", "has_description", "read_description", "save_described"]
 
 
 def save_described(network: nn.Module, path: str | Path, key: str, description: Mapping[str, Any]) -> None:
@@ -58,6 +61,27 @@ def read_description(path: str | Path, key: str, what: str, otherwise: str) -> d
     except json.JSONDecodeError as error:
         raise WeightsError(f"{path}: what it says of its {what.split()[0]} is damaged ({error}).") from error
     return description
+
+
+@contextmanager
+def building_from(path: str | Path, otherwise: str) -> Iterator[None]:
+    """Build a network from its description within this context; its weights are drawn, but nothing random is used up.
+
+    Args:
+        path: of the file, for messages.
+        otherwise: what to do if the description is not whole, for messages.
+
+    Raises:
+        WeightsError: if an entry is missing or describes nothing that can be built.
+    """
+    try:
+        with preserved_random_state(torch.device("cpu")):
+            yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: what it says of its network is not complete ({type(error).__name__}: {error}). It may be that of "
+            f"another version: {otherwise}"
+        ) from error
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -3,17 +3,15 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from dcsm_attr.backbones.classifier import Architecture
 from dcsm_attr.backbones.convolutional import channels_of
-from dcsm_attr.backbones.described_file import has_description, read_description, save_described
+from dcsm_attr.backbones.described_file import building_from, has_description, read_description, save_described
 from dcsm_attr.backbones.dilation import keep_resolution
-from dcsm_attr.backbones.loading import WeightsError, load_weights, read_weights
+from dcsm_attr.backbones.loading import load_weights, read_weights
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.backbones.trunk_copy import copied_trunk
-from dcsm_attr.guest import preserved_random_state
 from dcsm_attr.seeded.heads import SegmentationHead, segmentation_head
 
 __all__ = [
@@ -129,18 +127,12 @@ def load_segmentation_net(path: str | Path) -> TrainedSegmentationNet:
         WeightsError: if the file is missing, incomplete, or no segmentation network of this package.
     """
     description = read_description(path, _KEY, "segmentation network that `dcsm-attr train-seg` wrote", "Train one.")
-    try:
+    with building_from(path, "train again."):
         architecture = Architecture(**description["architecture"])
         preprocess = Preprocess.from_plain(description["preprocess"])
         names = tuple(description["class_names"])
         head, output_stride = description["head"], description["output_stride"]
         learned_from = description["learned_from"]
-        with preserved_random_state(torch.device("cpu")):
-            network = SegmentationNet(architecture.new_network().trunk, len(names), head, output_stride)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: what it says of its network is not complete ({type(error).__name__}: {error}). It may be that of "
-            "another version: train again."
-        ) from error
+        network = SegmentationNet(architecture.new_network().trunk, len(names), head, output_stride)
     load_weights(network, read_weights(path), str(path))
     return TrainedSegmentationNet(network.eval(), architecture, head, output_stride, names, preprocess, learned_from)
