@@ -217,7 +217,7 @@ class Colours(nn.Module):
 
 
 def oracle(scale=20.0):
-    return TrainedAffinityNet(Colours(scale), Architecture("squeezenet1_1", 2), CANVAS)
+    return TrainedAffinityNet(Colours(scale), Architecture("squeezenet1_1", 2), CANVAS, "sum")
 
 
 def test_the_walk_mends_a_blurred_map():

@@ -122,7 +122,7 @@ STAGES = {
     "averaging": ClassMaps.mapped,
     "joining": ClassMaps.concatenated,
     "background": eq.background,
-    "label probabilities": eq.label_probabilities,
+    "label scores": eq.label_scores,
     "CRF": DenseCRF.__call__,
     "lattice": PermutohedralLattice.__init__,
     "filter": PermutohedralLattice.filter,

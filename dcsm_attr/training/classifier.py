@@ -142,9 +142,10 @@ class _Classification(Task[CanvasBatch]):
 
     def _validated(self, rows: list[tuple[int, list[float]]], failures: Sequence[str]) -> Validation:
         if not rows:
-            raise ValueError(
+            told = (
                 f"none of the {len(self._validation)} validation photographs could be read; the first: {min(failures)}"
             )
+            return Validation(failures=failures, error=told)
         scores = torch.tensor([scores for _, scores in rows])
         present = self._validation.presence()[[number for number, _ in rows]]
         value = float(mean_average_precision(scores, present))

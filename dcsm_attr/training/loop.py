@@ -81,11 +81,13 @@ class Validation:
         columns: of the log, by name; those that the task says it measures.
         score: the network is kept where it is higher than ever before. None: it is kept anyway.
         failures: a line for each photograph that could not be read.
+        error: why nothing could be measured, which ends the training once the failures are written; empty if it could.
     """
 
     columns: Mapping[str, float] = field(default_factory=dict)
     score: float | None = None
     failures: Sequence[str] = ()
+    error: str = ""
 
 
 class Task(ABC, Generic[_Batch]):
@@ -348,10 +350,12 @@ class _Run:
         self._network.eval()
         found = self._task.validate(processes, workers)
         self._failures = sorted(set(processes.gathered([*self._failures, *found.failures])))
+        if processes.is_first and self._failures:
+            write_json(self._folder / _UNREADABLE, {"failures": self._failures})
+        if found.error:
+            raise ValueError(found.error)
         if not processes.is_first:
             return
-        if self._failures:
-            write_json(self._folder / _UNREADABLE, {"failures": self._failures})
         line = {
             "step": self._step,
             "loss": f"{self._loss:.5f}",
