@@ -20,7 +20,7 @@ import torch
 
 from dcsm_attr.backbones.classifier import Classifier, load_classifier
 from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.datasets.masks import read_mask
+from dcsm_attr.datasets.masks import read_mask, resized_labels
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.miou import confusion_matrix
 from dcsm_attr.evaluation.provenance import measured_on
@@ -30,7 +30,6 @@ from dcsm_attr.ficklenet.localisation import fickle_maps
 from dcsm_attr.files import writable_folder, write_json
 from dcsm_attr.images import read_image
 from dcsm_attr.palette import VOID
-from dcsm_attr.seeded.seed_files import resized_labels
 
 RATES = (0.0, 0.3, 0.5, 0.7, 0.9)
 KINDS = ("centre-preserving", "general")

@@ -29,6 +29,7 @@ from dcsm_attr.ablation.method import Method
 from dcsm_attr.backbones.classifier import Classifier
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import Collection
+from dcsm_attr.datasets.masks import resized_labels
 from dcsm_attr.evaluation.measurable import UNMEASURABLE
 from dcsm_attr.evaluation.miou import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, Protocol
@@ -168,7 +169,7 @@ class Sweep:
         for method, probabilities in self._refined(unrefined, case).items():
             counts[method] = {reading: self._labels(values, case) for reading, values in probabilities.items()}
         labels = 1 + len(self.collection.class_names)
-        mask = _resized(case.mask, case.prepared.pixels.shape[1:]) if self.on_canvas else case.mask
+        mask = resized_labels(case.mask, case.prepared.pixels.shape[1:]) if self.on_canvas else case.mask
         return {
             method: CountedCase(
                 case.name,
@@ -243,11 +244,4 @@ def _label_probabilities(method: Method, case: Case, readings: Sequence[Reading]
 
 def _of_classes(slots: Tensor, case: Case, mask: Tensor) -> Tensor:
     """From slots (0 background, ``1 + k``) to labels (``1 + c``), at the size of the mask."""
-    return _resized(torch.tensor([0, *(1 + c for c in case.classes)])[slots], mask.shape)
-
-
-def _resized(labels: Tensor, size: Sequence[int]) -> Tensor:
-    if labels.shape == tuple(size):
-        return labels
-    resized = torch.nn.functional.interpolate(labels[None, None].float(), tuple(size), mode="nearest-exact")
-    return resized[0, 0].long()
+    return resized_labels(torch.tensor([0, *(1 + c for c in case.classes)])[slots], mask.shape)

@@ -19,7 +19,7 @@ from dcsm_attr.training.batches import BatchPlan
 from dcsm_attr.training.label_grid import grid_labels
 from dcsm_attr.training.labelled_canvases import LabelledBatch, LabelledCanvases, collate_labelled
 from dcsm_attr.training.loop import Settings, Task, batches_of, run_training
-from dcsm_attr.training.presets import Preset
+from dcsm_attr.training.presets import LITTLE_DATA, Preset
 
 __all__ = ["NETWORK", "PRESETS", "train_affinity_net"]
 
@@ -41,17 +41,7 @@ PRESETS: dict[str, Preset] = {
         head_only=0,
         momentum=5e-4,
     ),
-    "modern": Preset(
-        optimiser="adamw",
-        schedule="onecycle",
-        learning_rate=1e-4,
-        head_rate=10.0,
-        weight_decay=1e-2,
-        batch_size=8,
-        steps=500,
-        head_only=50,
-        gradient_limit=10.0,
-    ),
+    "modern": LITTLE_DATA,
 }
 
 
@@ -120,6 +110,7 @@ class _Affinity(Task[LabelledBatch]):
     ) -> None:
         self.network = start.network
         self.photographs = len(collection)
+        self.side = start.preprocess.side
         self._start = start
         self._radius = radius
         self._border: Border = border
@@ -138,23 +129,13 @@ class _Affinity(Task[LabelledBatch]):
         return batches_of(self._canvases, plan, workers, collate_labelled)
 
     def loss(self, network: nn.Module, batch: LabelledBatch, ratio: float) -> Tensor:
-        images = batch.images.to(self._device, non_blocking=True)
+        images = batch.images.to(self.device, non_blocking=True)
         features = network(*rescaled((images,), ratio, "bilinear"))
         height, width = features.shape[2:]
         offsets = neighbour_offsets(self._radius)
-        labels = grid_labels(batch.labels.to(self._device, non_blocking=True), (height, width))
-        known = pair_labels(labels, offsets, pair_mask(height, width, offsets, self._border, device=self._device))
+        labels = grid_labels(batch.labels.to(self.device, non_blocking=True), (height, width))
+        known = pair_labels(labels, offsets, pair_mask(height, width, offsets, self._border, device=self.device))
         return affinity_loss(affinities(features, offsets, self._start.norm), known)
-
-    def loss_of_nothing(self, network: nn.Module) -> Tensor:
-        side = self._start.preprocess.side
-        nothing: Tensor = 0.0 * network(torch.zeros(1, 3, side, side, device=self._device)).sum()
-        return nothing
 
     def keep(self, folder: Path) -> None:
         save_affinity_net(self._start, folder / NETWORK)
-
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = next(self.network.parameters()).device
-        return device

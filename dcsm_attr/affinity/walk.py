@@ -1,6 +1,7 @@
 """The random walk as a step of a segmentation: from class maps on a photograph to class maps along its objects."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,13 +55,18 @@ class SemanticWalk:
     def settings(self) -> dict[str, Any]:
         """What the walk depends on beside the photograph, ready for JSON."""
         return {
-            "parameters": parameters_digest(self.net.network),
+            "parameters": self._digest,
             "norm": self.net.norm,
             "radius": self.radius,
             "beta": self.beta,
             "steps": self.steps,
             "border": self.border,
         }
+
+    @cached_property
+    def _digest(self) -> str:
+        # Once: a segmenter tells its settings with every batch, and this reads all parameters.
+        return parameters_digest(self.net.network)
 
     def affinities(self, image: Tensor) -> Tensor:
         """The affinities that the network sees.

@@ -1,15 +1,14 @@
 """``dcsm-attr affinity``: from photographs with image-level labels to pseudo-labels, by AffinityNet."""
 
-import os
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_classifier, chosen_device
-from dcsm_attr.cli.collections import opened_collection
+from dcsm_attr.cli.building import SaliencyOptions, chosen_classifier, chosen_device, classifier_segmenter
+from dcsm_attr.cli.collections import labelled_collection
 from dcsm_attr.cli.options import (
     Background,
     Beta,
@@ -26,9 +25,11 @@ from dcsm_attr.cli.options import (
     PresetChoice,
     PresetOption,
     Radius,
+    TrainingChoice,
     WalkSteps,
 )
 from dcsm_attr.cli.skipped import report_skipped
+from dcsm_attr.cli.walking import WalkOptions
 
 if TYPE_CHECKING:
     from dcsm_attr.affinity.exponents import Exponents
@@ -39,13 +40,6 @@ __all__ = ["affinity"]
 
 _TRAINING = "Training of AffinityNet"
 _WALK = "Random walk"
-
-
-class TrainingChoice(str, Enum):
-    """Ways to train."""
-
-    PAPER = "paper"
-    MODERN = "modern"
 
 
 class NormChoice(str, Enum):
@@ -116,10 +110,10 @@ def affinity(
         ),
     ] = NormChoice.MEAN,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=_TRAINING)] = 0,
-    radius: Radius = 5,
+    radius: Radius = WalkOptions.radius,
     background: Background = None,
-    beta: Beta = 16.0,
-    walk_steps: WalkSteps = 32,
+    beta: Beta = WalkOptions.beta,
+    walk_steps: WalkSteps = WalkOptions.walk_steps,
     border: Annotated[
         BorderChoice,
         typer.Option(
@@ -166,19 +160,15 @@ def affinity(
     from dcsm_attr.training.processes import own_device
 
     output = writable_folder(output)
-    collections = {name: opened_collection(data, labels, name) for name in dict.fromkeys([split, *(also or ())])}
-    saliency = SaliencyOptions(method, preset=preset)
-    further: dict[str, Any] = {"precision": precision.value, "max_pixels": max_pixels}
     classifier = chosen_classifier(weights)
-    segmenter = build_segmenter("", weights, "", device.value, saliency, **further)
-    for name, collection in collections.items():
-        if collection.class_names != classifier.class_names:
-            raise ValueError(
-                f"the photographs of split {name!r} have the classes {collection.class_names}, the classifier "
-                f"{classifier.class_names}."
-            )
-    shard = Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    segmenter.model.to(own_device(segmenter.device))
+    collections = {
+        name: labelled_collection(data, labels, name, classifier.class_names)
+        for name in dict.fromkeys([split, *(also or ())])
+    }
+    saliency = SaliencyOptions(method, preset=preset)
+    classifier.network.to(own_device(chosen_device(device.value)))
+    segmenter = classifier_segmenter(classifier, saliency, precision=precision.value, max_pixels=max_pixels)
+    shard = Shard.of_this_process()
     exponents = _exponents(method, low, high, background)
     confidence = Confidence(exponents.low, exponents.high)
     # Before the hours of labelling and training: settings that cannot be are found out now.
@@ -186,20 +176,12 @@ def affinity(
         _start(classifier, backbone, backbone_weights, norm, method, seed), radius, beta, walk_steps, border.value
     )
     skipped = write_confident_labels(segmenter, collections[split], output / "labels", confidence, shard=shard)
-    chosen = PRESETS[training.value]
-    total = steps or chosen.steps
-    changed = replace(
-        chosen,
-        steps=total,
-        batch_size=batch_size or chosen.batch_size,
-        head_only=round(chosen.head_only * total / chosen.steps),
-    )
     net = train_affinity_net(
         start.net,
         collections[split],
         output / "labels",
         output / "network",
-        Settings(changed, seed),
+        Settings(PRESETS[training.value].adapted(steps=steps, batch_size=batch_size), seed),
         radius=radius,
         border=border.value,
         device=chosen_device(device.value),

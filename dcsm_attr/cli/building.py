@@ -23,6 +23,7 @@ __all__ = [
     "chosen_classifier",
     "chosen_device",
     "chosen_network",
+    "classifier_segmenter",
     "parsed_classes",
 ]
 
@@ -141,26 +142,46 @@ def build_segmenter(
     from dcsm_attr.backbones.loading import class_names, load_model
     from dcsm_attr.seeded.network import is_segmentation_net
     from dcsm_attr.segmentation import Segmenter
-    from dcsm_attr.segmentation.presets import PRESETS
 
     if is_segmentation_net(weights):
         return _network_segmenter(weights, device, saliency, settings)
-    network: nn.Module
-    activation: Activation = "auto"
-    pooling: PoolingName = "max"
     if _brings_its_model(weights):
         classifier = chosen_classifier(weights)
-        network, names = classifier.network.to(chosen_device(device)), classifier.class_names
-        pooling = classifier.pooling
-        settings = {"preprocess": classifier.preprocess, "architecture": classifier.architecture.plain(), **settings}
-    else:
-        names = class_names(labels)
-        network = load_model(model, weights, chosen_device(device))
-        activation = "sigmoid" if labels == "voc" else "auto"
-    method = build_saliency(network, saliency, activation=activation, pooling=pooling)
+        classifier.network.to(chosen_device(device))
+        return classifier_segmenter(classifier, saliency, **settings)
+    names = class_names(labels)
+    network = load_model(model, weights, chosen_device(device))
+    method = build_saliency(network, saliency, activation="sigmoid" if labels == "voc" else "auto", pooling="max")
+    return Segmenter(network, saliency=method, class_names=names, **{**_of_preset(saliency), **settings})
+
+
+def classifier_segmenter(
+    classifier: "Classifier", saliency: SaliencyOptions = SaliencyOptions(), **settings: Any
+) -> "Segmenter":
+    """Put a segmenter around a trained classifier, on the device where it is.
+
+    Args:
+        classifier: brings its classes, its canvas and its pooling.
+        saliency: how the class maps are made.
+        **settings: passed to :class:`dcsm_attr.Segmenter`.
+
+    Raises:
+        ValueError: if an option is out of its range, or the method does not work on the network.
+    """
+    from dcsm_attr.segmentation import Segmenter
+
+    network = classifier.network
+    method = build_saliency(network, saliency, activation="auto", pooling=classifier.pooling)
+    of_classifier = {"preprocess": classifier.preprocess, "architecture": classifier.architecture.plain()}
+    settings = {**_of_preset(saliency), **of_classifier, **settings}
+    return Segmenter(network, saliency=method, class_names=classifier.class_names, **settings)
+
+
+def _of_preset(saliency: SaliencyOptions) -> dict[str, Any]:
+    from dcsm_attr.segmentation.presets import PRESETS
+
     preset = PRESETS[saliency.preset.value]
-    settings = {"crf": preset.crf, "background_exponent": preset.background_exponent, **settings}
-    return Segmenter(network, saliency=method, class_names=names, **settings)
+    return {"crf": preset.crf, "background_exponent": preset.background_exponent}
 
 
 def _network_segmenter(weights: str, device: str, saliency: SaliencyOptions, settings: dict[str, Any]) -> "Segmenter":

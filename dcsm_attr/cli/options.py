@@ -173,7 +173,7 @@ LabelsFile = Annotated[
     typer.Option(
         "--labels",
         metavar="FILE.csv",
-        help="Image-level labels: columns id, split and labels. A VOC folder may do without.",
+        help="Image-level labels: columns id, split (train or val) and labels. A VOC folder may do without.",
     ),
 ]
 ClassifierFile = Annotated[
@@ -191,6 +191,13 @@ SaliencyLayer = Annotated[
     ),
 ]
 BackgroundShare = Annotated[float, typer.Option(help="Share of each photograph that becomes seeds of the background.")]
+
+
+class TrainingChoice(str, Enum):
+    """Ways to train."""
+
+    PAPER = "paper"
+    MODERN = "modern"
 
 
 class DeviceName(str, Enum):

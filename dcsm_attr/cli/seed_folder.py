@@ -1,13 +1,12 @@
 """What the commands that write seeds have in common: the photographs, the background, the folder and its report."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from dcsm_attr.cli.collections import opened_collection
+from dcsm_attr.cli.collections import labelled_collection
 from dcsm_attr.cli.skipped import report_skipped
 
 if TYPE_CHECKING:
@@ -49,12 +48,7 @@ def write_seed_folder(classifier: "Classifier", localiser: "Localiser", options:
     from dcsm_attr.seeded.seed_files import BackgroundSeeds, middle_layer, write_seeds
     from dcsm_attr.segmentation.label_files import Shard
 
-    collection = opened_collection(options.data, options.labels, options.split)
-    if collection.class_names != classifier.class_names:
-        raise ValueError(
-            f"the photographs of split {options.split!r} have the classes {collection.class_names}, the classifier "
-            f"{classifier.class_names}."
-        )
+    collection = labelled_collection(options.data, options.labels, options.split, classifier.class_names)
     folder = writable_folder(options.output)
     layer = options.saliency_layer or middle_layer(classifier.network)
     skipped = write_seeds(
@@ -64,7 +58,7 @@ def write_seed_folder(classifier: "Classifier", localiser: "Localiser", options:
         folder,
         classifier.preprocess,
         BackgroundSeeds(layer, options.background_share),
-        shard=Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))),
+        shard=Shard.of_this_process(),
         max_pixels=options.max_pixels,
     )
     typer.echo(f"{folder}: seeds of {len(collection) - len(skipped)} photographs; background by {layer}")

@@ -1,6 +1,5 @@
 """``dcsm-attr train``: a classifier from image-level labels."""
 
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,10 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcsm_attr.cli.collections import opened_collection
-from dcsm_attr.cli.options import Device, DeviceName, MaxPixels, ModelName, OutputStride
+from dcsm_attr.cli.options import (
+    Data,
+    Device,
+    DeviceName,
+    LabelsFile,
+    MaxPixels,
+    ModelName,
+    OutputStride,
+    TrainingChoice,
+)
 
 if TYPE_CHECKING:
-    from dcsm_attr.training.presets import ClassifierPreset
+    pass
 
 __all__ = ["train"]
 
@@ -37,28 +45,12 @@ class PoolingChoice(str, Enum):
     LOGSUMEXP = "logsumexp"
 
 
-class PresetChoice(str, Enum):
-    """Ways to train."""
-
-    PAPER = "paper"
-    MODERN = "modern"
-
-
 def train(
-    data: Annotated[
-        Path,
-        typer.Argument(metavar="DATA", help="A VOC folder (VOCdevkit/VOC2012); or, with --labels, one of pictures."),
-    ],
+    data: Data,
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where to write; a run that was cut off goes on from there.")
     ] = Path("out/classifier"),
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.csv",
-            help="Image-level labels: columns id, split (train or val) and labels. A VOC folder may do without.",
-        ),
-    ] = None,
+    labels: LabelsFile = None,
     model: ModelName = "vgg16",
     weights: Annotated[
         str,
@@ -94,8 +86,8 @@ def train(
         PoolingChoice | None, typer.Option(help="From score maps to scores; the preset's, if not given.")
     ] = None,
     preset: Annotated[
-        PresetChoice, typer.Option(help="paper: its optimiser and its 50,000 steps; modern: for little data.")
-    ] = PresetChoice.MODERN,
+        TrainingChoice, typer.Option(help="paper: its optimiser and its 50,000 steps; modern: for little data.")
+    ] = TrainingChoice.MODERN,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the optimiser; the preset's, if not given.")
     ] = None,
@@ -138,13 +130,12 @@ def train(
 
     fickle = _fickle_settings(head, window, rate, general_dropout)
     training, validation = (opened_collection(data, labels, split) for split in ("train", "val"))
-    changes = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "pooling": None if pooling is None else pooling.value,
-    }
-    chosen = _adapted(PRESETS[preset.value], {name: value for name, value in changes.items() if value is not None})
+    chosen = PRESETS[preset.value].adapted(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        pooling=None if pooling is None else pooling.value,
+    )
     torch.manual_seed(seed)
     names = training.class_names
     architecture = Architecture(model, len(names), cut, head.value, output_stride, **fickle)
@@ -172,9 +163,3 @@ def _fickle_settings(head: HeadChoice, window: int | None, rate: float | None, g
     if settings and head is not HeadChoice.FICKLE:
         raise ValueError("--window, --rate and --general-dropout belong to --head fickle.")
     return settings
-
-
-def _adapted(preset: "ClassifierPreset", changes: dict[str, Any]) -> "ClassifierPreset":
-    """The preset with other numbers; the head keeps its share of the steps."""
-    steps = changes.get("steps", preset.steps)
-    return replace(preset, **{**changes, "head_only": round(preset.head_only * steps / preset.steps)})

@@ -9,7 +9,7 @@ import typer
 
 from dcsm_attr.cli.building import chosen_classifier, chosen_device
 from dcsm_attr.cli.collections import opened_collection
-from dcsm_attr.cli.options import Data, Device, DeviceName, LabelsFile, MaxPixels, ModelName
+from dcsm_attr.cli.options import Data, Device, DeviceName, LabelsFile, MaxPixels, ModelName, TrainingChoice
 
 if TYPE_CHECKING:
     from dcsm_attr.backbones.classifier import Classifier
@@ -32,13 +32,6 @@ class HeadChoice(str, Enum):
     FCN = "fcn"
     LARGEFOV = "largefov"
     ASPP = "aspp"
-
-
-class PresetChoice(str, Enum):
-    """Ways to train."""
-
-    PAPER = "paper"
-    MODERN = "modern"
 
 
 def train_seg(
@@ -82,8 +75,8 @@ def train_seg(
         typer.Option(min=0, help="Pixels to one position: later strides become dilations. 0: the backbone's own."),
     ] = 8,
     preset: Annotated[
-        PresetChoice, typer.Option(help="paper: the published solver of the loss; modern: for little data.")
-    ] = PresetChoice.MODERN,
+        TrainingChoice, typer.Option(help="paper: the published solver of the loss; modern: for little data.")
+    ] = TrainingChoice.MODERN,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the optimiser; the preset's, if not given.")
     ] = None,
@@ -135,20 +128,13 @@ def train_seg(
         backbone.preprocess,
         f"{loss.value}, {labels_from.name}",
     )
-    chosen = PRESETS[loss.value][preset.value]
-    total = steps or chosen.steps
-    changed = replace(
-        chosen,
-        steps=total,
-        batch_size=batch_size or chosen.batch_size,
-        head_only=round(chosen.head_only * total / chosen.steps),
-    )
+    chosen = PRESETS[loss.value][preset.value].adapted(steps=steps, batch_size=batch_size)
     train_segmentation_net(
         start,
         collection,
         labels_from,
         output,
-        Settings(changed, seed),
+        Settings(chosen, seed),
         objective=loss.value,
         device=chosen_device(device.value),
         workers=workers,

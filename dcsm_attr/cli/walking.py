@@ -28,7 +28,7 @@ class WalkOptions:
 
     def __post_init__(self) -> None:
         """Check that the options go together."""
-        changed = [name for name in ("radius", "beta", "walk_steps") if getattr(self, name) != _default(self, name)]
+        changed = [name for name in self._changed() if name != "background"]
         if self.walk is None and changed:
             told = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
             raise ValueError(f"{told}: there is no walk without a network; pass --walk FILE.")
@@ -59,13 +59,12 @@ class WalkOptions:
 
     def arguments(self) -> list[str]:
         """The command-line arguments that give these options, the file by its name alone."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
         return [
             f"--{name.replace('_', '-')}={value.name if isinstance(value, Path) else value}"
-            for name, value in given.items()
-            if value != _default(self, name)
+            for name, value in self._changed().items()
         ]
 
-
-def _default(options: WalkOptions, name: str) -> Any:
-    return next(field.default for field in fields(options) if field.name == name)
+    def _changed(self) -> dict[str, Any]:
+        """The options that are not as they would be anyway."""
+        given = {field: getattr(self, field.name) for field in fields(self)}
+        return {field.name: value for field, value in given.items() if value != field.default}

@@ -1,17 +1,19 @@
-"""Reading true label maps, and which classes they show."""
+"""Reading label maps, which classes they show, and other sizes of them."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dcsm_attr.datasets.missing import first_five
 from dcsm_attr.images import ImageReadError, opened_picture
 from dcsm_attr.palette import VOC_CLASSES, VOID
 
-__all__ = ["MaskError", "MaskReadError", "classes_in_mask", "read_mask"]
+__all__ = ["MaskError", "MaskReadError", "classes_in_mask", "read_mask", "resized_labels"]
 
 
 class MaskError(ValueError):
@@ -82,3 +84,19 @@ def classes_in_mask(mask: Tensor) -> tuple[int, ...]:
         mask: ``(H, W)`` of :func:`read_mask`.
     """
     return tuple(label - 1 for label in torch.unique(mask).tolist() if label not in (0, VOID))
+
+
+def resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize a label map without mixing labels; one of that size already is given back as it is.
+
+    Args:
+        labels: ``(h, w)`` int64.
+        size: ``(H, W)``.
+
+    Returns:
+        ``(H, W)`` int64.
+    """
+    if labels.shape == tuple(size):
+        return labels
+    # Floating point is resized on every device, and holds labels exactly.
+    return F.interpolate(labels[None, None].float(), tuple(size), mode="nearest-exact")[0, 0].long()

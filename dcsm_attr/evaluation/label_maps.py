@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.datasets.masks import MaskError, read_mask
+from dcsm_attr.datasets.masks import MaskError, read_mask, resized_labels
 from dcsm_attr.evaluation.measurable import check_collection
 from dcsm_attr.evaluation.miou import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion
@@ -89,7 +88,4 @@ def _both(photograph: Photograph, folder: Path, class_count: int) -> tuple[torch
     assert photograph.mask is not None
     mask = read_mask(photograph.mask, class_count=class_count)
     found = read_mask(folder / f"{photograph.name}.png", class_count=class_count)
-    if found.shape == mask.shape:
-        return found, mask
-    resized = F.interpolate(found[None, None].float(), tuple(mask.shape), mode="nearest-exact")
-    return resized[0, 0].long(), mask
+    return resized_labels(found, mask.shape), mask

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcsm_attr.backbones.layers import layer_blocks
 from dcsm_attr.backbones.preprocess import Prepared, Preprocess
 from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.masks import resized_labels
 from dcsm_attr.evaluation.provenance import parameters_digest
 from dcsm_attr.images import ImageReadError, read_image
 from dcsm_attr.maps import upsample
@@ -20,10 +20,10 @@ from dcsm_attr.seeded.localisers import Localiser
 from dcsm_attr.seeded.saliency import middle_layer_saliency
 from dcsm_attr.seeded.seeds import lowest_share, median_filtered, seed_labels
 from dcsm_attr.segmentation.label_files import Shard, write_label_maps
-from dcsm_attr.segmentation.pipeline import pipelined
+from dcsm_attr.segmentation.pipeline import pipelined, readers_beside
 from dcsm_attr.stochastic.masks import drawing_from
 
-__all__ = ["BackgroundSeeds", "middle_layer", "photograph_seeds", "resized_labels", "write_seeds"]
+__all__ = ["BackgroundSeeds", "middle_layer", "photograph_seeds", "write_seeds"]
 
 _Labels = npt.NDArray[np.integer]
 
@@ -83,20 +83,6 @@ def photograph_seeds(
     return resized_labels(labels[0], prepared.size)
 
 
-def resized_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a label map without mixing labels.
-
-    Args:
-        labels: ``(h, w)`` int64.
-        size: ``(H, W)``.
-
-    Returns:
-        ``(H, W)`` int64.
-    """
-    # Floating point is resized on every device, and holds labels exactly.
-    return F.interpolate(labels[None, None].float(), size, mode="nearest-exact")[0, 0].long()
-
-
 def write_seeds(
     network: nn.Module,
     localiser: Localiser,
@@ -131,7 +117,6 @@ def write_seeds(
         OSError: if the folder cannot be written to.
         ValueError: if it holds label maps of other settings, or a setting is out of its range.
     """
-    on_host = next(network.parameters()).device.type == "cpu"
 
     def read(photograph: Photograph) -> tuple[Photograph, Prepared]:
         return photograph, preprocess(read_image(photograph.path, max_pixels=max_pixels))
@@ -149,7 +134,7 @@ def write_seeds(
             seeded,
             lambda labels: labels.cpu().numpy(),
             batch_size=1,
-            workers=0 if on_host else 2,
+            workers=readers_beside(next(network.parameters()).device),
             excused=ImageReadError,
         )
 

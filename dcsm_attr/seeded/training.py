@@ -16,7 +16,7 @@ from dcsm_attr.training.batches import BatchPlan
 from dcsm_attr.training.label_grid import grid_labels
 from dcsm_attr.training.labelled_canvases import LabelledBatch, LabelledCanvases, collate_labelled
 from dcsm_attr.training.loop import Settings, Task, Validation, batches_of, run_training
-from dcsm_attr.training.presets import Preset, PresetName
+from dcsm_attr.training.presets import LITTLE_DATA, Preset, PresetName
 from dcsm_attr.training.processes import Processes
 
 __all__ = ["NETWORK", "PRESETS", "train_segmentation_net"]
@@ -25,18 +25,6 @@ __all__ = ["NETWORK", "PRESETS", "train_segmentation_net"]
 NETWORK = "segmentation_net.safetensors"
 
 # Rates of SEC and DSRG are those of VGG's layers; their new last layer has ten times as much, here the whole head.
-_MODERN = Preset(
-    optimiser="adamw",
-    schedule="onecycle",
-    learning_rate=1e-4,
-    head_rate=10.0,
-    weight_decay=1e-2,
-    batch_size=8,
-    steps=500,
-    head_only=50,
-    gradient_limit=10.0,
-)
-
 #: By the loss and then by name. ``"paper"``: the published solvers, of DSRG's second step for pseudo-labels; crops of
 #: photographs are not reproduced. ``"modern"``: for little data.
 PRESETS: dict[ObjectiveName, dict[PresetName, Preset]] = {
@@ -52,7 +40,7 @@ PRESETS: dict[ObjectiveName, dict[PresetName, Preset]] = {
             head_only=0,
             ratios=(1.0, 1.0),
         ),
-        "modern": _MODERN,
+        "modern": LITTLE_DATA,
     },
     "sec": {
         "paper": Preset(
@@ -67,7 +55,7 @@ PRESETS: dict[ObjectiveName, dict[PresetName, Preset]] = {
             ratios=(1.0, 1.0),
             decay=(2_000, 0.1),
         ),
-        "modern": _MODERN,
+        "modern": LITTLE_DATA,
     },
     "dsrg": {
         "paper": Preset(
@@ -82,7 +70,7 @@ PRESETS: dict[ObjectiveName, dict[PresetName, Preset]] = {
             ratios=(1.0, 1.0),
             decay=(1_000, 0.33),
         ),
-        "modern": _MODERN,
+        "modern": LITTLE_DATA,
     },
 }
 
@@ -147,6 +135,8 @@ def train_segmentation_net(
 class _Segmentation(Task[LabelledBatch]):
     """Labels of positions from label maps."""
 
+    fewest = 2
+
     def __init__(
         self,
         start: TrainedSegmentationNet,
@@ -157,6 +147,7 @@ class _Segmentation(Task[LabelledBatch]):
     ) -> None:
         self.network = start.network
         self.photographs = len(collection)
+        self.side = start.preprocess.side
         self._start = start
         self._name = objective
         self._objective = OBJECTIVES[objective]
@@ -180,22 +171,17 @@ class _Segmentation(Task[LabelledBatch]):
         return batches_of(self._canvases, plan, workers, collate_labelled)
 
     def loss(self, network: nn.Module, batch: LabelledBatch, ratio: float) -> Tensor:
-        images = batch.images.to(self._device, non_blocking=True)
-        labels = batch.labels.to(self._device, non_blocking=True)
-        present = self._present[batch.numbers].to(self._device, non_blocking=True)
+        images = batch.images.to(self.device, non_blocking=True)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        present = self._present[batch.numbers].to(self.device, non_blocking=True)
         (resized,) = rescaled((images,), ratio, "bilinear")
-        logits = network(_at_least_two(resized))[: len(images)]
+        logits = network(self._enough(resized))[: len(images)]
         pixels = self._start.preprocess.pixels(images)
         terms = self._objective(logits, grid_labels(labels, logits.shape[2:]), present, pixels)
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach()
         self._steps += 1
         return torch.stack(list(terms.values())).sum()
-
-    def loss_of_nothing(self, network: nn.Module) -> Tensor:
-        side = self._start.preprocess.side
-        nothing: Tensor = 0.0 * network(torch.zeros(2, 3, side, side, device=self._device)).sum()
-        return nothing
 
     def validate(self, processes: Processes, workers: int) -> Validation:
         """The terms of the loss since the last time; nothing is measured that would take masks."""
@@ -208,12 +194,6 @@ class _Segmentation(Task[LabelledBatch]):
     def keep(self, folder: Path) -> None:
         save_segmentation_net(self._start, folder / NETWORK)
 
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = next(self.network.parameters()).device
-        return device
-
-
-def _at_least_two(images: Tensor) -> Tensor:
-    """One image twice: DeepLab's head has a batch norm of one value an image, which needs two."""
-    return images.repeat(2, 1, 1, 1) if len(images) == 1 else images
+    def _enough(self, images: Tensor) -> Tensor:
+        """One image twice: DeepLab's head has a batch norm of one value an image, which needs two."""
+        return images.repeat(self.fewest, 1, 1, 1) if len(images) < self.fewest else images

@@ -1,6 +1,7 @@
 """Label maps of a whole collection as a folder of pictures, which a later run goes on with."""
 
 import logging
+import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class Shard:
         """Check the numbers."""
         if not 0 <= self.index < self.count:
             raise ValueError(f"a shard's index must be in 0 to count - 1 = {self.count - 1}, got {self.index}.")
+
+    @classmethod
+    def of_this_process(cls) -> "Shard":
+        """The part of one of the processes that ``torchrun`` started; without it, everything."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def write_label_maps(

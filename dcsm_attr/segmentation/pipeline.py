@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
 
-__all__ = ["pipelined"]
+import torch
+
+__all__ = ["pipelined", "readers_beside"]
 
 _Item = TypeVar("_Item")
 _Read = TypeVar("_Read")
 _Worked = TypeVar("_Worked")
 _Finished = TypeVar("_Finished")
 _Excused = TypeVar("_Excused", bound=Exception)
+
+
+def readers_beside(device: torch.device) -> int:
+    """How many threads best read beside a model: none where it runs on the cores that they need."""
+    return 0 if device.type == "cpu" else 2
 
 
 def pipelined(

@@ -18,7 +18,7 @@ from dcsm_attr.backbones.preprocess import Prepared, Preprocess
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.images import read_image
 from dcsm_attr.maps import label_scores
-from dcsm_attr.segmentation.pipeline import pipelined
+from dcsm_attr.segmentation.pipeline import pipelined, readers_beside
 from dcsm_attr.segmentation.result import Segmentation
 from dcsm_attr.segmentation.steps import AttributedPhotograph, PreparedPhotograph, restored
 
@@ -241,7 +241,7 @@ class Segmenter:
     @property
     def readers(self) -> int:
         """How many threads best read photographs beside the model: none where it runs on the cores that they need."""
-        return 0 if self.device.type == "cpu" else 2
+        return readers_beside(self.device)
 
     def prepared(self, image: Any, classes: Sequence[int | str] | None = None) -> PreparedPhotograph:
         """First step of a segmentation, in whatever thread: read a photograph and put it on the canvas.

@@ -99,6 +99,7 @@ class _Classification(Task[CanvasBatch]):
     ) -> None:
         self.network = classifier.network
         self.photographs = len(training)
+        self.side = classifier.preprocess.side
         self._classifier = classifier
         self._training = training
         self._validation = validation
@@ -115,15 +116,10 @@ class _Classification(Task[CanvasBatch]):
         return batches_of(self._canvases(self._training), plan, workers, collate)
 
     def loss(self, network: nn.Module, batch: CanvasBatch, ratio: float) -> Tensor:
-        images = batch.images.to(self._device, non_blocking=True)
+        images = batch.images.to(self.device, non_blocking=True)
         score_maps = network(*rescaled((images,), ratio, "bilinear"))
         logits = pooled_scores(score_maps.float(), self._preset.pooling)
-        return multi_label_loss(logits, batch.present.to(self._device, non_blocking=True))
-
-    def loss_of_nothing(self, network: nn.Module) -> Tensor:
-        side = self._classifier.preprocess.side
-        nothing: Tensor = 0.0 * network(torch.zeros(1, 3, side, side, device=self._device)).sum()
-        return nothing
+        return multi_label_loss(logits, batch.present.to(self.device, non_blocking=True))
 
     def validate(self, processes: Processes, workers: int) -> Validation:
         draws = [Draw(number) for number in range(processes.rank, len(self._validation), processes.count)]
@@ -136,7 +132,7 @@ class _Classification(Task[CanvasBatch]):
                 failures += batch.failures
                 if not len(batch.numbers):
                     continue
-                logits = pooled_scores(self.network(batch.images.to(self._device)).float(), self._preset.pooling)
+                logits = pooled_scores(self.network(batch.images.to(self.device)).float(), self._preset.pooling)
                 rows += zip(batch.numbers.tolist(), logits.tolist(), strict=True)
         return self._validated(sorted(processes.gathered(rows)), processes.gathered(failures))
 
@@ -153,11 +149,6 @@ class _Classification(Task[CanvasBatch]):
 
     def keep(self, folder: Path) -> None:
         save_classifier(self._classifier, folder / _BEST)
-
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = next(self.network.parameters()).device
-        return device
 
     def _canvases(self, collection: Collection) -> Canvases:
         return Canvases(collection, self._classifier.preprocess, self._max_pixels)

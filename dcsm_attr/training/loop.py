@@ -97,11 +97,21 @@ class Task(ABC, Generic[_Batch]):
         network: has the parts ``trunk`` and ``head``; trained in place.
         measured: names of the columns that :meth:`validate` adds to the log.
         photographs: to learn from, their number.
+        side: of their canvas, in pixels.
+        fewest: images that the network can take at once in training.
     """
 
     measured: tuple[str, ...] = ()
     network: Any
     photographs: int
+    side: int
+    fewest: int = 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        device: torch.device = next(self.network.parameters()).device
+        return device
 
     @abstractmethod
     def described(self) -> dict[str, Any]:
@@ -124,9 +134,11 @@ class Task(ABC, Generic[_Batch]):
             Scalar.
         """
 
-    @abstractmethod
     def loss_of_nothing(self, network: nn.Module) -> Tensor:
         """Zero, with zero gradients of all that learns: the share of a process that could read no photograph."""
+        empty = torch.zeros(self.fewest, 3, self.side, self.side, device=self.device)
+        nothing: Tensor = 0.0 * network(empty).sum()
+        return nothing
 
     def validate(self, processes: Processes, workers: int) -> Validation:
         """Measure the network, which is in evaluation mode, in all processes; by default not at all."""

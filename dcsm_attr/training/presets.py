@@ -1,11 +1,14 @@
 """How a network is trained; of a classifier, the paper's way, and one for little data."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcsm_attr.backbones.score_pooling import PoolingName
 
-__all__ = ["PRESETS", "ClassifierPreset", "Preset", "PresetName"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["LITTLE_DATA", "PRESETS", "ClassifierPreset", "Preset", "PresetName"]
 
 PresetName = Literal["paper", "modern"]
 
@@ -60,6 +63,33 @@ class Preset:
             raise ValueError(f"the schedule 'step' alone needs decay; got {self.schedule!r} with decay={self.decay}.")
         if self.decay is not None and (self.decay[0] < 1 or not 0 < self.decay[1] <= 1):
             raise ValueError(f"decay must be a number of steps and a factor in (0, 1], got {self.decay}.")
+
+    def adapted(self, **changes: Any) -> "Self":
+        """The same with other numbers; the head keeps its share of the steps.
+
+        Args:
+            **changes: fields of the preset; those that are None stay as they are.
+
+        Raises:
+            ValueError: if one is out of its range.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        steps = given.get("steps", self.steps)
+        return replace(self, **given, head_only=round(self.head_only * steps / self.steps))
+
+
+#: For networks other than classifiers, which are trained from label maps of a few hundred photographs.
+LITTLE_DATA = Preset(
+    optimiser="adamw",
+    schedule="onecycle",
+    learning_rate=1e-4,
+    head_rate=10.0,
+    weight_decay=1e-2,
+    batch_size=8,
+    steps=500,
+    head_only=50,
+    gradient_limit=10.0,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
