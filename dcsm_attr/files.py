@@ -18,11 +18,12 @@ _PROBE = 1 << 16
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write under another name in the same folder, and rename when everything is there.
+def atomic_path(path: str | os.PathLike[str], *, scratch: Path | None = None) -> Iterator[Path]:
+    """Write under another name, and rename when everything is there.
 
     Args:
         path: the final name; what stands there already is replaced.
+        scratch: the folder to write in, on the same file system. None: that of ``path``.
 
     Yields:
         The path to write to, with the same ending. If the block fails it is removed, and ``path`` is as it was.
@@ -31,7 +32,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: if the folder cannot be written to, or the disk is full, whatever the block has made of that.
     """
     final = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{final.stem[:40]}-", suffix=final.suffix, dir=final.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{final.stem[:40]}-", suffix=final.suffix, dir=scratch or final.parent)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -1,0 +1,1 @@
+"""Pseudo-labels of whole collections, on one machine or on many."""
