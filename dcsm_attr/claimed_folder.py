@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dcsm_attr.files import writable_folder, write_json
+from dcsm_attr.files import json_bytes
 from dcsm_attr.settings import differences
+from dcsm_attr.storage import FolderStorage, Storage
 
-__all__ = ["claim_folder"]
+__all__ = ["claim_folder", "claim_storage"]
+
+_NAME = "settings.json"
 
 
 def claim_folder(folder: str | Path, settings: Mapping[str, Any], holds: str) -> Path:
@@ -26,23 +29,39 @@ def claim_folder(folder: str | Path, settings: Mapping[str, Any], holds: str) ->
         OSError: if it cannot be written to.
         ValueError: if it holds results of other settings, which are named.
     """
-    folder = writable_folder(folder)
+    claim_storage(FolderStorage(folder), settings, holds)
+    return Path(folder)
+
+
+def claim_storage(storage: Storage, settings: Mapping[str, Any], holds: str) -> None:
+    """The same for a folder or a place in an object store.
+
+    Args:
+        storage: for the results.
+        settings: as in :func:`claim_folder`.
+        holds: as there.
+
+    Raises:
+        OSError: if it cannot be written to.
+        ValueError: if it holds results of other settings, which are named.
+    """
     now = json.loads(json.dumps(settings))
-    path = folder / "settings.json"
-    if not path.exists():
-        write_json(path, now)
-    different = differences(_settings(path), now)
+    try:
+        before = storage.read(_NAME)
+    except FileNotFoundError:
+        storage.write(_NAME, json_bytes(now, indent=2))
+        return
+    different = differences(_settings(before, storage.location), now)
     if different:
         raise ValueError(
-            f"{folder}: holds {holds} of other settings, which differ in {'; '.join(different)}. Remove it, or choose "
-            "another folder."
+            f"{storage.location}: holds {holds} of other settings, which differ in {'; '.join(different)}. Remove it, "
+            "or choose another folder."
         )
-    return folder
 
 
-def _settings(path: Path) -> Mapping[str, Any]:
+def _settings(content: bytes, location: str) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{path}: is damaged ({error}). Remove its folder to start again.") from error
-    return content if isinstance(content, dict) else {}
+        raise ValueError(f"{location}/{_NAME}: is damaged ({error}). Remove its folder to start again.") from error
+    return settings if isinstance(settings, dict) else {}

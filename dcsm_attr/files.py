@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_buffer", "atomic_path", "writable_folder", "write_json"]
+__all__ = ["atomic_buffer", "atomic_path", "json_bytes", "writable_folder", "write_json"]
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -128,7 +128,17 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     Raises:
         OSError: if the folder cannot be written to.
     """
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        # Lone surrogates are all that UTF-8 lacks, and what replaces them is JSON's own way to write them.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_bytes(json_bytes(content, indent=2))
+
+
+def json_bytes(content: Mapping[str, Any], *, indent: int | None = None) -> bytes:
+    """JSON in UTF-8, with a line feed at the end.
+
+    Args:
+        content: ready for JSON.
+        indent: see :func:`json.dumps`. None: all in one line.
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+    # Lone surrogates are all that UTF-8 lacks, and what replaces them is JSON's own way to write them.
+    return text.encode(errors="backslashreplace")

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dcsm_attr.pixel_limit import pixel_limit
+from dcsm_attr.storage import is_uri, read_uri
 
 __all__ = ["ImageReadError", "opened_picture", "picture_endings", "read_image"]
 
@@ -30,8 +32,8 @@ def read_image(source: Any, *, max_pixels: int | None = None) -> Image.Image:
     converted, transparency is laid over white, 16 bits are scaled to 8, and of an animation the first frame is taken.
 
     Args:
-        source: a path; a PIL image; an array ``(H, W)`` or ``(H, W, 3)``, uint8; or a tensor ``(3, H, W)``, uint8 or
-            floating point in [0, 1].
+        source: a path, or a URI such as ``"s3://bucket/photo.jpg"``, which takes pyarrow; a PIL image; an array
+            ``(H, W)`` or ``(H, W, 3)``, uint8; or a tensor ``(3, H, W)``, uint8 or floating point in [0, 1].
         max_pixels: files with more pixels are refused, against decompression bombs. None: PIL's limit,
             ``PIL.Image.MAX_IMAGE_PIXELS``, which is 89 million if nobody changed it.
 
@@ -73,7 +75,7 @@ def opened_picture(path: str | os.PathLike[str], *, max_pixels: int | None = Non
     """Open a picture file, to be decoded in the block; what goes wrong there is the file's fault.
 
     Args:
-        path: of the file.
+        path: of the file, or its URI.
         max_pixels: as in :func:`read_image`.
 
     Yields:
@@ -83,17 +85,26 @@ def opened_picture(path: str | os.PathLike[str], *, max_pixels: int | None = Non
         ImageReadError: as :func:`read_image`; or whatever is raised in the block.
         ValueError: if ``max_pixels`` is not positive.
     """
+    with (
+        pixel_limit(max_pixels) as limit,
+        _read_errors(path, limit),
+        Image.open(_source(path), formats=_formats()) as opened,
+    ):
+        # Between PIL's limit and its double there is only a warning; both are refused alike. To turn it into an error
+        # by a filter would be simpler, but filters are shared by all threads that read.
+        if limit is not None and opened.width * opened.height > limit:
+            raise Image.DecompressionBombError
+        yield opened
+
+
+def _source(path: str | os.PathLike[str]) -> Path | BytesIO:
+    if is_uri(path):
+        return BytesIO(read_uri(str(path)))
     path = Path(path)
-    with pixel_limit(max_pixels) as limit, _read_errors(path, limit):
-        # A pipe would be waited for.
-        if path.exists() and not path.is_file():
-            raise ImageReadError(f"{path}: not a file, but {'a folder' if path.is_dir() else 'a device or a pipe'}.")
-        with Image.open(path, formats=_formats()) as opened:
-            # Between PIL's limit and its double there is only a warning; both are refused alike. To turn it into an
-            # error by a filter would be simpler, but filters are shared by all threads that read.
-            if limit is not None and opened.width * opened.height > limit:
-                raise Image.DecompressionBombError
-            yield opened
+    # A pipe would be waited for.
+    if path.exists() and not path.is_file():
+        raise ImageReadError(f"{path}: not a file, but {'a folder' if path.is_dir() else 'a device or a pipe'}.")
+    return path
 
 
 @contextmanager

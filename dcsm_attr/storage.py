@@ -53,26 +53,27 @@ class Storage(ABC):
 class FolderStorage(Storage):
     """A folder of a file system."""
 
-    def __init__(self, folder: str | Path, scratch: str = ".unfinished") -> None:
+    def __init__(self, folder: str | Path, scratch: str | None = None) -> None:
         """Make the folder.
 
         Args:
             folder: missing parents are made too.
             scratch: the folder in it where files grow. Of writers with a scratch of their own, each can remove what it
-                has left behind.
+                has left behind. None: files grow beside their final place, hidden.
 
         Raises:
             OSError: if the folder cannot be made or written to.
         """
         self.location = os.fspath(folder)
         self._folder = writable_folder(folder)
-        self._scratch = self._folder / scratch
+        self._scratch = None if scratch is None else self._folder / scratch
 
     def write(self, name: str, content: bytes) -> None:
         """See :meth:`Storage.write`."""
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._scratch.mkdir(exist_ok=True)
+        if self._scratch is not None:
+            self._scratch.mkdir(exist_ok=True)
         with atomic_path(path, scratch=self._scratch) as temporary:
             temporary.write_bytes(content)
 
@@ -90,7 +91,8 @@ class FolderStorage(Storage):
 
     def discard_scratch(self) -> None:
         """See :meth:`Storage.discard_scratch`."""
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 class ObjectStorage(Storage):
@@ -136,7 +138,7 @@ class ObjectStorage(Storage):
         return PurePosixPath(self._root) / name
 
 
-def opened_storage(location: str | Path, scratch: str = ".unfinished") -> Storage:
+def opened_storage(location: str | Path, scratch: str | None = None) -> Storage:
     """A folder, or what a URI names.
 
     Args:

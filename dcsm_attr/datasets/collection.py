@@ -16,14 +16,14 @@ class Photograph:
 
     Attributes:
         name: its id, unique in the collection.
-        path: of the picture file.
+        path: of the picture file; a string is a URI, such as ``"s3://bucket/photo.jpg"``.
         classes: the classes in it (image-level labels), from 0, ascending.
         mask: the true label map as a palette or grey picture, 0 background, ``c + 1`` for class ``c``, 255 void. None:
             there is none, or it is not to be read.
     """
 
     name: str
-    path: Path
+    path: Path | str
     classes: tuple[int, ...]
     mask: Path | None = None
 

@@ -1,0 +1,242 @@
+"""``dcsm-attr pseudo-label``: label maps of whole collections, on one machine or on many."""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device
+from dcsm_attr.cli.collections import labelled_collection
+from dcsm_attr.cli.options import (
+    Alpha,
+    Background,
+    Beta,
+    Device,
+    DeviceName,
+    LabelsFile,
+    MaxPixels,
+    Method,
+    MethodChoice,
+    MinCandidates,
+    NoCrf,
+    NoGuided,
+    NoSubtract,
+    Precision,
+    PrecisionChoice,
+    PresetChoice,
+    PresetOption,
+    Radius,
+    Variant,
+    WalkNet,
+    WalkSteps,
+)
+from dcsm_attr.cli.walking import WalkOptions
+
+if TYPE_CHECKING:
+    from dcsm_attr.pipelines.engine import Engine
+    from dcsm_attr.segmentation import Segmenter
+    from dcsm_attr.segmentation.label_files import Shard
+
+__all__ = ["pseudo_label"]
+
+_SCALE = "Many photographs"
+_NAMED = 10
+
+
+class EngineChoice(str, Enum):
+    """What does the work."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """Builds the segmenter where the work is done."""
+
+    weights: str
+    device: str
+    saliency: SaliencyOptions
+    walking: WalkOptions
+    settings: dict[str, Any]
+
+    def __call__(self) -> "Segmenter":
+        walk = self.walking.settings(chosen_device(self.device), self.saliency.method)
+        return build_segmenter("", self.weights, "", self.device, self.saliency, **walk, **self.settings)
+
+
+def pseudo_label(
+    images: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGES",
+            help="A VOC folder, a folder of pictures, or a text file that lists paths or URIs (s3://...), one a line.",
+            show_default=False,
+        ),
+    ],
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|demo",
+            help="A classifier of dcsm-attr train, or a segmentation network of dcsm-attr train-seg.",
+            show_default=False,
+        ),
+    ],
+    labels: LabelsFile = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a VOC folder the list (train, if not given); of a folder the rows of the CSV file (all). A list "
+            "of pictures is taken whole.",
+        ),
+    ] = None,
+    preset: PresetOption = PresetChoice.PAPER,
+    method: Method = MethodChoice.DCSM,
+    variant: Variant = None,
+    no_subtract: NoSubtract = False,
+    no_guided: NoGuided = False,
+    alpha: Alpha = None,
+    min_candidates: MinCandidates = None,
+    background: Background = None,
+    walk: WalkNet = None,
+    radius: Radius = WalkOptions.radius,
+    beta: Beta = WalkOptions.beta,
+    walk_steps: WalkSteps = WalkOptions.walk_steps,
+    no_crf: NoCrf = False,
+    max_pixels: MaxPixels = None,
+    device: Device = DeviceName.AUTO,
+    precision: Precision = PrecisionChoice.FLOAT32,
+    maps: Annotated[bool, typer.Option("--maps", help="Write class maps and probabilities (maps/NAME.npz).")] = False,
+    overlays: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Write an overlay of every N-th photograph; 0: of none.")
+    ] = 0,
+    report: Annotated[bool, typer.Option("--report", help="Write report.html at the end, to look at the run.")] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Photographs that go through the model together.", rich_help_panel=_SCALE)
+    ] = 8,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes on this machine. One, in which reading, model and writing overlap, is enough for a GPU; "
+            "several GPUs are dealt out to them.",
+            rich_help_panel=_SCALE,
+        ),
+    ] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do the I-th of N parts, from 0: for the jobs of an array, which write into one folder.",
+            rich_help_panel=_SCALE,
+        ),
+    ] = None,
+    retry_failures: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failures", help="Try photographs that could not be read once more.", rich_help_panel=_SCALE
+        ),
+    ] = False,
+    engine: Annotated[
+        EngineChoice,
+        typer.Option(
+            help="ray: on the cluster of RAY_ADDRESS, or on this machine where there is none.", rich_help_panel=_SCALE
+        ),
+    ] = EngineChoice.LOCAL,
+    actors: Annotated[
+        str,
+        typer.Option(metavar="N|MIN-MAX", help="Of Ray: how many hold the model.", rich_help_panel=_SCALE),
+    ] = "1",
+    actor_cpus: Annotated[float, typer.Option(min=0, help="Of each actor of Ray.", rich_help_panel=_SCALE)] = 1.0,
+    actor_gpus: Annotated[
+        float, typer.Option(min=0, help="Of each actor of Ray; 0.25: four share a GPU.", rich_help_panel=_SCALE)
+    ] = 0.0,
+    output: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="A folder, or a URI (s3://bucket/run). The same command goes on after an interruption.",
+        ),
+    ] = "out/pseudo-labels",
+) -> None:
+    """Label whole collections by the classes that each photograph is known to show; masks are never read.
+
+    Writes labels/NAME.png (palette pictures in the colours of VOC, of the size of the photograph) and manifest.jsonl:
+    the settings, and of each photograph its scores, areas and timings, or why it could not be read, which ends nothing.
+    Killed at any moment and started again, the command does the rest, and the label maps are byte for byte those of an
+    undisturbed run.
+
+    Examples:
+      dcsm-attr pseudo-label photos --labels labels.csv --weights out/classifier/best.safetensors --report
+
+      dcsm-attr pseudo-label VOCdevkit/VOC2012 --split train_aug --weights best.safetensors --workers 4 --overlays 100
+
+      dcsm-attr pseudo-label list.txt --labels labels.csv --weights best.safetensors --shard $SLURM_ARRAY_TASK_ID/64
+
+      RAY_ADDRESS=auto dcsm-attr pseudo-label s3-list.txt --labels labels.csv --weights /shared/best.safetensors
+      --engine ray --actors 4-64 --actor-gpus 0.5 --output s3://bucket/run
+    """
+    from dcsm_attr.pipelines import run
+    from dcsm_attr.pipelines.labeller import Outputs
+    from dcsm_attr.storage import opened_storage
+
+    part = _shard(shard)
+    chosen = _engine(engine, workers, actors, actor_cpus, actor_gpus)
+    further: dict[str, Any] = {
+        "precision": precision.value,
+        "max_pixels": max_pixels,
+        **({"crf": None} if no_crf else {}),
+    }
+    recipe = _Recipe(
+        weights,
+        device.value,
+        SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset),
+        WalkOptions(walk, radius, beta, walk_steps, background),
+        further,
+    )
+    names = recipe().class_names
+    assert names is not None, "networks of this package bring their classes"
+    collection = labelled_collection(Path(images), labels, split, names)
+    storage = opened_storage(output, f".unfinished-{part.index}-of-{part.count}")
+    found = run.pseudo_label(
+        recipe,
+        collection,
+        storage,
+        outputs=Outputs(maps, overlays),
+        batch_size=batch_size,
+        shard=part,
+        engine=chosen,
+        retry_failures=retry_failures,
+    )
+    typer.echo(f"{output}: label maps of {found.labelled} photographs; manifest.jsonl: scores, areas, timings")
+    if found.failures:
+        typer.echo(f"{len(found.failures)} photographs could not be read; the manifest says why:", err=True)
+        for name, reason in list(found.failures.items())[:_NAMED]:
+            typer.echo(f"  {name}: {reason}", err=True)
+        raise typer.Exit(1)
+
+
+def _shard(text: str | None) -> "Shard":
+    from dcsm_attr.segmentation.label_files import Shard
+
+    if text is None:
+        return Shard()
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--shard must be I/N, such as 0/8 for the first of eight parts; got {text!r}.")
+    return Shard(int(index), int(count))
+
+
+def _engine(engine: EngineChoice, workers: int, actors: str, cpus: float, gpus: float) -> "Engine":
+    from dcsm_attr.pipelines.local import InProcesses, in_this_process
+    from dcsm_attr.pipelines.ray_cluster import OnRay
+
+    if engine is EngineChoice.LOCAL:
+        return in_this_process if workers == 1 else InProcesses(workers)
+    least, dash, most = actors.partition("-")
+    if not (least.isdecimal() and (most.isdecimal() if dash else True)):
+        raise ValueError(f"--actors must be N or MIN-MAX, such as 4 or 4-64; got {actors!r}.")
+    return OnRay((int(least), int(most or least)), cpus, gpus)

@@ -1,0 +1,153 @@
+"""Engines of one machine: this process, whose steps overlap, or several processes."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from dcsm_attr.datasets.collection import Photograph
+from dcsm_attr.images import ImageReadError
+from dcsm_attr.pipelines.batch_files import write_records, written
+from dcsm_attr.pipelines.engine import FinishedBatch, Job
+from dcsm_attr.pipelines.labeller import Labeller, Step, failure, read_photograph
+from dcsm_attr.pipelines.plan import PhotographBatch
+from dcsm_attr.segmentation.pipeline import pipelined
+
+__all__ = ["InProcesses", "in_this_process"]
+
+# So often in a row, without a batch finished between, processes may die before the run gives up.
+_DEATHS = 3
+
+
+def in_this_process(job: Job, batches: Sequence[PhotographBatch]) -> Generator[FinishedBatch, None, None]:
+    """Do a job here: beside a GPU, reading, the model, and writing at once; on the CPU, whose cores it shares, in turn.
+
+    See :class:`dcsm_attr.pipelines.engine.Engine`.
+    """
+    labeller = Labeller(job.recipe(), job.outputs)
+    return _finished(labeller, job, batches, labeller.segmenter.readers)
+
+
+def _finished(
+    labeller: Labeller, job: Job, batches: Sequence[PhotographBatch], workers: int
+) -> Generator[FinishedBatch, None, None]:
+    def read(item: tuple[int, Photograph]) -> Step:
+        return labeller.prepared(read_photograph(*item, job.max_pixels))
+
+    for size, alike in _of_one_size(batches):
+        results = pipelined(
+            (item for batch in alike for item in batch),
+            read,
+            labeller.attributed,
+            lambda step: written(job.storage, labeller.finished(step)),
+            batch_size=size,
+            workers=workers,
+            excused=ImageReadError,
+        )
+        with closing(results):
+            for batch in alike:
+                records = _records(batch, islice(results, size))
+                write_records(job.storage, batch.number, records)
+                yield FinishedBatch(batch.number, records)
+
+
+def _of_one_size(batches: Sequence[PhotographBatch]) -> Iterator[tuple[int, list[PhotographBatch]]]:
+    """The last batch of a collection may be smaller, and the others must keep their borders."""
+    sizes = sorted({len(batch.photographs) for batch in batches}, reverse=True)
+    return ((size, [batch for batch in batches if len(batch.photographs) == size]) for size in sizes)
+
+
+def _records(batch: PhotographBatch, results: Iterable[Mapping[str, Any] | ImageReadError]) -> list[Mapping[str, Any]]:
+    return [
+        failure(photograph, str(result)) if isinstance(result, ImageReadError) else result
+        for photograph, result in zip(batch.photographs, results, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class InProcesses:
+    """Do a job in several processes of this machine, which take batches as they come to them.
+
+    GPUs are dealt out in turn; on the CPU each process gets its share of the cores. A process that is killed is
+    replaced, and its batch is done again.
+
+    Attributes:
+        workers: how many processes.
+    """
+
+    workers: int
+
+    def __call__(self, job: Job, batches: Sequence[PhotographBatch]) -> Generator[FinishedBatch, None, None]:
+        """See :class:`dcsm_attr.pipelines.engine.Engine`.
+
+        Raises:
+            RuntimeError: if processes die again and again.
+        """
+        left = {batch.number: batch for batch in batches}
+        deaths = 0
+        while left:
+            try:
+                for finished in self._until_one_dies(job, list(left.values())):
+                    del left[finished.number]
+                    deaths = 0
+                    yield finished
+            except BrokenProcessPool as error:
+                deaths += 1
+                if deaths == _DEATHS:
+                    raise RuntimeError(
+                        f"{_DEATHS} times in a row, a process was killed before a batch was finished, most likely for "
+                        "want of memory. Fewer workers or a smaller batch take less; the same command goes on."
+                    ) from error
+
+    def _until_one_dies(self, job: Job, batches: Sequence[PhotographBatch]) -> Iterator[FinishedBatch]:
+        # A process that is forked inherits threads of torch that do not run, and cannot use a GPU.
+        context = multiprocessing.get_context("spawn")
+        numbers = context.SimpleQueue()
+        for number in range(self.workers):
+            numbers.put(number)
+        pool = ProcessPoolExecutor(self.workers, context, _begin, (job, numbers, self.workers))
+        try:
+            yield from _as_completed(pool, batches, 2 * self.workers)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _as_completed(pool: ProcessPoolExecutor, batches: Iterable[PhotographBatch], ahead: int) -> Iterator[FinishedBatch]:
+    left = iter(batches)
+    running: set[Future[FinishedBatch]] = {pool.submit(_label, batch) for batch in islice(left, ahead)}
+    while running:
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            running |= {pool.submit(_label, batch) for batch in islice(left, 1)}
+            yield future.result()
+
+
+class _Here:
+    """What a process of the pool has, from its beginning to its end."""
+
+    labeller: Labeller
+    job: Job
+
+
+def _begin(job: Job, numbers: Any, workers: int) -> None:
+    # The parent process is told of an interruption, and ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(numbers.get() % torch.cuda.device_count())
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    _Here.labeller = Labeller(job.recipe(), job.outputs)
+    _Here.job = job
+
+
+def _label(batch: PhotographBatch) -> FinishedBatch:
+    [finished] = _finished(_Here.labeller, _Here.job, [batch], 0)
+    return finished

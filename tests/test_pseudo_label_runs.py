@@ -1,0 +1,285 @@
+"""Runs over collections: what is written, that it does not depend on who does it, and that nothing harms it."""
+
+import errno
+import json
+import os
+import signal
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyVGG
+from PIL import Image
+
+from dcsm_attr import DenseCRF, Segmenter
+from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.pipelines import local
+from dcsm_attr.pipelines.labeller import Outputs
+from dcsm_attr.pipelines.local import InProcesses
+from dcsm_attr.pipelines.run import pseudo_label
+from dcsm_attr.segmentation.label_files import Shard
+from dcsm_attr.storage import FolderStorage
+
+NAMES = ("ant", "bee", "cow", "dog")
+CLASSES = [(0,), (1, 2), (1, 3), (3,), (), (0, 1, 2, 3), (2,), (0, 2)]
+OUTPUTS = Outputs(maps=True, overlays=3)
+BATCH = 3
+
+
+def tiny(iterations=2):
+    torch.manual_seed(0)
+    crf = DenseCRF(iterations=iterations)
+    return Segmenter(TinyVGG(), crf=crf, class_names=NAMES, preprocess=Preprocess(size=32))
+
+
+@pytest.fixture
+def collection(tmp_path):
+    random = np.random.default_rng(0)
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    photographs = []
+    for i, classes in enumerate(CLASSES):
+        path = folder / f"p{i}.png"
+        pixels = random.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((40 + 9 * (i % 3), 36 + 7 * (i % 2))).save(path)
+        photographs.append(Photograph(path.stem, path, classes))
+    return Collection(NAMES, tuple(photographs))
+
+
+def run(collection, folder, recipe=tiny, **options):
+    options = {"outputs": OUTPUTS, "batch_size": BATCH, "progress": False, **options}
+    return pseudo_label(recipe, collection, FolderStorage(folder, ".unfinished"), **options)
+
+
+def contents(folder):
+    """Every file but what tells times."""
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {name: content for name, content in files.items() if not name.startswith(("parts/", "manifest"))}
+
+
+def manifest(folder):
+    first, *lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "seconds" in line:
+            assert set(line.pop("seconds")) == {"read", "label", "write"}
+    return first, lines
+
+
+def assert_alike(folder, undisturbed):
+    assert contents(folder) == contents(undisturbed)
+    assert manifest(folder) == manifest(undisturbed)
+    assert not (folder / ".unfinished").exists()
+
+
+@pytest.fixture
+def undisturbed(tmp_path, collection):
+    run(collection, tmp_path / "undisturbed")
+    return tmp_path / "undisturbed"
+
+
+class Failing(FolderStorage):
+    """Fails before, or in the middle of, the n-th file."""
+
+    def __init__(self, folder, at, error):
+        super().__init__(folder, ".unfinished")
+        self.left, self.error = at, error
+
+    def write(self, name, content):
+        if self.left == 0:
+            raise self.error
+        self.left -= 1
+        super().write(name, content)
+
+
+def test_every_photograph_gets_what_the_segmenter_gives_it(collection, undisturbed):
+    segmenter = tiny()
+    first, lines = manifest(undisturbed)
+    assert [line["name"] for line in lines] == [photograph.name for photograph in collection]
+    counted = {"photographs": 8, "labelled": 8, "failed": 0, "class_names": list(NAMES)}
+    assert {name: first[name] for name in counted} == counted
+    assert first["settings"]["crf"]["iterations"] == 2
+    for start in range(0, 8, BATCH):
+        chosen = collection.photographs[start : start + BATCH]
+        showing = [one for one in chosen if one.classes]
+        results = segmenter.segment_batch([one.path for one in showing], [one.classes for one in showing])
+        for photograph, result in zip(showing, results, strict=True):
+            line = lines[collection.photographs.index(photograph)]
+            labels = np.asarray(Image.open(undisturbed / line["labels"]))
+            assert np.array_equal(labels, result.labels.numpy())
+            assert line["size"] == list(labels.shape)
+            assert line["confidence"] == pytest.approx(float(result.probabilities.amax(0).mean()), abs=1e-6)
+            assert sorted(result.classes) == list(photograph.classes)
+            for told, c in zip(line["classes"], result.classes, strict=True):
+                share = (labels == c + 1).mean()
+                assert told == {
+                    "class": c,
+                    "name": NAMES[c],
+                    "value": c + 1,
+                    "score": pytest.approx(float(result.saliency.scores[0, c]), abs=1e-6),
+                    "share": pytest.approx(share, abs=1e-6),
+                }
+            maps = np.load(undisturbed / line["maps"])
+            assert maps["classes"].tolist() == list(result.classes)
+            found = {c: result.saliency.maps[0, i].numpy() for i, c in enumerate(result.candidates)}
+            expected = np.stack([found[c] for c in result.classes]).astype(np.float16)
+            assert np.array_equal(maps["maps"], expected)
+            assert np.array_equal(maps["probabilities"], result.probabilities.numpy().astype(np.float16))
+
+
+def test_a_photograph_without_a_class_is_background(collection, undisturbed):
+    line = manifest(undisturbed)[1][CLASSES.index(())]
+    labels = np.asarray(Image.open(undisturbed / line["labels"]))
+    assert list(labels.shape) == line["size"]
+    assert not labels.any()
+    assert (line["classes"], line["confidence"]) == ([], 1.0)
+    assert np.array_equal(np.load(undisturbed / line["maps"])["probabilities"], np.ones((1, *labels.shape)))
+
+
+def test_overlays_of_every_third(undisturbed):
+    assert sorted(path.stem for path in (undisturbed / "overlays").iterdir()) == ["p0", "p3", "p6"]
+    assert [("overlay" in line) for line in manifest(undisturbed)[1]] == [i % 3 == 0 for i in range(8)]
+
+
+# Settings, then a label map, an overlay or none, maps of each; after each batch its lines; the manifest.
+@pytest.mark.parametrize("at", [0, 1, 3, 8, 9, 15, 22, 23])
+def test_cut_off_at_any_file_and_gone_on_with(tmp_path, collection, undisturbed, at):
+    folder = tmp_path / "cut off"
+    with pytest.raises(KeyboardInterrupt):
+        pseudo_label(
+            tiny,
+            collection,
+            Failing(folder, at, KeyboardInterrupt()),
+            outputs=OUTPUTS,
+            batch_size=BATCH,
+            progress=False,
+        )
+    complete = contents(undisturbed)
+    for name, content in contents(folder).items():
+        assert complete[name] == content, "what is there is whole"
+    (folder / ".unfinished").mkdir(exist_ok=True)
+    (folder / ".unfinished" / ".p1-half.png").write_bytes(b"left behind")
+    run(collection, folder)
+    assert_alike(folder, undisturbed)
+
+
+def test_a_second_run_does_nothing(tmp_path, collection, undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.png")}
+    assert run(collection, undisturbed).labelled == 8
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.png")} == before
+
+
+def test_a_full_disk_is_told_and_costs_nothing(tmp_path, collection, undisturbed):
+    folder = tmp_path / "full"
+
+    class OneFile(Failing):
+        def write(self, name, content):
+            if name == "manifest.jsonl":
+                FolderStorage.write(self, name, content)
+            else:
+                super().write(name, content)
+
+    full = OSError(errno.ENOSPC, "cannot write it: no space left on device")
+    with pytest.raises(OSError, match="no space left"):
+        pseudo_label(tiny, collection, OneFile(folder, 14, full), outputs=OUTPUTS, batch_size=BATCH, progress=False)
+    first, lines = manifest(folder)
+    assert "no space left" in first["stopped"]
+    assert first["labelled"] == len(lines) == BATCH
+    run(collection, folder)
+    assert_alike(folder, undisturbed)
+    assert "stopped" not in manifest(folder)[0]
+
+
+def test_where_nothing_can_be_written_any_more_the_cause_is_told(tmp_path, collection):
+    full = OSError(errno.ENOSPC, "the cause")
+    with pytest.raises(OSError, match="the cause"):
+        pseudo_label(tiny, collection, Failing(tmp_path / "full", 6, full), batch_size=BATCH, progress=False)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_shards_together_are_the_whole(tmp_path, collection, undisturbed, order):
+    folder = tmp_path / "sharded"
+    labelled = []
+    for index in order:
+        assert not (folder / "manifest.jsonl").exists()
+        labelled.append(run(collection, folder, shard=Shard(index, 3)).labelled)
+    assert [labelled[order.index(i)] for i in range(3)] == [3, 3, 2]
+    assert_alike(folder, undisturbed)
+
+
+def test_unreadable_photographs_end_nothing(tmp_path, collection, undisturbed):
+    broken = {1: b"no picture", 3: b"", 4: collection.photographs[4].path.read_bytes()[:60]}
+    whole = {i: collection.photographs[i].path.read_bytes() for i in broken}
+    for i, content in broken.items():
+        collection.photographs[i].path.write_bytes(content)
+    folder = tmp_path / "broken"
+    found = run(collection, folder)
+    assert found.labelled == 5
+    assert set(found.failures) == {"p1", "p3", "p4"}
+    first, lines = manifest(folder)
+    assert (first["labelled"], first["failed"]) == (5, 3)
+    for i, line in enumerate(lines):
+        assert ("error" in line) == (i in broken)
+        if i in broken:
+            path = collection.photographs[i].path
+            assert line["photograph"] == str(path)
+            assert str(path) in line["error"]
+        assert (folder / f"labels/p{i}.png").exists() == (i not in broken)
+    # Mended photographs are tried again where that is asked for, and only then.
+    for i, content in whole.items():
+        collection.photographs[i].path.write_bytes(content)
+    assert run(collection, folder).failures.keys() == found.failures.keys()
+    assert not run(collection, folder, retry_failures=True).failures
+    assert_alike(folder, undisturbed)
+
+
+def test_other_settings_or_photographs_are_refused(tmp_path, collection, undisturbed):
+    with pytest.raises(ValueError, match=r"holds pseudo-labels of other settings.*crf\.iterations \(2 before, 3 now\)"):
+        run(collection, undisturbed, partial(tiny, 3))
+    with pytest.raises(ValueError, match=r"batch_size \(3 before, 2 now\)"):
+        run(collection, undisturbed, batch_size=2)
+    with pytest.raises(ValueError, match=r"outputs\.overlays \(3 before, 0 now\)"):
+        run(collection, undisturbed, outputs=Outputs(maps=True))
+    fewer = replace(collection, photographs=collection.photographs[1:])
+    with pytest.raises(ValueError, match="differ in photographs"):
+        run(fewer, undisturbed)
+
+
+def test_what_does_not_fit_is_told_before_the_work(tmp_path, collection):
+    others = replace(collection, class_names=("ant", "bee", "cow", "emu"))
+    with pytest.raises(ValueError, match=r"the collection has the classes .*emu.*the segmenter .*dog"):
+        run(others, tmp_path / "none")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        run(collection, tmp_path / "none", batch_size=0)
+    with pytest.raises(ValueError, match=r"overlays must not be negative, got -1"):
+        Outputs(overlays=-1)
+    assert contents(tmp_path / "none") == {}
+
+
+def test_several_processes_write_the_same_even_if_one_is_killed(tmp_path, collection, undisturbed):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    folder = tmp_path / "several"
+    run(collection, folder, partial(_dies, os.getpid(), marks, 1), engine=InProcesses(2))
+    assert len(list(marks.iterdir())) == 1
+    assert_alike(folder, undisturbed)
+
+
+def test_processes_that_die_again_and_again_end_the_run(tmp_path, collection, monkeypatch):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    monkeypatch.setattr(local, "_DEATHS", 1)
+    with pytest.raises(RuntimeError, match="a process was killed before a batch was finished.* the same command"):
+        run(collection, tmp_path / "dead", partial(_dies, os.getpid(), marks, 99), engine=InProcesses(1))
+    assert contents(tmp_path / "dead").keys() == {"settings.json"}
+
+
+def _dies(run_itself, marks, deaths):
+    """A recipe of whose processes the first ones are killed; the run itself builds one too, to know the settings."""
+    gone = len(list(marks.iterdir()))
+    if os.getpid() != run_itself and gone < deaths:
+        (marks / str(os.getpid())).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return tiny()

@@ -1,0 +1,97 @@
+"""Folders and object stores: whole files or none, the same names."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dcsm_attr.claimed_folder import claim_storage
+from dcsm_attr.images import ImageReadError, read_image
+from dcsm_attr.storage import FolderStorage, ObjectStorage, is_uri, opened_storage
+
+
+@pytest.fixture(params=["folder", "scratch", "objects"])
+def storage(request, tmp_path):
+    if request.param == "objects":
+        pytest.importorskip("pyarrow", reason="needs pyarrow, which comes with the extra ray")
+        return opened_storage((tmp_path / "run").as_uri())
+    return opened_storage(tmp_path / "run", ".unfinished" if request.param == "scratch" else None)
+
+
+def test_files_by_their_names(storage):
+    assert storage.names("labels") == set()
+    with pytest.raises(FileNotFoundError):
+        storage.read("labels/a.png")
+    storage.write("labels/a.png", b"one")
+    storage.write("labels/b.png", b"")
+    storage.write("labels/a.png", b"two")
+    storage.write("top.json", b"{}")
+    assert storage.names("labels") == {"a.png", "b.png"}
+    assert (storage.read("labels/a.png"), storage.read("labels/b.png"), storage.read("top.json")) == (
+        b"two",
+        b"",
+        b"{}",
+    )
+    elsewhere = pickle.loads(pickle.dumps(storage))
+    elsewhere.write("labels/c.png", b"three")
+    assert storage.read("labels/c.png") == b"three"
+    assert elsewhere.location == storage.location
+
+
+def test_settings_claim_a_place(storage):
+    claim_storage(storage, {"crf": {"iterations": 5}}, "label maps")
+    claim_storage(storage, {"crf": {"iterations": 5}}, "label maps")
+    with pytest.raises(
+        ValueError, match=r"run: holds label maps of other settings.*crf.iterations \(5 before, 6 now\)"
+    ):
+        claim_storage(storage, {"crf": {"iterations": 6}}, "label maps")
+
+
+def test_what_was_left_behind_can_be_removed(tmp_path):
+    storage = FolderStorage(tmp_path, ".mine")
+    storage.write("a/b", b"content")
+    (tmp_path / ".mine" / ".b-half").write_bytes(b"con")
+    storage.discard_scratch()
+    storage.discard_scratch()
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["a", "a/b"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    storage = FolderStorage(tmp_path, ".mine")
+    storage.write("a", b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot write .*Make room"):
+        storage.write("a", b"new")
+    assert storage.read("a") == b"old"
+    assert list((tmp_path / ".mine").iterdir()) == []
+
+
+def test_what_is_a_uri():
+    assert is_uri("s3://bucket/a.jpg")
+    assert not any(map(is_uri, ("photos/a.jpg", "/photos", Path("s3://bucket"), "C:/photos")))
+
+
+def test_photographs_by_uri(tmp_path):
+    pytest.importorskip("pyarrow", reason="needs pyarrow, which comes with the extra ray")
+    Image.new("RGB", (5, 4), "red").save(tmp_path / "a.png")
+    assert read_image((tmp_path / "a.png").as_uri()).getpixel((4, 3)) == (255, 0, 0)
+    missing = (tmp_path / "b.png").as_uri()
+    with pytest.raises(ImageReadError, match=f"{missing}: there is no such file"):
+        read_image(missing)
+    (tmp_path / "c.png").write_bytes(b"no picture")
+    with pytest.raises(ImageReadError, match=r"c\.png: not an image"):
+        read_image((tmp_path / "c.png").as_uri())
+    with pytest.raises(ImageReadError, match="nowhere://x: cannot be read"):
+        read_image("nowhere://x")
+
+
+def test_without_pyarrow_what_to_install_is_told(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.fs", None)
+    with pytest.raises(ImportError, match=r"s3://bucket/run: .*pip install pyarrow"):
+        ObjectStorage("s3://bucket/run")
