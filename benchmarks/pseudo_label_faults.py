@@ -1,0 +1,202 @@
+"""What faults do to a run of `dcsm-attr pseudo-label` over real photographs: nothing may be lost, nothing half-written.
+
+    python benchmarks/pseudo_label_faults.py VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
+
+A list of photographs of train, with twenty files among them that are no pictures, or broken ones, is labelled once
+undisturbed; then by runs that are killed by SIGKILL at ten random moments, whose disk is full (where /dev/shm can be
+filled), and, where Ray is there, whose actor is killed. Every file of the result, and the manifest but for its times,
+is compared with the undisturbed run, after each kill too. Writes results/pseudo_label_faults.json.
+"""
+
+import argparse
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dcsm_attr.datasets.voc_lists import read_voc_list
+from dcsm_attr.evaluation.provenance import measured_on
+from dcsm_attr.files import writable_folder, write_json
+
+RESULT = Path(__file__).parent / "results" / "pseudo_label_faults.json"
+KILLS = 10
+BROKEN = 20
+DISK = Path("/dev/shm")
+ROOM = 300_000
+
+
+def written_list(voc: Path, folder: Path, count: int) -> tuple[Path, Path]:
+    """The list with its broken files, and their labels."""
+    paths = [entry.photograph.resolve() for entry in read_voc_list(voc, "train")]
+    chosen = [paths[i * len(paths) // count] for i in range(count)]
+    draw = random.Random(0)
+    rows = []
+    for number in range(BROKEN):
+        path = folder / f"broken{number:02d}.jpg"
+        whole = draw.choice(chosen).read_bytes()
+        path.write_bytes((b"", b"no picture", whole[: len(whole) // 2], whole[:30])[number % 4])
+        chosen.insert(draw.randrange(len(chosen)), path)
+        rows.append(f"{path.stem},train,dog\n")
+    (folder / "list.txt").write_text("".join(f"{path}\n" for path in chosen))
+    (folder / "labels.csv").write_text((voc / "image_labels.csv").read_text().rstrip("\n") + "\n" + "".join(rows))
+    return folder / "list.txt", folder / "labels.csv"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything that was written under its final name, without times."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent.name in ("labels", "overlays", "maps")
+    }
+
+
+def manifest(folder: Path) -> list[dict[str, Any]]:
+    """Its lines without times."""
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def differences(folder: Path, undisturbed: Path, *, complete: bool) -> int:
+    """Files that are not as they were in the undisturbed run."""
+    expected, found = files(undisturbed), files(folder)
+    wrong = sum(expected.get(name) != content for name, content in found.items())
+    if complete:
+        wrong += len(expected.keys() - found.keys()) + (manifest(folder) != manifest(undisturbed))
+        wrong += sum(1 for path in folder.glob(".*"))
+    return wrong
+
+
+class Runs:
+    """Runs of one command into different folders."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.command = command
+
+    def started(self, output: Path, *engine: str) -> psutil.Popen:
+        """A run, in a group of its own."""
+        command = [*self.command, *engine, "--output", str(output)]
+        log = (output.parent / f"{output.name}.log").open("ab")
+        return psutil.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def ended(self, output: Path, *engine: str) -> int:
+        """The exit status of a whole run; 1: something could not be read."""
+        return int(self.started(output, *engine).wait())
+
+
+def killed(runs: Runs, folder: Path, undisturbed: Path, seconds: float) -> dict[str, Any]:
+    """Ten runs that are killed with all their processes at a random moment, and one that is not."""
+    draw, output = random.Random(1), folder / "killed"
+    left, wrong = [], 0
+    for _ in range(KILLS):
+        process = runs.started(output)
+        # Together they would do the whole, if starting cost nothing: so that most find something to do.
+        wait = draw.uniform(0.1, 2 * seconds / KILLS) + 4
+        try:
+            process.wait(wait)
+        except psutil.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        left.append(len(files(output)))
+        wrong += differences(output, undisturbed, complete=False)
+        print(f"killed after {wait:.1f} s: {left[-1]} files, {wrong} wrong", flush=True)
+    status = runs.ended(output)
+    wrong += differences(output, undisturbed, complete=True)
+    return {"kills": KILLS, "files after each kill": left, "exit status at last": status, "wrong files": wrong}
+
+
+def full(runs: Runs, folder: Path, undisturbed: Path) -> dict[str, Any]:
+    """A run on a disk that has too little room, and one when there is room again."""
+    output, ballast = DISK / "pseudo-labels", DISK / "ballast"
+    shutil.rmtree(output, ignore_errors=True)
+    try:
+        with ballast.open("wb") as file:
+            left = shutil.disk_usage(DISK).free - ROOM
+            while left > 0:
+                left -= file.write(bytes(min(left, 1 << 20)))
+        status = runs.ended(output)
+        found = {"exit status on the full disk": status, "files": len(files(output))}
+        wrong = differences(output, undisturbed, complete=False)
+        said = (output.parent / f"{output.name}.log").read_text(errors="replace")
+        found["said"] = next((line for line in said.splitlines() if "Make room" in line), None)
+        ballast.unlink()
+        found["exit status with room"] = runs.ended(output)
+        return {**found, "wrong files": wrong + differences(output, undisturbed, complete=True)}
+    finally:
+        ballast.unlink(missing_ok=True)
+        (output.parent / f"{output.name}.log").unlink(missing_ok=True)
+        shutil.rmtree(output, ignore_errors=True)
+
+
+def actor_killed(runs: Runs, folder: Path, undisturbed: Path) -> dict[str, Any]:
+    """A run on Ray, one of whose actors is killed when a third is done."""
+    output = folder / "ray"
+    process = runs.started(output, "--engine", "ray", "--actors", "2")
+    target, kills = len(files(undisturbed)) // 3, 0
+    while process.poll() is None:
+        if not kills and len(files(output)) >= target:
+            actors = [one for one in process.children(recursive=True) if "_Actor" in " ".join(one.cmdline())]
+            if actors:
+                actors[0].kill()
+                kills = 1
+        time.sleep(0.5)
+    wrong = differences(output, undisturbed, complete=True)
+    return {"actors killed": kills, "exit status": process.wait(), "wrong files": wrong}
+
+
+def main() -> None:
+    """Try everything, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("voc", "classifier", "folder"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--count", type=int, default=180, help="good photographs")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    given, options = parser.parse_known_args()
+    shutil.rmtree(given.folder, ignore_errors=True)
+    folder = writable_folder(given.folder)
+    listed, labels = written_list(given.voc, folder, given.count)
+    command = [sys.executable, "-m", "dcsm_attr", "pseudo-label", str(listed), "--labels", str(labels)]
+    runs = Runs([*command, "--weights", str(given.classifier), "--overlays", "10", *options])
+    undisturbed = folder / "undisturbed"
+    begun = time.monotonic()
+    status = runs.ended(undisturbed)
+    seconds = time.monotonic() - begun
+    lines = manifest(undisturbed)
+    failed = [line for line in lines if "error" in line]
+    results: dict[str, Any] = {
+        "undisturbed": {
+            "exit status": status,
+            "labelled": lines[0]["labelled"],
+            "failures in the manifest": len(failed),
+            "of them broken on purpose": sum(line["name"].startswith("broken") for line in failed),
+        },
+        "killed by SIGKILL": killed(runs, folder, undisturbed, seconds),
+    }
+    if DISK.is_dir():
+        results["full disk"] = full(runs, folder, undisturbed)
+    if _has_ray():
+        results["actor of Ray killed"] = actor_killed(runs, folder, undisturbed)
+    for name, found in results.items():
+        print(name, found)
+    told = shlex.join(["python", "benchmarks/pseudo_label_faults.py", "VOC", "CLASSIFIER", "FOLDER", *options])
+    write_json(given.result, {"measured": measured_on(told), "photographs": given.count + BROKEN, **results})
+
+
+def _has_ray() -> bool:
+    try:
+        import ray.data  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()

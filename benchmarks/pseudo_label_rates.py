@@ -1,0 +1,135 @@
+"""Photographs a second, and memory, of `dcsm-attr pseudo-label` with one process, two, and two actors of Ray.
+
+    python benchmarks/pseudo_label_rates.py VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
+
+All photographs of train and val are labelled anew into FOLDER by each engine, in its own process, whose memory (with
+that of its children) and finished photographs are noted every second. The rate counts from the first finished batch to
+the last one; starting is told apart. Writes results/pseudo_label_rates.json and .png.
+"""
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dcsm_attr.datasets.voc_lists import read_voc_list
+from dcsm_attr.evaluation.provenance import measured_on
+from dcsm_attr.files import atomic_buffer, writable_folder, write_json
+
+RESULT = Path(__file__).parent / "results" / "pseudo_label_rates.json"
+ENGINES = {
+    "one process": ("--workers", "1"),
+    "two processes": ("--workers", "2"),
+    "Ray, two actors": ("--engine", "ray", "--actors", "2"),
+}
+
+
+def photograph_list(voc: Path, folder: Path, count: int) -> tuple[Path, int]:
+    """A list of the photographs of train and val, evenly spread."""
+    paths = [entry.photograph.resolve() for split in ("train", "val") for entry in read_voc_list(voc, split)]
+    total = len(paths)
+    chosen = [paths[i * total // count] for i in range(min(count or total, total))] if count else paths
+    listed = folder / "photographs.txt"
+    listed.write_text("".join(f"{path}\n" for path in chosen))
+    return listed, len(chosen)
+
+
+def watched(command: list[str], output: Path) -> dict[str, Any]:
+    """Run a command; how many photographs were there, and how much memory was taken, second by second."""
+    begun = time.monotonic()
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    samples = []
+    while process.poll() is None:
+        taken = 0
+        for one in [process, *process.children(recursive=True)]:
+            try:
+                # Shared pages, such as Ray's store and torch's libraries, are dealt out among those that share them.
+                taken += one.memory_full_info().pss
+            except psutil.Error:
+                continue
+        finished = sum(1 for _ in (output / "labels").glob("*.png"))
+        samples.append((round(time.monotonic() - begun, 1), finished, round(taken / 2**20)))
+        time.sleep(1)
+    if process.returncode:
+        raise SystemExit(f"{shlex.join(command)}: ended with {process.returncode}")
+    return {"seconds": round(time.monotonic() - begun, 1), "second, photographs, MiB": samples}
+
+
+def described(found: dict[str, Any], photographs: int) -> dict[str, Any]:
+    """The rate, the start, and memory in the second and the last quarter of the photographs."""
+    samples = found["second, photographs, MiB"]
+    first = next(sample for sample in samples if sample[1])
+    last = next((sample for sample in samples if sample[1] == photographs), (found["seconds"], photographs, 0))
+    rate = (photographs - first[1]) / (last[0] - first[0])
+
+    def mean(low: float, high: float) -> float:
+        memory = [mib for _, done, mib in samples if low <= done / photographs < high]
+        return round(sum(memory) / max(1, len(memory)))
+
+    return {
+        "photographs a second": round(rate, 3),
+        "seconds until the first": first[0],
+        "seconds in all": found["seconds"],
+        "MiB, second quarter": mean(0.25, 0.5),
+        "MiB, last quarter": mean(0.75, 1.0),
+        "MiB, most": max(mib for *_, mib in samples),
+        "samples": samples[:: max(1, len(samples) // 100)],
+    }
+
+
+def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Memory over the photographs that were finished."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name, found in results.items():
+        _, done, memory = zip(*found["samples"], strict=True)
+        axes.plot(done, [mib / 1024 for mib in memory], label=name)
+    axes.set(xlabel="photographs finished", ylabel="GiB, of all processes", ylim=(0, None))
+    axes.legend()
+    with atomic_buffer(path) as file:
+        figure.savefig(file, dpi=100)
+
+
+def main() -> None:
+    """Measure, print a table, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("voc", "classifier", "folder"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--count", type=int, default=0, help="photographs, evenly spread; 0: all")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    given, options = parser.parse_known_args()
+    folder = writable_folder(given.folder)
+    listed, photographs = photograph_list(given.voc, folder, given.count)
+    labels = given.voc / "image_labels.csv"
+    results = {}
+    for name, engine in ENGINES.items():
+        output = folder / name
+        shutil.rmtree(output, ignore_errors=True)
+        command = [sys.executable, "-m", "dcsm_attr", "pseudo-label", str(listed), "--labels", str(labels)]
+        command += ["--weights", str(given.classifier), *engine, *options, "--output", str(output)]
+        results[name] = described(watched(command, output), photographs)
+        print(name, {key: value for key, value in results[name].items() if key != "samples"}, flush=True)
+    rates = {name: found["photographs a second"] for name, found in results.items()}
+    overhead = 100 * (rates["two processes"] / rates["Ray, two actors"] - 1)
+    print(f"Ray takes {overhead:.1f} % more time a photograph than two processes")
+    told = shlex.join(["python", "benchmarks/pseudo_label_rates.py", "VOC", "CLASSIFIER", "FOLDER", *options])
+    content = {
+        "measured": measured_on(told),
+        "photographs": photographs,
+        "by engine": results,
+        "Ray's overhead in %": round(overhead, 1),
+    }
+    write_json(given.result, content)
+    draw(results, given.result.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
