@@ -16,6 +16,7 @@ from dcsm_attr.cli.evaluate import evaluate
 from dcsm_attr.cli.ficklenet import ficklenet
 from dcsm_attr.cli.labels import labels
 from dcsm_attr.cli.miou import miou
+from dcsm_attr.cli.report import report
 from dcsm_attr.cli.scenes import scenes
 from dcsm_attr.cli.seeds import seeds
 from dcsm_attr.cli.segment import segment
@@ -43,6 +44,7 @@ app.command()(seeds)
 app.command()(ficklenet)
 app.command(name="train-seg")(train_seg)
 app.command()(miou)
+app.command()(report)
 app.command()(ablate)
 app.command()(scenes)
 app.command()(benchmark)
