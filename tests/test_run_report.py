@@ -553,3 +553,279 @@ def test_real_photographs(shared, tmp_path):
             difference = np.abs(alone - with_labels).mean(axis=2).astype(np.uint8)
             blocks = np.asarray(Image.fromarray(difference).resize((25, 25), Image.Resampling.BOX))
             assert np.median(blocks[far]) <= 3
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """An installed Chromium or Chrome."""
+    api = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install -e ".[browser]"')
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip(f"needs an installed browser; none of {', '.join(names)} is on the path")
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a report; at the end, nothing else must have been asked for, and nothing must have been complained of."""
+    contexts, complaints, requests = [], [], []
+
+    def opened_page(storage, **options):
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((Path(storage.location) / "report.html").as_uri())
+        return page
+
+    yield opened_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith("data:image/jpeg;base64,")] == [
+        url for url in requests if url.endswith("/report.html")
+    ]
+    assert sum(url.startswith("file:") for url in requests) == len(contexts)
+
+
+@pytest.fixture
+def report(tmp_path):
+    storage = make_run(tmp_path / "run")
+    written(storage)
+    return storage
+
+
+def cards(page):
+    return page.locator(".card .told > .text:first-child").all_text_contents()
+
+
+def class_button(page, name):
+    return page.locator("#class-rows").get_by_role("button", name=name)
+
+
+def bar_counts(page, chart):
+    """The counts that stand above the bars of a chart, the first of which is of all classes."""
+    return [int(text) for text in page.locator("#charts svg").nth(chart).locator("text:not(.axis)").all_text_contents()]
+
+
+def test_the_page_tells_the_figures(report, opened):
+    page = opened(report)
+    assert page.locator("h1").inner_text() == "Pseudo-labels of 5 photographs"
+    told = dict(zip(*(page.locator(f"#figures {tag}").all_inner_texts() for tag in ("dt", "dd")), strict=True))
+    assert [told[name] for name in ("photographs", "labelled", "failed", "unfinished")] == ["5", "4", "1", "0"]
+    assert told["images a second"].startswith("1.14\n")
+    assert told["median time"].startswith("0.625 s\n")
+    assert told["slowest stage"] == "label\n86 % of the seconds, median 0.5 s"
+    assert not page.locator("#unfinished").is_visible()
+    rows = [" ".join(row.split()) for row in page.locator("#class-rows tr").all_inner_texts()]
+    assert rows == ["1 ant 2 30 % 0.65", "2 bee 2 15 % 0.63", "– no class 1 – –"]
+    assert page.locator("#absent").inner_text() == "1 more class occurs in no photograph."
+    assert [bar_counts(page, chart) for chart in range(3)] == [
+        bars(_2=1, _4=1, _9=2),
+        bars(_0=1, _1=1, _2=1, _5=1),
+        bars(_5=1, _7=1, _9=2),
+    ]
+    assert page.locator("#charts svg").count() == 3
+    assert page.locator("#disagreement-rows li").count() == 2
+    assert page.locator("#failure-kinds").inner_text().split("\n")[0] == "1 × cannot be read."
+    assert "photographs/c.png: cannot be read." in page.locator("#failure-kinds").inner_text()
+    assert not page.locator("#setting-rows").is_visible()
+    page.locator("#settings summary").click()
+    assert "crf.iterations\t10" in page.locator("#setting-rows").inner_text()
+
+
+def test_a_class_is_a_filter(report, opened):
+    page = opened(report)
+    assert cards(page) == ["b", "a", "e", "d"]
+    bee = class_button(page, "bee")
+    bee.click()
+    assert bee.get_attribute("aria-pressed") == "true"
+    assert cards(page) == ["a", "e"]
+    assert page.locator("#shown").inner_text() == "2 of 4 thumbnails shown"
+    assert page.locator("#charts svg").count() == 6
+    assert bar_counts(page, 0) == bars(_2=1, _4=1, _9=2)
+    assert bar_counts(page, 1) == bars(_2=1, _9=1)
+    assert page.locator("#disagreement-rows").inner_text().split()[0] == "a"
+    assert page.locator("#disagreement-rows li").count() == 1
+    class_button(page, "no class").click()
+    assert bee.get_attribute("aria-pressed") == "false"
+    assert cards(page) == ["d"]
+    class_button(page, "no class").click()
+    assert cards(page) == ["b", "a", "e", "d"]
+    assert page.locator("#charts svg").count() == 3
+    class_button(page, "ant").press("Enter")
+    assert cards(page) == ["b", "a"]
+    page.get_by_role("button", name="show all classes").click()
+    assert cards(page) == ["b", "a", "e", "d"]
+
+
+def test_the_order_of_thumbnails(report, opened):
+    page = opened(report)
+    by = {name: page.locator(f'[data-sort="{name}"]') for name in ("confidence", "score", "name")}
+    assert by["confidence"].get_attribute("aria-pressed") == "true"
+    by["confidence"].click()
+    assert cards(page) == ["d", "e", "a", "b"]
+    by["name"].click()
+    assert cards(page) == ["a", "b", "d", "e"]
+    assert by["confidence"].get_attribute("aria-pressed") == "false"
+    by["score"].click()
+    assert cards(page) == ["a", "b", "e", "d"]
+    # Of the ants alone, b's score is the lowest.
+    class_button(page, "ant").click()
+    assert cards(page) == ["b", "a"]
+    by["score"].click()
+    assert cards(page) == ["a", "b"]
+
+
+def brightness(page, selector):
+    """Of the picture that an element shows, left and right, as the browser has decoded it."""
+    return page.locator(selector).first.evaluate(
+        """async (image) => {
+            await image.decode();
+            const canvas = document.createElement("canvas");
+            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+            const context = canvas.getContext("2d", { willReadFrequently: true });
+            context.drawImage(image, 0, 0);
+            return [4, canvas.width - 4].map((x) => context.getImageData(x, 10, 1, 1).data[1]);
+        }"""
+    )
+
+
+def test_pictures_with_and_without_labels(report, opened):
+    page = opened(report)
+    plain, under_ant = GREY[1], round(0.45 * GREY[1])
+    image = "#grid img"
+    assert brightness(page, image) == pytest.approx([plain, under_ant], abs=4)
+    page.locator(".card").first.hover()
+    assert brightness(page, image) == pytest.approx([plain, plain], abs=4)
+    page.locator("h1").hover()
+    assert brightness(page, image) == pytest.approx([plain, under_ant], abs=4)
+    page.keyboard.press("p")
+    assert page.locator("#alone").get_attribute("aria-pressed") == "true"
+    assert brightness(page, image) == pytest.approx([plain, plain], abs=4)
+    page.locator("#alone").click()
+    assert brightness(page, image) == pytest.approx([plain, under_ant], abs=4)
+
+
+def test_one_photograph_enlarged(report, opened):
+    page = opened(report)
+    dialog = page.locator("#enlarged")
+    page.locator(".card").nth(1).press("Enter")
+    assert dialog.is_visible()
+    assert page.locator("#enlarged-name").inner_text() == "a"
+    assert page.locator("#enlarged-pictures img").count() == 2
+    facts = page.locator("#enlarged-facts").inner_text()
+    assert "40 × 30 pixels" in facts
+    assert "low score 0.25, 25 % of the area" in facts
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#enlarged-name").inner_text() == "e"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#enlarged-name").inner_text() == "d"
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    page.locator("#disagreement-rows button").first.click()
+    assert page.locator("#enlarged-name").inner_text() == "a"
+    page.locator("#close").click()
+    assert not dialog.is_visible()
+
+
+def test_what_is_missing_is_told(tmp_path, opened):
+    storage = make_run(tmp_path, photographs=7)
+    (tmp_path / "photographs" / "0.png").unlink()
+    (tmp_path / "labels" / "1.png").unlink()
+    (tmp_path / "photographs" / "3.png").unlink()
+    (tmp_path / "labels" / "3.png").unlink()
+    written(storage)
+    page = opened(storage)
+    assert "2 photographs have neither labels nor an error yet" in page.locator("#unfinished").inner_text()
+    told = page.locator("#unreadable").inner_text()
+    assert "2 photographs cannot be read any more, and only the label picture is shown." in told
+    assert "2 photographs cannot be shown with labels" in told
+    page.locator('[data-sort="name"]').click()
+    notes = [page.locator(".card").nth(number).locator(".missing").all_inner_texts() for number in range(4)]
+    assert notes == [
+        ["the photograph cannot be read any more: labels alone"],
+        ["the label picture cannot be read: photograph alone"],
+        ["neither the photograph nor its label picture can be read"],
+        [],
+    ]
+    assert page.locator(".card img").count() == 3
+    written(storage, photographs=2)
+    page = opened(storage)
+    assert page.locator("#spread").inner_text().startswith("Of 4 labelled photographs, 2 have a thumbnail")
+
+
+def test_names_that_would_be_markup(tmp_path, opened):
+    storage = hostile_run(tmp_path)
+    written(storage)
+    page = opened(storage)
+    assert page.locator("#class-rows .text").first.evaluate("(cell) => cell.textContent") == HOSTILE
+    assert page.locator(".told > .text").first.evaluate("(name) => name.textContent") == HOSTILE
+    assert HOSTILE in page.locator("#failure-kinds").evaluate("(list) => list.textContent")
+    assert HOSTILE in page.locator("#setting-rows").evaluate("(list) => list.textContent")
+    class_button(page, "script").click()
+    page.locator(".card").first.click()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[src='x']").count() == 0
+
+
+def test_an_empty_run(tmp_path, opened):
+    storage = make_run(tmp_path, [])
+    written(storage)
+    page = opened(storage)
+    assert page.locator("#shown").inner_text() == "0 of 0 thumbnails shown"
+    assert page.locator("#failures-told").inner_text() == "None: no photograph failed."
+    assert bar_counts(page, 0) == bars()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_screen(tmp_path, opened, scheme):
+    long = "a-name-without-a-place-to-break-it-" * 6
+    entries = [*ENTRIES, labelled(long, {**known(COW, 0.1, 0.01), "name": long}), failed(long)]
+    storage = make_run(tmp_path, entries)
+    written(storage)
+    page = opened(storage, color_scheme=scheme)
+    colours = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+    paper, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in colours)
+    assert paper - ink > 150 if scheme == "light" else ink - paper > 150
+    for width in (1400, 820, 360):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.locator(".card").first.click()
+        box = page.locator("#enlarged").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+        page.keyboard.press("Escape")
+
+
+def test_the_browser_refuses_what_the_page_does_not_hold(report, browser):
+    context = browser.new_context()
+    page = context.new_page()
+    requests = []
+    page.on("request", lambda request: requests.append(request))
+    page.goto((Path(report.location) / "report.html").as_uri())
+    violated = page.evaluate(
+        """() => new Promise((resolve) => {
+            const found = [];
+            document.addEventListener("securitypolicyviolation", (event) => {
+                found.push(event.effectiveDirective);
+                if (found.length === 2) resolve(found.sort());
+            });
+            document.body.append(Object.assign(new Image(), { src: "http://localhost:9/a.png" }));
+            const script = document.createElement("script");
+            script.textContent = "window.hacked = 1";
+            document.body.append(script);
+        })"""
+    )
+    assert violated == ["img-src", "script-src-elem"]
+    assert page.evaluate("window.hacked") is None
+    assert {request.failure for request in requests if request.url.startswith("http")} == {"csp"}
+    context.close()
