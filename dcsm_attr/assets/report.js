@@ -160,8 +160,8 @@ function choose(number) {
 // ---- Histograms.
 
 function histogram(counts, axis) {
-  const [width, left, top, height] = [340, 8, 18, 92];
-  const step = (width - 2 * left) / counts.length;
+  const [width, left, right, top, height] = [340, 20, 12, 18, 92];
+  const step = (width - left - right) / counts.length;
   const most = Math.max(...counts, 1);
   const told = counts.map((count, at) => `${(at / counts.length).toFixed(1)} to ${((at + 1) / counts.length).toFixed(1)}: ${number(count)}`);
   const chart = drawn("svg", { viewBox: `0 0 ${width} ${top + height + 36}`, role: "img", "aria-label": `${axis}. ${told.join("; ")}` });
@@ -173,13 +173,15 @@ function histogram(counts, axis) {
     const label = count < 10000 ? String(count) : `${Math.round(count / 1000)}k`;
     chart.append(drawn("text", { x: left + (at + 0.5) * step, y: top + height - tall - 4 }, label));
   });
-  chart.append(drawn("line", { x1: left, x2: width - left, y1: top + height + 0.5, y2: top + height + 0.5 }));
+  chart.append(drawn("line", { x1: left, x2: width - right, y1: top + height + 0.5, y2: top + height + 0.5 }));
   for (let tick = 0; tick <= counts.length; tick += 2) {
     const x = left + tick * step;
     chart.append(drawn("line", { x1: x, x2: x, y1: top + height, y2: top + height + 4 }));
     chart.append(drawn("text", { x, y: top + height + 16, class: "axis" }, (tick / counts.length).toFixed(1)));
   }
-  chart.append(drawn("text", { x: width / 2, y: top + height + 32, class: "axis" }, axis));
+  chart.append(drawn("text", { x: (left + width - right) / 2, y: top + height + 32, class: "axis" }, axis));
+  const middle = top + height / 2;
+  chart.append(drawn("text", { x: 10, y: middle, transform: `rotate(-90 10 ${middle})`, class: "axis" }, "count"));
   return chart;
 }
 

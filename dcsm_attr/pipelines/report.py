@@ -32,8 +32,7 @@ def write_report(storage: Storage, *, photographs: int = 1000, progress: bool = 
 
     Args:
         storage: of the run; an earlier report is replaced.
-        photographs: so many get a thumbnail at most, evenly spread over the run. They are what takes time and room,
-            about 20 kB each.
+        photographs: so many get a thumbnail at most, evenly spread over the run. They are what takes time and room.
         progress: whether to show a bar.
 
     Returns:
