@@ -226,7 +226,9 @@ def test_of_many_disagreements_the_lowest_are_kept():
     scores = [number * 37 % 100 for number in range(200)]
     for number, score in enumerate(scores):
         figures.add_labelled(labelled(str(number), known(ANT, score / 100, 0.5)))
-    found = [(one["score"], one["name"]) for one in figures.content()["disagreements"]]
+    content = figures.content()
+    assert content["disagreeing"] == 100
+    found = [(one["score"], one["name"]) for one in content["disagreements"]]
     # Each score twice; of equal ones the first comes first.
     lowest = sorted((score / 100, number) for number, score in enumerate(scores))[:50]
     assert found == [(score, str(number)) for score, number in lowest]
@@ -652,6 +654,8 @@ def test_the_page_tells_the_figures(report, opened):
     ]
     assert page.locator("#charts svg").count() == 3
     assert page.locator("#disagreement-rows li").count() == 2
+    told = page.locator("#disagreements-told").inner_text()
+    assert told == "2 known classes have a score below 0.5, the lowest first."
     assert page.locator("#failure-kinds").inner_text().split("\n")[0] == "1 × cannot be read."
     assert "photographs/c.png: cannot be read." in page.locator("#failure-kinds").inner_text()
     assert not page.locator("#setting-rows").is_visible()
@@ -672,6 +676,7 @@ def test_a_class_is_a_filter(report, opened):
     assert bar_counts(page, 1) == bars(_2=1, _9=1)
     assert page.locator("#disagreement-rows").inner_text().split()[0] == "a"
     assert page.locator("#disagreement-rows li").count() == 1
+    assert "Of the chosen class: 1 of those listed." in page.locator("#disagreements-told").inner_text()
     class_button(page, "no class").click()
     assert bee.get_attribute("aria-pressed") == "false"
     assert cards(page) == ["d"]

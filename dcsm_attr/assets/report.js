@@ -208,9 +208,10 @@ function showDisagreements() {
   const all = content.disagreements;
   const shown = all.filter((one) => state.chosen === undefined || one.class === state.chosen);
   const places = new Map(thumbnails.map((row) => [row.name, row]));
+  const listed = content.disagreeing > all.length ? `; the lowest ${number(all.length)} are listed` : ", the lowest first";
+  const chosen = state.chosen === undefined ? "" : ` Of the chosen class: ${number(shown.length)} of those listed.`;
   byId("disagreements-told").textContent = all.length
-    ? `Known classes whose score is below ${content.disagrees_below}, the lowest first: ` +
-      (shown.length === all.length ? `${number(all.length)}.` : `${number(shown.length)} of ${number(all.length)} are of the chosen class.`)
+    ? `${counted(content.disagreeing, "known class has", "known classes have")} a score below ${content.disagrees_below}${listed}.${chosen}`
     : `None: every known class has a score of ${content.disagrees_below} or more.`;
   byId("disagreement-rows").replaceChildren(
     ...shown.map((one) => {

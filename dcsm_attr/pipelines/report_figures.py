@@ -74,6 +74,7 @@ class RunFigures:
         self._all = _Histograms()
         # A photograph that is known to show no class is of no class: None.
         self._classes: dict[int | None, tuple[str, int, _Histograms]] = {}
+        self._disagreeing = 0
         self._disagreements: list[tuple[float, int, int, dict[str, Any]]] = []
         self._kinds: dict[str, _Kind] = {}
         self._seconds: dict[str, array[float]] = {}
@@ -127,7 +128,8 @@ class RunFigures:
             ``histograms``: of ``score``, ``share`` and ``confidence``, each with ``counts`` of :data:`BINS` bars, the
             ``count`` of values and their ``mean`` (None without any). ``classes``: those that occur, in the order of
             their numbers, with ``photographs`` and histograms of their own; last, with None as its number, what is
-            known to show none. ``disagreements``: known classes to which the classifier gives the smallest scores.
+            known to show none. ``disagreements``: known classes to which the classifier gives the smallest scores,
+            of all those, ``disagreeing`` in number, that are below ``disagrees_below``.
             ``failures``: by kind, the most frequent first. ``speed``: seconds; None where nothing was labelled.
         """
         numbers = sorted(number for number in self._classes if number is not None)
@@ -149,6 +151,7 @@ class RunFigures:
             "histograms": self._all.content(),
             "classes": classes,
             "disagrees_below": _DISAGREES_BELOW,
+            "disagreeing": self._disagreeing,
             "disagreements": [found for *_, found in doubtful],
             "failures": [{"kind": kind, "count": one.count, "examples": one.examples} for kind, one in kinds],
             "speed": self._speed(),
@@ -160,6 +163,7 @@ class RunFigures:
     def _note_disagreement(self, entry: Mapping[str, Any], position: int, known: Mapping[str, Any]) -> None:
         if known["score"] >= _DISAGREES_BELOW:
             return
+        self._disagreeing += 1
         found = {
             "name": entry["name"],
             "photograph": entry["photograph"],
