@@ -3,8 +3,9 @@
     python benchmarks/pseudo_label_faults.py VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
 
 A list of photographs of train, with twenty files among them that are no pictures, or broken ones, is labelled once
-undisturbed; then by runs that are killed by SIGKILL at ten random moments, whose disk is full (where /dev/shm can be
-filled), and, where Ray is there, whose actor is killed. Every file of the result, and the manifest but for its times,
+undisturbed; then by runs that are killed by SIGKILL at ten random moments; with --disk, a small file system of its own,
+which is filled (for example ``mount -t tmpfs -o size=64m tmpfs DISK``), by one whose disk is full; and, where Ray is
+there, by one whose actor is killed. Every file of the result, and the manifest but for its times,
 is compared with the undisturbed run, after each kill too. Writes results/pseudo_label_faults.json.
 """
 
@@ -29,7 +30,6 @@ from dcsm_attr.files import writable_folder, write_json
 RESULT = Path(__file__).parent / "results" / "pseudo_label_faults.json"
 KILLS = 10
 BROKEN = 20
-DISK = Path("/dev/shm")
 ROOM = 300_000
 
 
@@ -78,14 +78,14 @@ def differences(folder: Path, undisturbed: Path, *, complete: bool) -> int:
 class Runs:
     """Runs of one command into different folders."""
 
-    def __init__(self, command: list[str]) -> None:
-        self.command = command
+    def __init__(self, command: list[str], logs: Path) -> None:
+        self.command, self.logs = command, logs
 
     def started(self, output: Path, *engine: str) -> psutil.Popen:
         """A run, in a group of its own."""
         command = [*self.command, *engine, "--output", str(output)]
-        log = (output.parent / f"{output.name}.log").open("ab")
-        return psutil.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        with (self.logs / f"{output.name}.log").open("ab") as log:
+            return psutil.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def ended(self, output: Path, *engine: str) -> int:
         """The exit status of a whole run; 1: something could not be read."""
@@ -113,26 +113,24 @@ def killed(runs: Runs, folder: Path, undisturbed: Path, seconds: float) -> dict[
     return {"kills": KILLS, "files after each kill": left, "exit status at last": status, "wrong files": wrong}
 
 
-def full(runs: Runs, folder: Path, undisturbed: Path) -> dict[str, Any]:
+def full(runs: Runs, disk: Path, undisturbed: Path) -> dict[str, Any]:
     """A run on a disk that has too little room, and one when there is room again."""
-    output, ballast = DISK / "pseudo-labels", DISK / "ballast"
-    shutil.rmtree(output, ignore_errors=True)
+    output, ballast = disk / "pseudo-labels", disk / "ballast"
     try:
         with ballast.open("wb") as file:
-            left = shutil.disk_usage(DISK).free - ROOM
+            left = shutil.disk_usage(disk).free - ROOM
             while left > 0:
                 left -= file.write(bytes(min(left, 1 << 20)))
         status = runs.ended(output)
         found = {"exit status on the full disk": status, "files": len(files(output))}
         wrong = differences(output, undisturbed, complete=False)
-        said = (output.parent / f"{output.name}.log").read_text(errors="replace")
+        said = (runs.logs / f"{output.name}.log").read_text(errors="replace")
         found["said"] = next((line for line in said.splitlines() if "Make room" in line), None)
         ballast.unlink()
         found["exit status with room"] = runs.ended(output)
         return {**found, "wrong files": wrong + differences(output, undisturbed, complete=True)}
     finally:
         ballast.unlink(missing_ok=True)
-        (output.parent / f"{output.name}.log").unlink(missing_ok=True)
         shutil.rmtree(output, ignore_errors=True)
 
 
@@ -158,13 +156,14 @@ def main() -> None:
     for name in ("voc", "classifier", "folder"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--count", type=int, default=180, help="good photographs")
+    parser.add_argument("--disk", type=Path, help="a small file system, to be filled")
     parser.add_argument("--result", type=Path, default=RESULT)
     given, options = parser.parse_known_args()
     shutil.rmtree(given.folder, ignore_errors=True)
     folder = writable_folder(given.folder)
     listed, labels = written_list(given.voc, folder, given.count)
     command = [sys.executable, "-m", "dcsm_attr", "pseudo-label", str(listed), "--labels", str(labels)]
-    runs = Runs([*command, "--weights", str(given.classifier), "--overlays", "10", *options])
+    runs = Runs([*command, "--weights", str(given.classifier), "--overlays", "10", *options], folder)
     undisturbed = folder / "undisturbed"
     begun = time.monotonic()
     status = runs.ended(undisturbed)
@@ -180,8 +179,8 @@ def main() -> None:
         },
         "killed by SIGKILL": killed(runs, folder, undisturbed, seconds),
     }
-    if DISK.is_dir():
-        results["full disk"] = full(runs, folder, undisturbed)
+    if given.disk is not None:
+        results["full disk"] = full(runs, given.disk, undisturbed)
     if _has_ray():
         results["actor of Ray killed"] = actor_killed(runs, folder, undisturbed)
     for name, found in results.items():

@@ -17,6 +17,7 @@ from dcsm_attr.cli.ficklenet import ficklenet
 from dcsm_attr.cli.labels import labels
 from dcsm_attr.cli.miou import miou
 from dcsm_attr.cli.pseudo_label import pseudo_label
+from dcsm_attr.cli.report import report
 from dcsm_attr.cli.scenes import scenes
 from dcsm_attr.cli.seeds import seeds
 from dcsm_attr.cli.segment import segment
@@ -45,6 +46,7 @@ app.command()(ficklenet)
 app.command(name="train-seg")(train_seg)
 app.command(name="pseudo-label")(pseudo_label)
 app.command()(miou)
+app.command()(report)
 app.command()(ablate)
 app.command()(scenes)
 app.command()(benchmark)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dcsm_attr.pipelines.engine import Engine
     from dcsm_attr.segmentation import Segmenter
     from dcsm_attr.segmentation.label_files import Shard
+    from dcsm_attr.storage import Storage
 
 __all__ = ["pseudo_label"]
 
@@ -113,7 +114,7 @@ def pseudo_label(
     overlays: Annotated[
         int, typer.Option(min=0, metavar="N", help="Write an overlay of every N-th photograph; 0: of none.")
     ] = 0,
-    report: Annotated[bool, typer.Option("--report", help="Write report.html at the end, to look at the run.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write report.html at the end: the run for people.")] = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Photographs that go through the model together.", rich_help_panel=_SCALE)
     ] = 8,
@@ -212,11 +213,25 @@ def pseudo_label(
         retry_failures=retry_failures,
     )
     typer.echo(f"{output}: label maps of {found.labelled} photographs; manifest.jsonl: scores, areas, timings")
+    if report:
+        _report(storage, part)
     if found.failures:
         typer.echo(f"{len(found.failures)} photographs could not be read; the manifest says why:", err=True)
         for name, reason in list(found.failures.items())[:_NAMED]:
             typer.echo(f"  {name}: {reason}", err=True)
         raise typer.Exit(1)
+
+
+def _report(storage: "Storage", shard: "Shard") -> None:
+    from dcsm_attr.pipelines.report import write_report
+
+    try:
+        typer.echo(f"{storage.location}: {write_report(storage)}, to look at the run")
+    except FileNotFoundError:
+        # The manifest is written by the shard that ends last.
+        if shard.count == 1:
+            raise
+        typer.echo(f"no report yet: dcsm-attr report {storage.location} writes it when all shards have ended")
 
 
 def _shard(text: str | None) -> "Shard":
