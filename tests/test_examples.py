@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -60,6 +61,14 @@ def test_affinity_columns(tmp_path):
     run("affinity_columns.py", "scenes", "demo", net, "--count", 1, cwd=tmp_path)
     with Image.open(tmp_path / "affinity-columns.png") as picture:
         assert picture.width > 5 * picture.height
+
+
+@pytest.mark.slow
+def test_pseudo_label_on_ray(tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'dcsm_attr[ray]'")
+    printed = run("pseudo_label_on_ray.py", "--count", 5, "--actors", 1, cwd=tmp_path)
+    assert "labelled, report.html" in printed
+    assert (tmp_path / "out/ray/labels/report.html").is_file()
 
 
 def test_every_example_is_tested():

@@ -17,7 +17,7 @@ from dcsm_attr.files import atomic_buffer, atomic_path, write_json
 PACKAGE = Path(dcsm_attr.__file__).parent
 EVERYTHING = (
     *("results", "attributions", "run_manifest", "report", "classifier", "checkpoint", "log", "labels"),
-    "scenes",
+    *("scenes", "storage"),
 )
 posix = pytest.mark.skipif(sys.platform != "linux", reason="needs the limits and signals of Linux")
 
@@ -49,7 +49,8 @@ def check(folder, *names):
 
 @posix
 def test_killed_while_writing_or_out_of_room(tmp_path):
-    check(tmp_path, "killed/checkpoint", "killed/run_manifest", "full/checkpoint", "full/labels", "full/scenes")
+    killed = ("killed/checkpoint", "killed/run_manifest", "killed/storage")
+    check(tmp_path, *killed, "full/checkpoint", "full/labels", "full/scenes", "full/storage")
 
 
 @posix
@@ -137,7 +138,7 @@ _WRITES = {"write_text": None, "write_bytes": None, "savez_compressed": 0, "save
 # Written line by line: what reads it again knows a last line that was cut off, or the writer is TensorBoard's own.
 _GROWING = {"evaluation/state.py"}
 # Encoded in memory: storage.py writes it, through the door.
-_IN_MEMORY = {"pipelines/labeller.py"}
+_IN_MEMORY = {"pipelines/labeller.py", "pipelines/report_thumbnails.py"}
 # Not a file but a switch of the kernel.
 _SWITCHES = {"benchmark/memory.py"}
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 from functools import partial
+from io import BytesIO
 from itertools import chain, count
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from dcsm_attr.datasets.image_labels import ImageLabels, LabelRow, write_image_l
 from dcsm_attr.datasets.scene_folder import write_scene_folder
 from dcsm_attr.evaluation.report import write_report
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol
+from dcsm_attr.palette import label_picture
+from dcsm_attr.storage import FolderStorage
 from dcsm_attr.training.checkpoint import save_checkpoint
 from dcsm_attr.training.log import TrainingLog
 
@@ -97,9 +100,22 @@ def scenes(folder):
     write_scene_folder(folder, 2, size=32, progress=False)
 
 
+def storage(folder):
+    stored = FolderStorage(folder, ".unfinished")
+    try:
+        if "png" not in _made:
+            buffer = BytesIO()
+            label_picture(np.random.default_rng(0).integers(0, 21, (60, 80))).save(buffer, "PNG")
+            _made["png"] = buffer.getvalue()
+        stored.write("labels/a.png", _made["png"])
+        stored.write("parts/00000000.jsonl", b'{"name": "a"}\n' * 300)
+    finally:
+        stored.discard_scratch()
+
+
 WRITERS = {
     writer.__name__: writer
-    for writer in (results, attributions, run_manifest, report, classifier, checkpoint, log, labels, scenes)
+    for writer in (results, attributions, run_manifest, report, classifier, checkpoint, log, labels, scenes, storage)
 }
 
 _made = {}
@@ -148,7 +164,8 @@ def check_whole(path):
 
 def visible_files(folder):
     """Those under final names."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def in_a_fork(work):

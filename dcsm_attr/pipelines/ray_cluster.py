@@ -70,10 +70,14 @@ class OnRay:
             return
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
+        # The run has its own bar.
+        ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"batch": pickle.dumps(batch)} for batch in batches]
+        blocks = min(len(rows), _BLOCKS)
+        readers, writers = (min(blocks, each * self.actors[1]) for each in (_READERS, _WRITERS))
         finished = (
-            ray.data.from_items(rows, override_num_blocks=min(len(rows), _BLOCKS))
-            .map(partial(_read, max_pixels=job.max_pixels), num_cpus=0, concurrency=_READERS * self.actors[1])
+            ray.data.from_items(rows, override_num_blocks=blocks)
+            .map(partial(_read, max_pixels=job.max_pixels), num_cpus=0, concurrency=readers)
             .map_batches(
                 _Actor,
                 fn_constructor_args=(job,),
@@ -82,7 +86,7 @@ class OnRay:
                 num_cpus=self.cpus,
                 num_gpus=self.gpus,
             )
-            .map(partial(_write, storage=job.storage), num_cpus=0, concurrency=_WRITERS * self.actors[1])
+            .map(partial(_write, storage=job.storage), num_cpus=0, concurrency=writers)
         )
         for row in finished.iter_rows():
             if row["error"]:

@@ -1,0 +1,57 @@
+"""Pseudo-labels of generated scenes by Ray Data, on this machine or on a cluster.
+
+    python examples/pseudo_label_on_ray.py [--output FOLDER] [--actors N] [--gpus SHARE]
+    RAY_ADDRESS=auto python examples/pseudo_label_on_ray.py --output /shared/run --actors 16 --gpus 0.5
+
+With RAY_ADDRESS the cluster of that address does the work; its machines need the package and the folder. For data of
+your own, `dcsm-attr pseudo-label IMAGES --engine ray` does the same. Kill it at any moment, and start it again.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from dcsm_attr import Segmenter
+from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.backbones.scene_net import load_scene_net
+from dcsm_attr.datasets.scene_folder import write_scene_folder
+from dcsm_attr.datasets.voc import voc_class_names, voc_collection
+from dcsm_attr.pipelines.labeller import Outputs
+from dcsm_attr.pipelines.ray_cluster import OnRay
+from dcsm_attr.pipelines.report import write_report
+from dcsm_attr.pipelines.run import pseudo_label
+from dcsm_attr.storage import FolderStorage
+
+
+def recipe(class_names: tuple[str, ...], gpu: bool) -> Segmenter:
+    """Builds the segmenter in each actor; it is sent there by its name, the model is not."""
+    model = load_scene_net().to("cuda" if gpu else "cpu")
+    return Segmenter(model, class_names=class_names, preprocess=Preprocess(size=96))
+
+
+def main() -> None:
+    """Generate scenes, label them, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("out/ray"))
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--gpus", type=float, default=0.0, help="of each actor")
+    given = parser.parse_args()
+
+    scenes = given.output / "scenes"
+    if not scenes.exists():
+        write_scene_folder(scenes, given.count, size=96)
+    collection = voc_collection(scenes, "train", masks=False)
+    storage = FolderStorage(given.output / "labels", ".unfinished")
+    done = pseudo_label(
+        partial(recipe, voc_class_names(scenes), given.gpus > 0),
+        collection,
+        storage,
+        outputs=Outputs(overlays=10),
+        engine=OnRay((given.actors, given.actors), gpus=given.gpus),
+    )
+    print(f"{storage.location}: {done.labelled} labelled, {write_report(storage)}")
+
+
+if __name__ == "__main__":
+    main()
