@@ -4,7 +4,7 @@
 
 CLASSIFIER and FICKLE are files that ``dcsm-attr train`` wrote, the latter with ``--head fickle``. Each kind of seed of
 split train is written into FOLDER, compared with the masks, learned from by ``dcsm-attr train-seg`` with the options
-that follow, such as ``--model squeezenet1_1 --head largefov --size 321``, and the network measured on split val, told
+that follow, such as ``--weights CLASSIFIER --head fcn --size 257``, and the network measured on split val, told
 the classes and not. Every command goes on where it was. Writes results/seeded_networks.json and prints its table.
 """
 
@@ -45,10 +45,11 @@ def sources(classifier: Path, fickle: Path) -> list[Source]:
     """What is compared."""
     weights = ("--weights", str(classifier))
     tuned = ("--preset", "tuned")
+    # Shares at which more than half of the foreground is right on photographs of train: results/seed_shares.json.
     return [
-        Source("dcsm", ("seeds", *weights, "--method", "dcsm", *tuned)),
-        Source("cam", ("seeds", *weights, "--method", "cam")),
-        Source("fusion", ("seeds", *weights, "--method", "fusion", *tuned)),
+        Source("dcsm", ("seeds", *weights, "--method", "dcsm", *tuned, "--share", "0.8")),
+        Source("cam", ("seeds", *weights, "--method", "cam", "--share", "0.4")),
+        Source("fusion", ("seeds", *weights, "--method", "fusion", *tuned, "--share", "0.4")),
         Source("ficklenet", ("ficklenet", "--weights", str(fickle))),
         Source("affinity", ("affinity", *weights, "--method", "cam"), "pseudo-labels", "pseudo"),
     ]

@@ -66,9 +66,10 @@ def ficklenet(
       dcsm-attr ficklenet VOC --weights best.safetensors --draws 50 --rate 0.7 --output out/fickle-0.7
     """
     from dcsm_attr.ficklenet.localiser import FickleLocaliser, selections_of
+    from dcsm_attr.training.processes import own_device
 
     classifier = chosen_classifier(weights)
-    classifier.network.to(chosen_device(device.value))
+    classifier.network.to(own_device(chosen_device(device.value)))
     for selection in selections_of(classifier.network):
         selection.rate = selection.rate if rate is None else rate
     localiser = FickleLocaliser(classifier.network, draws, threshold, form.value, seed)

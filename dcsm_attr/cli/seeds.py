@@ -52,9 +52,10 @@ def seeds(
       dcsm-attr seeds VOC --weights best.safetensors --method dcsm --preset tuned --output out/seeds-dcsm
     """
     from dcsm_attr.seeded.localisers import MapLocaliser
+    from dcsm_attr.training.processes import own_device
 
     classifier = chosen_classifier(weights)
-    classifier.network.to(chosen_device(device.value))
+    classifier.network.to(own_device(chosen_device(device.value)))
     options = SaliencyOptions(method, preset=preset)
     saliency = build_saliency(classifier.network, options, activation="auto", pooling=classifier.pooling)
     folder = SeedOptions(data, labels, split, saliency_layer, background_share, max_pixels, output)

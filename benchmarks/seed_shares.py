@@ -1,0 +1,98 @@
+"""How good SEC's seeds are by the share of a map's maximum and of the background, for each method's maps.
+
+    python benchmarks/seed_shares.py VOC CLASSIFIER [--count N]
+
+On photographs of train, evenly spread, compared with their masks: the mean IoU where there is a seed, how much of the
+area has none, and how many of the seeds of foreground and background are right. Writes results/seed_shares.json.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcsm_attr.attribution.class_maps import ClassMaps
+from dcsm_attr.backbones.classifier import load_classifier
+from dcsm_attr.cli.building import SaliencyOptions, build_saliency
+from dcsm_attr.cli.options import MethodChoice, PresetChoice
+from dcsm_attr.datasets.masks import read_mask
+from dcsm_attr.datasets.voc import voc_collection
+from dcsm_attr.evaluation.miou import confusion_matrix
+from dcsm_attr.evaluation.provenance import measured_on
+from dcsm_attr.evaluation.result import Confusion
+from dcsm_attr.files import write_json
+from dcsm_attr.images import read_image
+from dcsm_attr.palette import VOID
+from dcsm_attr.seeded.localisers import MapLocaliser
+from dcsm_attr.seeded.seed_files import BackgroundSeeds, middle_layer, photograph_seeds
+from dcsm_attr.segmentation.segmenter import Saliency
+
+RESULT = Path(__file__).parent / "results" / "seed_shares.json"
+METHODS = {"cam": PresetChoice.PAPER, "dcsm": PresetChoice.TUNED, "fusion": PresetChoice.TUNED}
+SHARES = (0.2, 0.4, 0.6, 0.8)
+BACKGROUNDS = (0.1, 0.3)
+
+
+class Remembered:
+    """A method whose maps are made once, until they are forgotten."""
+
+    def __init__(self, saliency: Saliency) -> None:
+        self.saliency, self.held = saliency, None
+
+    def class_maps(self, inputs: torch.Tensor, classes: Any = None, *, raw: bool = False) -> ClassMaps:
+        """The maps of the photograph that is at hand."""
+        if self.held is None:
+            self.held = self.saliency.class_maps(inputs, classes, raw=raw)
+        return self.held
+
+
+def main() -> None:
+    """Measure, print a table, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("voc", type=Path)
+    parser.add_argument("classifier", type=Path)
+    parser.add_argument("--count", type=int, default=64, help="photographs, evenly spread; 0: all")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    given = parser.parse_args()
+    classifier = load_classifier(given.classifier)
+    network, labels = classifier.network, 1 + len(classifier.class_names)
+    collection = voc_collection(given.voc, "train").spread(given.count)
+    layer = middle_layer(network)
+    results = {}
+    for method, preset in METHODS.items():
+        options = SaliencyOptions(MethodChoice(method), preset=preset)
+        saliency = Remembered(build_saliency(network, options, activation="auto", pooling=classifier.pooling))
+        counts = {(s, b): [torch.zeros(labels, labels, dtype=torch.int64), 0, 0] for s in SHARES for b in BACKGROUNDS}
+        for number, photograph in enumerate(collection):
+            prepared = classifier.preprocess(read_image(photograph.path))
+            mask = read_mask(photograph.mask, prepared.size, labels - 1)
+            saliency.held = None
+            for (share, background), total in counts.items():
+                localiser = MapLocaliser(saliency, share)
+                seen = BackgroundSeeds(layer, background)
+                found = photograph_seeds(network, localiser, prepared, photograph.classes, seen)
+                total[1] += int((found == VOID).sum())
+                total[2] += found.numel()
+                known = mask.where(found != VOID, VOID)
+                total[0] += confusion_matrix(found.where(found != VOID, 0), known, labels, VOID)
+            print(f"\r{method}: {number + 1} of {len(collection)}", end="", file=sys.stderr, flush=True)
+        for (share, background), (matrix, unknown, pixels) in counts.items():
+            right = matrix.diagonal()
+            said = matrix.sum(dim=0)
+            row = {
+                "mean IoU": 100 * Confusion(matrix).mean_iou,
+                "unknown": 100 * unknown / pixels,
+                "foreground right": 100 * float(right[1:].sum() / said[1:].sum()),
+                "background right": 100 * float(right[0] / said[0]),
+            }
+            name = f"{method}, share {share:g}, background {background:g}"
+            results[name] = {figure: round(value, 1) for figure, value in row.items()}
+            print(name, results[name], flush=True)
+    command = f"python benchmarks/seed_shares.py VOC CLASSIFIER --count {given.count}"
+    write_json(given.result, {"measured": measured_on(command), "photographs": len(collection), "in %": results})
+
+
+if __name__ == "__main__":
+    main()
