@@ -65,7 +65,8 @@ class FolderStorage(Storage):
             OSError: if the folder cannot be made or written to.
         """
         self.location = os.fspath(folder)
-        self._folder = writable_folder(folder)
+        # Other processes, to which it may be sent, can be at work elsewhere.
+        self._folder = writable_folder(folder).absolute()
         self._scratch = None if scratch is None else self._folder / scratch
 
     def write(self, name: str, content: bytes) -> None:

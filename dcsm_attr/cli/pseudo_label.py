@@ -192,10 +192,11 @@ def pseudo_label(
         **({"crf": None} if no_crf else {}),
     }
     recipe = _Recipe(
-        weights,
+        # Actors of Ray may be at work elsewhere.
+        str(Path(weights).absolute()) if Path(weights).is_file() else weights,
         device.value,
         SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset),
-        WalkOptions(walk, radius, beta, walk_steps, background),
+        WalkOptions(None if walk is None else walk.absolute(), radius, beta, walk_steps, background),
         further,
     )
     names = recipe().class_names

@@ -3,8 +3,9 @@
 import json
 import pickle
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from dcsm_attr.images import ImageReadError
@@ -12,7 +13,7 @@ from dcsm_attr.pipelines.batch_files import write_records, written
 from dcsm_attr.pipelines.engine import FinishedBatch, Job
 from dcsm_attr.pipelines.labeller import Labelled, Labeller, Reading, failure, read_photograph
 from dcsm_attr.pipelines.plan import PhotographBatch
-from dcsm_attr.storage import Storage
+from dcsm_attr.storage import Storage, is_uri
 
 __all__ = ["OnRay"]
 
@@ -77,7 +78,7 @@ class OnRay:
         readers, writers = (min(blocks, each * self.actors[1]) for each in (_READERS, _WRITERS))
         finished = (
             ray.data.from_items(rows, override_num_blocks=blocks)
-            .map(partial(_read, max_pixels=job.max_pixels), num_cpus=0, concurrency=readers)
+            .map(partial(_read, max_pixels=job.max_pixels, here=Path.cwd()), num_cpus=0, concurrency=readers)
             .map_batches(
                 _Actor,
                 fn_constructor_args=(job,),
@@ -94,12 +95,15 @@ class OnRay:
             yield FinishedBatch(row["number"], json.loads(row["records"]))
 
 
-def _read(row: _Row, max_pixels: int | None) -> _Row:
-    batch = pickle.loads(row["batch"])
+def _read(row: _Row, max_pixels: int | None, here: Path) -> _Row:
+    batch: PhotographBatch = pickle.loads(row["batch"])
     readings: list[Reading | dict[str, Any]] = []
     for position, photograph in batch:
         try:
-            readings.append(read_photograph(position, photograph, max_pixels))
+            # Paths are told as they were given, and read from where they were given.
+            path = photograph.path if is_uri(photograph.path) else here / photograph.path
+            found = read_photograph(position, replace(photograph, path=path), max_pixels)
+            readings.append(replace(found, photograph=photograph))
         except ImageReadError as error:
             readings.append(failure(photograph, str(error)))
     return {"number": batch.number, "readings": pickle.dumps(readings)}

@@ -43,7 +43,7 @@ def pseudo_label(
     reason, and ends nothing.
 
     Of a run that is killed and started again, label maps, maps and overlays are byte for byte those of an undisturbed
-    run on the same machine.
+    run, as long as the model gives the same maps again: on the same kind of machine, with as many threads.
 
     Args:
         recipe: of the segmenter, which must have the classes of the collection.
