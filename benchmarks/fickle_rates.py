@@ -5,8 +5,8 @@
 For each rate a classifier is trained into FOLDER by ``dcsm-attr train --head fickle``, with the options that follow,
 such as ``--model squeezenet1_1 --output-stride 8 --size 320``; then the seeds of photographs of split train are
 compared with their masks, where what no map is sure of counts as background. What is done already is not done again.
-Writes results/fickle_rates.json and prints its table. It has the shape of the paper's Table 5, which shows the mean IoU
-of the segmentation networks trained from the seeds.
+Writes results/fickle_rates.json and .png, and prints a table. It has the shape of the paper's Table 5, which shows the
+mean IoU of the segmentation networks trained from the seeds.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.evaluation.result import Confusion
 from dcsm_attr.ficklenet.aggregation import aggregates
 from dcsm_attr.ficklenet.localisation import fickle_maps
-from dcsm_attr.files import writable_folder, write_json
+from dcsm_attr.files import atomic_buffer, writable_folder, write_json
 from dcsm_attr.images import read_image
 from dcsm_attr.palette import VOID
 
@@ -105,9 +105,30 @@ def main() -> None:
             results[name] = json.loads(kept.read_text())
             row = "".join(f"{results[name][str(draws)]['mean IoU']:>10.1f}" for draws in DRAWS)
             print(f"{name:>24}{row}", flush=True)
-    command = shlex.join(["python", "benchmarks/fickle_rates.py", "VOC", "FOLDER", f"--count={given.count}", *options])
+    named = [Path(option).name if Path(option).is_file() else option for option in options]
+    command = shlex.join(["python", "benchmarks/fickle_rates.py", "VOC", "FOLDER", f"--count={given.count}", *named])
     content = {"measured": measured_on(command), "photographs": len(collection), "by rate, then by draws": results}
     write_json(given.result, content)
+    draw(results, given.result.with_suffix(".png"))
+
+
+def draw(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """Mean IoU over the number of draws, a line a rate."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), KINDS, strict=True):
+        for name, by_draws in results.items():
+            rate = name.rsplit(", ", 1)[1]
+            if name.startswith(kind) or rate == "0":
+                shown = [by_draws[str(draws)]["mean IoU"] for draws in DRAWS]
+                axes.plot(DRAWS, shown, marker=".", label=rate)
+        axes.set(title=f"{kind} dropout", xlabel="N, maps of each photograph", xscale="log")
+        axes.legend(title="rate")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("mean IoU of the seeds, %")
+    with atomic_buffer(path) as file:
+        figure.savefig(file, dpi=100)
 
 
 if __name__ == "__main__":

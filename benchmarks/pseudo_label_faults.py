@@ -185,7 +185,8 @@ def main() -> None:
         results["actor of Ray killed"] = actor_killed(runs, folder, undisturbed)
     for name, found in results.items():
         print(name, found)
-    told = shlex.join(["python", "benchmarks/pseudo_label_faults.py", "VOC", "CLASSIFIER", "FOLDER", *options])
+    named = [Path(option).name if Path(option).is_file() else option for option in options]
+    told = shlex.join(["python", "benchmarks/pseudo_label_faults.py", "VOC", "CLASSIFIER", "FOLDER", *named])
     write_json(given.result, {"measured": measured_on(told), "photographs": given.count + BROKEN, **results})
 
 

@@ -120,7 +120,8 @@ def main() -> None:
     rates = {name: found["photographs a second"] for name, found in results.items()}
     overhead = 100 * (rates["two processes"] / rates["Ray, two actors"] - 1)
     print(f"Ray takes {overhead:.1f} % more time a photograph than two processes")
-    told = shlex.join(["python", "benchmarks/pseudo_label_rates.py", "VOC", "CLASSIFIER", "FOLDER", *options])
+    named = [Path(option).name if Path(option).is_file() else option for option in options]
+    told = shlex.join(["python", "benchmarks/pseudo_label_rates.py", "VOC", "CLASSIFIER", "FOLDER", *named])
     content = {
         "measured": measured_on(told),
         "photographs": photographs,

@@ -107,7 +107,8 @@ def main() -> None:
     for name, row in results.items():
         print(f"{name:>10}" + "".join(f"{row[column]!s:>26}" for column in columns))
     command = ["python", "benchmarks/seeded_networks.py", "VOC", "CLASSIFIER", "FICKLE", "FOLDER"]
-    told = shlex.join([*command, f"--loss={given.loss}", *options])
+    named = [Path(option).name if Path(option).is_file() else option for option in options]
+    told = shlex.join([*command, f"--loss={given.loss}", *named])
     write_json(given.result, {"measured": measured_on(told), "in %": results})
 
 
