@@ -125,7 +125,8 @@ def full(runs: Runs, disk: Path, undisturbed: Path) -> dict[str, Any]:
         found = {"exit status on the full disk": status, "files": len(files(output))}
         wrong = differences(output, undisturbed, complete=False)
         said = (runs.logs / f"{output.name}.log").read_text(errors="replace")
-        found["said"] = next((line for line in said.splitlines() if "Make room" in line), None)
+        told = (line for line in said.splitlines() if "Make room" in line)
+        found["said"] = next(told, "nothing of room").replace(str(disk), "DISK")
         ballast.unlink()
         found["exit status with room"] = runs.ended(output)
         return {**found, "wrong files": wrong + differences(output, undisturbed, complete=True)}
@@ -185,6 +186,7 @@ def main() -> None:
         results["actor of Ray killed"] = actor_killed(runs, folder, undisturbed)
     for name, found in results.items():
         print(name, found)
+    options = ["--count", str(given.count), *options, *([] if given.disk is None else ["--disk", "DISK"])]
     named = [Path(option).name if Path(option).is_file() else option for option in options]
     told = shlex.join(["python", "benchmarks/pseudo_label_faults.py", "VOC", "CLASSIFIER", "FOLDER", *named])
     write_json(given.result, {"measured": measured_on(told), "photographs": given.count + BROKEN, **results})

@@ -30,7 +30,7 @@ class Source:
 
     Attributes:
         name: for the table.
-        command: that writes it, but for data and output.
+        command: that writes it, but for data and output; empty, if they are there.
         labels: where in its folder the label maps stand.
         loss: that learns from it. None: the one that is asked for.
     """
@@ -41,7 +41,7 @@ class Source:
     loss: str | None = None
 
 
-def sources(classifier: Path, fickle: Path) -> list[Source]:
+def sources(voc: Path, classifier: Path, fickle: Path) -> list[Source]:
     """What is compared."""
     weights = ("--weights", str(classifier))
     tuned = ("--preset", "tuned")
@@ -52,6 +52,8 @@ def sources(classifier: Path, fickle: Path) -> list[Source]:
         Source("fusion", ("seeds", *weights, "--method", "fusion", *tuned, "--share", "0.4")),
         Source("ficklenet", ("ficklenet", "--weights", str(fickle))),
         Source("affinity", ("affinity", *weights, "--method", "cam"), "pseudo-labels", "pseudo"),
+        # What the same network learns from the truth: no seeds can give more.
+        Source("masks", (), str((voc / "SegmentationClass").resolve()), "pseudo"),
     ]
 
 
@@ -62,8 +64,9 @@ def run(*arguments: object) -> None:
 
 def measured(source: Source, voc: Path, folder: Path, loss: str, options: list[str]) -> dict[str, Any]:
     """Write the label maps, measure them, train, and measure the network."""
-    command, *settings = source.command
-    run(command, voc, *settings, "--output", folder / "labels")
+    if source.command:
+        command, *settings = source.command
+        run(command, voc, *settings, "--output", folder / "labels")
     labels = folder / "labels" / source.labels
     run("miou", voc, labels, "--split", "train", "--output", folder / "seeds.json")
     own = source.loss or loss
@@ -97,7 +100,7 @@ def main() -> None:
     given, options = parser.parse_known_args()
     folder = writable_folder(given.folder)
     results = {}
-    for source in sources(given.classifier, given.fickle):
+    for source in sources(given.voc, given.classifier, given.fickle):
         if given.source and source.name not in given.source:
             continue
         own_folder = writable_folder(folder / source.name)
