@@ -1,7 +1,7 @@
 """Label maps of photographs from a segmentation network: several scales, mirror images, and the dense CRF."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from dcsm_attr.backbones.preprocess import Prepared
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.guest import evaluation_mode, preserved_random_state, uncompiled
 from dcsm_attr.seeded.network import TrainedSegmentationNet
-from dcsm_attr.seeded.refinement import TEST_CRF
+from dcsm_attr.seeded.refinement import crf_on_canvas
 from dcsm_attr.segmentation.segmenter import Precision, Segmenter
 
 __all__ = ["LabelMaps", "NetworkSegmenter", "label_probabilities"]
@@ -141,7 +141,7 @@ class NetworkSegmenter(Segmenter):
         *,
         scales: Sequence[float] = SCALES,
         mirrored: bool = True,
-        crf: DenseCRF | None = TEST_CRF,
+        crf: DenseCRF | Literal["auto"] | None = "auto",
         max_pixels: int | None = None,
         precision: Precision = "float32",
     ) -> None:
@@ -151,7 +151,8 @@ class NetworkSegmenter(Segmenter):
             trained: the network, on the device where it is to run.
             scales: see :func:`label_probabilities`.
             mirrored: see there.
-            crf: refines the probabilities on the canvas of the network. None: they are the result.
+            crf: refines the probabilities on the canvas of the network. ``"auto"``: SEC's, as wide as on photographs of
+                500 pixels. None: they are the result.
             max_pixels: as in :class:`~dcsm_attr.segmentation.segmenter.Segmenter`.
             precision: as there.
 
@@ -161,7 +162,7 @@ class NetworkSegmenter(Segmenter):
         super().__init__(
             trained.network,
             saliency=LabelMaps(trained.network, scales, mirrored=mirrored),
-            crf=crf,
+            crf=crf_on_canvas(trained.preprocess.side) if crf == "auto" else crf,
             class_names=trained.class_names,
             preprocess=trained.preprocess,
             max_pixels=max_pixels,

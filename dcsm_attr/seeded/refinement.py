@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dcsm_attr.crf import DenseCRF
 
-__all__ = ["TEST_CRF", "TRAINING_CRF", "refined"]
+__all__ = ["TEST_CRF", "TRAINING_CRF", "crf_on_canvas", "refined"]
 
 #: The CRF of SEC on photographs.
 TEST_CRF = DenseCRF(
@@ -23,7 +23,25 @@ TEST_CRF = DenseCRF(
 #: The same on score maps of 41 x 41, whose pixels are twelve times as far apart as the constants say.
 TRAINING_CRF = replace(TEST_CRF, bilateral_xy=80 / 12, gaussian_xy=3 / 12)
 
+# The longest side of VOC's photographs, whose pixels the published deviations are in.
+_PUBLISHED_SIDE = 500
+
 _FLOOR = 1e-4
+
+
+def crf_on_canvas(side: int) -> DenseCRF:
+    """The CRF of SEC where photographs have another size than VOC's: as wide on what they show.
+
+    Args:
+        side: of the canvas, the longest side of each photograph on it, in pixels.
+
+    Raises:
+        ValueError: if it is not positive.
+    """
+    if side < 1:
+        raise ValueError(f"side must be at least 1, got {side}.")
+    ratio = side / _PUBLISHED_SIDE
+    return replace(TEST_CRF, bilateral_xy=ratio * TEST_CRF.bilateral_xy, gaussian_xy=ratio * TEST_CRF.gaussian_xy)
 
 
 def refined(scores: Tensor, images: Tensor, crf: DenseCRF = TRAINING_CRF) -> Tensor:
