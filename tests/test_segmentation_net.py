@@ -32,6 +32,7 @@ from dcsm_attr.seeded.network import (
     load_segmentation_net,
     save_segmentation_net,
 )
+from dcsm_attr.seeded.refinement import TEST_CRF, crf_on_canvas
 
 NAMES = ("red", "green")
 CANVAS = Preprocess("caffe", 32)
@@ -217,6 +218,17 @@ def stub(columns, **settings):
     """A column of probabilities a list, of background, red and green."""
     trained = replace(net(), network=Stub(torch.tensor(columns).T[:, None, :]), preprocess=Preprocess("caffe", 4))
     return NetworkSegmenter(trained, scales=(1.0,), mirrored=False, **{"crf": None, **settings})
+
+
+@pytest.mark.parametrize(("side", "widths"), [(500, (80, 13, 3)), (250, (40, 13, 1.5)), (1000, (160, 13, 6))])
+def test_the_crf_is_as_wide_on_any_canvas(side, widths):
+    trained = replace(net(), preprocess=Preprocess(size=side))
+    crf = NetworkSegmenter(trained).crf
+    assert (crf.bilateral_xy, crf.bilateral_rgb, crf.gaussian_xy) == pytest.approx(widths)
+    assert (crf.bilateral_weight, crf.gaussian_weight, crf.iterations) == (10, 3, 10)
+    assert NetworkSegmenter(trained, crf=TEST_CRF).crf is TEST_CRF
+    with pytest.raises(ValueError, match="side must be at least 1, got 0"):
+        crf_on_canvas(0)
 
 
 COLUMNS = [[0.6, 0.3, 0.1], [0.1, 0.3, 0.6], [0.3, 0.4, 0.3], [0.5, 0.1, 0.4]]
