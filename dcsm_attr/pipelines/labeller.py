@@ -145,13 +145,14 @@ class Labeller:
         reading, name = step.reading, step.reading.photograph.name
         if isinstance(step.found, AttributedPhotograph):
             result = restored(step.found)
-            labels, described, picture = result.display_labels(), _described(result), result.overlay()
+            labels, described = result.display_labels(), _described(result)
         else:
             result = None
             labels = np.zeros(reading.image.shape[:2], dtype=np.int64)
-            described, picture = {"classes": [], "confidence": 1.0}, Image.fromarray(reading.image)
+            described = {"classes": [], "confidence": 1.0}
         written = {"labels": (f"labels/{name}.png", _encoded(label_picture(labels), "PNG"))}
         if self.outputs.overlays and reading.position % self.outputs.overlays == 0:
+            picture = Image.fromarray(reading.image) if result is None else result.overlay()
             written["overlay"] = (f"overlays/{name}.jpg", _encoded(picture, "JPEG", quality=90))
         if self.outputs.maps:
             written["maps"] = (f"maps/{name}.npz", _arrays(result, labels.shape))

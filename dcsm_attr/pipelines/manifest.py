@@ -36,19 +36,14 @@ class Tally:
     failures: Mapping[str, str]
 
 
-def tally(storage: Storage, batches: Iterable[int]) -> Tally:
+def tally(parts: Iterable[bytes]) -> Tally:
     """Count the photographs of finished batches.
 
     Args:
-        storage: of the run.
-        batches: their numbers.
-
-    Raises:
-        FileNotFoundError: if one is not finished.
+        parts: their lines, see :func:`dcsm_attr.pipelines.batch_files.read_records`.
     """
     count, failures = 0, dict[str, str]()
-    for number in batches:
-        lines = read_records(storage, number)
+    for lines in parts:
         count += lines.count(b"\n")
         failures |= failures_of(lines)
     return Tally(count - len(failures), failures)
@@ -66,8 +61,8 @@ def write_manifest(storage: Storage, batches: Iterable[int], collection: Collect
     Raises:
         OSError: if it cannot be written.
     """
-    ordered = sorted(batches)
-    found = tally(storage, ordered)
+    parts = [read_records(storage, number) for number in sorted(batches)]
+    found = tally(parts)
     first = {
         "photographs": len(collection),
         "labelled": found.labelled,
@@ -75,4 +70,4 @@ def write_manifest(storage: Storage, batches: Iterable[int], collection: Collect
         "class_names": list(collection.class_names),
         **run,
     }
-    storage.write(MANIFEST, b"".join([json_bytes(first), *(read_records(storage, number) for number in ordered)]))
+    storage.write(MANIFEST, b"".join([json_bytes(first), *parts]))

@@ -98,7 +98,7 @@ def pseudo_label(
     if len(finished) == whole:
         write_manifest(storage, finished, collection, run)
     storage.discard_scratch()
-    return tally(storage, [batch.number for batch in planned])
+    return tally(read_records(storage, batch.number) for batch in planned)
 
 
 def _due(storage: Storage, planned: Sequence[PhotographBatch], retry_failures: bool) -> list[PhotographBatch]:
