@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcsm_attr.cli.options import MethodChoice, PresetChoice, VariantChoice
+from dcsm_attr.cli.options import MethodChoice, PrecisionChoice, PresetChoice, VariantChoice
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ __all__ = [
     "chosen_network",
     "classifier_segmenter",
     "parsed_classes",
+    "segmenter_settings",
 ]
 
 
@@ -153,6 +154,11 @@ def build_segmenter(
     network = load_model(model, weights, chosen_device(device))
     method = build_saliency(network, saliency, activation="sigmoid" if labels == "voc" else "auto", pooling="max")
     return Segmenter(network, saliency=method, class_names=names, **{**_of_preset(saliency), **settings})
+
+
+def segmenter_settings(precision: PrecisionChoice, max_pixels: int | None, no_crf: bool) -> dict[str, Any]:
+    """What the options of these names change of a segmenter."""
+    return {"precision": precision.value, "max_pixels": max_pixels, **({"crf": None} if no_crf else {})}
 
 
 def classifier_segmenter(

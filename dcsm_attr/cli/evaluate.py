@@ -3,11 +3,11 @@
 import shlex
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device, chosen_network
+from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device, chosen_network, segmenter_settings
 from dcsm_attr.cli.options import (
     Alpha,
     Background,
@@ -127,11 +127,9 @@ def evaluate(
     whole = voc_collection(voc_root, split)
     chosen = whole.spread(count)
     walking = WalkOptions(walk, radius, beta, walk_steps, background)
-    further: dict[str, Any] = {
+    further = {
         **walking.settings(chosen_device(device.value), method),
-        "precision": precision.value,
-        "max_pixels": max_pixels,
-        **({"crf": None} if no_crf else {}),
+        **segmenter_settings(precision, max_pixels, no_crf),
     }
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, **further)
     evaluations = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device
+from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device, segmenter_settings
 from dcsm_attr.cli.collections import labelled_collection
 from dcsm_attr.cli.options import (
     Alpha,
@@ -186,18 +186,13 @@ def pseudo_label(
 
     part = _shard(shard)
     chosen = _engine(engine, workers, actors, actor_cpus, actor_gpus)
-    further: dict[str, Any] = {
-        "precision": precision.value,
-        "max_pixels": max_pixels,
-        **({"crf": None} if no_crf else {}),
-    }
     recipe = _Recipe(
         # Actors of Ray may be at work elsewhere.
         str(Path(weights).absolute()) if Path(weights).is_file() else weights,
         device.value,
         SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset),
         WalkOptions(None if walk is None else walk.absolute(), radius, beta, walk_steps, background),
-        further,
+        segmenter_settings(precision, max_pixels, no_crf),
     )
     names = recipe().class_names
     assert names is not None, "networks of this package bring their classes"

@@ -1,7 +1,6 @@
 """``dcsm-attr segment``: photographs to label maps."""
 
 from pathlib import Path
-from typing import Any
 
 from dcsm_attr.cli.building import (
     SaliencyOptions,
@@ -9,6 +8,7 @@ from dcsm_attr.cli.building import (
     chosen_device,
     chosen_network,
     parsed_classes,
+    segmenter_settings,
 )
 from dcsm_attr.cli.options import (
     Alpha,
@@ -96,11 +96,9 @@ def segment(
     provenance = chosen_network(model, weights, labels)
     saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
     walking = WalkOptions(walk, radius, beta, walk_steps, background)
-    further: dict[str, Any] = {
+    further = {
         **walking.settings(chosen_device(device.value), method),
-        "precision": precision.value,
-        "max_pixels": max_pixels,
-        **({"crf": None} if no_crf else {}),
+        **segmenter_settings(precision, max_pixels, no_crf),
     }
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, **further)
 
