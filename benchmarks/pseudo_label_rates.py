@@ -3,7 +3,7 @@
     python benchmarks/pseudo_label_rates.py VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
 
 All photographs of train and val are labelled anew into FOLDER by each engine, in its own process, whose memory (with
-that of its children) and finished photographs are noted every second. The rate counts from the first finished batch to
+that of its children) and finished photographs are noted every three seconds. The rate counts from the first finished batch to
 the last one; starting is told apart. Writes results/pseudo_label_rates.json and .png.
 """
 
@@ -23,6 +23,7 @@ from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.files import atomic_buffer, writable_folder, write_json
 
 RESULT = Path(__file__).parent / "results" / "pseudo_label_rates.json"
+_PAUSE = 3.0
 ENGINES = {
     "one process": ("--workers", "1"),
     "two processes": ("--workers", "2"),
@@ -41,7 +42,7 @@ def photograph_list(voc: Path, folder: Path, count: int) -> tuple[Path, int]:
 
 
 def watched(command: list[str], output: Path) -> dict[str, Any]:
-    """Run a command; how many photographs were there, and how much memory was taken, second by second."""
+    """Run a command; how many photographs were there, and how much memory was taken, over time."""
     begun = time.monotonic()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     samples = []
@@ -55,7 +56,8 @@ def watched(command: list[str], output: Path) -> dict[str, Any]:
                 continue
         finished = sum(1 for _ in (output / "labels").glob("*.png"))
         samples.append((round(time.monotonic() - begun, 1), finished, round(taken / 2**20)))
-        time.sleep(1)
+        # Memory of twenty processes takes a tenth of a second of a core to add up.
+        time.sleep(_PAUSE)
     if process.returncode:
         raise SystemExit(f"{shlex.join(command)}: ended with {process.returncode}")
     return {"seconds": round(time.monotonic() - begun, 1), "second, photographs, MiB": samples}

@@ -3,15 +3,28 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dcsm_attr.files import json_bytes
-from dcsm_attr.pipelines.labeller import Labelled
 from dcsm_attr.storage import Storage
 
-__all__ = ["failures_of", "finished_batches", "read_records", "write_records", "written"]
+__all__ = ["Labelled", "failures_of", "finished_batches", "read_records", "write_records", "written"]
 
 _FOLDER = "parts"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What is to be written for a photograph.
+
+    Attributes:
+        record: its line of the manifest.
+        files: contents by name.
+    """
+
+    record: Mapping[str, Any]
+    files: Mapping[str, bytes]
 
 
 def written(storage: Storage, labelled: Labelled) -> Mapping[str, Any]:

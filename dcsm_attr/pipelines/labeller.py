@@ -1,4 +1,4 @@
-"""From a photograph to the files that are written for it, in steps that may run in different places."""
+"""From a photograph that was read to the files that are written for it, in steps that may run in different places."""
 
 import io
 import time
@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from dcsm_attr.datasets.collection import Photograph
-from dcsm_attr.images import read_image
 from dcsm_attr.palette import label_picture
+from dcsm_attr.pipelines.batch_files import Labelled
+from dcsm_attr.pipelines.reading import Reading
 from dcsm_attr.segmentation.result import Segmentation
 from dcsm_attr.segmentation.segmenter import Segmenter
 from dcsm_attr.segmentation.steps import AttributedPhotograph, PreparedPhotograph, restored
 
-__all__ = ["Labelled", "Labeller", "Outputs", "Reading", "Step", "failure", "read_photograph"]
+__all__ = ["Labeller", "Outputs", "Step"]
 
 _DIGITS = 6
 
@@ -42,23 +41,6 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A photograph that was read.
-
-    Attributes:
-        position: its place in the collection, from 0.
-        photograph: what is known of it.
-        image: ``(H, W, 3)`` uint8.
-        seconds: that it took.
-    """
-
-    position: int
-    photograph: Photograph
-    image: npt.NDArray[np.uint8]
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Step:
     """A photograph between the steps.
 
@@ -71,35 +53,6 @@ class Step:
     reading: Reading
     found: PreparedPhotograph | AttributedPhotograph | None
     seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """What is to be written for a photograph.
-
-    Attributes:
-        record: its line of the manifest.
-        files: contents by name.
-    """
-
-    record: Mapping[str, Any]
-    files: Mapping[str, bytes]
-
-
-def read_photograph(position: int, photograph: Photograph, max_pixels: int | None) -> Reading:
-    """First step, in whatever thread, process or machine.
-
-    Raises:
-        ImageReadError: if the photograph cannot be read.
-    """
-    begun = time.perf_counter()
-    image = np.asarray(read_image(photograph.path, max_pixels=max_pixels))
-    return Reading(position, photograph, image, time.perf_counter() - begun)
-
-
-def failure(photograph: Photograph, reason: str) -> dict[str, Any]:
-    """The line of the manifest of a photograph that could not be read."""
-    return {"name": photograph.name, "photograph": str(photograph.path), "error": reason}
 
 
 class Labeller:

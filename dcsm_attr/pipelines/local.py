@@ -17,8 +17,9 @@ from dcsm_attr.datasets.collection import Photograph
 from dcsm_attr.images import ImageReadError
 from dcsm_attr.pipelines.batch_files import write_records, written
 from dcsm_attr.pipelines.engine import FinishedBatch, Job
-from dcsm_attr.pipelines.labeller import Labeller, Step, failure, read_photograph
+from dcsm_attr.pipelines.labeller import Labeller, Step
 from dcsm_attr.pipelines.plan import PhotographBatch
+from dcsm_attr.pipelines.reading import failure, read_photograph
 from dcsm_attr.segmentation.pipeline import pipelined
 
 __all__ = ["InProcesses", "in_this_process"]

@@ -3,33 +3,25 @@
 import json
 import pickle
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcsm_attr.images import ImageReadError
-from dcsm_attr.pipelines.batch_files import write_records, written
 from dcsm_attr.pipelines.engine import FinishedBatch, Job
-from dcsm_attr.pipelines.labeller import Labelled, Labeller, Reading, failure, read_photograph
+from dcsm_attr.pipelines.labeller import Labeller
 from dcsm_attr.pipelines.plan import PhotographBatch
-from dcsm_attr.storage import Storage, is_uri
+from dcsm_attr.pipelines.ray_files import Reader, Row, Writer
+from dcsm_attr.pipelines.reading import Reading
 
 __all__ = ["OnRay"]
 
 # Work is handed out in so many pieces at most: with more, Ray is busy with itself.
 _BLOCKS = 4096
 
-# For each actor, tasks at once. They count as no core: where actors have taken all, a run would wait for ever.
-_READERS = 4
-_WRITERS = 2
-
-_Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class OnRay:
-    """Do a job on Ray: tasks that read, a pool of actors that hold the model, tasks that write.
+    """Do a job on Ray: pools of actors that read, that hold the model, and that write.
 
     The cluster is that of ``RAY_ADDRESS``, or one on this machine that lives as long as the program. The package, and
     the files that are read, must be there on its machines.
@@ -38,9 +30,10 @@ class OnRay:
     files are written whole, so that doing it twice does no harm.
 
     Attributes:
-        actors: the smallest and the largest number of them.
-        cpus: of an actor, cores.
-        gpus: of an actor; may be a fraction, so that several share one.
+        actors: the smallest and the largest number of those that hold the model; there are at most as many readers, and
+            writers.
+        cpus: cores of an actor that holds the model.
+        gpus: of such an actor; may be a fraction, so that several share one.
     """
 
     actors: tuple[int, int] = (1, 1)
@@ -73,21 +66,20 @@ class OnRay:
             ray.init(log_to_driver=False, include_dashboard=False)
         # The run has its own bar.
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = [{"batch": pickle.dumps(batch)} for batch in batches]
+        rows = [{"number": batch.number, "photographs": pickle.dumps(list(batch))} for batch in batches]
         blocks = min(len(rows), _BLOCKS)
-        readers, writers = (min(blocks, each * self.actors[1]) for each in (_READERS, _WRITERS))
+        least, most = (min(blocks, number) for number in self.actors)
+        pool = ray.data.ActorPoolStrategy(min_size=least, max_size=most)
+        # Readers and writers count as no core: where the models have taken all, a run would wait for ever. They are
+        # actors, not tasks: Ray ends the process of a task without a core when it is idle, and a new one imports
+        # PyTorch anew. As many as there are models are enough, for they have threads.
+        without_core: dict[str, Any] = {"compute": pool, "num_cpus": 0}
+        # Ray's annotations know functions only, not classes.
+        data: Any = ray.data.from_items(rows, override_num_blocks=blocks)
         finished = (
-            ray.data.from_items(rows, override_num_blocks=blocks)
-            .map(partial(_read, max_pixels=job.max_pixels, here=Path.cwd()), num_cpus=0, concurrency=readers)
-            .map_batches(
-                _Actor,
-                fn_constructor_args=(job,),
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(min_size=self.actors[0], max_size=self.actors[1]),
-                num_cpus=self.cpus,
-                num_gpus=self.gpus,
-            )
-            .map(partial(_write, storage=job.storage), num_cpus=0, concurrency=writers)
+            data.map(Reader, fn_constructor_args=(job.max_pixels, Path.cwd()), **without_core)
+            .map(_Model, fn_constructor_args=(job,), compute=pool, num_cpus=self.cpus, num_gpus=self.gpus)
+            .map(Writer, fn_constructor_args=(job.storage,), **without_core)
         )
         for row in finished.iter_rows():
             if row["error"]:
@@ -95,40 +87,15 @@ class OnRay:
             yield FinishedBatch(row["number"], json.loads(row["records"]))
 
 
-def _read(row: _Row, max_pixels: int | None, here: Path) -> _Row:
-    batch: PhotographBatch = pickle.loads(row["batch"])
-    readings: list[Reading | dict[str, Any]] = []
-    for position, photograph in batch:
-        try:
-            # Paths are told as they were given, and read from where they were given.
-            path = photograph.path if is_uri(photograph.path) else here / photograph.path
-            found = read_photograph(position, replace(photograph, path=path), max_pixels)
-            readings.append(replace(found, photograph=photograph))
-        except ImageReadError as error:
-            readings.append(failure(photograph, str(error)))
-    return {"number": batch.number, "readings": pickle.dumps(readings)}
-
-
-class _Actor:
+class _Model:
     """Holds the model; from photographs to the content of their files."""
 
     def __init__(self, job: Job) -> None:
         self._labeller = Labeller(job.recipe(), job.outputs)
 
-    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        readings = pickle.loads(rows["readings"][0])
+    def __call__(self, row: Row) -> Row:
+        readings = pickle.loads(row["readings"])
         steps = [self._labeller.prepared(one) for one in readings if isinstance(one, Reading)]
         found = iter(self._labeller.attributed(steps) if steps else ())
         results = [self._labeller.finished(next(found)) if isinstance(one, Reading) else one for one in readings]
-        return {"number": [rows["number"][0]], "results": [pickle.dumps(results)]}
-
-
-def _write(row: _Row, storage: Storage) -> _Row:
-    results = pickle.loads(row["results"])
-    try:
-        records = [written(storage, result) if isinstance(result, Labelled) else result for result in results]
-        write_records(storage, row["number"], records)
-    except OSError as error:
-        # As a value: an exception would come back as text within Ray's own.
-        return {"number": row["number"], "records": "", "error": pickle.dumps(error)}
-    return {"number": row["number"], "records": json.dumps(records), "error": b""}
+        return {"number": row["number"], "results": pickle.dumps(results)}
