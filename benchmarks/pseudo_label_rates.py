@@ -3,8 +3,8 @@
     python benchmarks/pseudo_label_rates.py VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
 
 All photographs of train and val are labelled anew into FOLDER by each engine, in its own process, whose memory (with
-that of its children) and finished photographs are noted every three seconds. The rate counts from the first finished batch to
-the last one; starting is told apart. Writes results/pseudo_label_rates.json and .png.
+that of its children) and finished photographs are noted every three seconds. The rate counts from the first finished
+batch to the last one; starting is told apart. Writes results/pseudo_label_rates.json and .png.
 """
 
 import argparse
