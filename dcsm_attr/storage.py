@@ -116,8 +116,9 @@ class ObjectStorage(Storage):
     def write(self, name: str, content: bytes) -> None:
         """See :meth:`Storage.write`."""
         path = self._path(name)
-        # Object stores have no folders, and ignore this.
-        self._files.create_dir(str(path.parent), recursive=True)
+        # Object stores have no folders: what stands for one there is an object more, and requests for each file.
+        if self._files.type_name == "local":
+            self._files.create_dir(str(path.parent), recursive=True)
         with self._files.open_output_stream(str(path)) as stream:
             stream.write(content)
 

@@ -1,7 +1,9 @@
 """What ``import dcsm_attr`` offers and costs."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +57,8 @@ def test_the_version_is_in_one_place():
         [sys.executable, "-m", "dcsm_attr", "--version"], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == f"dcsm_attr {dcsm_attr.__version__}"
+    # The two files that cannot read it.
+    folder = Path(__file__).parents[1]
+    newest = re.search(r"^## (\S+)", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)
+    cited = re.search(r"^version: (\S+)", (folder / "CITATION.cff").read_text(), re.MULTILINE)
+    assert newest[1] == cited[1] == dcsm_attr.__version__
