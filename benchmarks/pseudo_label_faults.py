@@ -142,11 +142,13 @@ def actor_killed(runs: Runs, folder: Path, undisturbed: Path) -> dict[str, Any]:
     target, kills = len(files(undisturbed)) // 3, 0
     while process.poll() is None:
         if not kills and len(files(output)) >= target:
-            actors = [one for one in process.children(recursive=True) if "_Actor" in " ".join(one.cmdline())]
+            actors = [one for one in process.children(recursive=True) if "_Model" in " ".join(one.cmdline())]
             if actors:
                 actors[0].kill()
                 kills = 1
         time.sleep(0.5)
+    if not kills:
+        raise SystemExit("no actor of Ray was found to be killed")
     wrong = differences(output, undisturbed, complete=True)
     return {"actors killed": kills, "exit status": process.wait(), "wrong files": wrong}
 
