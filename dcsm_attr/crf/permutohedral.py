@@ -83,7 +83,8 @@ class PermutohedralLattice:
         vertex = torch.empty_like(entry, dtype=integers)
         vertex.scatter_(0, entry, begins.cumsum(0, dtype=integers).sub_(1))
         self.vertices = len(keys)
-        # Three taps (1/2, 1, 1/2) along each direction multiply a constant by the inverse, less at the lattice's rim.
+        # Makes the kernel one at its centre. Of a value at a vertex 1 stays there in all blurs, and 2 ** -(d + 1) comes
+        # back on each of two ways: a step along every direction, which sum to zero, or a step against each.
         self.gain = 1 / (1 + 2.0**-dimensions)
         points_of_entries = entry.div(corners, rounding_mode="floor").to(integers)
         self.splat = RowSums(points_of_entries, weights.take(entry), first.to(integers))
