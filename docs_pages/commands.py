@@ -62,8 +62,10 @@ def _argument(parameter: Any) -> str:
 
 
 def _names(option: Any, hint: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    return names if option.is_flag else f"{names} `{option.metavar or _values(hint)}`"
+    names = ", ".join([*option.opts, *option.secondary_opts])
+    told = names if option.is_flag else f"{names} {option.metavar or _values(hint)}"
+    # Not between backticks, where a table's escaped bar would be shown with its backslash.
+    return f"<code>{told.replace('|', '&#124;')}</code>"
 
 
 def _values(hint: Any) -> str:

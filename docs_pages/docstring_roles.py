@@ -20,6 +20,8 @@ _INLINE = re.compile(r":math:`(?P<latex>[^`]+)`")
 _BLOCK = re.compile(
     r"^(?P<indent> *)\.\. math::[ ]*(?P<first>[^\n]*)\n(?P<rest>(?:(?:(?P=indent) +[^\n]*)?\n)*)", re.MULTILINE
 )
+# Captum leaves a line free below the title of a section, the parser of Google's style does not know it.
+_FREE_LINE = re.compile(r"^( *)(Args|Returns|Raises):\n\n+(?=\1 )", re.MULTILINE)
 _LITERAL = re.compile(r"^(?P<words>.*\S)::$", re.MULTILINE)
 
 
@@ -47,6 +49,7 @@ def as_markdown(text: str, path_of: Callable[[str], str | None]) -> str:
         return f"{found['indent']}$$ {latex} $$\n\n"
 
     text = _BLOCK.sub(block, text + "\n").rstrip("\n")
+    text = _FREE_LINE.sub(r"\1\2:\n", text)
     text = _INLINE.sub(lambda found: f"${' '.join(found['latex'].split())}$", text)
     return _LITERAL.sub(r"\g<words>:", _ROLE.sub(reference, text))
 

@@ -42,7 +42,7 @@ def comparison(contents: Mapping[str, Mapping[str, Any]], links: Mapping[str, st
         some = next(iter(by_protocol.values()))
         rows.append(
             [
-                f"[{name}]({links[name]})",
+                f"[{name.removesuffix('.json')}]({links[name]})",
                 given_options(content["measured"]["command"]),
                 *(_mean(by_protocol.get(protocol), step) for protocol in _PROTOCOLS for step in _STEPS),
                 percent(some["mean average precision of the classifier"]),

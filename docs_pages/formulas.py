@@ -30,4 +30,4 @@ def _converted(found: re.Match[str]) -> str:
     unknown = _COMMAND.search(html.unescape(mathml))
     if unknown:
         raise ValueError(f"{unknown[0]} in the formula {latex!r} is not known to latex2mathml: write it without.")
-    return mathml
+    return mathml if inline is not None else f'<div class="formula">{mathml}</div>'

@@ -162,7 +162,7 @@ def broken_files(content: Mapping[str, Any]) -> str:
     damages = next(iter(formats.values()))
     rows = [["segmented of all", *formats]]
     rows += [[damage, *(_read_of_all(formats[name][damage]) for name in formats)] for damage in damages]
-    reasons = [["reason of a refusal", "files"], *([f"`{why}`", str(count)] for why, count in content["reasons"].items())]
+    reasons = [["reason of a refusal", "files"], *([why, str(count)] for why, count in content["reasons"].items())]
     said = (
         f"{content['files']} files: {content['segmented']} segmented, the others refused; "
         f"{content['accounted for']} accounted for exactly once; {len(content['problems'])} problems; "
