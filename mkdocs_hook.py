@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, InclusionLevel
+
 from benchmarks.model_tables import tables
+from dcsm_attr.cli import app
 from docs_pages.accuracy import accuracy
 from docs_pages.benchmarks import benchmarks
 from docs_pages.commands import commands_page
@@ -13,10 +17,6 @@ from docs_pages.contract import layers, package_table, picture
 from docs_pages.formulas import with_mathml
 from docs_pages.repository_links import linked_files, place, relinked, shown
 from docs_pages.results import Results
-from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, InclusionLevel
-
-from dcsm_attr.cli import app
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -18,7 +18,14 @@ def report(content: Mapping[str, Any]) -> str:
 
 def tables(content: Mapping[str, Any]) -> str:
     """Summary, origin, costs and layers as Markdown, with headings of the third level."""
-    parts = [summary(content), model_origin(content), "### Cost", cost_table(content), "### Layers", layer_table(content)]
+    parts = [
+        summary(content),
+        model_origin(content),
+        "### Cost",
+        cost_table(content),
+        "### Layers",
+        layer_table(content),
+    ]
     return "\n\n".join(parts)
 
 

@@ -12,15 +12,15 @@ from docs_pages.single_results import demo_seeds, fickle_rates, map_shares, pres
 __all__ = ["accuracy"]
 
 _ABOUT = """Every table of this page is made from the files of
-[`benchmarks/results/`](../../benchmarks/results) when the site is built; none is typed. Below each stands the command that
-measured it, and the machine. Mean IoU is in per cent. *Known* is the protocol of pseudo-labels: the image-level labels are
-told; *detected* that of a test set: nothing is told. The figures of a subset of VOC compare with no published one. What they
-mean: [DCSM](voc.md), [AffinityNet](affinity.md), [FickleNet and networks](ficklenet.md)."""
+[`benchmarks/results/`](../../benchmarks/results) when the site is built; none is typed. Below each stands the command
+that measured it, and the machine. Mean IoU is in per cent. *Known* is the protocol of pseudo-labels: the image-level
+labels are told; *detected* that of a test set: nothing is told. The figures of a subset of VOC compare with no
+published one. What they mean: [DCSM](voc.md), [AffinityNet](affinity.md), [FickleNet and networks](ficklenet.md)."""
 
-_COLUMNS = """*Eq. 7* takes the background as one minus the maximum of the maps; *own background* takes it to the power at
-which a method is best on photographs of the training set, the *exponent*. *Coverage* is the share of the true foreground
-that is labelled as foreground, *mistaken* the share of this that has a wrong class, *spilled* the share of what is labelled
-as foreground that is background; before the CRF, with a background of its own."""
+_COLUMNS = """*Eq. 7* takes the background as one minus the maximum of the maps; *own background* takes it to the power
+at which a method is best on photographs of the training set, the *exponent*. *Coverage* is the share of the true
+foreground that is labelled as foreground, *mistaken* the share of this that has a wrong class, *spilled* the share of
+what is labelled as foreground that is background; before the CRF, with a background of its own, in per cent."""
 
 
 def accuracy(results: Results) -> str:
@@ -56,8 +56,9 @@ def _voc(results: Results) -> list[str]:
         "What `dcsm-attr train` logged; the commands stand [beside the networks](voc.md).",
         *(folded(name, [training_log(rows)]) for name, rows in logs.items()),
         "### How the preset `tuned` was chosen",
-        f"Mean IoU after the CRF on {search['photographs']} photographs that the classifier had not seen, by the exponent "
-        "of the background; known classes, subtracted from each other alone. The CRF by the weights and widths of Eq. 8.",
+        f"Mean IoU after the CRF on {search['photographs']} photographs that the classifier had not seen, by the "
+        "exponent of the background; known classes, subtracted from each other alone. The CRF by w1, gamma alpha, "
+        "gamma beta, w2, gamma gamma of Eq. 8.",
         preset_search(search),
         origin(search["measured"]),
         "### Two photographs of two animals",
@@ -116,8 +117,8 @@ def _ficklenet(results: Results) -> list[str]:
         f"![Mean IoU over the number of maps]({results.link('fickle_rates.png')})",
         origin(rates["measured"]),
         "### Seeds of class maps",
-        f"In %, on {shares['photographs']} photographs: foreground above a share of the maximum, background the share of "
-        "the photograph with the lowest gradient.",
+        f"In %, on {shares['photographs']} photographs: foreground above a share of the maximum, background the "
+        "share of the photograph with the lowest gradient.",
         seed_shares(shares),
         origin(shares["measured"]),
         "### Networks by what they learned from",

@@ -20,11 +20,11 @@ from docs_pages.single_results import (
 __all__ = ["benchmarks"]
 
 _ABOUT = """Every table of this page is made from the files of
-[`benchmarks/results/`](../../benchmarks/results) when the site is built; none is typed. Below each stands the command that
-measured it, and the machine. Where the time went: [Speed](speed.md)."""
+[`benchmarks/results/`](../../benchmarks/results) when the site is built; none is typed. Below each stands the command
+that measured it, and the machine. Where the time went: [Speed](speed.md)."""
 
-_CONTESTS = """Contenders run in turn in one process, after one run each to warm up. Peak memory is what a contender used
-more than before it began, in a process of its own."""
+_CONTESTS = """Contenders run in turn in one process, after one run each to warm up. Peak memory is what a contender
+used more than before it began, in a process of its own."""
 
 
 def benchmarks(results: Results) -> str:
@@ -95,7 +95,8 @@ def _collections(results: Results) -> list[str]:
     return [
         "## Whole collections",
         "### Photographs a second",
-        f"{rates['photographs']} photographs. Two actors of Ray take {overhead} % more time a photograph than two processes.",
+        f"{rates['photographs']} photographs. Two actors of Ray take {overhead} % more time a photograph than two "
+        "processes.",
         pseudo_label_rates(rates),
         f"![Photographs and memory over time]({results.link('pseudo_label_rates.png')})",
         origin(rates["measured"]),

@@ -21,7 +21,7 @@ def commands_page(group: Any, name: str) -> str:
         name: that it is called by.
     """
     about = [
-        f"{inspect.cleandoc(group.help)} `{name} COMMAND --help` tells the same; `python -m dcsm_attr` is the same command.",
+        f"{inspect.cleandoc(group.help)} `{name} COMMAND --help` tells what stands here.",
         *(block for command in group.commands.items() for block in command_section(f"{name} {command[0]}", command[1])),
     ]
     return page(f"Command line: {name}", about)

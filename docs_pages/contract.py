@@ -1,4 +1,4 @@
-"""The packages and the order in which they may import each other: from the contract of import-linter, and the sources."""
+"""The packages, and which may import which: from the contract of import-linter and from the sources."""
 
 import ast
 import configparser

@@ -1,7 +1,7 @@
 """Docstrings as Markdown: Captum's Sphinx roles and formulas, which Python's own help shows as they are.
 
-An extension of griffe, which mkdocs.yml names. A role whose target does not exist is a warning, so that the strict build
-fails; one whose target has no place on a page is shown as code.
+An extension of griffe, which mkdocs.yml names. A role whose target does not exist is a warning, so that the strict
+build fails; one whose target has no place on a page is shown as code.
 """
 
 import logging

@@ -12,8 +12,9 @@ __all__ = ["linked_files", "place", "relinked", "shown"]
 
 _LINK = re.compile(r'(?P<before>\]\(|(?:src|href)=")(?P<target>[^)\s"#:]+)(?P<anchor>#[^)\s"]*)?(?=[)\s"])')
 _DOCS = "docs/"
-_CODE = {".py": "python", ".sh": "bash", ".cfg": "ini", ".toml": "toml", ".yml": "yaml", ".yaml": "yaml"}
-_STATIC = (".png", ".jpg", ".jpeg", ".svg", ".json", ".csv", ".ipynb", ".html")
+# What is shown as a page of code, by ending; folders have none either.
+_CODE = {".py": "python", ".sh": "bash", ".cfg": "ini", ".toml": "toml", ".yml": "yaml", "": "text"}
+_UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 
 
 def place(path: str) -> str:
@@ -24,10 +25,7 @@ def place(path: str) -> str:
     """
     if path.startswith(_DOCS):
         return path.removeprefix(_DOCS)
-    ending = posixpath.splitext(path)[1]
-    if ending == ".md" or ending in _STATIC:
-        return f"repository/{path}"
-    return f"repository/{path}.md"
+    return f"repository/{path}{'.md' if posixpath.splitext(path)[1] in _CODE else ''}"
 
 
 def linked_files(pages: Iterable[str], root: Path, text_of: Callable[[str], str]) -> set[str]:
@@ -83,16 +81,14 @@ def shown(path: str, root: Path) -> str | None:
     """The page of a file or folder of the repository; None for what a browser shows as it is."""
     full = root / path
     if full.is_dir():
-        inside = sorted(f"{one.name}/" if one.is_dir() else one.name for one in full.iterdir() if one.name[0] not in "._")
+        inside = sorted(
+            f"{one.name}/" if one.is_dir() else one.name for one in full.iterdir() if one.name[0] not in "._"
+        )
         body = "\n".join(f"- `{name}`" for name in inside)
         return f"{_UNSEARCHED}# {path}\n\nWhat this folder of the repository holds:\n\n{body}\n"
-    ending = full.suffix
-    if ending in _STATIC:
-        return None
-    text = full.read_text(encoding="utf-8")
+    ending = posixpath.splitext(path)[1]
     if ending == ".md":
-        return _UNSEARCHED + text
-    return f"{_UNSEARCHED}# {path}\n\n``````{_CODE.get(ending, 'text')}\n{text}``````\n"
-
-
-_UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
+        return _UNSEARCHED + full.read_text(encoding="utf-8")
+    if ending not in _CODE:
+        return None
+    return f"{_UNSEARCHED}# {path}\n\n``````{_CODE[ending]}\n{full.read_text(encoding='utf-8')}``````\n"

@@ -28,7 +28,13 @@ def _table(head: list[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
     """One row a name, one column a key of the first row, values as they stand."""
     columns = next(iter(rows.values()))
     return markdown_table(
-        [[*head, *columns], *([*name.split(", ", len(head) - 1), *(value_text(row[key]) for key in columns)] for name, row in rows.items())]
+        [
+            [*head, *columns],
+            *(
+                [*name.split(", ", len(head) - 1), *(value_text(row[key]) for key in columns)]
+                for name, row in rows.items()
+            ),
+        ]
     )
 
 
@@ -102,7 +108,9 @@ def crf_parity(content: Mapping[str, Any]) -> str:
         kernels, labels = name.rsplit(", ", 1)
         seconds = [f"{row[key]:.2f} s" for key in ("seconds", "seconds of pydensecrf")]
         equal = f"{100 * row['labels equal']:.7g} %"
-        rows.append([kernels, labels.split()[0], equal, f"{row['largest difference']:.0e}", *seconds, f"{row['ratio']:.2f}"])
+        rows.append(
+            [kernels, labels.split()[0], equal, f"{row['largest difference']:.0e}", *seconds, f"{row['ratio']:.2f}"]
+        )
     return markdown_table(rows)
 
 
