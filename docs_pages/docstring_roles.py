@@ -22,6 +22,8 @@ _BLOCK = re.compile(
 )
 # Captum leaves a line free below the title of a section, the parser of Google's style does not know it.
 _FREE_LINE = re.compile(r"^( *)(Args|Returns|Raises):\n\n+(?=\1 )", re.MULTILINE)
+# Markdown knows a list by the free line above it, which Captum's "*Tensor* of **attributions**:" has not.
+_LIST = re.compile(r"^( *)(\*[^\n]*:)\n(?=\1- )", re.MULTILINE)
 _LITERAL = re.compile(r"^(?P<words>.*\S)::$", re.MULTILINE)
 
 
@@ -49,6 +51,7 @@ def as_markdown(text: str, path_of: Callable[[str], str | None]) -> str:
         return f"{found['indent']}$$ {latex} $$\n\n"
 
     text = _BLOCK.sub(block, text + "\n").rstrip("\n")
+    text = _LIST.sub(r"\1\2\n\n", text)
     text = _FREE_LINE.sub(r"\1\2:\n", text)
     text = _INLINE.sub(lambda found: f"${' '.join(found['latex'].split())}$", text)
     return _LITERAL.sub(r"\g<words>:", _ROLE.sub(reference, text))
