@@ -6,7 +6,7 @@ Without names: all that are not in results/models/models.json yet, each in a pro
 run goes on and memory is that of one model alone. Weights are drawn at random, which time, memory, layers and counts
 do not depend on. Time is the processor's, on one thread: what other processes take is not in it, though they share its
 caches.
-Writes results/models/models.json, results/models/models.md, and the tables of docs/models.md.
+Writes results/models/models.json, and its tables as results/models/models.md.
 """
 
 import json
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from model_tables import FORWARD, OURS, report
 from torch import Tensor, nn
 
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
@@ -33,7 +33,6 @@ from dcsm_attr.backbones.loading import new_model
 from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.benchmark.graph_count import rectifiers_in_graph
 from dcsm_attr.benchmark.memory import peak_during
-from dcsm_attr.evaluation.markdown import markdown_table
 from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.files import atomic_path, writable_folder, write_json
 from dcsm_attr.maps import absolute_channel_maximum
@@ -43,13 +42,10 @@ CANVAS = 128
 CANDIDATES = [0, 1, 2]
 # Models that take longer a call than this many seconds are timed once, the others five times.
 SLOW = 2.0
-FORWARD, OURS = "one forward pass", "attribute"
 TRANSFORMERS = ("maxvit", "swin", "vit")
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "models" / "models.json"
-DOCUMENT = HERE.parent / "docs" / "models.md"
-BEGIN, END = "<!-- begin: written by benchmarks/model_zoo.py -->", "<!-- end -->"
 
 
 def convolutional_names() -> list[str]:
@@ -152,69 +148,11 @@ def in_own_process(name: str) -> dict[str, Any]:
     return measured
 
 
-def passes(found: dict[str, Any]) -> bool:
-    """Whether every promise holds and every rectifier is guided."""
-    return "failed" not in found and found["rectifiers"]["guided"] == found["rectifiers"]["in graph"]
-
-
-def layer_text(layers: list[dict[str, Any]]) -> str:
-    """Layers by stride, the common beginning of their names once."""
-    strides = defaultdict(list)
-    for layer in layers:
-        strides[layer["stride"]].append(f"{layer['name']} ({layer['channels']})")
-    return "; ".join(f"**{stride}**: {', '.join(names)}" for stride, names in strides.items())
-
-
-def tables(content: dict[str, Any]) -> str:
-    """Layers, and costs, as Markdown."""
-    layers = [["model", "default layers by stride, with the channels of their inputs"]]
-    costs = [["model", "guided", "above the layers", "forward ms", "attribute ms", "times", "forward MiB"]]
-    costs[0] += ["attribute MiB", "pass"]
-    for name, found in sorted(content["models"].items()):
-        if "failed" in found:
-            costs.append([name, *["-"] * 7, f"no: {found['failed']}"])
-            continue
-        seconds = [found["processor seconds"][contender] for contender in (FORWARD, OURS)]
-        memory = [found["peak memory in bytes"][contender] / 2**20 for contender in (FORWARD, OURS)]
-        count = found["rectifiers"]
-        layers.append([name, layer_text(found["layers"])])
-        costs.append(
-            [
-                name,
-                f"{count['guided']} of {count['in graph']}",
-                str(count["above the first layer"]),
-                *(f"{1000 * s:.0f}" for s in seconds),
-                f"{seconds[1] / seconds[0]:.1f}",
-                *(f"{m:.0f}" for m in memory),
-                "yes" if passes(found) else "no",
-            ]
-        )
-    passed = sum(map(passes, content["models"].values()))
-    measured = [found["processor seconds"] for found in content["models"].values() if "failed" not in found]
-    ratios = sorted(seconds[OURS] / seconds[FORWARD] for seconds in measured) or [0.0]
-    summary = (
-        f"{passed} of {len(content['models'])} pass. `attribute` takes {ratios[0]:.1f} to {ratios[-1]:.1f} times one "
-        f"forward pass, in the median {ratios[len(ratios) // 2]:.1f}: three scales, which are "
-        f"{sum(round(s * SIZE) ** 2 for s in (0.8, 1.0, 1.2)) / SIZE**2:.1f} times the pixels, with a forward pass and "
-        f"{len(CANDIDATES)} backward passes to the first layer each."
-    )
-    origin = (
-        "`{command}`, {processor}, one thread of {cores} cores, no GPU, torch {torch}, torchvision "
-        "{torchvision}, commit {commit}."
-    ).format(**content["measured"])
-    return "\n\n".join([summary, origin, "### Cost", markdown_table(costs), "### Layers", markdown_table(layers)])
-
-
 def write(content: dict[str, Any]) -> None:
-    """The result, its table, and the same table in the documentation."""
+    """The result, and its tables."""
     write_json(RESULT, content)
-    text = tables(content)
     with atomic_path(RESULT.with_suffix(".md")) as path:
-        path.write_text(f"# Every classification CNN of torchvision\n\n{text}\n", encoding="utf-8")
-    before, rest = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    with atomic_path(DOCUMENT) as path:
-        path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+        path.write_text(report(content), encoding="utf-8")
 
 
 def main() -> None:

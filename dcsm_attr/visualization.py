@@ -30,7 +30,7 @@ def visualize_attribution(
         method: as in Captum: ``"heat_map"``, ``"blended_heat_map"``, ``"original_image"``, ``"masked_image"``,
             ``"alpha_scaling"``.
         **options: passed on to Captum; the sign is ``"positive"`` and no window is opened, if they do not say
-        otherwise.
+            otherwise.
 
     Returns:
         Figure and axes. For a map of zeros, which has no scale: the image, or an empty map, with a title that says so.

@@ -1,0 +1,126 @@
+"""The page of benchmarks: every committed figure of time, memory, parity and robustness."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.model_tables import model_origin, summary
+from docs_pages.contests import contests
+from docs_pages.layout import page
+from docs_pages.results import Results, origin
+from docs_pages.single_results import (
+    broken_files,
+    crf_parity,
+    fault_table,
+    pseudo_label_rates,
+    region_growing,
+    stochastic_forms,
+    subtraction_forms,
+)
+
+__all__ = ["benchmarks"]
+
+_ABOUT = """Every table of this page is made from the files of
+[`benchmarks/results/`](../../benchmarks/results) when the site is built; none is typed. Below each stands the command
+that measured it, and the machine. Where the time went: [Speed](speed.md)."""
+
+_CONTESTS = """Contenders run in turn in one process, after one run each to warm up. Peak memory is what a contender
+used more than before it began, in a process of its own."""
+
+
+def benchmarks(results: Results) -> str:
+    """The whole page."""
+    return page(
+        "Benchmarks",
+        [
+            _ABOUT,
+            *_contests(results, "Class maps", "speed/saliency*.json", "speed/scaling.json"),
+            *_single(results, "The two forms of Eq. 4", "subtraction.json", subtraction_forms),
+            "## The dense CRF",
+            *_crf(results),
+            *_contests(results, "From files to label maps", "speed/pipeline*.json"),
+            *_contests(results, "AffinityNet's random walk", "affinity/walk.json"),
+            *_single(
+                results,
+                "FickleNet's stochastic hidden units",
+                "stochastic_selection.json",
+                stochastic_forms,
+                "Features of 41 x 41 x 512, windows of 9 x 9, 20 classes, one thread.",
+            ),
+            *_single(
+                results,
+                "DSRG's region growing",
+                "region_growing.json",
+                region_growing,
+                "With the connected components that it needs, beside SciPy's.",
+            ),
+            *_collections(results),
+            "## Every classification CNN of torchvision",
+            *_models(results),
+            "Layers and cost of each: [Models](../models.md).",
+            *_robustness(results),
+        ],
+    )
+
+
+def _contests(results: Results, title: str, *patterns: str) -> list[str]:
+    names = [name for pattern in patterns for name in results.names(pattern)]
+    blocks = [f"## {title}", _CONTESTS]
+    for name in names:
+        blocks += contests(results.json(name))
+    return blocks
+
+
+def _single(
+    results: Results, title: str, name: str, table: Callable[[Mapping[str, Any]], str], about: str = ""
+) -> list[str]:
+    content = results.json(name)
+    return [f"## {title}", *([about] if about else []), table(content), origin(content["measured"])]
+
+
+def _crf(results: Results) -> list[str]:
+    parity = results.json("crf_parity.json")
+    return [
+        "### Beside pydensecrf, photograph by photograph",
+        f"{parity['photographs']} photographs, {parity['iterations']} iterations; median seconds an image.",
+        crf_parity(parity),
+        origin(parity["measured"]),
+        _CONTESTS,
+        *contests(results.json("speed/crf.json")),
+    ]
+
+
+def _collections(results: Results) -> list[str]:
+    rates, faults = results.json("pseudo_label_rates.json"), results.json("pseudo_label_faults.json")
+    overhead = rates["Ray's overhead in %"]
+    return [
+        "## Whole collections",
+        "### Photographs a second",
+        f"{rates['photographs']} photographs. Two actors of Ray take {overhead} % more time a photograph than two "
+        "processes.",
+        pseudo_label_rates(rates),
+        f"![Photographs and memory over time]({results.link('pseudo_label_rates.png')})",
+        origin(rates["measured"]),
+        "### Faults",
+        f"{faults['photographs']} photographs, some of them broken on purpose.",
+        fault_table(faults),
+        origin(faults["measured"]),
+    ]
+
+
+def _models(results: Results) -> list[str]:
+    content = results.json("models/models.json")
+    return [summary(content), model_origin(content)]
+
+
+def _robustness(results: Results) -> list[str]:
+    broken = results.json("fuzz/images.json")
+    return [
+        "## Robustness",
+        "### Broken picture files",
+        broken_files(broken),
+        origin(broken["measured"]),
+        "### Coverage",
+        results.text("robustness/coverage.md"),
+        "### Mutants",
+        results.text("robustness/mutants.md").replace("\n## ", "\n#### "),
+    ]

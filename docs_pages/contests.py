@@ -1,0 +1,41 @@
+"""What ``dcsm-attr benchmark`` wrote, by the tables of the package itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dcsm_attr.benchmark.contest import Outcome
+from dcsm_attr.benchmark.report import outcome_table, scaling_text
+from dcsm_attr.benchmark.scaling import Scaling
+from dcsm_attr.benchmark.timing import Timing
+from docs_pages.results import origin
+
+__all__ = ["contests"]
+
+
+def contests(content: Mapping[str, Any], level: str = "###") -> list[str]:
+    """Every contest and every line of one result file, and where they were measured."""
+    blocks = []
+    for contest in content["contests"]:
+        blocks += [f"{level} {contest['title']}", outcome_table(_outcome(contest))]
+    for scaling in content["scaling"]:
+        blocks += [f"{level} {scaling['title']}", scaling_text(_scaling(scaling))]
+    return [*blocks, origin(content["measured"])]
+
+
+def _outcome(contest: Mapping[str, Any]) -> Outcome:
+    timings = {
+        name: Timing((seconds["fastest"], seconds["median"], seconds["slowest"]))
+        for name, seconds in contest["seconds"].items()
+    }
+    return Outcome(contest["title"], timings, contest["peak memory in bytes"], contest.get("largest errors", {}))
+
+
+def _scaling(content: Mapping[str, Any]) -> Scaling:
+    seconds = content["seconds"]
+    return Scaling(
+        content["title"],
+        content["title"].split()[-1],
+        [int(count) for count in seconds],
+        list(seconds.values()),
+        content.get("seconds of a partial backward pass"),
+    )
