@@ -1,6 +1,6 @@
 """Pictures of maps and segmentations, with matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,11 +8,25 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
-__all__ = ["attribution_sheet", "blank_sheet", "heat_map", "laid_out", "picture", "show", "visualize_attribution"]
+from dcsm_attr.palette import overlay, voc_colours
+
+__all__ = [
+    "attribution_sheet",
+    "blank_sheet",
+    "heat_map",
+    "label_sheet",
+    "laid_out",
+    "map_sheet",
+    "picture",
+    "show",
+    "visualize_attribution",
+]
 
 _COLUMN_INCHES = 2.6
+_TITLE_INCHES = 0.45
 _HEAT = "inferno"
 
 
@@ -66,11 +80,13 @@ def heat_map(axes: Axes, image: npt.NDArray[np.uint8], values: npt.NDArray[np.fl
     Args:
         axes: where to draw.
         image: ``(H, W, 3)``.
-        values: ``(H, W)`` in [0, 1]; not rescaled, so that maps can be compared.
+        values: ``(h, w)`` in [0, 1], stretched over the photograph; not rescaled, so that maps can be compared.
         title: written above.
     """
+    height, width = image.shape[:2]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     axes.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
-    axes.imshow(values, cmap=_HEAT, vmin=0, vmax=1, alpha=0.35 + 0.65 * np.clip(values, 0, 1))
+    axes.imshow(values, cmap=_HEAT, vmin=0, vmax=1, alpha=0.35 + 0.65 * np.clip(values, 0, 1), extent=extent)
     _finish(axes, title)
 
 
@@ -93,20 +109,23 @@ def _finish(axes: Axes, title: str) -> None:
     axes.set_yticks([])
 
 
-def blank_sheet(image: npt.NDArray[np.uint8], rows: int, columns: int) -> tuple[Figure, npt.NDArray[Any]]:
+def blank_sheet(
+    image: npt.NDArray[np.uint8], rows: int, columns: int, column_inches: float = _COLUMN_INCHES
+) -> tuple[Figure, npt.NDArray[Any]]:
     """A figure with room for pictures that have the shape of one photograph.
 
     Args:
         image: the photograph ``(H, W, 3)``.
         rows: of the sheet.
         columns: of the sheet.
+        column_inches: width of a column.
 
     Returns:
         The figure and its axes ``(rows, columns)``; those that nothing is drawn on stay invisible.
     """
     height, width = image.shape[:2]
-    row_inches = _COLUMN_INCHES * min(max(height / width, 0.4), 2.5) + 0.45
-    figure = Figure(figsize=(_COLUMN_INCHES * columns, row_inches * rows), layout="constrained")
+    row_inches = column_inches * min(max(height / width, 0.4), 2.5) + _TITLE_INCHES
+    figure = Figure(figsize=(column_inches * columns, row_inches * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for one in axes.flat:
         one.axis("off")
@@ -134,6 +153,63 @@ def attribution_sheet(
         if raw:
             heat_map(axes[0, column], image, raw[column - 1], f"{title}\nraw")
         heat_map(axes[-1, column], image, values, "distinct" if raw else title)
+    return laid_out(figure)
+
+
+def map_sheet(
+    image: npt.NDArray[np.uint8],
+    maps: Mapping[str, Sequence[npt.ArrayLike]],
+    columns: Sequence[str],
+    *,
+    column_inches: float = _COLUMN_INCHES,
+) -> Figure:
+    """Maps in rows and columns over one photograph, all on one scale of colours.
+
+    Args:
+        image: ``(H, W, 3)``.
+        maps: for each row its title, written on the left, and its maps ``(h, w)`` in [0, 1], as for :func:`heat_map`.
+        columns: a title for each map of a row, written above the first.
+        column_inches: width of a column.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if a row has not one map for each column.
+    """
+    figure, axes = blank_sheet(image, len(maps), len(columns), column_inches)
+    # Titles stand above the first row alone.
+    figure.set_figheight(figure.get_figheight() - _TITLE_INCHES * (len(maps) - 1))
+    for row, (name, of_row) in enumerate(maps.items()):
+        if len(of_row) != len(columns):
+            raise ValueError(
+                f"each row must have a map for each of {len(columns)} columns; {name!r} has {len(of_row)}."
+            )
+        for column, (title, values) in enumerate(zip(columns, of_row, strict=True)):
+            heat_map(axes[row, column], image, np.asarray(values), "" if row else title)
+        axes[row, 0].set_ylabel(name, fontsize=9)
+    return laid_out(figure)
+
+
+def label_sheet(
+    image: npt.NDArray[np.uint8], label_maps: Sequence[tuple[str, npt.ArrayLike]], names: Sequence[str]
+) -> Figure:
+    """Label maps over one photograph side by side, in the colours of VOC, with a legend.
+
+    Args:
+        image: ``(H, W, 3)``.
+        label_maps: for each a title and the labels ``(H, W)``, 0 background.
+        names: of the labels from 1.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = blank_sheet(image, 1, len(label_maps))
+    for one, (title, labels) in zip(axes[0], label_maps, strict=True):
+        picture(one, overlay(image, np.asarray(labels)), title)
+    colours = voc_colours() / 255
+    patches = [Patch(facecolor=colours[1 + i], edgecolor="black", label=name) for i, name in enumerate(names)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
     return laid_out(figure)
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from dcsm_attr import Segmenter
 from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.visualization import attribution_sheet
+from dcsm_attr.palette import overlay, voc_colours
+from dcsm_attr.visualization import attribution_sheet, label_sheet, map_sheet
 
 NAMES = ("ant", "a very long name of a class, indeed too long", "cow", "dog")
 
@@ -88,6 +89,38 @@ def test_the_sheet_of_an_attribution(with_raw):
     assert sorted(_titles(figure)) == sorted(expected)
     if not with_raw:
         assert np.array_equal(_drawn(figure, "ant"), maps[0][1])
+
+
+def test_a_sheet_of_maps_compares_them_on_one_scale():
+    image = np.zeros((6, 8, 3), dtype=np.uint8)
+    rows = {"ant": [torch.rand(6, 8), torch.rand(3, 4)], "bee": [torch.zeros(6, 8), torch.full((3, 4), 0.5)]}
+    figure = map_sheet(image, rows, ["fine", "coarse"])
+    assert [axes.get_title() for axes in figure.axes] == ["fine", "coarse", "", ""]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["ant", "", "bee", ""]
+    drawn = [axes.images[-1] for axes in figure.axes]
+    for one, values in zip(drawn, [*rows["ant"], *rows["bee"]], strict=True):
+        assert np.array_equal(np.asarray(one.get_array()), values.numpy())
+        assert one.get_clim() == (0, 1)
+        assert one.get_extent() == figure.axes[0].images[0].get_extent(), "coarse maps cover the photograph"
+
+
+def test_a_sheet_of_maps_wants_a_map_for_each_column():
+    with pytest.raises(ValueError, match="2 columns; 'ant' has 1"):
+        map_sheet(np.zeros((6, 8, 3), dtype=np.uint8), {"ant": [np.zeros((6, 8))]}, ["one", "two"])
+
+
+def test_a_sheet_of_labels_has_the_colours_that_its_legend_names():
+    image = np.full((6, 8, 3), 200, dtype=np.uint8)
+    labels = torch.zeros(6, 8, dtype=torch.int64)
+    labels[2:, 3:] = 2
+    figure = label_sheet(image, [("empty", torch.zeros_like(labels)), ("one object", labels)], ["ant", "bee"])
+    assert _titles(figure) == ["empty", "one object"]
+    assert np.array_equal(_drawn(figure, "empty"), image)
+    assert np.array_equal(_drawn(figure, "one object"), overlay(image, labels.numpy()))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["ant", "bee"]
+    shown = [np.array(patch.get_facecolor()[:3]) * 255 for patch in legend.get_patches()]
+    np.testing.assert_allclose(shown, voc_colours()[1:3], atol=1e-6)
 
 
 def test_show_leaves_the_figure_to_pyplot(segmenter, photograph, monkeypatch):
