@@ -15,7 +15,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     path = Path(path)
     names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     if not names:
-        raise ValueError(f"{path}: names no class.")
+        raise ValueError(f"{path}: names no class; it must have a name a line.")
     for position, name in enumerate(names):
         if name in names[:position]:
             raise ValueError(

@@ -43,6 +43,7 @@ def read_image(source: Any, *, max_pixels: int | None = None) -> Image.Image:
     Raises:
         ImageReadError: if the file is missing, no picture, truncated, or too large; or if an array or tensor has
             another shape, type or range.
+        ImportError: of a URI, if pyarrow is missing.
         TypeError: if the source is of another kind.
         ValueError: if ``max_pixels`` is not positive.
     """
@@ -111,7 +112,8 @@ def _source(path: str | os.PathLike[str]) -> Path | BytesIO:
 def _read_errors(name: object, limit: int | None = None) -> Iterator[None]:
     try:
         yield
-    except ImageReadError:
+    # A library that is missing is no fault of the file: every other one would fail like it.
+    except (ImageReadError, ImportError):
         raise
     except FileNotFoundError as error:
         raise ImageReadError(f"{name}: there is no such file.") from error

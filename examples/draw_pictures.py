@@ -1,17 +1,28 @@
-"""Draw the pictures of the README.
+"""Draw the pictures of the README, the tutorial and the how-to pages.
 
     python examples/draw_pictures.py [FOLDER]
 
-Runs offline. Writes FOLDER/demo.png and FOLDER/scene-sheet.png (default docs/pictures/).
+Runs offline. Writes FOLDER/demo.png, scene-sheet.png, subtraction.png and layers.png (default docs/pictures/).
 """
 
 import sys
 from pathlib import Path
 
-from dcsm_attr.backbones.scene_net import load_scene_net
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from dcsm_attr import DistinctClassSaliency
+from dcsm_attr.backbones.scene_net import MEAN, STD, load_scene_net
+from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
 from dcsm_attr.demo.figure import demo_figure
 from dcsm_attr.demo.run import run_demo, scene_segmenter
 from dcsm_attr.files import atomic_path, writable_folder
+from dcsm_attr.visualization import attribution_sheet
+
+# That of the tutorial.
+_SCENE = generate_scene(15, seed=1)
+_IMAGE = _SCENE.image.permute(1, 2, 0).numpy()
 
 
 def main() -> None:
@@ -25,6 +36,32 @@ def main() -> None:
     segmentation = scene_segmenter(network).segment(richest.image, raw=True)
     with atomic_path(folder / "scene-sheet.png") as path:
         segmentation.sheet().savefig(path, dpi=80)
+    with atomic_path(folder / "subtraction.png") as path:
+        subtraction(network).savefig(path, dpi=80)
+    with atomic_path(folder / "layers.png") as path:
+        layers(network).savefig(path, dpi=60)
+
+
+def subtraction(network: nn.Module) -> Figure:
+    """The raw maps of a scene's candidates above the distinct ones."""
+    maps = DistinctClassSaliency(network).class_maps(_inputs(), raw=True)
+    assert maps.raw is not None
+    titles = [f"{CLASS_NAMES[c]} {maps.scores[0, c]:.2f}" for c in maps.classes[0].tolist()]
+    return attribution_sheet(_IMAGE, list(zip(titles, maps.maps[0].numpy(), strict=True)), list(maps.raw[0].numpy()))
+
+
+def layers(network: nn.Module) -> Figure:
+    """The distinct map of the best class at each default layer alone."""
+    maps = []
+    for name in DistinctClassSaliency(network).layers:
+        alone = DistinctClassSaliency(network, layer=name)
+        maps.append((name, alone.attribute(_inputs(), attribute_to_layer_input=True)[0, 0].numpy()))
+    return attribution_sheet(_IMAGE, maps)
+
+
+def _inputs() -> torch.Tensor:
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    return ((_SCENE.image / 255 - mean) / std)[None]
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def test_all_forms_of_captum_are_accepted(cnn, images, target):
         ("candidates", [1, 4], "between 0 and 3"),
         ("candidates", [1, -2], "between 0 and 3"),
         ("candidates", [1, 1], "none twice"),
-        ("candidates", [[1, 2]], "1 rows for 2 images"),
+        ("candidates", [[1, 2]], "a row for each of the 2 images, got 1"),
         ("candidates", [[1, 2], [-1, -1]], "at least one class for each image"),
         ("candidates", [], "integers of shape"),
         ("candidates", [1.5, 2.0], "integers of shape"),

@@ -144,7 +144,7 @@ def test_classes_by_name(classes, expected):
         ([[], []], r"got torch\.\w+ of shape \(2, 0\)\.$"),
         (5, r"got torch.int64 of shape \(\)\.$"),
         (torch.zeros(2, 2, 2, dtype=torch.int64), r"of shape \(2, 2, 2\)\.$"),
-        ([[1], [2], [3]], "^classes has 3 rows for 2 images.$"),
+        ([[1], [2], [3]], "^classes must have a row for each of the 2 images, got 3.$"),
         ([4], r"^classes must lie between 0 and 3 \(the model has 4 classes\), got \[\[4\], \[4\]\]\.$"),
         ([0, -2], r"between 0 and 3"),
         ([-1], r"^classes must name at least one class for each image, and none twice; got \[-1\]\.$"),

@@ -46,7 +46,11 @@ def test_segment_photograph(tmp_path, shared):
 
 def test_draw_pictures(tmp_path):
     run("draw_pictures.py", tmp_path, cwd=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"demo.png", "scene-sheet.png"}
+    names = {"demo.png", "scene-sheet.png", "subtraction.png", "layers.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for name in names:
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 400
 
 
 def test_affinity_columns(tmp_path):

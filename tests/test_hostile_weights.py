@@ -146,7 +146,8 @@ def test_another_architecture(tmp_path, state):
     save_file({**changed, "more": torch.zeros(1)}, tmp_path / "w.safetensors")
     assert refused(tmp_path / "w.safetensors").endswith(
         "does not fit SqueezeNet: features.0.bias is missing; more is not in the model; classifier.1.weight is (), the "
-        "model has (1000, 512, 1, 1); classifier.1.bias is (3,), the model has (1000,)."
+        "model has (1000, 512, 1, 1); classifier.1.bias is (3,), the model has (1000,). Take the model that it was "
+        "saved from."
     )
 
 
@@ -154,7 +155,8 @@ def test_another_architecture(tmp_path, state):
 def test_numbers_of_another_kind(tmp_path, state, dtype):
     torch.save({**state, "features.0.bias": state["features.0.bias"].to(dtype)}, tmp_path / "w.pth")
     assert refused(tmp_path / "w.pth").endswith(
-        f"does not fit SqueezeNet: features.0.bias is {dtype}, the model has torch.float32."
+        f"does not fit SqueezeNet: features.0.bias is {dtype}, the model has torch.float32. Take the model that it was "
+        "saved from."
     )
 
 

@@ -186,7 +186,7 @@ def test_what_was_not_kept(network, images):
         ({"scales": (0.8, 0.5)}, {}, r"no gradients were kept at scale 0\.5; kept are \[1\.0, 0\.8, 1\.2\]"),
         ({}, {"candidates": [1, 4]}, r"classes \[4\] were not kept for image 0; kept are \[1, 2, 3\]"),
         ({}, {"candidates": [1, 9]}, "candidates must lie between 0 and 5"),
-        ({}, {"classes": [[1], [2], [3]]}, "classes has 3 rows for 2 images"),
+        ({}, {"classes": [[1], [2], [3]]}, "classes must have a row for each of the 2 images, got 3"),
     ):
         with pytest.raises(ValueError, match=message):
             saliency(network, **settings).class_maps_of(kept, **{"candidates": [1, 2], **request})
@@ -250,7 +250,7 @@ def test_the_model_is_a_guest(cnn, images):
 
 def test_bad_requests_are_refused_before_gradients_are_taken(network, images):
     for request, message in (
-        ({"classes": [[1], [2], [3]]}, "classes has 3 rows for 2 images"),
+        ({"classes": [[1], [2], [3]]}, "classes must have a row for each of the 2 images, got 3"),
         ({"classes": [4], "candidates": [1, 2]}, "candidates must include all classes"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -105,7 +105,7 @@ def test_the_first_mismatches_are_named(squeezenet, tmp_path):
         load_weights(squeezenet, other, "my.pth")
     assert str(caught.value) == (
         "my.pth does not fit SqueezeNet: features.3.squeeze.bias is missing; extra is not in the model; "
-        "features.0.weight is (1, 2), the model has (64, 3, 3, 3)."
+        "features.0.weight is (1, 2), the model has (64, 3, 3, 3). Take the model that it was saved from."
     )
     assert all(torch.equal(value, before[name]) for name, value in squeezenet.state_dict().items())
 

@@ -271,7 +271,8 @@ def test_processes_that_die_again_and_again_end_the_run(tmp_path, collection, mo
     marks = tmp_path / "marks"
     marks.mkdir()
     monkeypatch.setattr(local, "_DEATHS", 1)
-    with pytest.raises(RuntimeError, match="a process was killed before a batch was finished.* the same command"):
+    # What the command line tells in one line, without a traceback.
+    with pytest.raises(ChildProcessError, match="a process was killed before a batch was finished.* the same command"):
         run(collection, tmp_path / "dead", partial(_dies, os.getpid(), marks, 99), engine=InProcesses(1))
     assert contents(tmp_path / "dead").keys() == {"settings.json"}
 

@@ -91,6 +91,12 @@ def test_photographs_by_uri(tmp_path):
         read_image("nowhere://x")
 
 
+def test_without_pyarrow_no_photograph_is_called_unreadable(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.fs", None)
+    with pytest.raises(ImportError, match=r"^s3://bucket/photo.jpg: .*pip install pyarrow"):
+        read_image("s3://bucket/photo.jpg")
+
+
 def test_without_pyarrow_what_to_install_is_told(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.fs", None)
     with pytest.raises(ImportError, match=r"s3://bucket/run: .*pip install pyarrow"):

@@ -136,7 +136,7 @@ def explicit_classes(classes: object, images: int, count: int, name: str) -> Ten
         )
     rows = rows.long()
     if rows.ndim == 2 and len(rows) != images:
-        raise ValueError(f"{name} has {len(rows)} rows for {images} images.")
+        raise ValueError(f"{name} must have a row for each of the {images} images, got {len(rows)}.")
     rows = rows.expand(images, -1)
     if rows.min() < -1 or rows.max() >= count:
         raise ValueError(

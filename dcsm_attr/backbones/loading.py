@@ -227,7 +227,10 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         if name in tensors and name not in counters and _kind(tensors[name]) != _kind(value)
     ]
     if differences:
-        raise WeightsError(f"{source} does not fit {type(model).__name__}: {_first(differences)}.")
+        raise WeightsError(
+            f"{source} does not fit {type(model).__name__}: {_first(differences)}. Take the model that it was saved "
+            "from."
+        )
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise WeightsError(

@@ -25,7 +25,8 @@ def labelled_collection(data: Path, labels: Path | None, split: str | None, clas
     collection = opened_collection(data, labels, split, class_names)
     if collection.class_names != tuple(class_names):
         raise ValueError(
-            f"the photographs of {data} have the classes {collection.class_names}, the network {tuple(class_names)}."
+            f"the photographs of {data} have the classes {collection.class_names}, the network {tuple(class_names)}. "
+            "Give the network that was trained on these classes, in this order."
         )
     return collection
 

@@ -115,7 +115,10 @@ def train_seg(
 
     collection = opened_collection(data, labels, split)
     if not labels_from.is_dir():
-        raise ValueError(f"--labels-from: there is no folder {labels_from}.")
+        raise ValueError(
+            f"--labels-from: there is no folder {labels_from}. Give the one that dcsm-attr seeds, ficklenet, affinity "
+            "or pseudo-label wrote label maps to."
+        )
     torch.manual_seed(seed)
     backbone = _backbone(model, weights, cut, collection.class_names, size)
     stride = output_stride or None

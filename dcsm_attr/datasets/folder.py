@@ -22,13 +22,13 @@ def pictures_in(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder.")
+        raise ValueError(f"{folder}: there is no such folder. Give one with pictures in it.")
     endings = picture_endings()
     pictures = sorted(
         p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in endings and not p.name.startswith(".")
     )
     if not pictures:
-        raise ValueError(f"{folder}: the folder holds no pictures.")
+        raise ValueError(f"{folder}: the folder holds no pictures. Those in folders below it are not looked at.")
     return pictures
 
 

@@ -90,7 +90,7 @@ class InProcesses:
         """See :class:`dcsm_attr.pipelines.engine.Engine`.
 
         Raises:
-            RuntimeError: if processes die again and again.
+            ChildProcessError: if processes die again and again.
         """
         left = {batch.number: batch for batch in batches}
         deaths = 0
@@ -103,7 +103,7 @@ class InProcesses:
             except BrokenProcessPool as error:
                 deaths += 1
                 if deaths == _DEATHS:
-                    raise RuntimeError(
+                    raise ChildProcessError(
                         f"{_DEATHS} times in a row, a process was killed before a batch was finished, most likely for "
                         "want of memory. Fewer workers or a smaller batch take less; the same command goes on."
                     ) from error

@@ -321,7 +321,10 @@ class Segmenter:
         if self.class_names is None:
             return tuple(f"class {c}" for c in range(count))
         if len(self.class_names) != count:
-            raise ValueError(f"class_names has {len(self.class_names)} names, but the model has {count} classes.")
+            raise ValueError(
+                f"class_names has {len(self.class_names)} names, but the model has {count} classes. Give one name for "
+                "each, in the order of its scores: class_names, on the command line --labels FILE."
+            )
         return self.class_names
 
     def _label_probabilities(self, class_maps: ClassMaps, image: int, prepared: Prepared) -> Tensor:

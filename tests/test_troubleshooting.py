@@ -1,0 +1,362 @@
+"""The headings of the troubleshooting page are messages of the code, and these are what a user's mistakes lead to."""
+
+import ast
+import errno
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import PooledCNN, TinyVGG
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import VisionTransformer, squeezenet1_1
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+from typer.testing import CliRunner
+
+from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, Segmenter
+from dcsm_attr.backbones.loading import load_model, load_weights
+from dcsm_attr.cli import app
+from dcsm_attr.datasets.folder import folder_collection
+from dcsm_attr.datasets.masks import read_mask
+from dcsm_attr.files import atomic_path
+from dcsm_attr.peers.libraries import library
+from dcsm_attr.pipelines.ray_cluster import OnRay
+from dcsm_attr.segmentation.grabcut import grabcut
+from dcsm_attr.training.batches import BatchPlan
+from dcsm_attr.training.tensorboard import TensorBoardLog
+
+ROOT = Path(__file__).parents[1]
+HEADINGS = re.findall(r"^### `(.+)`$", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+_FILLED_IN = re.compile(r"\{[^{}]*\}")
+
+
+def fixed_parts(text):
+    return _FILLED_IN.split(text.removesuffix(" …"))
+
+
+def texts(source):
+    """The fixed parts of each string of a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            yield fixed_parts("".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield fixed_parts(node.value)
+
+
+@pytest.fixture(scope="module")
+def in_the_code():
+    return [parts for path in (ROOT / "dcsm_attr").rglob("*.py") for parts in texts(path.read_text(encoding="utf-8"))]
+
+
+def says(parts, heading):
+    *before, last = fixed_parts(heading)
+    number = len(before)
+    if parts[:number] != before or len(parts) <= number:
+        return False
+    return parts[number].startswith(last) if heading.endswith(" …") else parts[number:] == [last]
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_a_heading_is_a_message_of_the_code(heading, in_the_code):
+    assert any(says(parts, heading) for parts in in_the_code)
+
+
+def test_no_heading_stands_twice():
+    assert len(HEADINGS) == len(set(HEADINGS)) > 60
+
+
+def assert_under(beginning, message):
+    """The message is one of the heading with this beginning."""
+    [heading] = [one for one in HEADINGS if one.startswith(beginning)]
+    # Python puts the number of a system's error before its message, and some go on behind the string of the heading.
+    assert re.search(".*".join(map(re.escape, fixed_parts(heading))), message, re.DOTALL), message
+
+
+def command(*arguments):
+    """A command line, whose error comes through."""
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    if isinstance(result.exception, Exception):
+        raise result.exception
+
+
+def with_text(name, content):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text(content, encoding="utf-8")
+    return name
+
+
+def picture(name, size=(8, 6), mode="RGB", colour=0):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(name)
+    return name
+
+
+def train(labels, *options):
+    """Train on two pictures with these labels."""
+    picture("photos/a.png")
+    picture("photos/b.png")
+    command(
+        *("train", "photos", "--labels", with_text("labels.csv", labels), "--model=squeezenet1_1", "--weights=none"),
+        *("--size=32", "--steps=1", "--workers=0", *options),
+    )
+
+
+def weights(**tensors):
+    save_file(tensors, "w.safetensors")
+    return "w.safetensors"
+
+
+def pickled(name):
+    torch.save(PooledCNN(), name)
+    return name
+
+
+def cut_off(name):
+    Path(name).write_bytes(Path(name).read_bytes()[:-40])
+    return name
+
+
+def scenes(*options):
+    command("scenes", "scenes", "--count", 2, "--size", 32, *options)
+    return "scenes"
+
+
+def scenes_without_masks():
+    scenes()
+    for mask in Path("scenes/SegmentationClass").iterdir():
+        mask.unlink()
+    return "scenes"
+
+
+def voc_folder():
+    with_text("VOC/ImageSets/Segmentation/train.txt", "a\n")
+    picture("VOC/JPEGImages/a.jpg")
+    return "VOC"
+
+
+def full_disk():
+    with atomic_path("labels.png"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def saliency(model=None, **options):
+    return DistinctClassSaliency(TinyVGG() if model is None else model, **options)
+
+
+def of_picture(image, **options):
+    return Segmenter(TinyVGG(), **options).segment(image)
+
+
+def broken(model):
+    nn.init.constant_(next(model.parameters()), float("nan"))
+    return model
+
+
+X = torch.zeros(1, 3, 16, 16)
+HALVES = torch.full((1, 2, 16, 16), 0.5)
+PIXELS = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+LABELLED = "id,split,labels\na,train,cat\nb,val,cat\n"
+
+
+class Squeezed(PooledCNN):
+    """Returns (N,), as models with one class often do."""
+
+    def forward(self, x):
+        return super().forward(x)[:, 0]
+
+
+class InATuple(PooledCNN):
+    """Returns features beside scores."""
+
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class WithIdleLayer(PooledCNN):
+    """Has a layer that never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle = nn.Conv2d(3, 4, 1)
+
+
+class OfOneSize(PooledCNN):
+    """Takes 16 x 16 pixels only."""
+
+    def forward(self, x):
+        return super().forward(x + torch.zeros(16, 16))
+
+
+def flattened(classes=2):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, classes))
+
+
+# What is done wrong, by the beginning of the heading that it leads to.
+MISTAKES = {
+    "{model} is a transformer: its": lambda: saliency(VisionTransformer(32, 16, 1, 1, 8, 8)),
+    "the model has no rectifier": lambda: saliency(nn.Conv2d(3, 2, 3), layer="").attribute(X),
+    "layer {item!r} is not in": lambda: saliency(layer="features.99"),
+    "layer {layer} is not a module of": lambda: saliency(layer=TinyVGG().features),
+    "layer {layer} was not reached": lambda: saliency(WithIdleLayer(), layer="idle").attribute(X),
+    "forward_func is a function": lambda: saliency(lambda x: x),
+    "the model must return a tensor": lambda: saliency(InATuple(), layer="conv2").attribute(X),
+    "the model must return scores": lambda: saliency(Squeezed(), layer="conv2").attribute(X),
+    "the model failed on the images": lambda: saliency(OfOneSize(), layer="conv2").attribute(X),
+    "DataParallel runs": lambda: saliency(nn.DataParallel(PooledCNN())),
+    "TorchScript hides": lambda: saliency(torch.jit.script(nn.ReLU())),
+    "{model} is a detection model": lambda: saliency(ssdlite320_mobilenet_v3_large(weights_backbone=None)),
+    "the scores come from a linear": lambda: ClassActivationMaps(flattened(), scales=(1.0,)).attribute(X),
+    "torchvision has no": lambda: load_model("vgg61", "DEFAULT"),
+    "inputs must have shape": lambda: saliency().attribute(X[0]),
+    "inputs must be floating point": lambda: saliency().attribute(PIXELS),
+    "inputs must be finite": lambda: saliency().attribute(X / 0),
+    "inputs have {channels} channels": lambda: saliency().attribute(X[:, :1]),
+    "gradients cannot be taken": lambda: torch.inference_mode()(saliency().attribute)(X),
+    "target {target!r} is out": lambda: saliency().attribute(X, 4),
+    "target {target!r} does not": lambda: saliency(scales=(1.0,)).attribute(X, (1, 2)),
+    "{name} must lie between": lambda: saliency().class_maps(X, classes=[4]),
+    "candidates must include": lambda: saliency().attribute(X, 3, candidates=[0, 1]),
+    "there is no class {name!r} among the {count}": lambda: command(
+        "segment", picture("a.png"), "--weights", "demo", "--classes", "dog"
+    ),
+    "class_names has": lambda: of_picture(picture("a.png"), class_names=["one"]),
+    "the model's scores hold NaN": lambda: saliency(broken(TinyVGG())).attribute(X),
+    "--method {method}": lambda: command("segment", picture("a.png"), "--method=cam", "--no-subtract"),
+    "{told}: there is no walk": lambda: command("segment", picture("a.png"), "--beta", 8),
+    "{source} does not fit": lambda: load_model("squeezenet1_1", weights(strange=torch.zeros(2))),
+    "{path}: {error}; nothing in it": lambda: load_model("squeezenet1_1", pickled("model.pth")),
+    "{source}: weights must be finite": lambda: load_weights(
+        nn.Linear(1, 1, False), {"weight": X[:1, :1, 0, 0] / 0}, "w"
+    ),
+    "{path}: there is no such file.": lambda: load_model("squeezenet1_1", "nowhere.pth"),
+    "{path}: the file is empty": lambda: load_model("squeezenet1_1", with_text("empty.pth", "")),
+    "{path}: not a complete safetensors": lambda: load_model("squeezenet1_1", with_text("cut.safetensors", "{}")),
+    "{path}: holds weights, but": lambda: command("seeds", ".", "--weights", weights(strange=torch.zeros(2))),
+    "{weights!r} is neither": lambda: load_model("squeezenet1_1", "IMAGENET"),
+    "{name}: there is no such file.": lambda: of_picture("nowhere.jpg"),
+    "{name}: not an image": lambda: of_picture(with_text("text.jpg", "text")),
+    "{name}: cannot be read": lambda: of_picture(cut_off(picture("a.png", (64, 64)))),
+    "{name}: has more than": lambda: of_picture(picture("a.png"), max_pixels=9),
+    "an image tensor must": lambda: of_picture(X[0] - 1),
+    "{folder}: the folder holds no": lambda: command(
+        "segment", Path(with_text("folder/text", "")).parent, "--weights=demo"
+    ),
+    "{data}: has no ImageSets": lambda: command("train", Path(picture("photos/a.png")).parent),
+    "{path}, line 1: must name": lambda: train("a,train,cat\n"),
+    "{where}: has {count} fields": lambda: train("id,split,labels\na,train,cat,dog\n"),
+    "{path}, line {line}: {id} has no": lambda: train("id,split,labels\na,train,\n"),
+    "{labels}: {count} of {count} ids": lambda: train("id,split,labels\nc,train,cat\n"),
+    "{labels}: no row is of": lambda: train("id,split,labels\na,train,cat\nb,train,cat\n"),
+    "{root}: not a VOC folder": lambda: command("evaluate", ".", "--weights", "demo"),
+    "{path}: there is no list": lambda: command("evaluate", scenes(), "--weights", "demo", "--split", "test"),
+    "{folder}: {count} of {count} {what}": lambda: command("evaluate", scenes_without_masks(), "--weights", "demo"),
+    "{root}: has no image-level": lambda: command("train", voc_folder()),
+    "the photographs of {data}": lambda: command(
+        "seeds", voc_folder(), "--weights", "demo", "--labels", with_text("labels.csv", "id,labels\na,cat\n")
+    ),
+    "the model's class names must": lambda: command(
+        "evaluate",
+        scenes(),
+        "--model=squeezenet1_1",
+        "--weights",
+        weights(**squeezenet1_1().state_dict()),
+        "--labels=imagenet",
+    ),
+    "{path}: a mask must be a": lambda: read_mask(picture("mask.png"), class_count=2),
+    "{path}: labels must be": lambda: read_mask(picture("mask.png", mode="L", colour=7), class_count=2),
+    "{path}: a mask must have": lambda: read_mask(picture("mask.png", mode="L"), (8, 8), class_count=2),
+    "--labels-from": lambda: command("train-seg", scenes(), "--labels-from", "nowhere"),
+    "{folder}: holds {holds} of other": lambda: [
+        command("pseudo-label", scenes(), "--weights=demo", "--no-crf", f"--batch-size={size}") for size in (1, 2)
+    ],
+    "there is no class {name!r} among the {number}": lambda: command(
+        *("pseudo-label", Path(picture("photos/a.png")).parent, "--weights=demo"),
+        *("--labels", with_text("labels.csv", "id,labels\na,cat\n")),
+    ),
+    "{path}: not a complete checkpoint": lambda: train(
+        LABELLED, "--output", Path(with_text("classifier/last.pt", "text")).parent
+    ),
+    "batch_size must be a multiple": lambda: BatchPlan(8, 16, 100, 0, processes=3),
+    "{path}: comes from another": lambda: [train(LABELLED, f"--batch-size={size}") for size in (1, 2)],
+    "{folder}: holds another series": lambda: [scenes(f"--seed={seed}") for seed in (0, 1)],
+    "--shard must be": lambda: command("pseudo-label", "photos", "--weights=demo", "--shard=3"),
+    "a shard's index": lambda: command("pseudo-label", "photos", "--weights=demo", "--shard=8/8"),
+    "--actors must be": lambda: command("pseudo-label", "photos", "--weights=demo", "--engine=ray", "--actors=4..8"),
+    "cannot write {file}": full_disk,
+    "cannot write to the folder": lambda: command("demo", "--output", Path(with_text("file", "")) / "folder"),
+    "images must be uint8 RGB": lambda: DenseCRF()(HALVES, X),
+    "probabilities must lie in": lambda: DenseCRF()(4 * HALVES, PIXELS),
+    "the backend 'triton' runs on": lambda: DenseCRF(backend="triton")(HALVES, PIXELS),
+}
+
+
+@pytest.mark.parametrize("beginning", MISTAKES)
+def test_a_mistake_leads_to_its_heading(beginning, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - what it says is the point
+        MISTAKES[beginning]()
+    assert_under(beginning, str(caught.value))
+
+
+DOUBTS = {
+    "no rectifier lies between": lambda: saliency(PooledCNN(), layer="fc").attribute(X),
+    "the gradient at {layers} is": lambda: saliency(PooledCNN(), layer="bn").attribute(X),
+    "an image has a single": lambda: saliency().attribute(X, 0, candidates=[0]),
+    "{labels}: {count} pictures in": lambda: folder_collection("photos", with_text("labels.csv", "id,labels\na,cat\n")),
+}
+
+
+@pytest.mark.parametrize("beginning", DOUBTS)
+def test_a_doubt_is_a_warning_under_its_heading(beginning, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        picture(f"photos/{name}.png")
+    with pytest.warns(UserWarning) as caught:
+        DOUBTS[beginning]()
+    assert_under(beginning, str(caught[0].message))
+
+
+# The module that is missing, and what needs it.
+MISSING = {
+    "backend='pydensecrf'": ("pydensecrf", lambda: DenseCRF(backend="pydensecrf")(HALVES, PIXELS)),
+    "--engine ray needs": ("ray", lambda: list(OnRay()(None, []))),
+    "GrabCut needs": ("cv2", lambda: grabcut(np.zeros((8, 8, 3), np.uint8), torch.rand(8, 8))),
+    "logs for TensorBoard": ("torch.utils.tensorboard", lambda: TensorBoardLog(Path("logs"), ())),
+    "{uri}: places other": ("pyarrow.fs", lambda: of_picture("s3://bucket/photo.jpg")),
+    "this method is that": ("torchcam", lambda: library("torchcam")),
+}
+
+
+@pytest.mark.parametrize("beginning", MISSING)
+def test_what_is_not_installed_is_told_under_its_heading(beginning, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module, use = MISSING[beginning]
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError) as caught:
+        use()
+    assert_under(beginning, str(caught.value))
+
+
+# What takes a GPU, a network, a trained network or processes that die: the test that provokes it, and its words.
+ELSEWHERE = {
+    "the model's gradients hold": ("test_attribution_properties.py", "gradients hold NaN or infinite values"),
+    "{weights} is a segmentation": ("test_seed_folders.py", "leave out"),
+    "--device cuda": ("test_cli.py", "PyTorch sees no GPU here"),
+    "the weights {weights} of": ("test_loading.py", "could not be downloaded"),
+    "{path}: belongs to another": ("test_evaluation.py", "belongs to another evaluation"),
+    "{number} times in a row": ("test_pseudo_label_runs.py", "a process was killed before a batch was finished"),
+}
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_a_heading_is_provoked(heading):
+    if heading.startswith((*MISTAKES, *DOUBTS, *MISSING)):
+        return
+    [(test, words)] = [where for beginning, where in ELSEWHERE.items() if heading.startswith(beginning)]
+    assert words in heading
+    assert words in (ROOT / "tests" / test).read_text(encoding="utf-8")
