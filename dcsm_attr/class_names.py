@@ -1,4 +1,4 @@
-"""The names of classes in a text file, one a line, in the order of the class numbers."""
+"""The names of classes in a text file in UTF-8, one a line, in the order of the class numbers."""
 
 from pathlib import Path
 
@@ -10,10 +10,13 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: naming the file, if it names no class, or one twice.
+        ValueError: naming the file, if it is no text in UTF-8, or names no class, or one twice.
     """
     path = Path(path)
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8 ({error}); a list has a class a line.") from error
     if not names:
         raise ValueError(f"{path}: names no class; it must have a name a line.")
     for position, name in enumerate(names):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ from typing import Any
 
 __all__ = ["atomic_buffer", "atomic_path", "json_bytes", "writable_folder", "write_json"]
 
-
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# More than the room that a file system may have left in the last block of a file.
 _PROBE = 1 << 16
 
 
@@ -32,13 +33,12 @@ def atomic_path(path: str | os.PathLike[str], *, scratch: Path | None = None) ->
         OSError: if the folder cannot be written to, or the disk is full, whatever the block has made of that.
     """
     final = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{final.stem[:40]}-", suffix=final.suffix, dir=scratch or final.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = (scratch or final.parent) / f".{final.stem[:40]}-{secrets.token_hex(8)}{final.suffix}"
+    # Not by tempfile, which lets only the owner read: to widen that again takes the umask, which can be read only by
+    # setting it, for all threads.
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
-        # mkstemp allows the owner only; the final file gets what an ordinary new file would have.
-        temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(final)
@@ -88,12 +88,6 @@ def _disk_full(temporary: Path, error: BaseException) -> OSError | None:
         except OSError as found:
             return found if found.errno in _FULL else None
     return None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def writable_folder(path: str | os.PathLike[str]) -> Path:

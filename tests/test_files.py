@@ -38,6 +38,15 @@ def test_the_file_has_the_rights_of_an_ordinary_one(tmp_path):
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
 
 
+def test_the_umask_stays_as_it_is_meanwhile(tmp_path, monkeypatch):
+    """All threads share it: what another one writes would be open to everybody, and two could leave it at zero."""
+    changed = []
+    monkeypatch.setattr(os, "umask", changed.append)
+    with atomic_path(tmp_path / "a") as path:
+        path.write_text("")
+    assert changed == []
+
+
 def test_writable_folder_makes_parents_and_leaves_nothing(tmp_path):
     folder = writable_folder(tmp_path / "a" / "b")
     assert folder.is_dir()

@@ -111,9 +111,11 @@ def test_the_first_mismatches_are_named(squeezenet, tmp_path):
 
 
 def test_batch_norm_counters_may_be_missing():
-    model = torchvision.models.resnet18(weights=None)
-    tensors = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
-    load_weights(model, tensors, "old.pth")
+    tensors = {name: torch.rand(2) for name in ("weight", "bias", "running_mean", "running_var")}
+    norm = nn.BatchNorm2d(2)
+    load_weights(norm, tensors, "old.pth")
+    assert all(torch.equal(norm.state_dict()[name], value) for name, value in tensors.items())
+    assert norm.num_batches_tracked == 0
 
 
 def test_unknown_names():
@@ -139,6 +141,11 @@ def test_class_names(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("Hund\n\nKätzchen\n", encoding="utf-8")
     assert class_names(path) == ("Hund", "Kätzchen")
+    path.write_text("Hund\n", encoding="utf-8-sig")
+    assert class_names(path) == ("Hund",), "some editors mark UTF-8 by three bytes at its head"
+    path.write_text("Hund\nKätzchen\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"names.txt: not a text in UTF-8 .*a list has a class a line"):
+        class_names(path)
     path.write_text("a\nb\na\n")
     with pytest.raises(ValueError, match=r"names.txt: the class 'a' is named twice, as number 0 and 2"):
         class_names(path)
