@@ -6,18 +6,14 @@ from typing import Annotated
 
 import typer
 
+from dcsm_attr.cli.options import VocRoot
 from dcsm_attr.cli.skipped import report_skipped
 
 __all__ = ["miou"]
 
 
 def miou(
-    voc_root: Annotated[
-        Path,
-        typer.Argument(
-            metavar="VOC_ROOT", help="The folder that holds ImageSets, such as VOCdevkit/VOC2012.", show_default=False
-        ),
-    ],
+    voc_root: VocRoot,
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="With a label map NAME.png for each.", show_default=False)
     ],
