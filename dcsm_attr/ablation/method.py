@@ -61,5 +61,4 @@ def maps_of_classes(method: DistinctClassSaliency | Simonyan, case: Case, *passe
     else:
         # Named, since a released code may choose others, at other scales, whose gradients were not kept.
         found = method.class_maps_of(kept, case.classes, case.candidates(method.min_candidates))
-    slots = found.classes[0].tolist()
-    return found.maps[0, [slots.index(c) for c in case.classes]]
+    return found.of_classes(case.classes)

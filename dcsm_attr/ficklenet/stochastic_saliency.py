@@ -55,5 +55,4 @@ def stochastic_class_maps(
         with dropout, drawing_from(generator):
             result = saliency.class_maps(image, list(classes))
         # Candidates are in the order of their scores, which dropout changes.
-        each = [result.of(torch.tensor([c], device=result.classes.device)) for c in classes]
-        yield torch.cat(each, dim=1)[0]
+        yield result.of_classes(classes)
