@@ -99,7 +99,7 @@ def ablate(
 ) -> None:
     """Measure one table of the paper on the photographs of a VOC folder.
 
-    Gradients are taken once for each photograph and kept, about 6 MB each with a canvas of 320 pixels; every table and
+    Gradients are taken once for each photograph and kept, about 7 MB each with a canvas of 320 pixels; every table and
     setting that can use them does.
 
     Examples:
