@@ -1,6 +1,7 @@
 """``dcsm-attr miou``: how well label maps in a folder agree with the masks of a VOC folder."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,7 @@ def miou(
     )
     if output is not None:
         content = {
-            "measured": measured_on(f"dcsm-attr miou VOC_ROOT {folder.name} --split {split}"),
+            "measured": measured_on(shlex.join(["dcsm-attr", "miou", "VOC_ROOT", folder.name, "--split", split])),
             "photographs": found.photographs,
             "skipped": dict(found.skipped),
             "unknown": found.unknown,
