@@ -26,6 +26,9 @@ class Method:
             background is chosen before it.
         walk: what the scores of labels go through before the CRF: a case and scores ``(S, 1 + K, h, w)`` of several
             backgrounds to better ones. None: nothing.
+
+    Raises:
+        ValueError: if there are neither maps nor labels, or both; or a walk without maps.
     """
 
     name: str

@@ -29,6 +29,9 @@ class Outputs:
         maps: whether ``maps/NAME.npz`` is: ``maps`` ``(K, H, W)`` of the ``classes`` ``(K,)``, and ``probabilities``
             ``(1 + K, H, W)`` of background and classes, all float16.
         overlays: ``overlays/NAME.jpg`` of every so many photographs; 0: of none.
+
+    Raises:
+        ValueError: if ``overlays`` is negative.
     """
 
     maps: bool = False

@@ -33,6 +33,9 @@ class Shard:
     Attributes:
         index: of this process, from 0.
         count: how many there are.
+
+    Raises:
+        ValueError: if the index is not one of so many.
     """
 
     index: int = 0
