@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from dcsm_attr.text_lines import read_lines
+
 __all__ = ["read_class_names"]
 
 
@@ -10,13 +12,10 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: naming the file, if it is no text in UTF-8, or names no class, or one twice.
+        ValueError: naming the file, if it is no text in UTF-8, names no class, or one twice.
     """
     path = Path(path)
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text in UTF-8 ({error}); a list has a class a line.") from error
+    names = tuple(line for line in read_lines(path) if line)
     if not names:
         raise ValueError(f"{path}: names no class; it must have a name a line.")
     for position, name in enumerate(names):

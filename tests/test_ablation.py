@@ -217,25 +217,34 @@ def test_a_method_that_gives_labels_has_one_reading(classifier, background, coll
     assert measurement.exponents == {}
 
 
-def iou_on_canvas(segmenter, collection):
-    """Mean IoU of a segmenter before and after its CRF, from sets of pixels, with masks resized to the canvas."""
-    overlap, union = np.zeros((2, 9)), np.zeros((2, 9))
+def seen_on_canvas(classifier, saliency, collection):
+    """Of each photograph its maps, their labels, its mask and its pixels, of the size that it has on the canvas."""
+    seen = []
     for photograph in collection:
-        prepared = segmenter.preprocess(Image.open(photograph.path).convert("RGB"))
+        prepared = classifier.preprocess(Image.open(photograph.path).convert("RGB"))
         height, width = prepared.pixels.shape[1:]
         truth = np.asarray(Image.open(photograph.mask).resize((width, height), Image.Resampling.NEAREST))
-        found = segmenter.saliency.class_maps(prepared.tensor[None], [photograph.classes])
+        found = saliency.class_maps(prepared.tensor[None], [photograph.classes])
         maps = prepared.crop(found.maps[0, found.detected[0]])
-        labels = torch.cat([(1 - maps.amax(0, keepdim=True)) ** segmenter.background_exponent, maps])
-        unary = labels / labels.sum(0)
         names = np.array([0, *(1 + c for c in found.classes[0][found.detected[0]].tolist())])
-        for step, values in enumerate((unary, segmenter.crf(unary[None], prepared.pixels[None])[0])):
-            predicted = names[values.numpy().argmax(axis=0)]
-            for label in range(9):
-                ours, theirs = (predicted == label) & (truth != 255), truth == label
-                overlap[step, label] += (ours & theirs).sum()
-                union[step, label] += (ours | theirs).sum()
-    return [(o[u > 0] / u[u > 0]).mean() for o, u in zip(overlap, union, strict=True)]
+        seen.append((maps, names, truth, prepared.pixels))
+    return seen
+
+
+def iou_on_canvas(seen, exponent, crf):
+    """Mean IoU with a background, after a CRF if there is one, from sets of pixels."""
+    overlap, union = np.zeros(9), np.zeros(9)
+    for maps, names, truth, pixels in seen:
+        labels = torch.cat([(1 - maps.amax(0, keepdim=True)) ** exponent, maps])
+        values = labels / labels.sum(0)
+        if crf is not None:
+            values = crf(values[None], pixels[None])[0]
+        predicted = names[values.numpy().argmax(axis=0)]
+        for label in range(9):
+            ours, theirs = (predicted == label) & (truth != 255), truth == label
+            overlap[label] += (ours & theirs).sum()
+            union[label] += (ours | theirs).sum()
+    return (overlap[union > 0] / union[union > 0]).mean()
 
 
 def test_the_chosen_background_is_the_best_one(classifier, background, collection, folder):
@@ -253,11 +262,10 @@ def test_the_chosen_background_is_the_best_one(classifier, background, collectio
     assert {Image.open(p.path).width for p in background} != {64}, "not all are as large as the canvas"
     for method, saliency in methods.items():
         found = {}
+        seen = seen_on_canvas(classifier, saliency, background)
         exponents = list(EXPONENTS)
         for exponent in exponents:
-            segmenting = segmenter(classifier, saliency, exponent)
-            segmenting.crf = method.crf or CRF
-            found[exponent] = iou_on_canvas(segmenting, background)[method.crf is not None]
+            found[exponent] = iou_on_canvas(seen, exponent, method.crf)
             if exponent == EXPONENTS[-1]:
                 exponents += FURTHER_EXPONENTS.get(max(found, key=found.get), ())
         counted = measurement.chosen_on.confusions[method.name]

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import dcsm_attr
-from dcsm_attr.cli import app
+from dcsm_attr.cli import app, main
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -172,15 +172,17 @@ def test_demo_trains_again_where_asked(tmp_path, monkeypatch):
         (["--classes", "99"], "99"),
     ],
 )
-def test_what_the_user_can_mend_is_said_in_one_line(files, tmp_path, arguments, message):
+def test_what_the_user_can_mend_is_said_in_one_line(files, tmp_path, monkeypatch, capsys, arguments, message):
     options = {"--model": "squeezenet1_1", "--weights": files / "net.safetensors", "--labels": files / "names.txt"}
     options |= {"--device": "cpu", "--output": tmp_path / "out", **dict([arguments])}
     flat = [item for pair in options.items() for item in pair]
-    result = in_a_process("segment", files / "a" / "photo.png", *flat)
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    assert result.stderr.startswith("dcsm-attr: ")
-    assert message in result.stderr
+    monkeypatch.setattr(sys, "argv", ["dcsm-attr", "segment", str(files / "a" / "photo.png"), *map(str, flat)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("dcsm-attr: ")
+    assert message in said
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -188,6 +190,8 @@ def test_what_the_user_can_mend_is_said_in_one_line(files, tmp_path, arguments, 
 def test_a_gpu_that_is_not_there(files, tmp_path):
     result = in_a_process("segment", files / "a" / "photo.png", "--device", "cuda", "--output", tmp_path / "out")
     assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("dcsm-attr: ")
     assert "PyTorch sees no GPU here; --device auto" in result.stderr
 
 

@@ -177,7 +177,7 @@ def test_a_bad_photograph_is_told(voc, tmp_path):
     assert content["photographs"] == 2, "the table is written all the same"
     assert "v1.jpg" in content["skipped"]["v1"]
     assert result.exit_code == 1, "as dcsm-attr evaluate does"
-    assert "1 photographs could not be measured" in result.output
+    assert "1 photographs were left out" in result.output
 
 
 def test_help_teaches_by_example(voc, tmp_path):

@@ -504,7 +504,7 @@ def test_the_command_names_bad_photographs(voc, tmp_path):
     photograph.write_bytes(photograph.read_bytes()[:300])
     result = run(voc, "--output", tmp_path / "out")
     assert result.exit_code == 1
-    assert "1 photographs could not be measured" in result.output
+    assert "1 photographs were left out" in result.output
     assert "s2.jpg" in result.output
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert content["evaluations"][0]["photographs"] == 3

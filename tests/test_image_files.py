@@ -251,7 +251,7 @@ def test_labels_leaves_out_masks_that_cannot_be_read(voc, tmp_path):
     output = tmp_path / "labels.csv"
     result = run("labels", voc, "--split", "train", "--split", "val", "--output", output)
     assert result.exit_code == 1
-    assert "2 photographs could not be measured" in result.output
+    assert "2 photographs were left out" in result.output
     assert "2.png: cannot be read" in result.output
     with output.open() as file:
         assert [row["id"] for row in csv.DictReader(file)] == ["0", "1", "3", "4", "5", "7"]

@@ -378,6 +378,8 @@ def test_bad_arguments():
         next(stochastic_maps(head, x, [0], draws_at_once=0))
     with pytest.raises(ValueError, match="form must be 'elementwise' or 'pooled', got 'mean'"):
         next(stochastic_maps(head, x, [0], form="mean"))
+    with pytest.raises(ValueError, match="form must be 'elementwise' or 'pooled', got 'mean'"):
+        grad_cam(head, x, [0], form="mean")
     with pytest.raises(ValueError, match=r"features must be of one picture.*got \(2, 6, 7, 8\)"):
         next(stochastic_maps(head, x.expand(2, -1, -1, -1), [0]))
     with pytest.raises(ValueError, match=r"image must be one picture.*got \(2, 3, 14, 16\)"):

@@ -14,6 +14,8 @@ __all__ = ["ablation_figure", "exponents_figure"]
 _STYLES = ("--", "-", ":", "-.")
 # Apart from each other also for those who see few colours (Okabe and Ito).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+# Letters of a label that needs more room than its place.
+_LONG = 8
 
 
 def ablation_figure(measurement: Measurement) -> Figure:
@@ -31,12 +33,13 @@ def ablation_figure(measurement: Measurement) -> Figure:
     series: dict[str, list[Row]] = {}
     for row in measurement.table.rows:
         series.setdefault(row.series, []).append(row)
-    for colour, (name, rows) in zip(cycle(_COLOURS), series.items(), strict=False):
-        for refined, style, marker in ((False, "--", "o"), (True, "-", "s")):
-            _draw(axes, measurement, labels, rows, name, refined, colour, style, marker)
-    axes.set_xticks(range(len(labels)), labels, rotation=0 if max(map(len, labels)) < 8 else 30, fontsize=8)
+    for colour, rows in zip(cycle(_COLOURS), series.values(), strict=False):
+        for refined in (False, True):
+            _draw(axes, measurement, labels, rows, refined, colour)
+    slanting = max(map(len, labels)) >= _LONG
+    axes.set_xticks(range(len(labels)), labels, rotation=30 if slanting else 0, fontsize=8)
     for tick in axes.get_xticklabels():
-        tick.set_horizontalalignment("center" if max(map(len, labels)) < 8 else "right")
+        tick.set_horizontalalignment("right" if slanting else "center")
     axes.set_xlabel(measurement.table.axis)
     axes.set_ylabel("mean IoU in %")
     axes.set_title(measurement.table.title, fontsize=9, wrap=True)
@@ -83,12 +86,10 @@ def _draw(
     measurement: Measurement,
     labels: list[str],
     rows: list[Row],
-    name: str,
     refined: bool,
     colour: str,
-    style: str,
-    marker: str,
 ) -> None:
+    """Draw the rows of one series, at the places of their labels."""
     found = [
         (labels.index(row.label), 100 * confusion.mean_iou)
         for row in rows
@@ -97,12 +98,13 @@ def _draw(
     if not found:
         return
     numbers = all(row.label.replace(".", "").isdecimal() for row in rows)
+    style = "-" if refined else "--"
     axes.plot(
         *zip(*found, strict=True),
         color=colour,
         linestyle=style if numbers else "none",
-        marker=marker,
+        marker="s" if refined else "o",
         markersize=5,
         markerfacecolor=colour if refined else "white",
-        label=f"{name}, {'after' if refined else 'before'} the CRF",
+        label=f"{rows[0].series}, {'after' if refined else 'before'} the CRF",
     )

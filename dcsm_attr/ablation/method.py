@@ -26,6 +26,9 @@ class Method:
             background is chosen before it.
         walk: what the scores of labels go through before the CRF: a case and scores ``(S, 1 + K, h, w)`` of several
             backgrounds to better ones. None: nothing.
+
+    Raises:
+        ValueError: if there are neither maps nor labels, or both; or a walk without maps.
     """
 
     name: str
@@ -61,5 +64,4 @@ def maps_of_classes(method: DistinctClassSaliency | Simonyan, case: Case, *passe
     else:
         # Named, since a released code may choose others, at other scales, whose gradients were not kept.
         found = method.class_maps_of(kept, case.classes, case.candidates(method.min_candidates))
-    slots = found.classes[0].tolist()
-    return found.maps[0, [slots.index(c) for c in case.classes]]
+    return found.of_classes(case.classes)

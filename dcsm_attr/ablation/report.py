@@ -9,7 +9,7 @@ from typing import Any
 from dcsm_attr.ablation.figure import ablation_figure, exponents_figure
 from dcsm_attr.ablation.measure import Measurement
 from dcsm_attr.ablation.tables import Row
-from dcsm_attr.evaluation.markdown import markdown_table, value_text
+from dcsm_attr.evaluation.markdown import markdown_table, measured_with
 from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.evaluation.result import Confusion, Protocol
 from dcsm_attr.files import atomic_buffer, atomic_path, writable_folder
@@ -20,6 +20,17 @@ _TOLD = {
     Protocol.DETECTED: "The classes of a photograph are those that the classifier detects.",
     Protocol.KNOWN: "The classes of a photograph are known (image-level labels).",
 }
+
+# Title, whether after the CRF, whether with the method's own background.
+_COLUMNS = (
+    ("Eq. 7, before CRF", False, False),
+    ("Eq. 7, after CRF", True, False),
+    ("own background, before CRF", False, True),
+    ("own background, after CRF", True, True),
+)
+
+# Of a confusion.
+_SHARES = ("coverage", "mistaken", "spilled")
 
 
 def write_ablation(
@@ -71,17 +82,6 @@ def write_ablation(
 
 def _exponents_picture(name: str) -> str:
     return f"{name}-exponents.png"
-
-
-_COLUMNS = (
-    ("Eq. 7, before CRF", False, False),
-    ("Eq. 7, after CRF", True, False),
-    ("own background, before CRF", False, True),
-    ("own background, after CRF", True, True),
-)
-
-
-_SHARES = ("coverage", "mistaken", "spilled")
 
 
 def _shares(confusion: Confusion | None) -> list[str]:
@@ -157,11 +157,7 @@ def _markdown(measurement: Measurement, measured: Mapping[str, Any], data: str, 
         skipped = "\n".join(f"- `{name}`: {reason}" for name, reason in measurement.result.skipped.items())
         blocks.append(f"Skipped, in no figure:\n\n{skipped}")
     facts = {**{key: value for key, value in about.items() if key not in ("class_names", "picture")}, **measured}
-    blocks += [
-        "## Measured with",
-        markdown_table([["", ""], *([str(key), value_text(value)] for key, value in facts.items())]),
-    ]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([*blocks, measured_with(facts)]) + "\n"
 
 
 def _exponent_section(measurement: Measurement, picture: str) -> list[str]:

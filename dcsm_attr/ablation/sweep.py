@@ -16,14 +16,7 @@ from tqdm import tqdm
 
 import dcsm_attr
 from dcsm_attr.ablation.case import Case, open_case
-from dcsm_attr.ablation.counts import (
-    CountedCase,
-    CountsRow,
-    Reading,
-    count_row_from_line,
-    dense,
-    sparse,
-)
+from dcsm_attr.ablation.counts import CountedCase, CountsRow, Reading, count_row_from_line, dense, sparse
 from dcsm_attr.ablation.gradient_store import GradientStore
 from dcsm_attr.ablation.method import Method
 from dcsm_attr.backbones.classifier import Classifier
@@ -32,6 +25,7 @@ from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.datasets.masks import resized_labels
 from dcsm_attr.evaluation.measurable import UNMEASURABLE
 from dcsm_attr.evaluation.miou import confusion_matrix
+from dcsm_attr.evaluation.provenance import labels_digest
 from dcsm_attr.evaluation.result import Confusion, Protocol
 from dcsm_attr.evaluation.rows import SkippedPhotograph, row_line
 from dcsm_attr.evaluation.state import append_lines, kept_rows
@@ -44,6 +38,9 @@ _logger = logging.getLogger(__name__)
 
 # Labels that a method gives itself depend on no background.
 _GIVEN = Reading(1.0, refined=False)
+
+# Labellings of a photograph that go through the CRF together: bounds memory.
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,6 @@ class Sweep:
         return self.folder / f"{short}-{digest}.jsonl"
 
     def _described(self, method: Method, readings: Sequence[Reading]) -> dict[str, Any]:
-        labelled = repr([(photograph.name, photograph.classes) for photograph in self.collection])
         return {
             "dcsm_attr": dcsm_attr.__version__,
             "method": method.name,
@@ -150,7 +146,7 @@ class Sweep:
             "preprocess": asdict(self.classifier.preprocess),
             "crf": asdict(method.crf or self.crf),
             "on_canvas": self.on_canvas,
-            "photographs": hashlib.sha256(labelled.encode()).hexdigest(),
+            "photographs": labels_digest(self.collection),
         }
 
     def _counted(self, number: int, due: Mapping[Method, Sequence[Reading]]) -> dict[Method, CountsRow]:
@@ -224,10 +220,6 @@ class Sweep:
                 )
             confusions[method.name] = {Reading.parsed(text): Confusion(total) for text, total in totals.items()}
         return SweepResult(confusions, len(counted), skipped)
-
-
-# Labellings of a photograph that go through the CRF together: bounds memory.
-_AT_ONCE = 16
 
 
 def _label_probabilities(method: Method, case: Case, readings: Sequence[Reading]) -> dict[Reading, Tensor]:

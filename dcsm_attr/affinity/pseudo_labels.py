@@ -1,11 +1,9 @@
 """From photographs with image-level labels to the label maps that AffinityNet learns from, and to pseudo-labels."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,12 +15,10 @@ from dcsm_attr.datasets.collection import Collection, Photograph
 from dcsm_attr.evaluation.provenance import parameters_digest
 from dcsm_attr.images import ImageReadError, read_image
 from dcsm_attr.segmentation import Segmenter
-from dcsm_attr.segmentation.label_files import Shard, write_label_maps
+from dcsm_attr.segmentation.label_files import LabelStream, Shard, write_label_maps
 from dcsm_attr.segmentation.pipeline import pipelined
 
 __all__ = ["Confidence", "write_confident_labels", "write_pseudo_labels"]
-
-_Labels = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def write_confident_labels(
             for image, ((_, prepared), present) in enumerate(zip(batch, found.detected, strict=True))
         ]
 
-    def stream(photographs: Sequence[Photograph]) -> Generator[_Labels | ImageReadError, None, None]:
+    def stream(photographs: Sequence[Photograph]) -> LabelStream:
         return pipelined(
             photographs,
             read,
@@ -147,7 +143,7 @@ def write_pseudo_labels(
         ValueError: if it holds labels of other settings.
     """
 
-    def stream(photographs: Sequence[Photograph]) -> Generator[_Labels | ImageReadError, None, None]:
+    def stream(photographs: Sequence[Photograph]) -> LabelStream:
         found = segmenter.segment_stream(
             (photograph.path for photograph in photographs),
             (photograph.classes for photograph in photographs),

@@ -44,8 +44,7 @@ class _OncePerCase(Generic[_Value]):
 def _of_saliency(saliency: Saliency, case: Case) -> Tensor:
     parameter = next(case.classifier.network.parameters())
     found = saliency.class_maps(case.prepared.tensor[None].to(parameter.device), [case.classes])
-    slots = found.classes[0].tolist()
-    return found.maps[0, [slots.index(c) for c in case.classes]].cpu()
+    return found.of_classes(case.classes).cpu()
 
 
 def _seeds(classifier: Classifier) -> dict[str, Method]:

@@ -84,7 +84,7 @@ def train_affinity_net(
         The network, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: if the collection is empty.
+        ValueError: if the collection is empty, or the processes cannot share a batch evenly.
         CheckpointError: if the folder holds a run with other settings.
         ImportError: if TensorBoard is asked for and not installed.
         OSError: if the folder cannot be written to.

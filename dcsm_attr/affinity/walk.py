@@ -34,6 +34,9 @@ class SemanticWalk:
             set.
         border: ``"released"``: the release's, in which scores never leave the corners; see
             :func:`dcsm_attr.affinity.neighbours.pair_mask`.
+
+    Raises:
+        ValueError: if radius, beta or steps are out of their range.
     """
 
     net: TrainedAffinityNet

@@ -66,6 +66,25 @@ class ClassMaps:
         """
         return self._slots((self.classes == classes[:, None]).to(torch.uint8).argmax(dim=1))
 
+    def of_classes(self, classes: Sequence[int], image: int = 0) -> Tensor:
+        """Pick the maps of several classes from one image.
+
+        Args:
+            classes: K' of them, each among the candidates of the image.
+            image: its number.
+
+        Returns:
+            ``(K', H, W)``, in the order of the classes.
+
+        Raises:
+            ValueError: if one is not among the candidates.
+        """
+        slots = {c: slot for slot, c in enumerate(self.classes[image].tolist()) if c >= 0}
+        missing = [c for c in classes if c not in slots]
+        if missing:
+            raise ValueError(f"class {missing[0]} has no map: the candidates are {', '.join(map(str, slots))}.")
+        return self.maps[image, [slots[c] for c in classes]]
+
     def _slots(self, slots: Tensor) -> Tensor:
         return self.maps[torch.arange(len(self), device=slots.device), slots][:, None].contiguous()
 

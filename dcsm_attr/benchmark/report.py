@@ -9,7 +9,7 @@ import torch
 
 from dcsm_attr.benchmark.contest import OURS, Outcome
 from dcsm_attr.benchmark.scaling import Scaling
-from dcsm_attr.evaluation.markdown import markdown_table, value_text
+from dcsm_attr.evaluation.markdown import markdown_table, measured_with
 from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.files import atomic_path, writable_folder
 
@@ -103,5 +103,4 @@ def _markdown(outcomes: Sequence[Outcome], scalings: Sequence[Scaling], measured
         parts += [f"## {outcome.title}", outcome_table(outcome)]
     for scaling in scalings:
         parts += [f"## {scaling.title}", scaling_text(scaling)]
-    parts += ["## Measured with", markdown_table([["", ""], *([key, value_text(v)] for key, v in measured.items())])]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, measured_with(measured)]) + "\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcsm_attr.cli.building import chosen_classifier, chosen_device
-from dcsm_attr.cli.options import Device, DeviceName
+from dcsm_attr.cli.options import Device, DeviceName, VocRoot
 from dcsm_attr.cli.skipped import report_skipped
 
 if TYPE_CHECKING:
@@ -58,12 +58,7 @@ def ablate(
             show_default=False,
         ),
     ],
-    voc_root: Annotated[
-        Path,
-        typer.Argument(
-            metavar="VOC_ROOT", help="The folder that holds ImageSets, such as VOCdevkit/VOC2012.", show_default=False
-        ),
-    ],
+    voc_root: VocRoot,
     weights: Annotated[
         str,
         typer.Option(
@@ -104,7 +99,7 @@ def ablate(
 ) -> None:
     """Measure one table of the paper on the photographs of a VOC folder.
 
-    Gradients are taken once for each photograph and kept, about 6 MB each with a canvas of 320 pixels; every table and
+    Gradients are taken once for each photograph and kept, about 7 MB each with a canvas of 320 pixels; every table and
     setting that can use them does.
 
     Examples:

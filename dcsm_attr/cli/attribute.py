@@ -3,25 +3,17 @@
 from pathlib import Path
 
 from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_network, parsed_classes
+from dcsm_attr.cli.option_groups import with_option_groups
 from dcsm_attr.cli.options import (
-    Alpha,
     Classes,
     Device,
     DeviceName,
     Labels,
     MaxPixels,
-    Method,
-    MethodChoice,
-    MinCandidates,
     ModelName,
-    NoGuided,
-    NoSubtract,
     Output,
     Photographs,
-    PresetChoice,
-    PresetOption,
     Resume,
-    Variant,
     Weights,
 )
 from dcsm_attr.cli.photographs import for_each_photograph
@@ -29,19 +21,14 @@ from dcsm_attr.cli.photographs import for_each_photograph
 __all__ = ["attribute"]
 
 
+@with_option_groups
 def attribute(
     photographs: Photographs,
+    saliency: SaliencyOptions,
     model: ModelName = "vgg16",
     weights: Weights = "DEFAULT",
     labels: Labels = "imagenet",
     classes: Classes = None,
-    preset: PresetOption = PresetChoice.PAPER,
-    method: Method = MethodChoice.DCSM,
-    variant: Variant = None,
-    no_subtract: NoSubtract = False,
-    no_guided: NoGuided = False,
-    alpha: Alpha = None,
-    min_candidates: MinCandidates = None,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
     output: Output = Path("out"),
@@ -64,7 +51,6 @@ def attribute(
     """
     known = parsed_classes(classes)
     provenance = chosen_network(model, weights, labels)
-    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, max_pixels=max_pixels, crf=None)
 
     def work(photograph: Path, folder: Path) -> str:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["benchmark"]
 
-
 _MODELS = ["vgg16"]
 _CLASSES = [3]
 

@@ -4,7 +4,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcsm_attr.cli.options import MethodChoice, PrecisionChoice, PresetChoice, VariantChoice
+from dcsm_attr.cli.options import (
+    Alpha,
+    Method,
+    MethodChoice,
+    MinCandidates,
+    NoGuided,
+    NoSubtract,
+    PrecisionChoice,
+    PresetChoice,
+    PresetOption,
+    Variant,
+    VariantChoice,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -46,13 +58,13 @@ class SaliencyOptions:
         method, variant, no_subtract, no_guided, alpha, min_candidates, preset: as the options of these names.
     """
 
-    method: MethodChoice = MethodChoice.DCSM
-    variant: VariantChoice | None = None
-    no_subtract: bool = False
-    no_guided: bool = False
-    alpha: float | None = None
-    min_candidates: int | None = None
-    preset: PresetChoice = PresetChoice.PAPER
+    method: Method = MethodChoice.DCSM
+    variant: Variant = None
+    no_subtract: NoSubtract = False
+    no_guided: NoGuided = False
+    alpha: Alpha = None
+    min_candidates: MinCandidates = None
+    preset: PresetOption = PresetChoice.PAPER
 
     def __post_init__(self) -> None:
         """Check that the options go together."""

@@ -8,30 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device, chosen_network, segmenter_settings
+from dcsm_attr.cli.option_groups import with_option_groups
 from dcsm_attr.cli.options import (
-    Alpha,
-    Background,
-    Beta,
     Device,
     DeviceName,
     Labels,
     MaxPixels,
-    Method,
-    MethodChoice,
-    MinCandidates,
     ModelName,
     NoCrf,
-    NoGuided,
-    NoSubtract,
     Precision,
     PrecisionChoice,
-    PresetChoice,
-    PresetOption,
-    Radius,
     Resume,
-    Variant,
-    WalkNet,
-    WalkSteps,
+    VocRoot,
     Weights,
 )
 from dcsm_attr.cli.skipped import report_skipped
@@ -55,14 +43,12 @@ class ProtocolChoice(str, Enum):
     BOTH = "both"
 
 
+@with_option_groups
 def evaluate(
-    voc_root: Annotated[
-        Path,
-        typer.Argument(
-            metavar="VOC_ROOT", help="The folder that holds ImageSets, such as VOCdevkit/VOC2012.", show_default=False
-        ),
-    ],
+    voc_root: VocRoot,
     weights: Weights,
+    saliency: SaliencyOptions,
+    walking: WalkOptions,
     split: Annotated[str, typer.Option(metavar="NAME", help="A list in ImageSets/Segmentation.")] = "val",
     model: ModelName = "vgg16",
     labels: Labels = "voc",
@@ -76,18 +62,6 @@ def evaluate(
     count: Annotated[
         int, typer.Option(min=0, help="So many photographs, evenly spread over the list; 0: all of them.")
     ] = 0,
-    preset: PresetOption = PresetChoice.PAPER,
-    method: Method = MethodChoice.DCSM,
-    variant: Variant = None,
-    no_subtract: NoSubtract = False,
-    no_guided: NoGuided = False,
-    alpha: Alpha = None,
-    min_candidates: MinCandidates = None,
-    background: Background = None,
-    walk: WalkNet = None,
-    radius: Radius = WalkOptions.radius,
-    beta: Beta = WalkOptions.beta,
-    walk_steps: WalkSteps = WalkOptions.walk_steps,
     no_crf: NoCrf = False,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
@@ -122,13 +96,11 @@ def evaluate(
     from dcsm_attr.evaluation.result import Protocol
     from dcsm_attr.files import writable_folder
 
-    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
     output = writable_folder(output)
     whole = voc_collection(voc_root, split)
     chosen = whole.spread(count)
-    walking = WalkOptions(walk, radius, beta, walk_steps, background)
     further = {
-        **walking.settings(chosen_device(device.value), method),
+        **walking.settings(chosen_device(device.value), saliency.method),
         **segmenter_settings(precision, max_pixels, no_crf),
     }
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, **further)

@@ -16,6 +16,8 @@ from dcsm_attr.cli.options import (
     LabelsFile,
     MaxPixels,
     SaliencyLayer,
+    SeedFolder,
+    SeedSplit,
 )
 from dcsm_attr.cli.seed_folder import SeedOptions, write_seed_folder
 
@@ -33,7 +35,7 @@ def ficklenet(
     data: Data,
     weights: ClassifierFile,
     labels: LabelsFile = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="The photographs that get seeds.")] = "train",
+    split: SeedSplit = "train",
     draws: Annotated[int, typer.Option(min=1, help="N, the maps of each class and photograph.")] = 200,
     threshold: Annotated[
         float, typer.Option(help="Share of a map's maximum, above which a pixel of any map is a seed.")
@@ -50,9 +52,7 @@ def ficklenet(
     saliency_layer: SaliencyLayer = None,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
-    output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="For the label maps. The same command goes on after an interruption.")
-    ] = Path("out/ficklenet"),
+    output: SeedFolder = Path("out/ficklenet"),
 ) -> None:
     """Write the seeds of FickleNet: N maps of each class, of units drawn anew each time. Masks are never read.
 

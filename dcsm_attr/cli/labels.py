@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from tqdm import tqdm
 
-from dcsm_attr.cli.options import MaxPixels
+from dcsm_attr.cli.options import MaxPixels, VocRoot
 from dcsm_attr.cli.skipped import report_skipped
 
 if TYPE_CHECKING:
@@ -19,12 +19,7 @@ __all__ = ["labels"]
 
 
 def labels(
-    voc_root: Annotated[
-        Path,
-        typer.Argument(
-            metavar="VOC_ROOT", help="The folder that holds ImageSets, such as VOCdevkit/VOC2012.", show_default=False
-        ),
-    ],
+    voc_root: VocRoot,
     split: Annotated[
         list[str],
         typer.Option(

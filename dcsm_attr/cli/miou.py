@@ -1,23 +1,20 @@
 """``dcsm-attr miou``: how well label maps in a folder agree with the masks of a VOC folder."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dcsm_attr.cli.options import VocRoot
 from dcsm_attr.cli.skipped import report_skipped
 
 __all__ = ["miou"]
 
 
 def miou(
-    voc_root: Annotated[
-        Path,
-        typer.Argument(
-            metavar="VOC_ROOT", help="The folder that holds ImageSets, such as VOCdevkit/VOC2012.", show_default=False
-        ),
-    ],
+    voc_root: VocRoot,
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="With a label map NAME.png for each.", show_default=False)
     ],
@@ -55,7 +52,7 @@ def miou(
     )
     if output is not None:
         content = {
-            "measured": measured_on(f"dcsm-attr miou VOC_ROOT {folder.name} --split {split}"),
+            "measured": measured_on(shlex.join(["dcsm-attr", "miou", "VOC_ROOT", folder.name, "--split", split])),
             "photographs": found.photographs,
             "skipped": dict(found.skipped),
             "unknown": found.unknown,

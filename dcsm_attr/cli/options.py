@@ -162,6 +162,12 @@ Background = Annotated[
 ]
 
 
+VocRoot = Annotated[
+    Path,
+    typer.Argument(
+        metavar="VOC_ROOT", help="The folder that holds ImageSets, such as VOCdevkit/VOC2012.", show_default=False
+    ),
+]
 Data = Annotated[
     Path,
     typer.Argument(
@@ -191,6 +197,10 @@ SaliencyLayer = Annotated[
     ),
 ]
 BackgroundShare = Annotated[float, typer.Option(help="Share of each photograph that becomes seeds of the background.")]
+SeedSplit = Annotated[str, typer.Option(metavar="NAME", help="The photographs that get seeds.")]
+SeedFolder = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="For the label maps. The same command goes on after an interruption.")
+]
 
 
 class TrainingChoice(str, Enum):
@@ -198,6 +208,18 @@ class TrainingChoice(str, Enum):
 
     PAPER = "paper"
     MODERN = "modern"
+
+
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the optimiser; the preset's, if not given.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Photographs a step, over all processes.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that read photographs ahead.")]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write FOLDER/tensorboard too: the curves of log.csv.")
+]
+TrainingFolder = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="Where to write; a run that was cut off goes on from there.")
+]
 
 
 class DeviceName(str, Enum):

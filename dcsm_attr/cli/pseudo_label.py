@@ -9,29 +9,8 @@ import typer
 
 from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device, segmenter_settings
 from dcsm_attr.cli.collections import labelled_collection
-from dcsm_attr.cli.options import (
-    Alpha,
-    Background,
-    Beta,
-    Device,
-    DeviceName,
-    LabelsFile,
-    MaxPixels,
-    Method,
-    MethodChoice,
-    MinCandidates,
-    NoCrf,
-    NoGuided,
-    NoSubtract,
-    Precision,
-    PrecisionChoice,
-    PresetChoice,
-    PresetOption,
-    Radius,
-    Variant,
-    WalkNet,
-    WalkSteps,
-)
+from dcsm_attr.cli.option_groups import with_option_groups
+from dcsm_attr.cli.options import Device, DeviceName, LabelsFile, MaxPixels, NoCrf, Precision, PrecisionChoice
 from dcsm_attr.cli.walking import WalkOptions
 
 if TYPE_CHECKING:
@@ -68,6 +47,7 @@ class _Recipe:
         return build_segmenter("", self.weights, "", self.device, self.saliency, **walk, **self.settings)
 
 
+@with_option_groups
 def pseudo_label(
     images: Annotated[
         str,
@@ -85,6 +65,8 @@ def pseudo_label(
             show_default=False,
         ),
     ],
+    saliency: SaliencyOptions,
+    walking: WalkOptions,
     labels: LabelsFile = None,
     split: Annotated[
         str | None,
@@ -94,18 +76,6 @@ def pseudo_label(
             "of pictures is taken whole.",
         ),
     ] = None,
-    preset: PresetOption = PresetChoice.PAPER,
-    method: Method = MethodChoice.DCSM,
-    variant: Variant = None,
-    no_subtract: NoSubtract = False,
-    no_guided: NoGuided = False,
-    alpha: Alpha = None,
-    min_candidates: MinCandidates = None,
-    background: Background = None,
-    walk: WalkNet = None,
-    radius: Radius = WalkOptions.radius,
-    beta: Beta = WalkOptions.beta,
-    walk_steps: WalkSteps = WalkOptions.walk_steps,
     no_crf: NoCrf = False,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
@@ -190,8 +160,8 @@ def pseudo_label(
         # Actors of Ray may be at work elsewhere.
         str(Path(weights).absolute()) if Path(weights).is_file() else weights,
         device.value,
-        SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset),
-        WalkOptions(None if walk is None else walk.absolute(), radius, beta, walk_steps, background),
+        saliency,
+        walking.absolute(),
         segmenter_settings(precision, max_pixels, no_crf),
     )
     names = recipe().class_names

@@ -19,6 +19,8 @@ from dcsm_attr.cli.options import (
     PresetChoice,
     PresetOption,
     SaliencyLayer,
+    SeedFolder,
+    SeedSplit,
 )
 from dcsm_attr.cli.seed_folder import SeedOptions, write_seed_folder
 
@@ -29,7 +31,7 @@ def seeds(
     data: Data,
     weights: ClassifierFile,
     labels: LabelsFile = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="The photographs that get seeds.")] = "train",
+    split: SeedSplit = "train",
     method: Method = MethodChoice.CAM,
     preset: PresetOption = PresetChoice.PAPER,
     share: Annotated[float, typer.Option(help="Of a map's maximum, above which a pixel is a seed.")] = 0.2,
@@ -37,9 +39,7 @@ def seeds(
     saliency_layer: SaliencyLayer = None,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
-    output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="For the label maps. The same command goes on after an interruption.")
-    ] = Path("out/seeds"),
+    output: SeedFolder = Path("out/seeds"),
 ) -> None:
     """Write the seeds of SEC: where class maps are high, and where no class is seen. Masks are never read.
 

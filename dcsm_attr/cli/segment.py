@@ -10,33 +10,20 @@ from dcsm_attr.cli.building import (
     parsed_classes,
     segmenter_settings,
 )
+from dcsm_attr.cli.option_groups import with_option_groups
 from dcsm_attr.cli.options import (
-    Alpha,
-    Background,
-    Beta,
     Classes,
     Device,
     DeviceName,
     Labels,
     MaxPixels,
-    Method,
-    MethodChoice,
-    MinCandidates,
     ModelName,
     NoCrf,
-    NoGuided,
-    NoSubtract,
     Output,
     Photographs,
     Precision,
     PrecisionChoice,
-    PresetChoice,
-    PresetOption,
-    Radius,
     Resume,
-    Variant,
-    WalkNet,
-    WalkSteps,
     Weights,
 )
 from dcsm_attr.cli.photographs import for_each_photograph
@@ -45,24 +32,15 @@ from dcsm_attr.cli.walking import WalkOptions
 __all__ = ["segment"]
 
 
+@with_option_groups
 def segment(
     photographs: Photographs,
+    saliency: SaliencyOptions,
+    walking: WalkOptions,
     model: ModelName = "vgg16",
     weights: Weights = "DEFAULT",
     labels: Labels = "imagenet",
     classes: Classes = None,
-    preset: PresetOption = PresetChoice.PAPER,
-    method: Method = MethodChoice.DCSM,
-    variant: Variant = None,
-    no_subtract: NoSubtract = False,
-    no_guided: NoGuided = False,
-    alpha: Alpha = None,
-    min_candidates: MinCandidates = None,
-    background: Background = None,
-    walk: WalkNet = None,
-    radius: Radius = WalkOptions.radius,
-    beta: Beta = WalkOptions.beta,
-    walk_steps: WalkSteps = WalkOptions.walk_steps,
     no_crf: NoCrf = False,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
@@ -94,10 +72,8 @@ def segment(
     """
     known = parsed_classes(classes)
     provenance = chosen_network(model, weights, labels)
-    saliency = SaliencyOptions(method, variant, no_subtract, no_guided, alpha, min_candidates, preset)
-    walking = WalkOptions(walk, radius, beta, walk_steps, background)
     further = {
-        **walking.settings(chosen_device(device.value), method),
+        **walking.settings(chosen_device(device.value), saliency.method),
         **segmenter_settings(precision, max_pixels, no_crf),
     }
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, **further)

@@ -1,4 +1,4 @@
-"""Photographs that could not be measured: named at the end, and told by the exit status."""
+"""Photographs that were left out: named at the end, and told by the exit status."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ def report_skipped(skipped: Mapping[str, str]) -> None:
     """
     if not skipped:
         return
-    typer.echo(f"{len(skipped)} photographs could not be measured:", err=True)
+    typer.echo(f"{len(skipped)} photographs were left out:", err=True)
     for name, reason in skipped.items():
         typer.echo(f"  {name}: {reason}", err=True)
     raise typer.Exit(1)

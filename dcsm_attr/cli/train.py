@@ -2,12 +2,13 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dcsm_attr.cli.collections import opened_collection
 from dcsm_attr.cli.options import (
+    BatchSize,
     Data,
     Device,
     DeviceName,
@@ -15,11 +16,13 @@ from dcsm_attr.cli.options import (
     MaxPixels,
     ModelName,
     OutputStride,
+    Seed,
+    Steps,
+    TensorBoard,
     TrainingChoice,
+    TrainingFolder,
+    Workers,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["train"]
 
@@ -47,9 +50,7 @@ class PoolingChoice(str, Enum):
 
 def train(
     data: Data,
-    output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where to write; a run that was cut off goes on from there.")
-    ] = Path("out/classifier"),
+    output: TrainingFolder = Path("out/classifier"),
     labels: LabelsFile = None,
     model: ModelName = "vgg16",
     weights: Annotated[
@@ -88,19 +89,15 @@ def train(
     preset: Annotated[
         TrainingChoice, typer.Option(help="paper: its optimiser and its 50,000 steps; modern: for little data.")
     ] = TrainingChoice.MODERN,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the optimiser; the preset's, if not given.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Photographs a step, over all processes.")] = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the backbone.")] = None,
     size: Annotated[int, typer.Option(min=32, help="Side of the canvas in pixels.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Seed = 0,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read photographs ahead.")] = 2,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write FOLDER/tensorboard too: the curves of log.csv.")
-    ] = False,
+    workers: Workers = 2,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Train a classifier on image-level labels; masks are never read.
 

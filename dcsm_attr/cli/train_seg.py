@@ -9,7 +9,21 @@ import typer
 
 from dcsm_attr.cli.building import chosen_classifier, chosen_device
 from dcsm_attr.cli.collections import opened_collection
-from dcsm_attr.cli.options import Data, Device, DeviceName, LabelsFile, MaxPixels, ModelName, TrainingChoice
+from dcsm_attr.cli.options import (
+    BatchSize,
+    Data,
+    Device,
+    DeviceName,
+    LabelsFile,
+    MaxPixels,
+    ModelName,
+    Seed,
+    Steps,
+    TensorBoard,
+    TrainingChoice,
+    TrainingFolder,
+    Workers,
+)
 
 if TYPE_CHECKING:
     from dcsm_attr.backbones.classifier import Classifier
@@ -77,21 +91,15 @@ def train_seg(
     preset: Annotated[
         TrainingChoice, typer.Option(help="paper: the published solver of the loss; modern: for little data.")
     ] = TrainingChoice.MODERN,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the optimiser; the preset's, if not given.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Photographs a step, over all processes.")] = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
     size: Annotated[int, typer.Option(min=16, help="Side of the square that photographs are warped to.")] = 321,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Seed = 0,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read photographs ahead.")] = 2,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write FOLDER/tensorboard too: the curves of log.csv.")
-    ] = False,
-    output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where to write; a run that was cut off goes on from there.")
-    ] = Path("out/segmentation"),
+    workers: Workers = 2,
+    tensorboard: TensorBoard = False,
+    output: TrainingFolder = Path("out/segmentation"),
 ) -> None:
     """Train a segmentation network on label maps of seeds or pseudo-labels; masks are never read.
 

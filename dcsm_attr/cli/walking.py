@@ -1,10 +1,10 @@
 """The options of the random walk, and of the background that walks with the classes."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcsm_attr.cli.options import MethodChoice
+from dcsm_attr.cli.options import Background, Beta, MethodChoice, Radius, WalkNet, WalkSteps
 
 if TYPE_CHECKING:
     import torch
@@ -20,11 +20,11 @@ class WalkOptions:
         walk, radius, beta, walk_steps, background: as the options of these names.
     """
 
-    walk: Path | None = None
-    radius: int = 5
-    beta: float = 16.0
-    walk_steps: int = 32
-    background: float | None = None
+    walk: WalkNet = None
+    radius: Radius = 5
+    beta: Beta = 16.0
+    walk_steps: WalkSteps = 32
+    background: Background = None
 
     def __post_init__(self) -> None:
         """Check that the options go together."""
@@ -56,6 +56,10 @@ class WalkOptions:
             "walk": SemanticWalk(net, self.radius, self.beta, self.walk_steps),
             "background_exponent": exponents_of(method.value).walk if self.background is None else self.background,
         }
+
+    def absolute(self) -> "WalkOptions":
+        """The same, for processes at work in another folder."""
+        return self if self.walk is None else replace(self, walk=self.walk.absolute())
 
     def arguments(self) -> list[str]:
         """The command-line arguments that give these options, the file by its name alone."""

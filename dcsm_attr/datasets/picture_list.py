@@ -7,6 +7,7 @@ from dcsm_attr.datasets.collection import Collection, Photograph
 from dcsm_attr.datasets.image_labels import ImageLabels, LabelRow, read_image_labels
 from dcsm_attr.datasets.missing import first_five
 from dcsm_attr.storage import is_uri
+from dcsm_attr.text_lines import read_lines
 
 __all__ = ["list_collection"]
 
@@ -58,11 +59,7 @@ def list_collection(
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text in UTF-8 ({error}); a list has a path or a URI a line.") from error
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for line in read_lines(path) if line and not line.startswith("#")]
     if not lines:
         raise ValueError(f"{path}: names no photograph; a list has a path or a URI a line.")
     return lines

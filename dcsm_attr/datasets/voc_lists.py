@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcsm_attr.text_lines import read_lines
+
 __all__ = ["LISTS", "VocEntry", "read_voc_list"]
 
 #: Where the lists stand in the root.
@@ -39,8 +41,9 @@ def read_voc_list(root: str | Path, split: str) -> tuple[VocEntry, ...]:
         The entries in the order of the list.
 
     Raises:
-        ValueError: naming the file and the line, if there is no such list (those that exist are named), it is empty, a
-            line has another form, or an id is listed twice.
+        OSError: if the list cannot be opened.
+        ValueError: naming the file and the line, if there is no such list (those that exist are named), it is no text
+            in UTF-8 or empty, a line has another form, or an id is listed twice.
     """
     root = Path(root)
     folder = root / LISTS
@@ -51,8 +54,8 @@ def read_voc_list(root: str | Path, split: str) -> tuple[VocEntry, ...]:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise ValueError(f"{path}: there is no list of the split {split!r}. There are: {known}.")
     entries: dict[str, tuple[int, VocEntry]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line:
             continue
         entry = _entry(root, split, line.split())
         if entry is None:

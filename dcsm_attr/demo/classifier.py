@@ -5,9 +5,10 @@ from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.backbones.scene_net import MEAN, SCENE_NET, STD, load_scene_net, scene_score_maps
 from dcsm_attr.datasets.scenes import CLASS_NAMES
 
-__all__ = ["scene_classifier"]
+__all__ = ["SCENE_CANVAS", "scene_classifier"]
 
-_SIDE = 128
+#: The canvas of the demo: a scene as it is drawn.
+SCENE_CANVAS = Preprocess(size=128, mean=MEAN, std=STD)
 
 
 def scene_classifier() -> Classifier:
@@ -20,5 +21,5 @@ def scene_classifier() -> Classifier:
         scene_score_maps(load_scene_net()).eval(),
         Architecture(SCENE_NET, len(CLASS_NAMES), head="rectified"),
         CLASS_NAMES,
-        Preprocess(size=_SIDE, mean=MEAN, std=STD),
+        SCENE_CANVAS,
     )

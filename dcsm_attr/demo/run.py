@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.backbones.scene_net import MEAN, STD
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.scenes import CLASS_NAMES, Scene, generate_scene
+from dcsm_attr.demo.classifier import SCENE_CANVAS
 from dcsm_attr.evaluation.miou import confusion_matrix, mean_iou
 from dcsm_attr.maps import label_probabilities
 from dcsm_attr.segmentation import Segmentation, Segmenter
@@ -23,7 +22,6 @@ STEPS = ("raw maps", "with subtraction", "with the CRF")
 #: Seed of the scenes that the demo draws: other ones than training and the choice of the CRF's widths have seen.
 UNSEEN_SEED = 2016
 
-_SIDE = 128
 _BATCH = 20
 
 
@@ -64,8 +62,7 @@ def scene_segmenter(network: nn.Module) -> Segmenter:
     the weights 1, 2, 3, 4, 6 and 10 it was 4 that gave the best mean IoU.
     """
     crf = DenseCRF(bilateral_weight=4)
-    preprocess = Preprocess(size=_SIDE, mean=MEAN, std=STD)
-    return Segmenter(network, crf=crf, class_names=CLASS_NAMES, preprocess=preprocess)
+    return Segmenter(network, crf=crf, class_names=CLASS_NAMES, preprocess=SCENE_CANVAS)
 
 
 def run_demo(
@@ -89,7 +86,9 @@ def run_demo(
     kept: list[SegmentedScene] = []
     with tqdm(total=scenes, unit="scene", disable=not progress) as bar:
         for start in range(0, scenes, _BATCH):
-            drawn = [generate_scene(i, scene_seed, _SIDE) for i in range(start, min(start + _BATCH, scenes))]
+            drawn = [
+                generate_scene(i, scene_seed, SCENE_CANVAS.side) for i in range(start, min(start + _BATCH, scenes))
+            ]
             results = segmenter.segment_batch([scene.image for scene in drawn], raw=True)
             for scene, segmentation in zip(drawn, results, strict=True):
                 segmented = SegmentedScene(scene, segmentation, step_labels(segmentation))

@@ -1,9 +1,9 @@
 """Tables in Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["markdown_table", "value_text"]
+__all__ = ["markdown_table", "measured_with", "value_text"]
 
 
 def markdown_table(rows: Iterable[Sequence[str]]) -> str:
@@ -18,3 +18,8 @@ def value_text(value: Any) -> str:
     if value is None:
         return "none"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def measured_with(facts: Mapping[str, Any]) -> str:
+    """The last section of a report: a table of what its figures were measured with."""
+    return "## Measured with\n\n" + markdown_table([["", ""], *([name, value_text(facts[name])] for name in facts)])

@@ -1,6 +1,5 @@
 """How well a segmenter labels the photographs of a collection, under the two protocols of the literature."""
 
-import hashlib
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -16,7 +15,7 @@ import dcsm_attr
 from dcsm_attr.datasets.collection import Collection, Photograph
 from dcsm_attr.evaluation.measurable import UNMEASURABLE, check_collection, read_with_mask
 from dcsm_attr.evaluation.miou import confusion_matrix
-from dcsm_attr.evaluation.provenance import parameters_digest
+from dcsm_attr.evaluation.provenance import labels_digest, parameters_digest
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol
 from dcsm_attr.evaluation.rows import CountedPhotograph, Row, SkippedPhotograph, row_from_line, row_line
 from dcsm_attr.evaluation.state import append_lines, kept_rows
@@ -107,12 +106,11 @@ def _settings(segmenter: Segmenter, batch_size: int) -> dict[str, Any]:
 
 
 def _described(collection: Collection) -> dict[str, Any]:
-    labelled = repr([(photograph.name, photograph.classes) for photograph in collection])
     return {
         "dcsm_attr": dcsm_attr.__version__,
         "class_names": collection.class_names,
         "photographs": len(collection),
-        "image-level labels": hashlib.sha256(labelled.encode()).hexdigest(),
+        "image-level labels": labels_digest(collection),
     }
 
 

@@ -12,8 +12,9 @@ import torchvision
 from torch import nn
 
 import dcsm_attr
+from dcsm_attr.datasets.collection import Collection
 
-__all__ = ["measured_on", "parameters_digest"]
+__all__ = ["labels_digest", "measured_on", "parameters_digest"]
 
 
 def measured_on(command: str) -> dict[str, Any]:
@@ -57,6 +58,12 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def labels_digest(collection: Collection) -> str:
+    """SHA-256 of the names of photographs and their image-level labels, in order."""
+    labelled = repr([(photograph.name, photograph.classes) for photograph in collection])
+    return hashlib.sha256(labelled.encode()).hexdigest()
 
 
 def parameters_digest(model: nn.Module) -> str:

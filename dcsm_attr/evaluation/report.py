@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dcsm_attr.evaluation.markdown import markdown_table, value_text
+from dcsm_attr.evaluation.markdown import markdown_table, measured_with, value_text
 from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol
 from dcsm_attr.files import atomic_path, writable_folder
@@ -117,11 +117,7 @@ def _markdown(evaluations: Mapping[str, Sequence[Evaluation]], measured: Mapping
         chosen = {name: one for name, group in evaluations.items() for one in group if one.protocol is protocol}
         if chosen:
             blocks += _section(protocol, chosen)
-    blocks += [
-        "## Measured with",
-        markdown_table([["", ""], *([name, value_text(value)] for name, value in measured.items())]),
-    ]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([*blocks, measured_with(measured)]) + "\n"
 
 
 def _section(protocol: Protocol, evaluations: Mapping[str, Evaluation]) -> list[str]:

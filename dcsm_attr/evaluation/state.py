@@ -14,6 +14,8 @@ from dcsm_attr.settings import differences
 
 __all__ = ["append_lines", "kept_rows"]
 
+_REMEDY = "Remove it to start again, or choose another file."
+
 
 class _Named(Protocol):
     @property
@@ -63,9 +65,6 @@ def kept_rows(
     kept = len(rows) if len(rows) == len(names) else len(rows) // batch_size * batch_size
     os.truncate(path, sum(len(line) + 1 for line in lines[: 1 + kept]))
     return rows[:kept]
-
-
-_REMEDY = "Remove it to start again, or choose another file."
 
 
 def _check_settings(path: Path, lines: list[bytes], depends_on: Mapping[str, Any]) -> None:

@@ -59,7 +59,8 @@ def fickle_maps(
         N times ``(K, h, w)``, not negative, not normalised.
 
     Raises:
-        ValueError: if there is not one picture, a class is not the network's, or a number is not positive.
+        ValueError: with the first map, if there is not one picture, a class is not the network's, there is no such
+            form, or a number is not positive.
     """
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"image must be one picture, of shape (1, 3, H, W); got {tuple(image.shape)}.")
@@ -108,7 +109,8 @@ def stochastic_maps(
         N times ``(K, h, w)``, not negative, not normalised.
 
     Raises:
-        ValueError: if the features are not of one picture, a class is not the head's, or a number is not positive.
+        ValueError: with the first map, if the features are not of one picture, a class is not the head's, there is no
+            such form, or a number is not positive.
     """
     _check(features, draws, form, draws_at_once)
     generator = torch.Generator().manual_seed(seed)
@@ -141,8 +143,9 @@ def grad_cam(head: nn.Module, features: Tensor, classes: Sequence[int], form: Gr
         ``(N, K, h, w)``, detached, not negative.
 
     Raises:
-        ValueError: if a class is not the head's.
+        ValueError: if a class is not the head's, or there is no such form.
     """
+    _check_form(form)
     with torch.enable_grad(), ConstantParameters(), plain_rectifiers():
         x = features.detach().requires_grad_()
         scores = pooled_scores(head(x), "average")
@@ -188,11 +191,15 @@ def _as_guest(model: nn.Module, device: torch.device) -> Iterator[None]:
 def _check(features: Tensor, draws: int, form: GradCamForm, draws_at_once: int) -> None:
     if features.ndim != 4 or len(features) != 1:
         raise ValueError(f"features must be of one picture, of shape (1, D, h, w); got {tuple(features.shape)}.")
-    if form not in get_args(GradCamForm):
-        raise ValueError(f"form must be 'elementwise' or 'pooled', got {form!r}.")
+    _check_form(form)
     for name, value in (("draws", draws), ("draws_at_once", draws_at_once)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+def _check_form(form: GradCamForm) -> None:
+    if form not in get_args(GradCamForm):
+        raise ValueError(f"form must be 'elementwise' or 'pooled', got {form!r}.")
 
 
 def _check_classes(classes: Sequence[int], count: int) -> None:

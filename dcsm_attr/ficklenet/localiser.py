@@ -40,6 +40,9 @@ class FickleLocaliser:
         threshold: above which one of the maps must be, each divided by its maximum; 0.35 in the paper.
         form: see :func:`~dcsm_attr.ficklenet.localisation.grad_cam`.
         seed: of the draws, the same for each photograph.
+
+    Raises:
+        ValueError: if the network selects no units at random, or the threshold is outside [0, 1].
     """
 
     network: ScoreMapNetwork

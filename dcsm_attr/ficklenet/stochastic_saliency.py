@@ -40,7 +40,7 @@ def stochastic_class_maps(
         N times ``(K, H, W)``, in the order of the classes; for :func:`~dcsm_attr.ficklenet.aggregation.aggregated`.
 
     Raises:
-        ValueError: if there is not one picture, or the number of draws is not positive.
+        ValueError: with the first map, if there is not one picture, or the number of draws is not positive.
     """
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"image must be one picture, of shape (1, 3, H, W); got {tuple(image.shape)}.")
@@ -55,5 +55,4 @@ def stochastic_class_maps(
         with dropout, drawing_from(generator):
             result = saliency.class_maps(image, list(classes))
         # Candidates are in the order of their scores, which dropout changes.
-        each = [result.of(torch.tensor([c], device=result.classes.device)) for c in classes]
-        yield torch.cat(each, dim=1)[0]
+        yield result.of_classes(classes)

@@ -29,6 +29,9 @@ class Outputs:
         maps: whether ``maps/NAME.npz`` is: ``maps`` ``(K, H, W)`` of the ``classes`` ``(K,)``, and ``probabilities``
             ``(1 + K, H, W)`` of background and classes, all float16.
         overlays: ``overlays/NAME.jpg`` of every so many photographs; 0: of none.
+
+    Raises:
+        ValueError: if ``overlays`` is negative.
     """
 
     maps: bool = False
@@ -139,8 +142,8 @@ def _arrays(result: Segmentation | None, size: Sequence[int]) -> bytes:
     if result is None:
         maps, classes, probabilities = np.zeros((0, *size)), np.zeros(0, np.int64), np.ones((1, *size))
     else:
-        slots = [result.candidates.index(c) for c in result.classes]
-        maps, classes = result.saliency.maps[0, slots].numpy(), np.array(result.classes, dtype=np.int64)
+        maps = result.saliency.of_classes(result.classes).numpy()
+        classes = np.array(result.classes, dtype=np.int64)
         probabilities = result.probabilities.numpy()
     buffer = io.BytesIO()
     half = np.float16

@@ -34,6 +34,9 @@ class OnRay:
             writers.
         cpus: cores of an actor that holds the model.
         gpus: of such an actor; may be a fraction, so that several share one.
+
+    Raises:
+        ValueError: if ``actors`` are not two ascending positive numbers, or a number is negative.
     """
 
     actors: tuple[int, int] = (1, 1)

@@ -41,7 +41,7 @@ def grown_seeds(
 ) -> Tensor:
     """Let the seeds of each picture grow.
 
-    The region of a label are its seeds and the pixels that the network is sure of (:func:`confident_labels`); where the
+    The region of a label is its seeds and the pixels that the network is sure of (:func:`confident_labels`); where the
     network is sure of another label than the seed's, the pixel is of the network's region. Each 8-connected component
     of a region that holds a seed of its label becomes seeds, except pixels that carry exactly one seed, of another
     label. That is the fixed point of adding neighbours one by one.
@@ -61,7 +61,7 @@ def grown_seeds(
         ``(N, L, h, w)`` bool.
 
     Raises:
-        TypeError: if the seeds are not bool.
+        TypeError: if seeds or ``present`` are not bool.
         ValueError: if shapes do not agree.
     """
     _check(seeds, probabilities, present)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from dcsm_attr.backbones.preprocess import Prepared
@@ -52,9 +51,8 @@ class MapLocaliser:
     def __call__(self, canvas: Tensor, prepared: Prepared, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Localise; see :class:`Localiser`."""
         found = self.saliency.class_maps(canvas, [list(classes)])
-        each = [found.of(torch.tensor([c], device=found.classes.device)) for c in classes]
-        maps = prepared.crop(torch.cat(each, dim=1))
-        return above_share_of_maximum(maps, self.share)[0], maps[0]
+        maps = prepared.crop(found.of_classes(classes))
+        return above_share_of_maximum(maps[None], self.share)[0], maps
 
     @property
     def settings(self) -> dict[str, Any]:

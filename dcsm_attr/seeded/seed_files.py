@@ -1,11 +1,9 @@
 """From photographs with image-level labels to a folder of seeds, which a segmentation network learns from."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -19,13 +17,11 @@ from dcsm_attr.maps import upsample
 from dcsm_attr.seeded.localisers import Localiser
 from dcsm_attr.seeded.saliency import middle_layer_saliency
 from dcsm_attr.seeded.seeds import lowest_share, median_filtered, seed_labels
-from dcsm_attr.segmentation.label_files import Shard, write_label_maps
+from dcsm_attr.segmentation.label_files import LabelStream, Shard, write_label_maps
 from dcsm_attr.segmentation.pipeline import pipelined, readers_beside
 from dcsm_attr.stochastic.masks import drawing_from
 
 __all__ = ["BackgroundSeeds", "middle_layer", "photograph_seeds", "write_seeds"]
-
-_Labels = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ def write_seeds(
             for photograph, prepared in batch
         ]
 
-    def stream(photographs: Sequence[Photograph]) -> Generator[_Labels | ImageReadError, None, None]:
+    def stream(photographs: Sequence[Photograph]) -> LabelStream:
         return pipelined(
             photographs,
             read,

@@ -113,8 +113,8 @@ def train_segmentation_net(
         The network, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: if the collection is empty, its classes are not those of the network, or there is no such
-            objective.
+        ValueError: if the collection is empty, its classes are not those of the network, there is no such objective, or
+            the processes cannot share a batch evenly.
         CheckpointError: if the folder holds a run with other settings.
         ImportError: if TensorBoard is asked for and not installed.
         OSError: if the folder cannot be written to.

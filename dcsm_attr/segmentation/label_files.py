@@ -23,7 +23,7 @@ __all__ = ["LabelStream", "Shard", "write_label_maps"]
 _logger = logging.getLogger(__name__)
 
 #: For each photograph, in order, its label map ``(H, W)``, 0 to 255, or why it could not be read.
-LabelStream = Callable[[Sequence[Photograph]], Generator[npt.NDArray[np.integer] | ImageReadError, None, None]]
+LabelStream = Generator[npt.NDArray[np.integer] | ImageReadError, None, None]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Shard:
     Attributes:
         index: of this process, from 0.
         count: how many there are.
+
+    Raises:
+        ValueError: if the index is not one of so many.
     """
 
     index: int = 0
@@ -53,7 +56,7 @@ def write_label_maps(
     collection: Collection,
     folder: str | Path,
     depends_on: Mapping[str, Any],
-    labelled: LabelStream,
+    labelled: Callable[[Sequence[Photograph]], LabelStream],
     *,
     batch_size: int,
     shard: Shard = Shard(),
@@ -113,9 +116,7 @@ def _path(folder: Path, photograph: Photograph) -> Path:
     return folder / f"{photograph.name}.png"
 
 
-def _backgrounds(
-    photographs: Sequence[Photograph], max_pixels: int | None
-) -> Generator[npt.NDArray[np.integer] | ImageReadError, None, None]:
+def _backgrounds(photographs: Sequence[Photograph], max_pixels: int | None) -> LabelStream:
     for photograph in photographs:
         try:
             width, height = read_image(photograph.path, max_pixels=max_pixels).size

@@ -63,7 +63,8 @@ def train_classifier(
 
     Raises:
         TypeError: if the preset has no pooling.
-        ValueError: if a collection is empty, or its classes are not those of the classifier.
+        ValueError: if a collection is empty, or its classes are not those of the classifier; if none of the validation
+            photographs can be read; or if the processes cannot share a batch evenly.
         CheckpointError: if the folder holds a run with other settings.
         ImportError: if TensorBoard is asked for and not installed.
         OSError: if the folder cannot be written to.

@@ -59,6 +59,9 @@ class Settings:
             head always learn; their statistics are of each process's share of the batch.
         validate_every: steps between validations, each of which may give the best network.
         mixed_precision: autocast to bfloat16 on a GPU.
+
+    Raises:
+        ValueError: if ``validate_every`` is not positive.
     """
 
     preset: Preset
@@ -200,6 +203,8 @@ def run_training(
         progress: whether to show a bar.
 
     Raises:
+        ValueError: if the processes cannot share a batch evenly, or nothing could be read that the network is measured
+            on.
         CheckpointError: if the folder holds a run with other settings.
         ImportError: if TensorBoard is asked for and not installed.
         OSError: if the folder cannot be written to.

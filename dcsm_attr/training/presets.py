@@ -31,6 +31,9 @@ class Preset:
         gradient_limit: norm that the gradient is scaled down to. None: there is no limit.
         momentum: of SGD.
         decay: of the schedule ``"step"``: a number of steps, and the factor of the rate whenever so many are done.
+
+    Raises:
+        ValueError: if a number is out of its range, or ``decay`` does not go with the schedule.
     """
 
     optimiser: Literal["sgd", "adamw"]
