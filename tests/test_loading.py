@@ -144,7 +144,7 @@ def test_class_names(tmp_path):
     path.write_text("Hund\n", encoding="utf-8-sig")
     assert class_names(path) == ("Hund",), "some editors mark UTF-8 by three bytes at its head"
     path.write_text("Hund\nKätzchen\n", encoding="latin-1")
-    with pytest.raises(ValueError, match=r"names.txt: not a text in UTF-8 .*a list has a class a line"):
+    with pytest.raises(ValueError, match=r"names.txt: not a text in UTF-8 .*Save it in that encoding"):
         class_names(path)
     path.write_text("a\nb\na\n")
     with pytest.raises(ValueError, match=r"names.txt: the class 'a' is named twice, as number 0 and 2"):
