@@ -2,10 +2,10 @@
 
     python examples/draw_pictures.py [FOLDER]
 
-Runs offline. Writes FOLDER/demo.png and FOLDER/scene-sheet.png (default docs/pictures/).
+Runs offline. Writes FOLDER/demo.png and FOLDER/scene-sheet.png; without FOLDER, into docs/pictures.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from dcsm_attr.backbones.scene_net import load_scene_net
@@ -16,7 +16,9 @@ from dcsm_attr.files import atomic_path, writable_folder
 
 def main() -> None:
     """Draw all pictures."""
-    folder = writable_folder(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs" / "pictures")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", default=Path(__file__).parents[1] / "docs" / "pictures")
+    folder = writable_folder(parser.parse_args().folder)
     network = load_scene_net()
     result = run_demo(network, 200, shown=4)
     with atomic_path(folder / "demo.png") as path:
