@@ -1,5 +1,6 @@
 """Every example runs by itself and writes what it says."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from dcsm_attr import Segmenter
 from dcsm_attr.backbones.classifier import load_classifier
 from dcsm_attr.cli import app
 from dcsm_attr.datasets.image_labels import ImageLabels, LabelRow, write_image_labels
+from dcsm_attr.datasets.scene_folder import write_scene_folder
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
 from dcsm_attr.demo.classifier import scene_classifier
 from dcsm_attr.maps import upsample
@@ -125,6 +128,16 @@ def test_draw_pictures(tmp_path, run):
     assert {path.name for path in tmp_path.iterdir()} == {"demo.png", "scene-sheet.png"}
 
 
+def test_measure_segmenter(tmp_path, run):
+    write_scene_folder(tmp_path / "scenes", 10, size=128, progress=False)
+    lines = run("measure_segmenter.py", "scenes", "--protocol", "known").splitlines()
+    values = {line.split()[0]: [float(value) for value in line.split()[1:]] for line in lines[1:]}
+    assert set(values) == {"background", "mean", *CLASS_NAMES}
+    occurring = [value for name, value in values.items() if name != "mean" and not np.isnan(value[0])]
+    assert np.allclose(values["mean"], np.mean(occurring, axis=0), atol=0.1)
+    assert 40 < values["mean"][0] < values["mean"][1]
+
+
 def test_affinity_columns(tmp_path, run):
     scenes = str(tmp_path / "scenes")
     training = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--walk-steps", "4"]
@@ -137,6 +150,25 @@ def test_affinity_columns(tmp_path, run):
     run("affinity_columns.py", "scenes", "demo", net, "--count", 1)
     with Image.open(tmp_path / "affinity-columns.png") as picture:
         assert picture.width > 5 * picture.height
+
+
+def test_pseudo_label_slurm(tmp_path, monkeypatch):
+    recorder = tmp_path / "dcsm-attr"
+    recorder.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    recorder.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    given = {"IMAGES": "a list.txt", "WEIGHTS": "best.safetensors", "OUTPUT": str(tmp_path / "run")}
+    for name, value in {**given, "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16"}.items():
+        monkeypatch.setenv(name, value)
+    for labels in (None, "labels.csv"):
+        if labels is not None:
+            monkeypatch.setenv("LABELS", labels)
+        script = ["bash", str(EXAMPLES / "pseudo_label_slurm.sh")]
+        name, *arguments = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+        parsed = get_command(app).commands[name].make_context(name, arguments).params
+        assert str(parsed["images"]) == "a list.txt"
+        assert parsed["shard"] == "3/16"
+        assert (None if parsed["labels"] is None else str(parsed["labels"])) == labels
 
 
 @pytest.mark.slow
@@ -153,8 +185,7 @@ def test_every_example_is_tested_and_listed():
     tests, table = Path(__file__).read_text(), (EXAMPLES / "README.md").read_text()
     for example in (*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.sh")):
         assert f"[`{example.name}`]({example.name})" in table
-        if example.suffix == ".py":
-            assert f'"{example.name}"' in tests
+        assert f'"{example.name}"' in tests
 
 
 WITH_ARGUMENTS = [path.name for path in sorted(EXAMPLES.glob("*.py")) if "argparse" in path.read_text()]

@@ -1,13 +1,36 @@
-"""The notebook on layers, with a real network and photograph: what it says of them holds."""
+"""What the notebook on layers says holds, and it runs with a real network and photograph."""
 
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 
+from dcsm_attr import Segmenter
+from dcsm_attr.demo.classifier import scene_classifier
+from dcsm_attr.evaluation.miou import confusion_matrix, mean_iou
+
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "05_choosing_layers.ipynb"
+
+
+def test_what_it_measures_is_what_a_segmenter_gives_and_what_its_text_says(monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    monkeypatch.delenv("DCSM_ATTR_SHARED", raising=False)
+    code = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    names = {}
+    for source in (code[0], code[-1]):
+        exec(source, names)
+    measured = dict(zip(names["choices"], names["values"], strict=True))
+    shipped = scene_classifier()
+    segmenter = Segmenter(shipped.network, crf=None, preprocess=shipped.preprocess)
+    results = segmenter.segment_batch([scene.image for scene in names["scenes"]], names["present"])
+    confusion = confusion_matrix(torch.stack([result.labels for result in results]), names["truth"], 9)
+    assert measured["all"] == pytest.approx(100 * mean_iou(confusion), abs=0.05)
+    assert measured["block 1"] > measured["all"] - 1
+    assert measured["block 3"] < measured["all"] - 15
 
 
 @pytest.mark.slow
