@@ -28,7 +28,7 @@ from dcsm_attr.visualization import blank_sheet, heat_map, laid_out, picture
 
 def main() -> None:
     """Draw some photographs of a split, evenly spread."""
-    parser = argparse.ArgumentParser(description="Figure 5 of AffinityNet's paper, of your own photographs.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("voc_root")
     parser.add_argument("classifier", help="demo, or a file that dcsm-attr train wrote")
     parser.add_argument("affinity_net", help="a file that dcsm-attr affinity wrote")

@@ -2,11 +2,10 @@
 
     python examples/attribute_like_captum.py [FOLDER]
 
-Runs offline: the network and the picture are the project's own. Writes FOLDER/captum.png (default out/).
+Runs offline: the network and the picture are the project's own. Writes FOLDER/captum.png.
 """
 
-import sys
-from pathlib import Path
+import argparse
 
 import torch
 from captum.attr import NoiseTunnel
@@ -15,12 +14,16 @@ from captum.metrics import sensitivity_max
 from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.backbones.scene_net import MEAN, STD, load_scene_net
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
+from dcsm_attr.files import writable_folder
 from dcsm_attr.visualization import visualize_attribution
 
 
 def main() -> None:
     """Attribute one scene."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "out")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", default="out")
+    folder = writable_folder(parser.parse_args().folder)
+
     model = load_scene_net()
     scene = generate_scene(7, seed=1)
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
@@ -39,17 +42,14 @@ def main() -> None:
 
     target = int(maps.classes[0, 0])
     smooth = NoiseTunnel(dcs).attribute(x, nt_samples=4, stdevs=0.1, target=target)
-    print(
-        "smoothed over noise, the map changes by",
-        f"{(smooth - dcs.attribute(x, target)).abs().mean():.3f}",
-        "on average",
-    )
-    print("sensitivity_max:", f"{sensitivity_max(dcs.attribute, x, target=target).item():.3f}")
+    change = (smooth - dcs.attribute(x, target)).abs().mean()
+    print(f"smoothed over noise, the map of {CLASS_NAMES[target]} changes by {change:.3f} on average")
+    print(f"sensitivity_max: {sensitivity_max(dcs.attribute, x, target=target).item():.3f}")
 
-    folder.mkdir(parents=True, exist_ok=True)
     figure, axes = visualize_attribution(best[0], scene.image.permute(1, 2, 0).numpy())
     axes.set_title(CLASS_NAMES[int(maps.scores[0].argmax())])
     figure.savefig(folder / "captum.png")
+    print(folder / "captum.png")
 
 
 if __name__ == "__main__":

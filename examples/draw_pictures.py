@@ -1,11 +1,12 @@
 """Draw the pictures of the README, the tutorial and the how-to pages.
 
-    python examples/draw_pictures.py [FOLDER]
+    python examples/draw_pictures.py [FOLDER] [--scenes N]
 
-Runs offline. Writes FOLDER/demo.png, scene-sheet.png, subtraction.png and layers.png (default docs/pictures/).
+Runs offline. Writes demo.png, scene-sheet.png, subtraction.png and layers.png into FOLDER; without it, into
+docs/pictures.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -27,9 +28,13 @@ _IMAGE = _SCENE.image.permute(1, 2, 0).numpy()
 
 def main() -> None:
     """Draw all pictures."""
-    folder = writable_folder(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs" / "pictures")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", default=Path(__file__).parents[1] / "docs" / "pictures")
+    parser.add_argument("--scenes", type=int, default=200, help="that demo.png measures on")
+    given = parser.parse_args()
+    folder = writable_folder(given.folder)
     network = load_scene_net()
-    result = run_demo(network, 200, shown=4)
+    result = run_demo(network, given.scenes, shown=4)
     with atomic_path(folder / "demo.png") as path:
         demo_figure(result).savefig(path, dpi=110)
     richest = result.shown[0].scene

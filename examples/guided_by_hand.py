@@ -2,7 +2,8 @@
 
     python examples/guided_by_hand.py
 
-Runs offline, and ends by checking that the pieces give what the classes give.
+Runs offline, and ends by checking that the pieces give the maps of `DistinctClassSaliency`. Of one layer, at one size:
+the paper averages over nine layers of VGG-16 and three sizes.
 """
 
 import torch

@@ -15,7 +15,7 @@ from dcsm_attr.backbones.loading import class_names, load_model
 
 def main() -> None:
     """Segment one photograph."""
-    parser = argparse.ArgumentParser(description="Segment a photograph with a network trained on ImageNet.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photograph")
     parser.add_argument("--output", default="out")
     parser.add_argument("--model", default="resnet50")

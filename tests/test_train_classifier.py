@@ -24,6 +24,7 @@ from dcsm_attr.backbones.classifier import (
 )
 from dcsm_attr.backbones.loading import WeightsError
 from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.backbones.scene_net import load_scene_net
 from dcsm_attr.datasets.collection import Collection, Photograph
 from dcsm_attr.training.checkpoint import CheckpointError
 from dcsm_attr.training.classifier import train_classifier
@@ -90,6 +91,17 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     assert best.class_names == NAMES
     assert best.pooling == "max"
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["preset"]["steps"] == 60
+
+
+def test_the_network_of_the_scenes_starts_from_its_shipped_trunk():
+    built = build_classifier(Architecture("scene_net", 2), "DEFAULT", NAMES, CANVAS)
+    shipped = load_scene_net().features.state_dict()
+    trunk = built.network.trunk.state_dict()
+    assert all(torch.equal(trunk[f"features.{name}"], value) for name, value in shipped.items())
+    assert built.network(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 4, 4)
+    assert built.network.training
+    with pytest.raises(ValueError, match="no classification model"):
+        build_classifier(Architecture("scene_net", 2), "IMAGENET1K_V1", NAMES, CANVAS)
 
 
 def test_the_head_learns_alone_at_first(tmp_path):

@@ -11,7 +11,7 @@ from dcsm_attr.backbones.convolutional import HeadName, ScoreMapNetwork, fully_c
 from dcsm_attr.backbones.described_file import building_from, has_description, read_description, save_described
 from dcsm_attr.backbones.loading import load_model, load_weights, new_model, read_weights
 from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.backbones.scene_net import SCENE_NET, SceneNet, scene_score_maps
+from dcsm_attr.backbones.scene_net import SCENE_NET, SceneNet, load_scene_net, scene_score_maps
 from dcsm_attr.backbones.score_pooling import PoolingName
 
 __all__ = ["Architecture", "Classifier", "build_classifier", "is_classifier", "load_classifier", "save_classifier"]
@@ -101,8 +101,9 @@ def build_classifier(
 
     Args:
         architecture: of the network.
-        weights: of the backbone: ``"DEFAULT"`` or another name of torchvision's; a file of the model's parameters, of
-            which those behind the cut may be missing. None: drawn anew.
+        weights: of the backbone: ``"DEFAULT"`` or another name of torchvision's (of ``"scene_net"``, ``"DEFAULT"`` are
+            those that ship with the package); a file of the model's parameters, of which those behind the cut may be
+            missing. None: drawn anew.
         class_names: one a class.
         preprocess: the canvas to train on.
 
@@ -121,6 +122,9 @@ def build_classifier(
             tensors = read_weights(weights)
             wanted = network.trunk.state_dict()
             load_weights(network.trunk, {name: t for name, t in tensors.items() if name in wanted}, str(weights))
+    elif architecture.model == SCENE_NET and weights == "DEFAULT":
+        network = architecture.new_network()
+        network.trunk.load_state_dict(scene_score_maps(load_scene_net()).trunk.state_dict())
     else:
         network = architecture.network(load_model(architecture.model, weights))
     return Classifier(network.train(), architecture, tuple(class_names), preprocess)

@@ -103,7 +103,8 @@ def train(
 
     Writes best.safetensors (the best on the photographs of split val, which the other commands take as --weights),
     log.csv, settings.json, unreadable.json (why photographs could not be read, if any), and last.pt, from which the
-    same command goes on after an interruption. Under torchrun, the processes share each batch.
+    same command goes on after an interruption. Under torchrun, the processes share each batch. --model scene_net is the
+    network of the generated scenes; its DEFAULT weights are those of the shipped one's trunk.
 
     Examples:
       dcsm-attr train VOCdevkit/VOC2012 --model vgg16 --preset paper
