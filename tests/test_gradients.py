@@ -55,6 +55,29 @@ def test_signed_reduction_keeps_signs(vgg, images):
         np.testing.assert_allclose(maps[n, 0].numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_at_an_input_that_layers_share_each_has_its_own_part_of_the_gradient(images):
+    class Forked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 3, padding=1)
+
+        def forward(self, x):
+            x = self.stem(x).relu()
+            return (self.left(x) + self.right(x)).relu()
+
+    forked = Forked()
+    points = _points([forked.left, forked.right], at_input=True)
+    recording = _record(forked, images, points, False, lambda gradient: gradient[:, :1])
+    parts = recording.channel_maxima(torch.tensor([[1], [2]]))
+    x = images.clone().requires_grad_()
+    shared = forked.stem(x).relu()
+    output = (forked.left(shared) + forked.right(shared)).relu()
+    (whole,) = torch.autograd.grad(output[0, 1].sum() + output[1, 2].sum(), shared)
+    torch.testing.assert_close(parts[0] + parts[1], whole[:, :1])
+    open_and_weighted = torch.stack([(output[n, c] > 0) * forked.left.weight[c, 0] for n, c in ((0, 1), (1, 2))])
+    torch.testing.assert_close(parts[0], open_and_weighted[:, None].detach())
+
+
 def test_images_themselves_can_be_tapped(vgg, images):
     recording = _record(vgg, images, [LayerPoint("images", None, True)], guided=False)
     (maps,) = recording.channel_maxima(torch.tensor([[1], [2]]))

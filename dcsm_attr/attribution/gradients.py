@@ -38,7 +38,8 @@ class LayerPoint:
     Attributes:
         name: how messages and :attr:`DistinctClassSaliency.layers` call it.
         module: the layer; None stands for the images themselves.
-        at_input: whether the layer's input is meant, or its output.
+        at_input: whether the layer's input is meant, or its output. Where other layers take the same tensor, as beside
+            a shortcut, the gradient is that through this layer alone; Captum's is that of the tensor, through all.
     """
 
     name: str
