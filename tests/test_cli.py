@@ -206,3 +206,10 @@ def test_an_output_that_is_a_file(files, tmp_path):
 def test_a_folder_without_pictures(files, tmp_path):
     result = with_network(files, "segment", tmp_path, output=tmp_path / "out")
     assert "the folder holds no pictures" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["segment", "attribute"])
+def test_a_folder_without_pictures_costs_no_download(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("weights were loaded"))
+    result = CliRunner().invoke(app, [command, str(tmp_path), "--model", "squeezenet1_1", "--weights", "DEFAULT"])
+    assert "the folder holds no pictures" in str(result.exception)

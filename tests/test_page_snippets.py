@@ -1,4 +1,4 @@
-"""What the pages tell people to type: marked Python runs, and every command line is one that the commands take."""
+"""What pages tell people to type: marked Python runs and prints what is shown; commands take their command lines."""
 
 import re
 import shlex
@@ -13,13 +13,15 @@ from dcsm_attr.cli import app
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
-_MARKED = re.compile(r"^<!-- runs -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# With what is printed, where that is shown.
+_MARKED = re.compile(r"^<!-- runs -->\n```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 _SHELL = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(dcsm-attr [^`]*)`")
 _BEFORE = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:dcsm-attr|(?:torchrun \S+ \S+|python) -m dcsm_attr) ")
 
 
 def blocks(page):
+    """The marked Python of a page, each with what it prints, or nothing."""
     return _MARKED.findall(page.read_text(encoding="utf-8"))
 
 
@@ -28,11 +30,19 @@ def name(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name)
-def test_marked_python_runs(page, tmp_path, monkeypatch):
+def test_marked_python_runs_and_prints_what_is_shown(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page_wide = {"__name__": page.stem}
-    for block in blocks(page):
+    for block, shown in blocks(page):
         exec(compile(block, name(page), "exec"), page_wide)
+        printed = capsys.readouterr().out
+        if shown:
+            assert values(printed) == values(shown)
+
+
+def values(text):
+    """Words, and numbers that may differ by rounding."""
+    return [pytest.approx(float(one), abs=0.02) if re.fullmatch(r"\d+\.\d+", one) else one for one in text.split()]
 
 
 def test_the_tutorial_and_how_tos_have_python_that_runs():

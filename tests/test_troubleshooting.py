@@ -242,9 +242,7 @@ MISTAKES = {
     "{name}: cannot be read": lambda: of_picture(cut_off(picture("a.png", (64, 64)))),
     "{name}: has more than": lambda: of_picture(picture("a.png"), max_pixels=9),
     "an image tensor must": lambda: of_picture(X[0] - 1),
-    "{folder}: the folder holds no": lambda: command(
-        "segment", Path(with_text("folder/text", "")).parent, "--weights=demo"
-    ),
+    "{folder}: the folder holds no": lambda: command("segment", Path(with_text("folder/text", "")).parent),
     "{data}: has no ImageSets": lambda: command("train", Path(picture("photos/a.png")).parent),
     "{path}, line 1: must name": lambda: train("a,train,cat\n"),
     "{where}: has {count} fields": lambda: train("id,split,labels\na,train,cat,dog\n"),

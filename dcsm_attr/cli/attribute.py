@@ -16,7 +16,7 @@ from dcsm_attr.cli.options import (
     Resume,
     Weights,
 )
-from dcsm_attr.cli.photographs import for_each_photograph
+from dcsm_attr.cli.photographs import expanded, for_each_photograph
 
 __all__ = ["attribute"]
 
@@ -49,6 +49,8 @@ def attribute(
 
       dcsm-attr attribute photo.jpg --model squeezenet1_1 --weights squeezenet.safetensors
     """
+    # Before the model, which may have to be downloaded: a folder without pictures is found out now.
+    pictures = expanded(photographs)
     known = parsed_classes(classes)
     provenance = chosen_network(model, weights, labels)
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, max_pixels=max_pixels, crf=None)
@@ -59,4 +61,4 @@ def attribute(
         scores = result.saliency.scores[0]
         return ", ".join(f"{result.class_names[c]} {float(scores[c]):.2f}" for c in result.candidates)
 
-    for_each_photograph(photographs, output, work, finished="attribution.json" if resume else None)
+    for_each_photograph(pictures, output, work, finished="attribution.json" if resume else None)

@@ -12,27 +12,26 @@ from dcsm_attr.datasets.folder import pictures_in
 from dcsm_attr.files import writable_folder
 from dcsm_attr.images import ImageReadError
 
-__all__ = ["for_each_photograph"]
+__all__ = ["expanded", "for_each_photograph"]
 
 
 def for_each_photograph(
-    paths: Sequence[Path], output: Path, work: Callable[[Path, Path], str], *, finished: str | None = None
+    photographs: Sequence[Path], output: Path, work: Callable[[Path, Path], str], *, finished: str | None = None
 ) -> None:
     """Do ``work(photograph, folder)`` for each photograph, with progress, and report what could not be read.
 
     Writes ``run.json`` at the end, also where the run is broken off: see :class:`RunManifest`.
 
     Args:
-        paths: files and folders.
+        photographs: files.
         output: each photograph gets a folder of its name in it.
         work: writes into the folder and returns a line to print.
         finished: the file that ``work`` writes last; photographs in whose folder it stands are left out. None: none is.
 
     Raises:
-        ValueError: if there is no photograph.
+        OSError: if the output cannot be written to.
         typer.Exit: with code 1 at the end, if a photograph could not be read.
     """
-    photographs = _expanded(paths)
     output = writable_folder(output)
     pairs = list(zip(photographs, _folders(photographs, output), strict=True))
     done = [finished is not None and (folder / finished).exists() for _, folder in pairs]
@@ -62,7 +61,15 @@ def for_each_photograph(
         raise typer.Exit(1)
 
 
-def _expanded(paths: Sequence[Path]) -> list[Path]:
+def expanded(paths: Sequence[Path]) -> list[Path]:
+    """The photographs that a command is given, of folders all pictures in them.
+
+    Args:
+        paths: files and folders.
+
+    Raises:
+        ValueError: if a folder holds no pictures.
+    """
     photographs: list[Path] = []
     for path in paths:
         photographs += pictures_in(path) if path.is_dir() else [path]

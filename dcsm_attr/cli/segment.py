@@ -26,7 +26,7 @@ from dcsm_attr.cli.options import (
     Resume,
     Weights,
 )
-from dcsm_attr.cli.photographs import for_each_photograph
+from dcsm_attr.cli.photographs import expanded, for_each_photograph
 from dcsm_attr.cli.walking import WalkOptions
 
 __all__ = ["segment"]
@@ -70,6 +70,8 @@ def segment(
 
       dcsm-attr segment street.jpg --weights my-voc-vgg16.pth --labels voc --classes car,person
     """
+    # Before the model, which may have to be downloaded: a folder without pictures is found out now.
+    pictures = expanded(photographs)
     known = parsed_classes(classes)
     provenance = chosen_network(model, weights, labels)
     further = {
@@ -85,4 +87,4 @@ def segment(
         found = ", ".join(f"{name} {share:.1%}" for name, share in zip(result.names, shares, strict=True))
         return f"nothing above the threshold; best: {found}" if result.fallback else found
 
-    for_each_photograph(photographs, output, work, finished="manifest.json" if resume else None)
+    for_each_photograph(pictures, output, work, finished="manifest.json" if resume else None)
