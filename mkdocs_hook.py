@@ -15,6 +15,7 @@ from docs_pages.benchmarks import benchmarks
 from docs_pages.commands import commands_page
 from docs_pages.contract import layers, package_table, picture
 from docs_pages.formulas import with_mathml
+from docs_pages.name_links import linked_names
 from docs_pages.repository_links import linked_files, place, relinked, shown
 from docs_pages.results import Results
 
@@ -74,5 +75,5 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Formulas as MathML."""
-    return with_mathml(html)
+    """Formulas as MathML, names of the package as links to the reference."""
+    return linked_names(with_mathml(html))
