@@ -74,6 +74,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     return relinked(markdown, path, ROOT)
 
 
-def on_page_content(html: str, **_: Any) -> str:
+def on_page_content(html: str, *, page: Any, **_: Any) -> str:
     """Formulas as MathML, names of the package as links to the reference."""
-    return linked_names(with_mathml(html))
+    try:
+        return linked_names(with_mathml(html))
+    except ValueError as error:
+        raise PluginError(f"{page.file.src_uri}: {error}") from error
