@@ -13,7 +13,7 @@ from dcsm_attr.cli import app
 from docs_pages.accuracy import accuracy
 from docs_pages.benchmarks import benchmarks
 from docs_pages.commands import commands_page
-from docs_pages.contract import layers, package_table, picture
+from docs_pages.contract import file_tables, layers, package_table, picture
 from docs_pages.formulas import with_mathml
 from docs_pages.name_links import linked_names
 from docs_pages.repository_links import linked_files, place, relinked, shown
@@ -47,6 +47,7 @@ MARKS: dict[str, Callable[[], str]] = {
     "<!-- table: models -->": lambda: tables(Results(RESULTS).json("models/models.json")),
     "<!-- picture: packages -->": lambda: picture(layers(ROOT / "setup.cfg", PACKAGE.name)),
     "<!-- table: packages -->": lambda: package_table(PACKAGE),
+    "<!-- tables: files -->": lambda: file_tables(PACKAGE),
 }
 
 

@@ -21,7 +21,7 @@ from docs_pages.accuracy import accuracy
 from docs_pages.benchmarks import benchmarks
 from docs_pages.commands import commands_page, split_help
 from docs_pages.contests import contests
-from docs_pages.contract import imports_of, layers, package_table, packages, picture
+from docs_pages.contract import file_tables, imports_of, layers, package_table, packages, picture
 from docs_pages.evaluations import comparison, each_class, given_options, label_table
 from docs_pages.name_links import linked_names
 from docs_pages.repository_links import linked_files, place, relinked, shown
@@ -302,6 +302,14 @@ def test_every_package_is_in_the_picture_and_in_the_table_once():
     there = sorted(module.name for module in pkgutil.iter_modules(dcsm_attr.__path__) if module.name != "__main__")
     assert sorted(name for row in _rows_of_picture() for name in row) == there
     assert re.findall(r'id="package-(\w+)"', package_table(PACKAGE)) == there
+
+
+def test_every_file_has_its_line():
+    text = file_tables(PACKAGE)
+    files = {path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE and path.name != "__init__.py"}
+    named = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    assert set(re.findall(r"^    \| `(dcsm_attr\.[\w.]+)` \| [\w`]", text, re.MULTILINE)) == named
+    assert "| `dcsm_attr.cli.segment` | `dcsm-attr segment`: photographs to label maps. |" in text
 
 
 def test_packages_import_those_below_them_alone():
