@@ -3,7 +3,7 @@
 import inspect
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from dcsm_attr.evaluation.markdown import markdown_table
 from docs_pages.layout import page
@@ -30,7 +30,8 @@ def commands_page(group: Any, name: str) -> str:
 def command_section(called: str, command: Any) -> list[str]:
     """One command: heading, usage, help, examples, arguments and options."""
     # Not from click's types, which Typer's versions have in different places.
-    hints = get_type_hints(inspect.unwrap(command.callback))
+    signature = inspect.signature(command.callback, eval_str=True)
+    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
     arguments = [one for one in shown if one.param_type_name == "argument"]
     options = [one for one in shown if one.param_type_name == "option"]

@@ -282,6 +282,19 @@ def test_options_have_their_values_and_defaults():
     assert "| <code>--labels-from FOLDER</code> | required |" in page
 
 
+def test_a_command_may_have_other_parameters_than_its_function():
+    def command(**given):
+        """Do it."""
+
+    count = inspect.Parameter("count", inspect.Parameter.KEYWORD_ONLY, default=3, annotation=int | None)
+    command.__signature__ = inspect.Signature([count])
+    tool = typer.Typer()
+    tool.command()(command)
+    tool.callback()(lambda: None)
+    tool.info.help = "A tool."
+    assert "| <code>--count INTEGER</code> | `3` |" in commands_page(typer.main.get_command(tool), "tool")
+
+
 def _rows_of_picture():
     rows = {}
     for y, name in re.findall(
