@@ -13,8 +13,9 @@ from dcsm_attr.cli import app
 from docs_pages.accuracy import accuracy
 from docs_pages.benchmarks import benchmarks
 from docs_pages.commands import commands_page
-from docs_pages.contract import layers, package_table, picture
+from docs_pages.contract import file_tables, layers, package_table, picture
 from docs_pages.formulas import with_mathml
+from docs_pages.name_links import linked_names
 from docs_pages.repository_links import linked_files, place, relinked, shown
 from docs_pages.results import Results
 
@@ -46,6 +47,7 @@ MARKS: dict[str, Callable[[], str]] = {
     "<!-- table: models -->": lambda: tables(Results(RESULTS).json("models/models.json")),
     "<!-- picture: packages -->": lambda: picture(layers(ROOT / "setup.cfg", PACKAGE.name)),
     "<!-- table: packages -->": lambda: package_table(PACKAGE),
+    "<!-- tables: files -->": lambda: file_tables(PACKAGE),
 }
 
 
@@ -73,6 +75,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     return relinked(markdown, path, ROOT)
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Formulas as MathML."""
-    return with_mathml(html)
+def on_page_content(html: str, *, page: Any, **_: Any) -> str:
+    """Formulas as MathML, names of the package as links to the reference."""
+    try:
+        return linked_names(with_mathml(html))
+    except ValueError as error:
+        raise PluginError(f"{page.file.src_uri}: {error}") from error

@@ -81,7 +81,8 @@ def _demo(results: Results) -> list[str]:
 def _tables(results: Results, pattern: str) -> list[str]:
     contents: dict[str, Mapping[str, Any]] = {name: results.json(name) for name in results.names(pattern)}
     pictures = {
-        name: [results.link(picture) for picture in results.names(f"{name.removesuffix('.json')}*.png")]
+        # The table's own picture before that of its exponents, whose name is longer.
+        name: [results.link(one) for one in sorted(results.names(f"{name.removesuffix('.json')}*.png"), key=len)]
         for name in contents
     }
     return sections(contents, pictures)

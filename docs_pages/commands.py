@@ -30,7 +30,8 @@ def commands_page(group: Any, name: str) -> str:
 def command_section(called: str, command: Any) -> list[str]:
     """One command: heading, usage, help, examples, arguments and options."""
     # Not from click's types, which Typer's versions have in different places.
-    hints = {name: one.annotation for name, one in inspect.signature(command.callback).parameters.items()}
+    signature = inspect.signature(command.callback, eval_str=True)
+    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
     arguments = [one for one in shown if one.param_type_name == "argument"]
     options = [one for one in shown if one.param_type_name == "option"]

@@ -3,12 +3,14 @@
 import ast
 import configparser
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from dcsm_attr.evaluation.markdown import markdown_table
+from docs_pages.layout import folded
 
-__all__ = ["imports_of", "layers", "package_table", "packages", "picture"]
+__all__ = ["file_tables", "imports_of", "layers", "package_table", "packages", "picture"]
 
 _SECTION = "importlinter:contract:layers"
 _WIDTH, _HEIGHT, _GAP, _MARGIN = 900, 34, 10, 8
@@ -52,14 +54,34 @@ def imports_of(source: Path, root: str) -> list[str]:
 
 
 def package_table(folder: Path) -> str:
-    """What each package is for, by the first line of its docstring, and which others it imports."""
+    """What each package is for, by the beginning of its docstring, and which others it imports."""
     known = packages(folder)
     rows = [["package", "what it is for", "imports"]]
     for name, source in known.items():
-        purpose = (ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "").splitlines()[0]
         used = [one for one in imports_of(source, folder.name) if one in known]
-        rows.append([f'<span id="package-{name}">`{name}`</span>', purpose.replace("``", "`"), ", ".join(used) or "-"])
+        rows.append([f'<span id="package-{name}">`{name}`</span>', _purpose(source), ", ".join(used) or "-"])
     return markdown_table(rows).replace("---:|", "---|")
+
+
+def file_tables(folder: Path) -> str:
+    """The files of each package that is a folder, and the beginning of each one's docstring, folded."""
+    blocks = []
+    for name, source in packages(folder).items():
+        files = sorted(path for path in source.parent.rglob("*.py") if path.name != "__init__.py")
+        if source.name == "__init__.py":
+            rows = [["file", "what it is for"], *([f"`{_dotted(path, folder)}`", _purpose(path)] for path in files)]
+            blocks.append(folded(name, [markdown_table(rows).replace("---:|", "---|")]))
+    return "\n\n".join(blocks)
+
+
+def _purpose(source: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "-"
+    # A role is for Python's readers; here its target is code as all other.
+    return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", docstring.split("\n\n")[0].replace("\n", " ").replace("``", "`"))
+
+
+def _dotted(path: Path, folder: Path) -> str:
+    return ".".join(path.relative_to(folder.parent).with_suffix("").parts)
 
 
 def picture(rows: Sequence[Sequence[str]]) -> str:

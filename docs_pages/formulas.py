@@ -11,6 +11,8 @@ __all__ = ["with_mathml"]
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">(?:\\\((?P<inline>.*?)\\\)|\\\[(?P<block>.*?)\\\])</(?P=tag)>', re.DOTALL
 )
+# latex2mathml leaves no room behind the name of a function, so that a letter after it is read as a part of the name.
+_FUNCTION = re.compile(r"(<mi>(?:log|ln|exp|tanh)</mi>)(?=<m(?:i|n|sub|sup|subsup)>)")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 
 
@@ -26,7 +28,9 @@ def with_mathml(page: str) -> str:
 def _converted(found: re.Match[str]) -> str:
     inline = found["inline"]
     latex = html.unescape(found["block"] if inline is None else inline).strip()
-    mathml = convert(latex, display="block" if inline is None else "inline")
+    mathml = _FUNCTION.sub(
+        r'\1<mspace width="0.17em" />', convert(latex, display="block" if inline is None else "inline")
+    )
     unknown = _COMMAND.search(html.unescape(mathml))
     if unknown:
         raise ValueError(f"{unknown[0]} in the formula {latex!r} is not known to latex2mathml: write it without.")

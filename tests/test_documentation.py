@@ -21,8 +21,9 @@ from docs_pages.accuracy import accuracy
 from docs_pages.benchmarks import benchmarks
 from docs_pages.commands import commands_page, split_help
 from docs_pages.contests import contests
-from docs_pages.contract import imports_of, layers, package_table, packages, picture
+from docs_pages.contract import file_tables, imports_of, layers, package_table, packages, picture
 from docs_pages.evaluations import comparison, each_class, given_options, label_table
+from docs_pages.name_links import linked_names
 from docs_pages.repository_links import linked_files, place, relinked, shown
 from docs_pages.results import Results, origin
 from docs_pages.single_results import crf_parity, demo_seeds, fickle_rates, pseudo_label_rates
@@ -281,6 +282,19 @@ def test_options_have_their_values_and_defaults():
     assert "| <code>--labels-from FOLDER</code> | required |" in page
 
 
+def test_a_command_may_have_other_parameters_than_its_function():
+    def command(**given):
+        """Do it."""
+
+    count = inspect.Parameter("count", inspect.Parameter.KEYWORD_ONLY, default=3, annotation=int | None)
+    command.__signature__ = inspect.Signature([count])
+    tool = typer.Typer()
+    tool.command()(command)
+    tool.callback()(lambda: None)
+    tool.info.help = "A tool."
+    assert "| <code>--count INTEGER</code> | `3` |" in commands_page(typer.main.get_command(tool), "tool")
+
+
 def _rows_of_picture():
     rows = {}
     for y, name in re.findall(
@@ -301,6 +315,14 @@ def test_every_package_is_in_the_picture_and_in_the_table_once():
     there = sorted(module.name for module in pkgutil.iter_modules(dcsm_attr.__path__) if module.name != "__main__")
     assert sorted(name for row in _rows_of_picture() for name in row) == there
     assert re.findall(r'id="package-(\w+)"', package_table(PACKAGE)) == there
+
+
+def test_every_file_has_its_line():
+    text = file_tables(PACKAGE)
+    files = {path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE and path.name != "__init__.py"}
+    named = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    assert set(re.findall(r"^    \| `(dcsm_attr\.[\w.]+)` \| [\w`]", text, re.MULTILINE)) == named
+    assert "| `dcsm_attr.cli.segment` | `dcsm-attr segment`: photographs to label maps. |" in text
 
 
 def test_packages_import_those_below_them_alone():
@@ -445,6 +467,14 @@ def test_a_role_that_names_nothing_is_a_warning(tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == ["pack refers to pack.g, which does not exist."]
 
 
+def test_names_in_the_text_lead_to_the_reference_but_not_within_links_and_headings():
+    code = "<code>dcsm_attr.maps.background</code>"
+    kept = f'<h2 id="x">{code}</h2><a href="y">see {code}</a><pre>{code}</pre>'
+    assert linked_names(f"<p>{code}</p>{kept}<code>x</code>") == (
+        f'<p><autoref identifier="dcsm_attr.maps.background" optional>{code}</autoref></p>{kept}<code>x</code>'
+    )
+
+
 def test_formulas_are_mathml_and_unknown_commands_are_refused():
     pytest.importorskip("latex2mathml", reason="needs latex2mathml, which the extra docs installs")
     from docs_pages.formulas import with_mathml
@@ -453,5 +483,8 @@ def test_formulas_are_mathml_and_unknown_commands_are_refused():
     assert page.startswith('<p>a <math xmlns="http://www.w3.org/1998/Math/MathML" display="inline">')
     assert "<mi>x</mi><mo>&#x0003C;</mo><mn>1</mn>" in page
     assert '<div class="formula"><math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in page
+    logarithms = with_mathml('<span class="arithmatex">\\(\\log s + \\log(t)\\)</span>')
+    assert '<mi>log</mi><mspace width="0.17em" /><mi>s</mi>' in logarithms
+    assert '<mi>log</mi><mo stretchy="false">' in logarithms
     with pytest.raises(ValueError, match=r"\\nonsense in the formula .* is not known"):
         with_mathml('<span class="arithmatex">\\(\\nonsense x\\)</span>')
