@@ -168,8 +168,9 @@ def test_floating_point_of_any_width(tmp_path, state, dtype):
 
 
 def test_counters_of_batch_norms_may_be_of_any_kind(tmp_path):
-    model = torchvision.models.resnet18(weights=None)
-    load_weights(model, {name: value.float() for name, value in model.state_dict().items()}, "half.pth")
+    norm = nn.BatchNorm2d(2)
+    load_weights(norm, {**norm.state_dict(), "num_batches_tracked": torch.tensor(7.0)}, "half.pth")
+    assert (norm.num_batches_tracked.dtype, norm.num_batches_tracked.item()) == (torch.int64, 7)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

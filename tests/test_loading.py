@@ -111,9 +111,11 @@ def test_the_first_mismatches_are_named(squeezenet, tmp_path):
 
 
 def test_batch_norm_counters_may_be_missing():
-    model = torchvision.models.resnet18(weights=None)
-    tensors = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
-    load_weights(model, tensors, "old.pth")
+    tensors = {name: torch.rand(2) for name in ("weight", "bias", "running_mean", "running_var")}
+    norm = nn.BatchNorm2d(2)
+    load_weights(norm, tensors, "old.pth")
+    assert all(torch.equal(norm.state_dict()[name], value) for name, value in tensors.items())
+    assert norm.num_batches_tracked == 0
 
 
 def test_unknown_names():

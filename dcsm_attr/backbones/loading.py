@@ -253,7 +253,8 @@ def class_names(labels: str | Path) -> tuple[str, ...]:
         labels: ``"voc"``, ``"imagenet"``, or a text file with one name a line.
 
     Raises:
-        ValueError: if the file is missing, empty or names a class twice, naming the line.
+        OSError: if the file cannot be opened.
+        ValueError: if there is no such file, or as :func:`dcsm_attr.class_names.read_class_names`.
     """
     if labels == "voc":
         return VOC_CLASSES
