@@ -238,11 +238,19 @@ def test_an_unwritable_folder_is_named(segmenter, photograph, tmp_path):
         ([], "at least one number or name"),
         ("cow", "sequence"),
         ([9], "between 0 and 3"),
+        ([1.0], "must be integers"),
     ],
 )
 def test_unknown_classes(segmenter, photograph, classes, message):
     with pytest.raises(ValueError, match=message):
         segmenter.segment(photograph, classes)
+
+
+def test_numbers_of_classes_may_be_numpys(segmenter, photograph):
+    expected = segmenter.segment(photograph, [1, 3])
+    assert expected.classes == (1, 3)
+    for classes in (np.array([1, 3]), [np.uint8(1), "dog"]):
+        assert torch.equal(segmenter.segment(photograph, classes).probabilities, expected.probabilities)
 
 
 def test_other_bad_input(segmenter, vgg, photograph, tmp_path):

@@ -152,7 +152,9 @@ class Segmenter:
 
         Raises:
             ImageReadError: if the image cannot be read.
-            ValueError: if a class is not known.
+            TypeError: if the image is of another kind.
+            ValueError: if a class is not known, or the class names are not as many as the model's classes.
+            TypeError, ValueError, RuntimeError: as the ``class_maps`` of the saliency.
         """
         return self.segment_batch([image], None if classes is None else [classes], raw=raw)[0]
 
@@ -302,9 +304,9 @@ class Segmenter:
         ]
 
     def _class_numbers(self, classes: Sequence[int | str]) -> list[int]:
-        if isinstance(classes, str) or not classes:
+        if isinstance(classes, str) or len(classes) == 0:
             raise ValueError(f"classes must be a sequence of at least one number or name, got {classes!r}.")
-        return [c if isinstance(c, int) else self._class_number(c) for c in classes]
+        return [self._class_number(c) if isinstance(c, str) else c for c in classes]
 
     def _class_number(self, name: str) -> int:
         if self.class_names is None:
