@@ -189,6 +189,11 @@ def test_outputs(images, change, error, message):
         DistinctClassSaliency(_Returns(change), "net.conv2").attribute(images, 1)
 
 
+def test_outputs_are_judged_alike_where_the_layers_are_chosen():
+    with pytest.raises(ValueError, match=r"\(N, C\) or \(N, C, h, w\) with N = 1; it returned \(1, 5, 1\)"):
+        _ = DistinctClassSaliency(_Returns(lambda y: y[:, :, None])).layers
+
+
 def test_models_that_cannot_be_explained(images):
     with pytest.raises(TypeError, match=r"model\.module"):
         DistinctClassSaliency(nn.DataParallel(TinyVGG()))

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from dcsm_attr.attribution.guided import GuidedRectifiers
-from dcsm_attr.backbones.scores import scores_of
+from dcsm_attr.backbones.scores import checked_scores
 
 __all__ = ["ConstantParameters", "LayerPoint", "Recording", "record"]
 
@@ -226,8 +226,7 @@ def record(
 
     Raises:
         RuntimeError: if a layer was not reached, or the scores do not depend on it through autograd.
-        TypeError: if the output holds no scores, see :func:`dcsm_attr.backbones.scores.scores_of`.
-        ValueError: if the output is not ``(N, C)`` or ``(N, C, h, w)``.
+        TypeError, ValueError: if the output holds no scores, see :func:`dcsm_attr.backbones.scores.checked_scores`.
     """
     taps = _Taps(reduction)
     rule = GuidedRectifiers()
@@ -239,12 +238,12 @@ def record(
             stack.enter_context(rule)
         images = [x.detach() for x in inputs]
         images[0] = taps.of_images(points, images[0])
-        output = scores_of(forward_func(*images, *additional_forward_args))
-    _check_output(output, images=len(inputs[0]))
+        output = forward_func(*images, *additional_forward_args)
+    scores = checked_scores(output, len(inputs[0]))
     slots, names = taps.collect(points)
-    if not output.requires_grad:
+    if not scores.requires_grad:
         raise _independent(names[0])
-    return Recording(output.detach(), names, rule.seen, rule.guided, output, slots)
+    return Recording(scores.detach(), names, rule.seen, rule.guided, scores, slots)
 
 
 class _Taps:
@@ -317,11 +316,3 @@ class _Taps:
             slots += self._slots[point]
             names += [point.name] * len(self._slots[point])
         return slots, names
-
-
-def _check_output(output: Tensor, images: int) -> None:
-    if output.ndim not in (2, 4) or output.shape[0] != images or output.shape[1] == 0:
-        raise ValueError(
-            f"the model must return scores of shape (N, C) or (N, C, h, w) with N = {images}; it returned "
-            f"{tuple(output.shape)}."
-        )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dcsm_attr.backbones.scores import scores_of
+from dcsm_attr.backbones.scores import checked_scores
 
 __all__ = ["ClassEvidence", "class_evidence"]
 
@@ -108,17 +108,13 @@ def class_evidence(
         The evidence; nothing of it is copied.
 
     Raises:
-        TypeError: if the output holds no scores, see :func:`dcsm_attr.backbones.scores.scores_of`.
+        TypeError, ValueError: if the output holds no scores, see :func:`dcsm_attr.backbones.scores.checked_scores`.
         ValueError: if the scores do not come from one linear layer behind average pooling, or from one 1 x 1
             convolution.
     """
     with _Followed() as followed:
-        scores = scores_of(forward_func(*images, *arguments))
-    if scores.ndim not in (2, 4) or scores.shape[0] != len(images[0]) or scores.shape[1] == 0:
-        raise ValueError(
-            f"the model must return scores of shape (N, C) or (N, C, h, w) with N = {len(images[0])}; it returned "
-            f"{tuple(scores.shape)}."
-        )
+        output = forward_func(*images, *arguments)
+    scores = checked_scores(output, len(images[0]))
     layer = followed.layer_of(scores)
     if layer is None or len(layer.weights) != scores.shape[1]:
         raise ValueError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG
 
 from dcsm_attr.backbones.gating import GatingRectifiers
-from dcsm_attr.backbones.scores import scores_of
+from dcsm_attr.backbones.scores import checked_scores
 from dcsm_attr.guest import evaluation_mode, preserved_random_state, uncompiled
 
 __all__ = ["default_layers", "is_constant", "layer_blocks", "probe_image", "vgg_blocks"]
@@ -77,7 +77,8 @@ def layer_blocks(
         Names of modules, in the order in which they run, block by block, the largest resolution first.
 
     Raises:
-        TypeError: if the model returns no scores, see :func:`dcsm_attr.backbones.scores.scores_of`.
+        TypeError, ValueError: if the model returns no scores, see
+            :func:`dcsm_attr.backbones.scores.checked_scores`.
         ValueError: if there is no such convolution.
         RuntimeError: if the model runs with neither size.
     """
@@ -227,21 +228,13 @@ def _readings(probe: _Probe) -> list[_Reading]:
         return []
     tensors = [tensor for _, tensor in probe.inputs.values()]
     with torch.enable_grad():
-        best = _class_scores(probe.output).amax()
+        scores = checked_scores(probe.output, len(probe.images[0]))
+        best = (scores if scores.ndim == 2 else scores.sum(dim=(2, 3))).amax()
     gradients = torch.autograd.grad(best, tensors, allow_unused=True)
     return [
         _Reading(name, source, tensor.shape[1], tensor.shape[2:].numel(), _is_usable(tensor, gradient, probe.images))
         for (name, (source, tensor)), gradient in zip(probe.inputs.items(), gradients, strict=True)
     ]
-
-
-def _class_scores(output: object) -> Tensor:
-    scores = scores_of(output)
-    if scores.ndim not in (2, 4):
-        raise TypeError(
-            f"the model must return scores of shape (N, C) or (N, C, h, w); it returned {tuple(scores.shape)}."
-        )
-    return scores if scores.ndim == 2 else scores.sum(dim=(2, 3))
 
 
 def _is_usable(tensor: Tensor, gradient: Tensor | None, images: tuple[Tensor, ...]) -> bool:

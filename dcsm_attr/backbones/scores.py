@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["scores_of"]
+__all__ = ["checked_scores", "scores_of"]
 
 # torchvision's segmentation models, its GoogLeNet and Inception with auxiliary heads, and others after them.
 _NAMES = ("out", "logits")
@@ -35,6 +35,29 @@ def scores_of(output: Any) -> Tensor:
         f"returned {_outline(output)}. Wrap it in a module that picks the scores, whose forward is e.g. return "
         "self.model(x)['name'] or self.model(x)[0]."
     )
+
+
+def checked_scores(output: Any, images: int) -> Tensor:
+    """Find the scores in what a model returns, one for each class of each image.
+
+    Args:
+        output: as in :func:`scores_of`.
+        images: N, the number of images that the model was given.
+
+    Returns:
+        ``(N, C)`` or ``(N, C, h, w)``.
+
+    Raises:
+        TypeError: as :func:`scores_of`.
+        ValueError: if the scores have another shape.
+    """
+    scores = scores_of(output)
+    if scores.ndim not in (2, 4) or scores.shape[0] != images or scores.shape[1] == 0:
+        raise ValueError(
+            f"the model must return scores of shape (N, C) or (N, C, h, w) with N = {images}; it returned "
+            f"{tuple(scores.shape)}."
+        )
+    return scores
 
 
 def _outline(output: Any) -> str:
