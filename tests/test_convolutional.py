@@ -148,6 +148,11 @@ def test_the_rectified_head_by_hand():
     assert torch.allclose(head(x), torch.nn.functional.conv2d(second, head[6].weight, head[6].bias), atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def small():
+    return model_named("resnet18")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -156,15 +161,16 @@ def test_the_rectified_head_by_hand():
         ({"head": "extended"}, "is a new head, which needs num_classes"),
         ({"head": "extended", "num_classes": 3, "cut": "layer3"}, "takes the model's own head off"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"head": "deep", "num_classes": 3}, "head must be one of 'own', .*'fickle'; got 'deep'"),
         (
             {"num_classes": 3, "cut": "layer9", "head": "linear"},
             "'layer9' is not a place to cut ResNet at; its stages: .*layer4",
         ),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_bad_arguments(small, arguments, message):
     with pytest.raises(ValueError, match=message):
-        fully_convolutional(model_named("resnet18"), **arguments)
+        fully_convolutional(small, **arguments)
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "vgg11"])

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -229,8 +229,11 @@ def fully_convolutional(
 
     Raises:
         ValueError: if the family is not known and nothing says where to cut, the model is a transformer or gives score
-            maps already, the place to cut is not in the model, or the arguments do not go together.
+            maps already, the place to cut is not in the model, or an argument is out of its range or does not go
+            together with another.
     """
+    if head not in get_args(HeadName):
+        raise ValueError(f"head must be one of {', '.join(map(repr, get_args(HeadName)))}; got {head!r}.")
     if head in ("own", "extended") and cut is not None:
         raise ValueError(
             f"cut={cut!r} takes the model's own head off: say head='linear', head='rectified', head='normalised' or "
