@@ -27,7 +27,7 @@ def claim_folder(folder: str | Path, settings: Mapping[str, Any], holds: str) ->
 
     Raises:
         OSError: if it cannot be written to.
-        ValueError: if it holds results of other settings, which are named.
+        ValueError: if it holds results of other settings, which are named, or its ``settings.json`` is damaged.
     """
     claim_storage(FolderStorage(folder), settings, holds)
     return Path(folder)
@@ -42,8 +42,7 @@ def claim_storage(storage: Storage, settings: Mapping[str, Any], holds: str) -> 
         holds: as there.
 
     Raises:
-        OSError: if it cannot be written to.
-        ValueError: if it holds results of other settings, which are named.
+        OSError, ValueError: as there.
     """
     now = json.loads(json.dumps(settings))
     try:

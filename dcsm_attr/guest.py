@@ -119,11 +119,13 @@ def preserved_random_state(device: torch.device) -> Iterator[None]:
         with _lock:
             place = _calls.index(call)
             del _calls[place]
+            # A call around this one, in the same thread, goes on with the state that this one found.
             heir = next((other for other in _calls if other.thread != call.thread), None)
             if heir is None:
                 for set_state, state in call.found.values():
                     set_state(state)
             elif heir in _calls[place:]:
+                # It began later, and may have found what this one had drawn.
                 heir.found |= call.found
             else:
                 heir.found = call.found | heir.found

@@ -29,7 +29,8 @@ def read_image(source: Any, *, max_pixels: int | None = None) -> Image.Image:
     """Read a picture as 8-bit RGB, upright.
 
     Files of any mode are read right, whatever their ending says: the EXIF orientation is applied, palettes and CMYK are
-    converted, transparency is laid over white, 16 bits are scaled to 8, and of an animation the first frame is taken.
+    converted, transparency is laid over white, 16 bits are scaled to 8 (where no level is above 255, they are 8 bits in
+    a wide file and stay), and of an animation the first frame is taken.
 
     Args:
         source: a path, or a URI such as ``"s3://bucket/photo.jpg"``, which takes pyarrow; a PIL image; an array

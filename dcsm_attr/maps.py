@@ -183,17 +183,17 @@ def squash(maps: Tensor, alpha: float) -> Tensor:
     r"""Apply :math:`\tanh(\alpha M / \max_{x,y} M)`, the normalisation of Eq. 5.
 
     Args:
-        maps: ``(N, K, H, W)``, not negative.
+        maps: ``(N, K, H, W)``, of either sign.
         alpha: steepness; the paper uses 3 for distinct maps and 8 for Simonyan's.
 
     Returns:
-        ``(N, K, H, W)`` in ``[0, tanh(alpha)]``.
+        ``(N, K, H, W)`` in ``[-1, tanh(alpha)]``; not negative where the maps are not.
     """
     return divide_by_maximum(maps).mul_(alpha).tanh_()
 
 
 def matconvnet_differences(maps: Tensor, alpha: float, valid: Tensor | None = None) -> Tensor:
-    r"""Steps 7 of the MatConvNet release: normalise, squash and clamp each pair's difference, then sum over the pairs.
+    r"""Subtract as the MatConvNet release does: each pair's difference is normalised, squashed and clamped by itself.
 
     For each other candidate :math:`c'`: :math:`D = M^c - M^{c'}`, divided by its maximum over the image, then
     :math:`\tanh(\alpha D)`, then 1e-20 where :math:`D \le 0`.
@@ -220,7 +220,7 @@ def _squash_matconvnet(difference: Tensor, alpha: float) -> Tensor:
 
 
 def matconvnet_picture(maps: Tensor, alpha: float) -> Tensor:
-    """Step 8 of the MatConvNet release: what it writes to an image file, maximum-normalised and squashed once more.
+    """What the MatConvNet release writes to an image file: its maps, maximum-normalised and squashed once more.
 
     For pictures, not for unaries: it inflates the foreground, and Eq. 7 then leaves nothing to the background.
 
@@ -238,7 +238,8 @@ def caffe_differences(maps: Tensor, alpha: float, valid: Tensor | None = None) -
     r"""The ``SubFix``, ``MaxNormalizeFix``, ``TanH``, ``SubStackFix`` layers of the Caffe release, at a layer's size.
 
     For each other candidate: :math:`\tanh(\alpha D / \max D)`, zero everywhere where :math:`\max D \le 0`, *negative
-    values kept*; the sum over the candidates; then the same normalisation and tanh once more, for this layer.
+    values kept*; the mean over the candidates; then the same normalisation and tanh once more, for this layer, which
+    removes the factor between the mean and the release's sum.
 
     Args:
         maps: ``(N, K, h, w)`` signed raw maps at the layer's own size.
@@ -246,7 +247,7 @@ def caffe_differences(maps: Tensor, alpha: float, valid: Tensor | None = None) -
         valid: ``(N, K)`` bool, False where a slot holds no class.
 
     Returns:
-        ``(N, K, h, w)`` in ``(-1, tanh(alpha)]``.
+        ``(N, K, h, w)`` in ``[-1, tanh(alpha)]``.
     """
     return squash(_pairwise(maps, valid, lambda difference: squash(difference, alpha)), alpha)
 

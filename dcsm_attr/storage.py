@@ -10,10 +10,6 @@ from dcsm_attr.files import atomic_path, writable_folder
 
 __all__ = ["FolderStorage", "ObjectStorage", "Storage", "is_uri", "opened_storage", "read_uri"]
 
-_NEEDED = (
-    "{uri}: places other than folders of this machine are reached by pyarrow, which is missing: pip install pyarrow."
-)
-
 
 class Storage(ABC):
     """Files by names such as ``"labels/2007_000032.png"``; it can be sent to other processes.
@@ -178,6 +174,9 @@ def _file_system(uri: str) -> tuple[Any, str]:
     try:
         from pyarrow.fs import FileSystem
     except ImportError as error:
-        raise ImportError(_NEEDED.format(uri=uri)) from error
+        raise ImportError(
+            f"{uri}: places other than folders of this machine are reached by pyarrow, which is missing: pip install "
+            "pyarrow."
+        ) from error
     found: tuple[Any, str] = FileSystem.from_uri(uri)
     return found

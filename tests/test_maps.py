@@ -154,7 +154,7 @@ def test_squash_does_not_depend_on_the_scale_of_gradients(seed, factor):
 
 
 def test_matconvnet_differences_equal_dcsm_m():
-    """Step 7 of the release, with the guard, in numpy."""
+    """The release's subtraction, with the guard, in numpy."""
     maps = _random_maps(3, 4, 6, 5)
     maps[0, 2] = maps[0, 0] + 0.5  # Class 0 is nowhere above class 2: its pair must be skipped.
     expected = np.zeros(maps.shape)

@@ -62,7 +62,7 @@ def class_scores(logits: Tensor, activation: Activation, pooling: PoolingName = 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The classes of each image, best score first; those required by the caller before all others.
+    """The classes of each image, in the order of its maps: as :func:`choose_candidates` chose them, or as given.
 
     Attributes:
         classes: ``(N, K)`` int64, -1 where an image has fewer than K.
@@ -83,7 +83,8 @@ def choose_candidates(scores: Tensor, detected: Tensor, minimum: int, required: 
         required: ``(N, C)`` bool, classes that are candidates whatever their score. None: none.
 
     Returns:
-        K is the largest number that an image of the batch needs. What an image gets does not depend on the others.
+        The detected and required classes of each image, best score first, then those that fill up, best score first. K
+        is the largest number that an image of the batch needs; what an image gets does not depend on the others.
     """
     always = detected if required is None else detected | required
     count = always.sum(dim=1).clamp(min=min(minimum, scores.shape[1]))

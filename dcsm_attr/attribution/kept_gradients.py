@@ -70,7 +70,7 @@ class KeptRun:
             For each point ``(N, K', h, w)``; zero where the class is -1.
 
         Raises:
-            ValueError: if the gradients of a class were not kept.
+            ValueError: if the gradients of a class were not kept, or positions are given.
         """
         if positions is not None:
             raise ValueError("kept gradients are those of all positions of a score map: name a class, not a position.")

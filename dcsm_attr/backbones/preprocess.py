@@ -133,7 +133,8 @@ class Preprocess:
             return side, side
         longest = max(image.size)
         if self.canvas == "paper":
-            return tuple(max(1, round(length * side / longest)) for length in image.size)  # type: ignore[return-value]
+            width, height = (max(1, round(length * side / longest)) for length in image.size)
+            return width, height
         if longest > side:
             raise ValueError(f"canvas 'matconvnet' does not resize: the image {image.size} exceeds its {side} pixels.")
         return image.size

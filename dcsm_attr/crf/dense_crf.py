@@ -84,7 +84,7 @@ class DenseCRF:
 
         Raises:
             TypeError: if the probabilities are not floating point, or the images are not uint8.
-            ValueError: if shapes do not fit, or a probability is outside [0, 1] or NaN.
+            ValueError: if shapes do not fit, a probability is outside [0, 1] or NaN, or Triton is asked for on the CPU.
             ImportError: if pydensecrf or Triton is asked for and not installed.
         """
         _check(probabilities, images)
@@ -99,6 +99,8 @@ class DenseCRF:
 
     def alternatives(self, probabilities: Tensor, image: Tensor) -> Tensor:
         """Refine several labellings of one photograph; the lattices are built once for all of them.
+
+        The backend ``"triton"``, whose kernels take one labelling, works as ``"torch"`` here.
 
         Args:
             probabilities: ``(S, L, H, W)`` floating point in [0, 1], S labellings.
