@@ -16,8 +16,9 @@ def geometry(network):
 
 def test_a_bottlenecked_resnet_is_torchvisions_dilated_one():
     model = resnet50(weights=None).eval()
-    theirs = resnet50(weights=None, replace_stride_with_dilation=[False, True, True]).eval()
-    theirs.load_state_dict(model.state_dict())
+    with torch.device("meta"):
+        theirs = resnet50(weights=None, replace_stride_with_dilation=[False, True, True]).eval()
+    theirs.load_state_dict(model.state_dict(), assign=True)
     ours = fully_convolutional(model, 2, head="linear", output_stride=8)
     expected = fully_convolutional(theirs, 2, head="linear")
     images = torch.randn(1, 3, 97, 64)
@@ -54,7 +55,8 @@ def test_every_other_position_is_what_it_was():
 
 
 def test_vgg_as_deeplab_has_it():
-    model = get_model("vgg11", weights=None, init_weights=False)
+    with torch.device("meta"):
+        model = get_model("vgg11", weights=None)
     network = fully_convolutional(model, 2, head="linear", output_stride=8)
     layers = list(dict(network.trunk.named_modules())["features"].children())
     pools = [layer for layer in layers if isinstance(layer, nn.MaxPool2d)]

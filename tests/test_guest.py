@@ -199,11 +199,11 @@ def test_no_reference_to_graph_or_result_is_kept(vgg, images):
 
 
 def test_memory_does_not_grow():
-    """Resident memory after 200 calls within 20 MB of that after 20."""
+    """Resident memory after 100 calls within 20 MB of that after 20; copies of the images alone would be 35."""
     model, x = TinyVGG().eval(), torch.randn(4, 3, 96, 96)
-    dcs = DistinctClassSaliency(model)
+    dcs = DistinctClassSaliency(model, scales=(1.0,))
     process = psutil.Process()
-    for call in range(200):
+    for call in range(100):
         dcs.attribute(x, 1)
         if call == 19:
             after_20 = process.memory_info().rss

@@ -24,7 +24,8 @@ def _guided(model, x, select):
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet18"])
 def test_equals_captum_bit_for_bit(name):
-    model = torchvision.models.get_model(name, weights=None).eval()
+    options = {"init_weights": False} if name == "vgg16" else {}
+    model = torchvision.models.get_model(name, weights=None, **options).eval()
     x = torch.randn(2, 3, 64, 64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
