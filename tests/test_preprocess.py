@@ -47,9 +47,14 @@ def test_the_matconvnet_canvas_refuses_what_the_release_cannot_take():
 
 
 def test_the_caffe_canvas_warps():
-    prepared = Preprocess("caffe")(_photograph(100, 300))
+    photograph = _photograph(100, 300)
+    photograph.paste((0, 0, 255), (0, 0, 50, 300))
+    prepared = Preprocess("caffe")(photograph)
     assert prepared.tensor.shape == (3, 512, 512)
-    assert prepared.pixels.shape == (3, 512, 512)
+    halves = prepared.pixels[:, :, 250], prepared.pixels[:, :, 262]
+    for half, colour in zip(halves, ((0, 0, 255), (200, 100, 50)), strict=True):
+        assert torch.equal(half, torch.tensor(colour, dtype=torch.uint8)[:, None].expand(3, 512))
+    assert torch.equal(prepared.crop(prepared.tensor), prepared.tensor)
 
 
 def test_cropping_and_restoring_find_the_photograph_again():
