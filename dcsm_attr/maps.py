@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "MATCONVNET_FLOOR",
     "absolute_channel_maximum",
     "background",
     "caffe_differences",

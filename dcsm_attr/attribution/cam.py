@@ -142,8 +142,8 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
             AssertionError: if the target has a form that Captum does not accept.
             IndexError: if the target is out of range.
             TypeError: if inputs are not floating point tensors, or the model returns no scores.
-            ValueError: if inputs are malformed or not finite, the target names a position, or the model does not end in
-                a pooled linear layer or a 1 x 1 convolution.
+            ValueError: if inputs are malformed; inputs, scores or maps are not finite; the target names a position; or
+                the model does not end in a pooled linear layer or a 1 x 1 convolution.
             RuntimeError: if the model fails at another scale.
 
         Examples::
@@ -187,7 +187,8 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
             detected.
 
         Raises:
-            ValueError: as :meth:`attribute`; and if classes are out of range or named twice.
+            TypeError, ValueError, RuntimeError: as :meth:`attribute`.
+            ValueError: if classes are out of range or named twice.
         """
         return self._run(inputs, Request(classes=classes), additional_forward_args, raw)[0]
 

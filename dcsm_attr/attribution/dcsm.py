@@ -250,9 +250,10 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         Raises:
             AssertionError: if the target has a form that Captum does not accept.
             IndexError: if the target is out of range.
-            TypeError: if inputs are not floating point tensors, or the model returns no tensor.
-            ValueError: if inputs are malformed or not finite, the model's output is neither (N, C) nor (N, C, h, w),
-                the model has no rectifier, or candidates lack the target.
+            TypeError: if inputs are not floating point tensors, or the model returns no scores.
+            ValueError: if inputs are malformed; inputs, scores or gradients are not finite; the model's output is
+                neither (N, C) nor (N, C, h, w); the model has no rectifier; no layer can be chosen; candidates lack the
+                target; or the target names a position at several scales.
             RuntimeError: under inference mode; if a layer is not reached; if the model fails at another scale.
 
         Examples::
@@ -304,7 +305,8 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             *ClassMaps* with maps (N, K, H, W); see :class:`ClassMaps`.
 
         Raises:
-            ValueError: as :meth:`attribute`; and if classes are out of range, named twice, or not among the candidates.
+            TypeError, ValueError, RuntimeError: as :meth:`attribute`.
+            ValueError: if classes are out of range, named twice, or not among the candidates.
         """
         points = self._points(inputs, additional_forward_args, attribute_to_layer_input)
         request = Request(classes=classes, candidates=candidates)
@@ -337,7 +339,8 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             *KeptGradients* of the candidates, about 1/100 of the memory of the maps.
 
         Raises:
-            ValueError: as :meth:`class_maps`.
+            TypeError, ValueError, RuntimeError: as :meth:`class_maps`.
+            ValueError: if a layer has several tensors, which its name does not tell apart.
         """
         points = self._points(inputs, additional_forward_args, attribute_to_layer_input)
         return self._keep(inputs, points, Request(classes=classes, candidates=candidates), additional_forward_args)
@@ -360,6 +363,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             *ClassMaps*, bit for bit those of :meth:`class_maps` where the batch was the same.
 
         Raises:
-            ValueError: as :meth:`class_maps`; and if a layer, scale or class was not kept.
+            ValueError: if a layer, scale or class was not kept; classes or candidates are malformed; or scores or
+                gradients are not finite.
         """
         return self._of_kept(kept, self.layers, Request(classes=classes, candidates=candidates), raw)

@@ -25,8 +25,9 @@ from torch.utils.hooks import RemovableHandle
 from dcsm_attr.attribution.guided import GuidedRectifiers
 from dcsm_attr.backbones.scores import checked_scores
 
-__all__ = ["ConstantParameters", "LayerPoint", "Recording", "record"]
+__all__ = ["ConstantParameters", "LayerPoint", "Recording", "Reduction", "record"]
 
+#: A gradient ``(N, C, h, w)`` to a map ``(N, 1, h, w)``.
 Reduction = Callable[[Tensor], Tensor]
 
 

@@ -57,7 +57,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller passed, before the model's output is known."""
+    """What the caller passed, before the model's output is known; None where it is left to the scores.
+
+    Attributes:
+        target: in any of Captum's forms, see :func:`dcsm_attr.attribution.targets.resolve_target`.
+        classes: known to be in the images, see :func:`dcsm_attr.attribution.candidates.explicit_classes`.
+        candidates: to be subtracted from each other, in the same forms.
+    """
 
     target: Any = None
     classes: Any = None

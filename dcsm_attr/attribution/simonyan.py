@@ -137,7 +137,7 @@ class Simonyan(ClassSaliency):
             *ClassMaps* with maps (N, K, H, W).
 
         Raises:
-            ValueError: as :meth:`DistinctClassSaliency.class_maps`.
+            TypeError, ValueError, RuntimeError: as :meth:`DistinctClassSaliency.class_maps`.
         """
         return self._run(inputs, [_IMAGES], Request(classes=classes), additional_forward_args, raw)[0]
 
@@ -162,7 +162,7 @@ class Simonyan(ClassSaliency):
             *KeptGradients* of the detected classes.
 
         Raises:
-            ValueError: as :meth:`class_maps`.
+            TypeError, ValueError, RuntimeError: as :meth:`class_maps`.
         """
         return self._keep(inputs, [_IMAGES], Request(classes=classes), additional_forward_args)
 
@@ -180,6 +180,6 @@ class Simonyan(ClassSaliency):
             *ClassMaps*, bit for bit those of :meth:`class_maps` where the batch was the same.
 
         Raises:
-            ValueError: as :meth:`class_maps`; and if a class was not kept.
+            ValueError: if a class was not kept; classes are malformed; or scores or gradients are not finite.
         """
         return self._of_kept(kept, [_IMAGES.name], Request(classes=classes), raw)

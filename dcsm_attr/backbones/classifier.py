@@ -114,6 +114,7 @@ def build_classifier(
         WeightsError: if the weights cannot be had, read, or do not fit.
     """
     _check_names(architecture, class_names)
+    # A file for a cut network may lack what lies behind the cut, which the whole model cannot be loaded without.
     if weights is None or (architecture.cut is not None and Path(weights).suffix):
         network = architecture.new_network()
         if weights is not None:

@@ -12,7 +12,7 @@ from dcsm_attr.crf.mean_field import mean_field
 from dcsm_attr.crf.permutohedral import PermutohedralLattice
 from dcsm_attr.crf.reference import infer_with_pydensecrf
 
-__all__ = ["Backend", "DenseCRF"]
+__all__ = ["SMALLEST_PROBABILITY", "Backend", "DenseCRF"]
 
 Backend = Literal["auto", "torch", "triton", "pydensecrf"]
 
@@ -143,14 +143,32 @@ class DenseCRF:
         return refined
 
     def gaussian(self, count: int, height: int, width: int, device: torch.device) -> PermutohedralLattice | None:
-        """The lattice of positions alone, which all images of a size share."""
+        """The lattice of positions alone, which all images of a size share.
+
+        Args:
+            count: of images in one lattice, N.
+            height: of each, H.
+            width: of each, W.
+            device: where the lattice is built.
+
+        Returns:
+            The lattice of N H W points, image by image, row by row; None where the kernel has no weight.
+        """
         if not self.gaussian_weight:
             return None
         positions, groups = _pixels(count, height, width, device)
         return PermutohedralLattice(_divided(positions, [self.gaussian_xy] * 2), groups)
 
     def pairwise(self, images: Tensor, gaussian: PermutohedralLattice | None) -> GaussianKernels | None:
-        """The terms of Eq. 8 for photographs ``(N, 3, H, W)``, of which none sees another."""
+        """The terms of Eq. 8 for photographs of which none sees another.
+
+        Args:
+            images: ``(N, 3, H, W)`` uint8.
+            gaussian: of :meth:`gaussian` with the same N, H and W.
+
+        Returns:
+            The weighted kernels over the same points; None where neither has a weight.
+        """
         weighted = [] if gaussian is None else [(gaussian, self.gaussian_weight)]
         if self.bilateral_weight:
             count, _, height, width = images.shape

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["mean_field"]
+__all__ = ["Pairwise", "mean_field"]
 
 # Far enough from where exponentials of four-byte numbers overflow or lose digits.
 _SAFE = 80.0
