@@ -116,7 +116,7 @@ def paper(model, layers, image, candidates, scales=(0.8, 1.0, 1.2), alpha=3.0, g
 
 
 def matconvnet(model, layers, image, scales=(0.8, 1.0, 1.2)):
-    """Steps 3 to 8 of dcsm.m, with the guard. Returns candidates, {target: accumulated}, {target: picture}."""
+    """dcsm.m from the forward pass on, with the guard. Returns candidates, {target: accumulated}, {target: picture}."""
     size = tuple(image.shape[1:])
     scaled = [resized(image, scale, "bicubic") for scale in scales]
     probabilities = [sigmoid(score_maps(model, one)).max((1, 2)) for one in scaled]

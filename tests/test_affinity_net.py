@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import get_model
 from torchvision.models.vgg import cfgs, make_layers
+from untouched import untouched
 
 import dcsm_attr.affinity.training as module
 from dcsm_attr import Segmenter
@@ -48,6 +49,13 @@ def test_stages_end_where_the_resolution_falls():
     assert found(resnet) == [("relu", 64, 2), ("layer1.2.relu_2", 256, 4), ("layer2.3.relu_2", 512, 8)]
     squeezenet = fully_convolutional(get_model("squeezenet1_1", weights=None).eval(), 2).trunk
     assert found(squeezenet) == [("features.1", 64, 2), ("cat_1", 128, 4), ("cat_3", 256, 8), ("cat_7", 512, 17)]
+
+
+def test_who_looks_for_stages_changes_nothing():
+    trunk = fully_convolutional(get_model("resnet18", weights=None), 2, cut="layer1", head="linear").train().trunk
+    trunk.get_submodule("bn1").eval()
+    with untouched(trunk):
+        assert [stage.stride for stage in stages_of(trunk)] == [2, 4]
 
 
 def test_the_maps_of_stages_are_those_of_the_model():

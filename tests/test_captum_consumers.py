@@ -122,6 +122,10 @@ def test_infidelity_through_the_helper(dcs, images):
 def test_expanding_needs_maps_of_the_inputs_size(images):
     with pytest.raises(ValueError, match=r"\(N, 1, H, W\)"):
         expanded_to_channels(torch.rand(2, 1, 5, 5), images)
+    maps = torch.rand(2, 1, 20, 24)
+    for attributions, inputs in ((maps, (images,)), ((maps,), images)):
+        with pytest.raises(TypeError, match="must both be tensors or both be tuples"):
+            expanded_to_channels(attributions, inputs)
 
 
 def test_captums_own_visualisation_draws_a_map(dcs, images):

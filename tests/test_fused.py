@@ -20,11 +20,11 @@ import json, torch
 from dcsm_attr import DenseCRF
 
 torch.manual_seed(0)
-images = torch.randint(0, 256, (2, 3, 9, 14), dtype=torch.uint8)
+images = torch.randint(0, 256, (2, 3, 7, 9), dtype=torch.uint8)
 images[1] = 90  # A vertex with more points than a short sum takes.
 differences = {}
 for labels in (1, 3):
-    probabilities = torch.rand(2, labels, 9, 14).softmax(dim=1)
+    probabilities = torch.rand(2, labels, 7, 9).softmax(dim=1)
     for weights in ({"bilateral_weight": 3.0, "bilateral_rgb": 60.0}, {"gaussian_weight": 0.0}):
         crfs = [DenseCRF(iterations=2, backend=backend, **weights) for backend in ("torch", "triton")]
         plain, fused = (crf(probabilities, images) for crf in crfs)

@@ -55,3 +55,6 @@ def test_overlay_by_hand():
     assert (result[:, :2] == 100).all()
     assert (result[:, 2] == 255).all()
     assert (result[:, 3] == (114, 50, 50)).all()
+    other = overlay(image, labels, opacity=1, colours=np.array([[9, 9, 9], [1, 2, 3]], dtype=np.uint8))
+    assert (other[:, 3] == (1, 2, 3)).all()
+    assert (other[:, :2] == 100).all()

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -34,29 +35,35 @@ def test_other_names_are_not():
         _ = dcsm_attr.Nonsense
 
 
-def _modules_after(statement):
-    code = f"import sys; {statement}; print(' '.join(sys.modules))"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+@pytest.fixture(scope="module")
+def loaded():
+    """The modules that are there after one import and then the next, in a process of its own."""
+    steps = ("import dcsm_attr", "import dcsm_attr.maps, dcsm_attr.crf", "import dcsm_attr.peers")
+    code = "import sys\n" + "\n".join(f"{step}\nprint(*sys.modules)" for step in steps)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {step: set(modules.split()) for step, modules in zip(steps, found, strict=True)}
 
 
-def test_importing_the_package_imports_nothing_heavy():
+def test_importing_the_package_imports_nothing_heavy(loaded):
     heavy = {"matplotlib", "ray", "pydensecrf", "torch", "torchvision", "captum", "typer"}
-    assert not heavy & _modules_after("import dcsm_attr")
+    assert not heavy & loaded["import dcsm_attr"]
 
 
-def test_the_crf_and_the_maths_need_neither_captum_nor_matplotlib():
-    loaded = _modules_after("import dcsm_attr.maps, dcsm_attr.crf")
-    assert not {"matplotlib", "pydensecrf", "captum", "torchvision"} & loaded
+def test_the_crf_and_the_maths_need_neither_captum_nor_matplotlib(loaded):
+    after = loaded["import dcsm_attr.maps, dcsm_attr.crf"]
+    assert {"torch", "dcsm_attr.crf.mean_field"} <= after
+    assert not {"matplotlib", "pydensecrf", "captum", "torchvision"} & after
+
+
+def test_the_peers_import_their_libraries_when_they_are_asked_for(loaded):
+    after = loaded["import dcsm_attr.peers"]
+    assert "dcsm_attr.peers.from_torchcam" in after
+    assert not {"pytorch_grad_cam", "torchcam", "cv2"} & after
 
 
 def test_the_version_is_in_one_place():
-    from importlib.metadata import version
-
+    """The command line's is tested with it."""
     assert version("dcsm_attr") == dcsm_attr.__version__
-    result = subprocess.run(
-        [sys.executable, "-m", "dcsm_attr", "--version"], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == f"dcsm_attr {dcsm_attr.__version__}"
     # The two files that cannot read it.
     folder = Path(__file__).parents[1]
     newest = re.search(r"^## (\S+)", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)

@@ -142,9 +142,12 @@ def test_nothing_detected_falls_back_to_the_best_class(segmenter, vgg, photograp
 
 
 def test_other_saliency_takes_its_place(vgg, photograph):
-    result = Segmenter(vgg, saliency=Simonyan(vgg), preprocess=SMALL).segment(photograph, [1])
+    square = photograph.resize((40, 40))
+    result = Segmenter(vgg, saliency=Simonyan(vgg), preprocess=SMALL).segment(square, [1])
     assert result.settings["saliency"]["method"] == "Simonyan"
     assert result.names == ("class 1",)
+    expected = Simonyan(vgg).class_maps(SMALL(square).tensor[None], [1]).maps
+    torch.testing.assert_close(result.saliency.maps, expected, rtol=0, atol=1e-6)
 
 
 def test_save_writes_everything_and_the_manifest_says_what(segmenter, photograph, tmp_path):
@@ -190,6 +193,9 @@ def test_the_attribution_alone_can_be_saved(segmenter, photograph, tmp_path):
     assert len(written) == 3
     with np.load(tmp_path / "attribution.npz") as arrays:
         assert sorted(arrays) == ["classes", "maps", "raw"]
+        assert arrays["classes"].tolist() == list(result.candidates)
+        assert np.array_equal(arrays["maps"], result.saliency.maps[0].numpy())
+        assert np.array_equal(arrays["raw"], result.saliency.raw[0].numpy())
 
 
 def test_labels_beyond_the_palette_are_numbered(vgg, photograph, tmp_path):

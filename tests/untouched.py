@@ -1,5 +1,6 @@
 """Everything that a call could leave changed: of the user's model, of the inputs, and of the process."""
 
+import gc
 import random
 import warnings
 from contextlib import contextmanager
@@ -36,6 +37,19 @@ def untouched(model, *inputs):
     before = snapshot(model, *inputs)
     yield
     assert changes(before, snapshot(model, *inputs)) == []
+
+
+@contextmanager
+def no_graph_left():
+    """Within this context tensors with a graph may come into being; at its end none of them is alive."""
+    # What is there already is set aside: to look through it takes most of a second.
+    gc.freeze()
+    try:
+        yield
+        gc.collect()
+        assert [o for o in gc.get_objects() if issubclass(type(o), Tensor) and o.grad_fn is not None] == []
+    finally:
+        gc.unfreeze()
 
 
 def changes(before, after):

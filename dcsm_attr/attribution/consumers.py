@@ -21,17 +21,22 @@ def expanded_to_channels(
         Views of the maps with the shapes of the inputs.
 
     Raises:
-        ValueError: if a map does not have the size of its input.
+        TypeError: if one of the two is a tuple and the other is not.
+        ValueError: if a map does not have the size of its input, or there are not as many maps as inputs.
 
     Examples::
 
         >>> attributions = expanded_to_channels(dcs.attribute(x, target=1), x)
         >>> captum.metrics.infidelity(model, perturb, x, attributions, target=1)
     """
-    if isinstance(attributions, tuple):
+    if isinstance(attributions, Tensor) and isinstance(inputs, Tensor):
+        return _expanded(attributions, inputs)
+    if isinstance(attributions, tuple) and isinstance(inputs, tuple):
         return tuple(_expanded(a, x) for a, x in zip(attributions, inputs, strict=True))
-    assert isinstance(inputs, Tensor)
-    return _expanded(attributions, inputs)
+    raise TypeError(
+        f"attributions and inputs must both be tensors or both be tuples, got {type(attributions).__name__} and "
+        f"{type(inputs).__name__}."
+    )
 
 
 def _expanded(attribution: Tensor, x: Tensor) -> Tensor:

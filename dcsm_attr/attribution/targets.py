@@ -30,24 +30,22 @@ def resolve_target(target: Any, output_shape: torch.Size) -> tuple[Tensor, Tenso
         IndexError: if a class or position is out of range.
     """
     images, classes = output_shape[:2]
-    positions = output_shape[2:].numel()
-    index = torch.arange(images * classes * positions, device="cpu").view(output_shape)
-    if len(output_shape) == 4 and not _names_position(target):
-        # Class forms address the scores; Captum has no meaning for them on a map.
-        index = index[..., 0, 0]
+    # Class forms address the scores; Captum has no meaning for them on a map.
+    addressed = output_shape if _names_position(target) else output_shape[:2]
+    index = torch.arange(addressed.numel(), device="cpu").view(addressed)
     try:
         selected = _select_targets(index, target)
     except (IndexError, RuntimeError) as error:
+        maps = "" if len(output_shape) == 2 else f" and score maps of {output_shape[2]} x {output_shape[3]} positions"
         raise IndexError(
-            f"target {target!r} is out of range: the model has {classes} classes (0 to {classes - 1})"
-            + (f" and score maps of {output_shape[2]} x {output_shape[3]} positions." if positions > 1 else ".")
+            f"target {target!r} is out of range: the model has {classes} classes (0 to {classes - 1}){maps}."
         ) from error
     assert selected.shape == (images,), (
         f"target {target!r} does not select one score an image from an output of shape {tuple(output_shape)}: give a "
         "class, or a list with one class an image."
     )
-    position = selected % positions if index.ndim == 4 else None
-    return selected // positions % classes, position
+    positions = addressed[2:].numel()
+    return selected // positions % classes, selected % positions if len(addressed) == 4 else None
 
 
 def _names_position(target: Any) -> bool:

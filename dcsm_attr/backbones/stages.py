@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from dcsm_attr.backbones.trunk_copy import copied_trunk
 from dcsm_attr.guest import preserved_random_state
 
 __all__ = ["Stage", "staged_trunk", "stages_of"]
@@ -43,11 +44,13 @@ def stages_of(trunk: nn.Module) -> list[Stage]:
     Raises:
         ValueError: if it gives no maps.
     """
-    names = get_graph_node_names(trunk, tracer_kwargs=_TRACING, suppress_diff_warning=True)[1]
-    parameter = next(trunk.parameters())
+    # Tracing puts every module in one mode.
+    traced = copied_trunk(trunk)
+    names = get_graph_node_names(traced, tracer_kwargs=_TRACING, suppress_diff_warning=True)[1]
+    parameter = next(traced.parameters())
     image = torch.zeros(1, 3, _SIDE, _SIDE, device=parameter.device, dtype=parameter.dtype)
     extractor = create_feature_extractor(
-        trunk, {name: name for name in names}, tracer_kwargs=_TRACING, suppress_diff_warning=True
+        traced, {name: name for name in names}, tracer_kwargs=_TRACING, suppress_diff_warning=True
     ).eval()
     with torch.no_grad(), preserved_random_state(parameter.device):
         values = extractor(image)
@@ -80,7 +83,7 @@ def staged_trunk(trunk: nn.Module, stages: list[Stage]) -> nn.Module:
     """The same trunk with the maps of some stages as its result.
 
     Args:
-        trunk: as in :func:`stages_of`; left as it is.
+        trunk: as in :func:`stages_of`, but for its modules, which all take the mode of the trunk itself.
         stages: of it.
 
     Returns:
