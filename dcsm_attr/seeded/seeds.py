@@ -3,7 +3,7 @@
 What the publications say: SEC takes pixels whose map is above 0.2 of its maximum, and for the background the tenth of
 the picture with the lowest saliency (:func:`dcsm_attr.seeded.saliency.middle_layer_saliency`), median filtered. Others
 take the 20 % of pixels with the highest values of a map (:func:`highest_share`). Where seeds of several labels meet,
-the documents are silent; see :func:`seed_labels` for the choice made here.
+the publications are silent; see :func:`seed_labels` for the choice made here.
 """
 
 import torch
