@@ -18,6 +18,8 @@ from dcsm_attr.cli import app, main
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
+pytestmark = pytest.mark.usefixtures("small_canvas")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):

@@ -423,7 +423,7 @@ def test_what_was_measured_with(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def voc(tmp_path):
+def voc(tmp_path, small_canvas):
     """A VOC folder of four scenes, whose classes take VOC's first names, and a network that sees two everywhere."""
     root = tmp_path / "VOC"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
