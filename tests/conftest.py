@@ -1,6 +1,8 @@
 """Small networks with known answers, and the folder of real data, if there is one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,41 @@ def shared():
             f"needs real photographs and weights; set DCSM_ATTR_SHARED to their folder (looked at {SHARED.name}/)"
         )
     return SHARED
+
+
+@pytest.fixture
+def small_canvas(monkeypatch):
+    """The paper's canvas with 128 pixels a side instead of 500, for commands that have no option for it."""
+    from dcsm_attr.backbones import preprocess
+
+    monkeypatch.setitem(preprocess._SIZES, "paper", 128)
+
+
+TRAINED_BY_TWO = """
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_train_classifier import classifier, pictures, train
+torch.set_num_threads(1)
+collection = pictures(Path("photographs"), 10)
+train(Path("out"), collection, collection, start=classifier(dropout=False), tensorboard=bool(find_spec("tensorboard")))
+"""
+
+
+@pytest.fixture(scope="session")
+def trained_by_two(tmp_path_factory):
+    """The folder of a training that two processes have shared, with a log for TensorBoard where that is installed."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "script.py").write_text(TRAINED_BY_TWO)
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [*two, str(Path(__file__).parent)], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return folder / "out"
 
 
 class TinyVGG(nn.Module):

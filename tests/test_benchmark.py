@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from allocations import MIB, allocating
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 from dcsm_attr.benchmark import contests
+from dcsm_attr.benchmark import crf as crf_module
 from dcsm_attr.benchmark.affinities import PLAIN, AffinityWork, affinity_contenders
 from dcsm_attr.benchmark.contest import OURS, Contest, Outcome, held
 from dcsm_attr.benchmark.contests import crf_contests, saliency_contests, walk_contests
@@ -23,8 +25,6 @@ from dcsm_attr.benchmark.timing import Timing, timed_in_turn
 from dcsm_attr.benchmark.walk import DENSE, SPARSE, WalkWork, exact_walk, walk_contenders
 from dcsm_attr.cli import app
 from dcsm_attr.crf import DenseCRF
-
-MIB = 2**20
 
 
 def test_contenders_take_turns_after_warming_up():
@@ -166,15 +166,6 @@ def test_dense_matrices_of_small_maps_alone():
     assert [(work.width, work.height) for work in by_size] == [(63, 47), (125, 94)]
 
 
-def allocating(mebibytes):
-    """Contenders that take so much memory, and half of it."""
-
-    def filled(count):
-        return lambda: float(torch.ones(count * MIB // 4).sum())
-
-    return {OURS: filled(mebibytes), "half": filled(mebibytes // 2)}
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures the process's memory, not the device's")
 def test_peak_memory_is_that_of_the_work():
     outcome = held(Contest("t", allocating, 64, (OURS, "half", "nobody")), 1, progress=False)
@@ -225,6 +216,7 @@ def run(*arguments):
 def test_the_command(photographs, tmp_path, monkeypatch):
     monkeypatch.setattr(contests, "COUNTS_OF_CLASSES", (1, 3))
     monkeypatch.setattr(contests, "COUNTS_OF_IMAGES", (1, 2))
+    monkeypatch.setattr(crf_module, "_SIZE", (60, 45))
     small = ("--size", 64, "--rounds", 1, "--no-memory", "--output", tmp_path)
     result = run("saliency", "--model", "squeezenet1_1", "--classes", 2, *small)
     assert result.exit_code == 0, result.output

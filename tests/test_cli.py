@@ -13,10 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-import dcsm_attr
 from dcsm_attr.cli import app, main
 
 NAMES = ["ant", "bee", "cat", "dog"]
+
+pytestmark = pytest.mark.usefixtures("small_canvas")
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +59,6 @@ def test_help_names_every_command_and_teaches_by_example():
         assert f"dcsm-attr {command}" in plain(run(command, "--help").output)
     assert "sky" not in run("--help").output
     assert "never executed" in plain(run("segment", "--help").output)
-
-
-def test_version():
-    result = in_a_process("--version")
-    assert result.stdout.strip() == f"dcsm_attr {dcsm_attr.__version__}"
 
 
 def test_segment_writes_everything(files, tmp_path):

@@ -423,7 +423,7 @@ def test_what_was_measured_with(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def voc(tmp_path):
+def voc(tmp_path, small_canvas):
     """A VOC folder of four scenes, whose classes take VOC's first names, and a network that sees two everywhere."""
     root = tmp_path / "VOC"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
@@ -515,7 +515,7 @@ def test_the_commands_help_teaches_by_example(voc):
     assert "dcsm-attr evaluate VOCdevkit/VOC2012" in " ".join(run(voc, "--help").output.split())
 
 
-def test_a_real_voc_folder(shared, tmp_path):
+def test_a_real_voc_folder(shared, tmp_path, small_canvas):
     root = shared / "data" / "voc2012-subset"
     if not root.is_dir():
         pytest.skip("needs a folder of PASCAL VOC beside the photographs")

@@ -19,6 +19,8 @@ from dcsm_attr.datasets.scenes import generate_scene
 from dcsm_attr.demo.classifier import scene_classifier
 from dcsm_attr.palette import VOC_CLASSES, label_picture
 
+pytestmark = pytest.mark.usefixtures("small_canvas")
+
 SIMONYAN, CAM, FUSION = MethodChoice.SIMONYAN, MethodChoice.CAM, MethodChoice.FUSION
 DCSM_ONLY = {
     "--variant=paper": {"variant": VariantChoice.PAPER},

@@ -1,10 +1,7 @@
 """Training with a log for TensorBoard: the same curves as in the CSV file, also after an interruption."""
 
 import csv
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from test_train_classifier import classifier, last_weights, pictures, train
@@ -105,35 +102,9 @@ def test_a_run_may_be_continued_with_or_without_it(accumulator, tmp_path, monkey
     assert all(first[name].equal(second[name]) for name in first)
 
 
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_train_classifier import SETTINGS, classifier, pictures
-from dcsm_attr.training.classifier import train_classifier
-folder = Path(sys.argv[2])
-collection = pictures(folder.parent / "t", 8)
-train_classifier(
-    classifier(), collection, collection, folder, SETTINGS, workers=0, tensorboard=True, progress=False
-)
-"""
-
-
-def test_only_the_first_process_writes(accumulator, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(TWO_PROCESSES)
-    pictures(tmp_path / "t", 8)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    result = subprocess.run(
-        [*command, str(Path(__file__).parent), str(tmp_path / "out")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1
-    assert agree(drawn(accumulator, tmp_path / "out"), logged(tmp_path / "out"))
+def test_only_the_first_process_writes(accumulator, trained_by_two):
+    assert len(list((trained_by_two / "tensorboard").iterdir())) == 1
+    assert agree(drawn(accumulator, trained_by_two), logged(trained_by_two))
 
 
 def test_without_tensorboard_training_does_not_begin(tmp_path, monkeypatch):

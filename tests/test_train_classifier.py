@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -206,44 +203,24 @@ def test_frozen_batch_norms_keep_statistics_and_parameters(tmp_path):
     assert {"trunk.bn1.running_mean", "trunk.bn1.weight"} <= changed
 
 
-SHARED_BATCHES = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_train_classifier import NAMES, SETTINGS, classifier, pictures
-from dcsm_attr.training.classifier import train_classifier
-import torch
-torch.set_num_threads(1)
-folder = Path(sys.argv[2])
-collection = pictures(folder.parent / "t", 10)
-train_classifier(classifier(dropout=False), collection, collection, folder, SETTINGS, workers=0, progress=False)
-"""
+@pytest.fixture
+def one_thread():
+    """As in the processes that torchrun starts: more round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path):
-    from pathlib import Path
-
-    script = tmp_path / "script.py"
-    script.write_text(SHARED_BATCHES)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pictures(tmp_path / "t", 10)
-    tests = str(Path(__file__).parent)
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for command, name in (([sys.executable], "one"), (two, "two")):
-        result = subprocess.run(
-            [*command, str(script), tests, str(tmp_path / name)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
-    one, both = last_weights(tmp_path / "one"), last_weights(tmp_path / "two")
+def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path, trained_by_two, one_thread):
+    collection = pictures(tmp_path / "t", 10)
+    train(tmp_path / "one", collection, collection, start=classifier(dropout=False))
+    one, both = last_weights(tmp_path / "one"), last_weights(trained_by_two)
     start = classifier(dropout=False).network.state_dict()
     for name in one:
         moved = (one[name] - start[name]).abs().max()
         assert (one[name] - both[name]).abs().max() <= 1e-3 * moved + 1e-6, name
-    logs = [(tmp_path / name / "log.csv").read_text().splitlines() for name in ("one", "two")]
+    logs = [(folder / "log.csv").read_text().splitlines() for folder in (tmp_path / "one", trained_by_two)]
     assert len(logs[0]) == len(logs[1]) == 5
 
 

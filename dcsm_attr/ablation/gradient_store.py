@@ -17,14 +17,14 @@ from dcsm_attr.claimed_folder import claim_folder
 from dcsm_attr.evaluation.provenance import parameters_digest
 from dcsm_attr.files import atomic_path, writable_folder
 
-__all__ = ["GradientStore", "PassName", "passes_of"]
+__all__ = ["OUTER_SCALES", "GradientStore", "PassName", "passes_of"]
 
 PassName = str
 
 #: Scales around the paper's three: 300 and 700 pixels of 500.
 OUTER_SCALES = (0.6, 1.4)
-#: The paper's Table 4 ends at 15 candidates.
-MOST_CANDIDATES = 15
+# The paper's Table 4 ends at 15 candidates.
+_MOST_CANDIDATES = 15
 _FEW_CANDIDATES = 4
 
 
@@ -60,7 +60,7 @@ def passes_of(classifier: Classifier) -> dict[PassName, _Pass]:
         return DistinctClassSaliency(network, layers, pooling=pooling, **settings)
 
     return {
-        "guided": _Pass(at_inputs(blocks), MOST_CANDIDATES),
+        "guided": _Pass(at_inputs(blocks), _MOST_CANDIDATES),
         "outer": _Pass(at_inputs(default, scales=OUTER_SCALES), _FEW_CANDIDATES),
         "plain": _Pass(at_inputs(default, guided=False), _FEW_CANDIDATES),
         "images": _Pass(Simonyan(network, pooling=pooling), 1),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from dcsm_attr.segmentation.label_files import LabelStream, Shard, write_label_m
 from dcsm_attr.segmentation.pipeline import pipelined
 
 __all__ = ["Confidence", "write_confident_labels", "write_pseudo_labels"]
+
+_Read = tuple[Photograph, Prepared]
 
 
 @dataclass(frozen=True)
@@ -66,29 +69,14 @@ def write_confident_labels(
         ValueError: if it holds labels of other settings.
     """
 
-    def read(photograph: Photograph) -> tuple[Photograph, Prepared]:
+    def read(photograph: Photograph) -> _Read:
         return photograph, segmenter.preprocess(read_image(photograph.path, max_pixels=segmenter.max_pixels))
-
-    def labelled(batch: Sequence[tuple[Photograph, Prepared]]) -> list[Tensor]:
-        canvases = torch.stack([prepared.tensor for _, prepared in batch]).to(segmenter.device)
-        found = segmenter.saliency.class_maps(canvases, [photograph.classes for photograph, _ in batch])
-        return [
-            confident_labels(
-                prepared.crop(found.maps[image, present]),
-                found.classes[image, present],
-                prepared.pixels,
-                low=confidence.low,
-                high=confidence.high,
-                crf=confidence.crf,
-            )
-            for image, ((_, prepared), present) in enumerate(zip(batch, found.detected, strict=True))
-        ]
 
     def stream(photographs: Sequence[Photograph]) -> LabelStream:
         return pipelined(
             photographs,
             read,
-            labelled,
+            partial(_confident, segmenter, confidence),
             lambda labels: labels.cpu().numpy(),
             batch_size=batch_size,
             workers=segmenter.readers,
@@ -112,6 +100,23 @@ def write_confident_labels(
         description="confident labels",
         progress=progress,
     )
+
+
+def _confident(segmenter: Segmenter, confidence: Confidence, batch: Sequence[_Read]) -> list[Tensor]:
+    """The labels of photographs that go through the model together."""
+    canvases = torch.stack([prepared.tensor for _, prepared in batch]).to(segmenter.device)
+    found = segmenter.saliency.class_maps(canvases, [photograph.classes for photograph, _ in batch])
+    return [
+        confident_labels(
+            prepared.crop(found.maps[image, present]),
+            found.classes[image, present],
+            prepared.pixels,
+            low=confidence.low,
+            high=confidence.high,
+            crf=confidence.crf,
+        )
+        for image, ((_, prepared), present) in enumerate(zip(batch, found.detected, strict=True))
+    ]
 
 
 def write_pseudo_labels(

@@ -18,8 +18,9 @@ from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.training.batches import BatchPlan
 from dcsm_attr.training.label_grid import grid_labels
 from dcsm_attr.training.labelled_canvases import LabelledBatch, LabelledCanvases, collate_labelled
-from dcsm_attr.training.loop import Settings, Task, batches_of, run_training
+from dcsm_attr.training.loop import Settings, run_training
 from dcsm_attr.training.presets import LITTLE_DATA, Preset
+from dcsm_attr.training.task import Task, batches_of
 
 __all__ = ["NETWORK", "PRESETS", "train_affinity_net"]
 

@@ -3,7 +3,7 @@
 import shlex
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -115,7 +115,6 @@ def ablate(
     from dcsm_attr.ablation.report import write_ablation
     from dcsm_attr.ablation.tables import TABLES
     from dcsm_attr.datasets.voc import voc_collection
-    from dcsm_attr.evaluation.provenance import parameters_digest
     from dcsm_attr.evaluation.result import Protocol
     from dcsm_attr.files import writable_folder
 
@@ -136,7 +135,6 @@ def ablate(
         "background-count": background_count,
     }
     name = f"{table.value}-{protocol.value}"
-    architecture = classifier.architecture
     paths = write_ablation(
         measurement,
         output,
@@ -150,16 +148,7 @@ def ablate(
         ),
         data=f"Split {split!r} of a VOC folder: {len(chosen)} of its {len(whole)} photographs; backgrounds chosen on "
         f"{len(background)} of the {len(whole_background)} of split {background_split!r}.",
-        about={
-            "class_names": classifier.class_names,
-            "picture": f"{name}.png",
-            "network": architecture.model,
-            "cut": architecture.cut,
-            "head": architecture.head,
-            "pooling": classifier.pooling,
-            "canvas": classifier.preprocess.side,
-            "parameters": parameters_digest(classifier.network),
-        },
+        about={"picture": f"{name}.png", **_about(classifier)},
     )
     _say(measurement)
     typer.echo(f"{paths[0]}: the table; {paths[2]}: its picture")
@@ -176,6 +165,21 @@ def _affinity_table(table: TableChoice, classifier: "Classifier", paths: list[Pa
     for net in nets:
         net.network.to(next(classifier.network.parameters()).device)
     return AFFINITY_TABLES[table.value](classifier, nets)
+
+
+def _about(classifier: "Classifier") -> dict[str, Any]:
+    from dcsm_attr.evaluation.provenance import parameters_digest
+
+    architecture = classifier.architecture
+    return {
+        "class_names": classifier.class_names,
+        "network": architecture.model,
+        "cut": architecture.cut,
+        "head": architecture.head,
+        "pooling": classifier.pooling,
+        "canvas": classifier.preprocess.side,
+        "parameters": parameters_digest(classifier.network),
+    }
 
 
 def _say(measurement: "Measurement") -> None:

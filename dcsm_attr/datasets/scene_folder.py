@@ -18,7 +18,7 @@ from dcsm_attr.settings import differences
 
 __all__ = ["write_scene_folder"]
 
-#: Describes the series; its presence makes a folder one of scenes.
+# Describes the series; its presence makes a folder one of scenes.
 _DESCRIPTION = "scenes.json"
 
 # Of so many scenes, the first is one of validation.

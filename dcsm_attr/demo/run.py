@@ -14,7 +14,7 @@ from dcsm_attr.evaluation.miou import confusion_matrix, mean_iou
 from dcsm_attr.maps import label_probabilities
 from dcsm_attr.segmentation import Segmentation, Segmenter
 
-__all__ = ["STEPS", "DemoResult", "SegmentedScene", "run_demo", "scene_segmenter", "step_labels"]
+__all__ = ["STEPS", "UNSEEN_SEED", "DemoResult", "SegmentedScene", "run_demo", "scene_segmenter", "step_labels"]
 
 #: The steps that are compared, each on top of the one before.
 STEPS = ("raw maps", "with subtraction", "with the CRF")

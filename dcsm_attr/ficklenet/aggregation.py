@@ -14,7 +14,7 @@ from torch import Tensor
 from dcsm_attr.maps import divide_by_maximum
 from dcsm_attr.palette import VOID
 
-__all__ = ["Aggregate", "aggregated", "aggregates"]
+__all__ = ["Aggregate", "aggregated", "aggregates", "check_threshold"]
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,21 @@ class Aggregate:
         """
         if len(classes) != len(self.highest):
             raise ValueError(f"classes must name each of the {len(self.highest)} slots; got {len(classes)}.")
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is a share of each map's maximum and must lie in [0, 1], got {threshold}.")
+        check_threshold(threshold)
         sure = self.highest > threshold
         slot = self.total.masked_fill(~sure, -torch.inf).argmax(dim=0)
         labels = torch.tensor(classes, device=slot.device)[slot] + 1
         return torch.where(sure.any(dim=0), labels, VOID)
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that maps, each divided by its maximum, cannot have.
+
+    Raises:
+        ValueError: if it is outside [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is a share of each map's maximum and must lie in [0, 1], got {threshold}.")
 
 
 def aggregated(maps: Iterable[Tensor]) -> Aggregate:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dcsm_attr.backbones.convolutional import ScoreMapNetwork
 from dcsm_attr.backbones.preprocess import Prepared
-from dcsm_attr.ficklenet.aggregation import aggregated
+from dcsm_attr.ficklenet.aggregation import aggregated, check_threshold
 from dcsm_attr.ficklenet.localisation import GradCamForm, fickle_maps
 from dcsm_attr.stochastic.selection import StochasticSelection
 
@@ -54,10 +54,7 @@ class FickleLocaliser:
     def __post_init__(self) -> None:
         """Check the network and the threshold."""
         selections_of(self.network)
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(
-                f"threshold is a share of each map's maximum and must lie in [0, 1], got {self.threshold}."
-            )
+        check_threshold(self.threshold)
 
     def __call__(self, canvas: Tensor, prepared: Prepared, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Localise.

@@ -17,7 +17,7 @@ from dcsm_attr.seeded.network import TrainedSegmentationNet
 from dcsm_attr.seeded.refinement import crf_on_canvas
 from dcsm_attr.segmentation.segmenter import Precision, Segmenter
 
-__all__ = ["LabelMaps", "NetworkSegmenter", "label_probabilities"]
+__all__ = ["SCALES", "LabelMaps", "NetworkSegmenter", "label_probabilities"]
 
 #: DSRG's.
 SCALES = (0.75, 1.0, 1.25)

@@ -15,9 +15,10 @@ from dcsm_attr.seeded.objectives import OBJECTIVES, ObjectiveName
 from dcsm_attr.training.batches import BatchPlan
 from dcsm_attr.training.label_grid import grid_labels
 from dcsm_attr.training.labelled_canvases import LabelledBatch, LabelledCanvases, collate_labelled
-from dcsm_attr.training.loop import Settings, Task, Validation, batches_of, run_training
+from dcsm_attr.training.loop import Settings, run_training
 from dcsm_attr.training.presets import LITTLE_DATA, Preset, PresetName
 from dcsm_attr.training.processes import Processes
+from dcsm_attr.training.task import Task, Validation, batches_of
 
 __all__ = ["NETWORK", "PRESETS", "train_segmentation_net"]
 

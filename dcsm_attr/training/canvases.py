@@ -11,7 +11,7 @@ from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.images import ImageReadError, read_image
 from dcsm_attr.training.batches import Draw
 
-__all__ = ["CanvasBatch", "Canvases", "collate"]
+__all__ = ["Canvas", "CanvasBatch", "Canvases", "collate"]
 
 
 @dataclass(frozen=True)

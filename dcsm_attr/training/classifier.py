@@ -16,10 +16,11 @@ from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.average_precision import mean_average_precision
 from dcsm_attr.training.batches import BatchPlan, Draw
 from dcsm_attr.training.canvases import CanvasBatch, Canvases, collate
-from dcsm_attr.training.loop import Settings, Task, Validation, batches_of, run_training
+from dcsm_attr.training.loop import Settings, run_training
 from dcsm_attr.training.losses import multi_label_loss
 from dcsm_attr.training.presets import ClassifierPreset
 from dcsm_attr.training.processes import Processes
+from dcsm_attr.training.task import Task, Validation, batches_of
 
 __all__ = ["train_classifier"]
 
