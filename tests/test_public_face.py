@@ -62,8 +62,9 @@ def test_the_peers_import_their_libraries_when_they_are_asked_for(loaded):
 
 
 def test_the_version_is_in_one_place():
-    """The command line's is tested with it."""
     assert version("dcsm_attr") == dcsm_attr.__version__
+    told = subprocess.run([sys.executable, "-m", "dcsm_attr", "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"dcsm_attr {dcsm_attr.__version__}\n"
     # The two files that cannot read it.
     folder = Path(__file__).parents[1]
     newest = re.search(r"^## (\S+)", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)
