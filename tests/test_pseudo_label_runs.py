@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -279,8 +280,9 @@ def test_processes_that_die_again_and_again_end_the_run(tmp_path, collection, mo
 
 def _dies(run_itself, marks, deaths):
     """A recipe of whose processes the first ones are killed; the run itself builds one too, to know the settings."""
-    gone = len(list(marks.iterdir()))
-    if os.getpid() != run_itself and gone < deaths:
-        (marks / str(os.getpid())).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+    for death in range(deaths if os.getpid() != run_itself else 0):
+        # Two processes that begin at once must not take the same one.
+        with suppress(FileExistsError):
+            (marks / str(death)).touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
     return tiny()
