@@ -10,7 +10,7 @@ from pathlib import Path
 from dcsm_attr.evaluation.markdown import markdown_table
 from docs_pages.layout import folded
 
-__all__ = ["file_tables", "imports_of", "layers", "package_table", "packages", "picture"]
+__all__ = ["file_tables", "imports_of", "layers", "package_table", "packages", "picture", "purpose"]
 
 _SECTION = "importlinter:contract:layers"
 _WIDTH, _HEIGHT, _GAP, _MARGIN = 900, 34, 10, 8
@@ -59,7 +59,7 @@ def package_table(folder: Path) -> str:
     rows = [["package", "what it is for", "imports"]]
     for name, source in known.items():
         used = [one for one in imports_of(source, folder.name) if one in known]
-        rows.append([f'<span id="package-{name}">`{name}`</span>', _purpose(source), ", ".join(used) or "-"])
+        rows.append([f'<span id="package-{name}">`{name}`</span>', purpose(source), ", ".join(used) or "-"])
     return markdown_table(rows).replace("---:|", "---|")
 
 
@@ -69,12 +69,13 @@ def file_tables(folder: Path) -> str:
     for name, source in packages(folder).items():
         files = sorted(path for path in source.parent.rglob("*.py") if path.name != "__init__.py")
         if source.name == "__init__.py":
-            rows = [["file", "what it is for"], *([f"`{_dotted(path, folder)}`", _purpose(path)] for path in files)]
+            rows = [["file", "what it is for"], *([f"`{_dotted(path, folder)}`", purpose(path)] for path in files)]
             blocks.append(folded(name, [markdown_table(rows).replace("---:|", "---|")]))
     return "\n\n".join(blocks)
 
 
-def _purpose(source: Path) -> str:
+def purpose(source: Path) -> str:
+    """What a package or file is for: the beginning of its docstring, as Markdown."""
     docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or "-"
     # A role is for Python's readers; here its target is code as all other.
     return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", docstring.split("\n\n")[0].replace("\n", " ").replace("``", "`"))

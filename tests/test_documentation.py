@@ -21,7 +21,7 @@ from docs_pages.accuracy import accuracy
 from docs_pages.benchmarks import benchmarks
 from docs_pages.commands import commands_page, split_help
 from docs_pages.contests import contests
-from docs_pages.contract import file_tables, imports_of, layers, package_table, packages, picture
+from docs_pages.contract import file_tables, imports_of, layers, package_table, packages, picture, purpose
 from docs_pages.evaluations import comparison, each_class, given_options, label_table
 from docs_pages.name_links import linked_names
 from docs_pages.repository_links import linked_files, place, relinked, shown
@@ -302,6 +302,11 @@ def _rows_of_picture():
     ):
         rows.setdefault(int(y), []).append(name)
     return [rows[y] for y in sorted(rows)]
+
+
+def test_contributing_tells_what_each_package_is_for_by_its_docstring():
+    told = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert told == [(name, purpose(source)) for name, source in packages(PACKAGE).items()]
 
 
 def test_the_picture_of_the_packages_is_the_contract_of_import_linter():
