@@ -1,6 +1,7 @@
 """The engine of a cluster: Ray Data, of which everything that is distributed is: scheduling, retries, autoscaling."""
 
 import json
+import math
 import pickle
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ class OnRay:
     files are written whole, so that doing it twice does no harm.
 
     Attributes:
-        actors: the smallest and the largest number of those that hold the model; there are at most as many readers, and
-            writers.
+        actors: the smallest and the largest number of those that hold the model; there are half as many
+            readers, and half as many writers.
         cpus: cores of an actor that holds the model.
         gpus: of such an actor; may be a fraction, so that several share one.
 
@@ -71,17 +72,20 @@ class OnRay:
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"number": batch.number, "photographs": pickle.dumps(list(batch))} for batch in batches]
         blocks = min(len(rows), _BLOCKS)
-        least, most = (min(blocks, number) for number in self.actors)
-        pool = ray.data.ActorPoolStrategy(min_size=least, max_size=most)
+
+        def pool(share: float) -> Any:
+            least, most = (min(blocks, math.ceil(share * number)) for number in self.actors)
+            return ray.data.ActorPoolStrategy(min_size=least, max_size=most)
+
         # Readers and writers count as no core: where the models have taken all, a run would wait for ever. They are
         # actors, not tasks: Ray ends the process of a task without a core when it is idle, and a new one imports
-        # PyTorch anew. As many as there are models are enough, for they have threads.
-        without_core: dict[str, Any] = {"compute": pool, "num_cpus": 0}
+        # PyTorch anew. They have threads, so that one serves two models.
+        without_core: dict[str, Any] = {"compute": pool(0.5), "num_cpus": 0}
         # Ray's annotations know functions only, not classes.
         data: Any = ray.data.from_items(rows, override_num_blocks=blocks)
         finished = (
             data.map(Reader, fn_constructor_args=(job.max_pixels, Path.cwd()), **without_core)
-            .map(_Model, fn_constructor_args=(job,), compute=pool, num_cpus=self.cpus, num_gpus=self.gpus)
+            .map(_Model, fn_constructor_args=(job,), compute=pool(1.0), num_cpus=self.cpus, num_gpus=self.gpus)
             .map(Writer, fn_constructor_args=(job.storage,), **without_core)
         )
         for row in finished.iter_rows():
