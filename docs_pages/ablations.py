@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dcsm_attr.evaluation.markdown import markdown_table
-from docs_pages.evaluations import percent
+from docs_pages.evaluations import class_table, percent
 from docs_pages.layout import folded, tabs
 from docs_pages.results import origin
 
@@ -84,10 +84,7 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
         for step in ("before", "after")
         if row["IoU"][f"own background, {step} CRF"] is not None
     }
-    names = next(iter(columns.values()))
-    return markdown_table(
-        [["IoU in %", *columns], *([name, *(percent(one[name]) for one in columns.values())] for name in names)]
-    )
+    return class_table(columns)
 
 
 def _exponents(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from docs_pages.ablations import sections
 from docs_pages.evaluations import comparison, each_class, label_table, training_log
 from docs_pages.layout import folded, page
-from docs_pages.results import Results, origin
+from docs_pages.results import Results, origin, table_section
 from docs_pages.single_results import demo_seeds, fickle_rates, map_shares, preset_search, seed_shares, seeded_networks
 
 __all__ = ["accuracy"]
@@ -45,7 +45,6 @@ def _voc(results: Results) -> list[str]:
     contents = {name: results.json(name) for name in names}
     reports = {name: results.link(name.replace(".json", ".md")) for name in names}
     logs = {name: results.csv(name) for name in results.names("*_training.csv")}
-    animals = results.json("animal_share.json")
     search = results.json("tune_preset.json")
     return [
         "## PASCAL VOC",
@@ -55,27 +54,27 @@ def _voc(results: Results) -> list[str]:
         "### How the classifiers learned",
         "What `dcsm-attr train` logged; the commands stand [beside the networks](voc.md).",
         *(folded(name, [training_log(rows)]) for name, rows in logs.items()),
-        "### How the preset `tuned` was chosen",
-        f"Mean IoU after the CRF on {search['photographs']} photographs that the classifier had not seen, by the "
-        "exponent of the background; known classes, subtracted from each other alone. The CRF by w1, gamma alpha, "
-        "gamma beta, w2, gamma gamma of Eq. 8.",
-        preset_search(search),
-        origin(search["measured"]),
-        "### Two photographs of two animals",
-        "The share of each class's map that falls on its own animal, in boxes drawn by eye.",
-        map_shares(animals),
-        origin(animals["measured"]),
+        *table_section(
+            "### How the preset `tuned` was chosen",
+            search,
+            preset_search,
+            f"Mean IoU after the CRF on {search['photographs']} photographs that the classifier had not seen, by the "
+            "exponent of the background; known classes, subtracted from each other alone. The CRF by w1, gamma alpha, "
+            "gamma beta, w2, gamma gamma of Eq. 8.",
+        ),
+        *table_section(
+            "### Two photographs of two animals",
+            results.json("animal_share.json"),
+            map_shares,
+            "The share of each class's map that falls on its own animal, in boxes drawn by eye.",
+        ),
     ]
 
 
 def _demo(results: Results) -> list[str]:
     demo = results.json("demo_seeds.json")
-    return [
-        "## The demo",
-        f"{demo['scenes']} unseen scenes; background and eight classes, those that the network detects.",
-        demo_seeds(demo),
-        origin(demo["measured"]),
-    ]
+    about = f"{demo['scenes']} unseen scenes; background and eight classes, those that the network detects."
+    return table_section("## The demo", demo, demo_seeds, about)
 
 
 def _tables(results: Results, pattern: str) -> list[str]:
@@ -104,7 +103,6 @@ def _affinity(results: Results) -> list[str]:
 def _ficklenet(results: Results) -> list[str]:
     rates = results.json("fickle_rates.json")
     shares = results.json("seed_shares.json")
-    networks = results.json("seeded_networks.json")
     titles = {
         "mean IoU": "Mean IoU of the seeds",
         "covered": "Foreground that the seeds cover, in %",
@@ -117,13 +115,14 @@ def _ficklenet(results: Results) -> list[str]:
         *(block for key, title in titles.items() for block in (f"**{title}**", fickle_rates(rates, key))),
         f"![Mean IoU over the number of maps]({results.link('fickle_rates.png')})",
         origin(rates["measured"]),
-        "### Seeds of class maps",
-        f"In %, on {shares['photographs']} photographs: foreground above a share of the maximum, background the "
-        "share of the photograph with the lowest gradient.",
-        seed_shares(shares),
-        origin(shares["measured"]),
-        "### Networks by what they learned from",
-        "In %.",
-        seeded_networks(networks),
-        origin(networks["measured"]),
+        *table_section(
+            "### Seeds of class maps",
+            shares,
+            seed_shares,
+            f"In %, on {shares['photographs']} photographs: foreground above a share of the maximum, background the "
+            "share of the photograph with the lowest gradient.",
+        ),
+        *table_section(
+            "### Networks by what they learned from", results.json("seeded_networks.json"), seeded_networks, "In %."
+        ),
     ]

@@ -1,12 +1,9 @@
 """The page of benchmarks: every committed figure of time, memory, parity and robustness."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from benchmarks.model_tables import model_origin, summary
 from docs_pages.contests import contests
 from docs_pages.layout import page
-from docs_pages.results import Results, origin
+from docs_pages.results import Results, origin, table_section
 from docs_pages.single_results import (
     broken_files,
     crf_parity,
@@ -34,22 +31,20 @@ def benchmarks(results: Results) -> str:
         [
             _ABOUT,
             *_contests(results, "Class maps", "speed/saliency*.json", "speed/scaling.json"),
-            *_single(results, "The two forms of Eq. 4", "subtraction.json", subtraction_forms),
+            *table_section("## The two forms of Eq. 4", results.json("subtraction.json"), subtraction_forms),
             "## The dense CRF",
             *_crf(results),
             *_contests(results, "From files to label maps", "speed/pipeline*.json"),
             *_contests(results, "AffinityNet's random walk", "affinity/walk.json"),
-            *_single(
-                results,
-                "FickleNet's stochastic hidden units",
-                "stochastic_selection.json",
+            *table_section(
+                "## FickleNet's stochastic hidden units",
+                results.json("stochastic_selection.json"),
                 stochastic_forms,
                 "Features of 41 x 41 x 512, windows of 9 x 9, 20 classes, one thread.",
             ),
-            *_single(
-                results,
-                "DSRG's region growing",
-                "region_growing.json",
+            *table_section(
+                "## DSRG's region growing",
+                results.json("region_growing.json"),
                 region_growing,
                 "With the connected components that it needs, beside SciPy's.",
             ),
@@ -70,20 +65,15 @@ def _contests(results: Results, title: str, *patterns: str) -> list[str]:
     return blocks
 
 
-def _single(
-    results: Results, title: str, name: str, table: Callable[[Mapping[str, Any]], str], about: str = ""
-) -> list[str]:
-    content = results.json(name)
-    return [f"## {title}", *([about] if about else []), table(content), origin(content["measured"])]
-
-
 def _crf(results: Results) -> list[str]:
     parity = results.json("crf_parity.json")
     return [
-        "### Beside pydensecrf, photograph by photograph",
-        f"{parity['photographs']} photographs, {parity['iterations']} iterations; median seconds an image.",
-        crf_parity(parity),
-        origin(parity["measured"]),
+        *table_section(
+            "### Beside pydensecrf, photograph by photograph",
+            parity,
+            crf_parity,
+            f"{parity['photographs']} photographs, {parity['iterations']} iterations; median seconds an image.",
+        ),
         _CONTESTS,
         *contests(results.json("speed/crf.json")),
     ]
@@ -100,10 +90,9 @@ def _collections(results: Results) -> list[str]:
         pseudo_label_rates(rates),
         f"![Photographs and memory over time]({results.link('pseudo_label_rates.png')})",
         origin(rates["measured"]),
-        "### Faults",
-        f"{faults['photographs']} photographs, some of them broken on purpose.",
-        fault_table(faults),
-        origin(faults["measured"]),
+        *table_section(
+            "### Faults", faults, fault_table, f"{faults['photographs']} photographs, some of them broken on purpose."
+        ),
     ]
 
 
@@ -113,12 +102,9 @@ def _models(results: Results) -> list[str]:
 
 
 def _robustness(results: Results) -> list[str]:
-    broken = results.json("fuzz/images.json")
     return [
         "## Robustness",
-        "### Broken picture files",
-        broken_files(broken),
-        origin(broken["measured"]),
+        *table_section("### Broken picture files", results.json("fuzz/images.json"), broken_files),
         "### Coverage",
         results.text("robustness/coverage.md"),
         "### Mutants",

@@ -42,12 +42,12 @@ def command_section(called: str, command: Any) -> list[str]:
         blocks.append("```bash\n" + "\n".join(examples) + "\n```")
     if arguments:
         rows = [["argument", ""], *([f"`{_argument(one)}`", _help(one)] for one in arguments)]
-        blocks.append(_left(markdown_table(rows)))
+        blocks.append(markdown_table(rows, numbers=False))
     for panel in dict.fromkeys(getattr(one, "rich_help_panel", None) for one in options):
         of_panel = [one for one in options if getattr(one, "rich_help_panel", None) == panel]
         rows = [["option" if panel is None else f"{panel.lower()} option", "default", ""]]
         rows += [[_names(one, hints[one.name]), _default(one), _help(one)] for one in of_panel]
-        blocks.append(_left(markdown_table(rows)))
+        blocks.append(markdown_table(rows, numbers=False))
     return blocks
 
 
@@ -88,8 +88,3 @@ def _default(option: Any) -> str:
 
 def _help(parameter: Any) -> str:
     return " ".join((parameter.help or "").split()).replace("<", "&lt;")
-
-
-def _left(table: str) -> str:
-    """Words, not numbers: every column to the left."""
-    return table.replace("---:|", "---|")

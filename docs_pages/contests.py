@@ -12,13 +12,13 @@ from docs_pages.results import origin
 __all__ = ["contests"]
 
 
-def contests(content: Mapping[str, Any], level: str = "###") -> list[str]:
+def contests(content: Mapping[str, Any]) -> list[str]:
     """Every contest and every line of one result file, and where they were measured."""
     blocks = []
     for contest in content["contests"]:
-        blocks += [f"{level} {contest['title']}", outcome_table(_outcome(contest))]
+        blocks += [f"### {contest['title']}", outcome_table(_outcome(contest))]
     for scaling in content["scaling"]:
-        blocks += [f"{level} {scaling['title']}", scaling_text(_scaling(scaling))]
+        blocks += [f"### {scaling['title']}", scaling_text(_scaling(scaling))]
     return [*blocks, origin(content["measured"])]
 
 

@@ -60,7 +60,7 @@ def package_table(folder: Path) -> str:
     for name, source in known.items():
         used = [one for one in imports_of(source, folder.name) if one in known]
         rows.append([f'<span id="package-{name}">`{name}`</span>', purpose(source), ", ".join(used) or "-"])
-    return markdown_table(rows).replace("---:|", "---|")
+    return markdown_table(rows, numbers=False)
 
 
 def file_tables(folder: Path) -> str:
@@ -70,7 +70,7 @@ def file_tables(folder: Path) -> str:
         files = sorted(path for path in source.parent.rglob("*.py") if path.name != "__init__.py")
         if source.name == "__init__.py":
             rows = [["file", "what it is for"], *([f"`{_dotted(path, folder)}`", purpose(path)] for path in files)]
-            blocks.append(folded(name, [markdown_table(rows).replace("---:|", "---|")]))
+            blocks.append(folded(name, [markdown_table(rows, numbers=False)]))
     return "\n\n".join(blocks)
 
 

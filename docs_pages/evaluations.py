@@ -8,7 +8,7 @@ from dcsm_attr.evaluation.markdown import markdown_table
 from docs_pages.layout import folded
 from docs_pages.results import origin
 
-__all__ = ["comparison", "each_class", "given_options", "label_table", "percent", "training_log"]
+__all__ = ["class_table", "comparison", "each_class", "given_options", "label_table", "percent", "training_log"]
 
 _STEPS = ("before the CRF", "after the CRF")
 _PROTOCOLS = ("known", "detected")
@@ -65,10 +65,14 @@ def each_class(name: str, content: Mapping[str, Any]) -> str:
         for step in _STEPS
         if one[step] is not None
     }
-    classes = next(iter(columns.values()))
+    return folded(f"Each class: {name}", [content["data"], class_table(columns), origin(content["measured"])])
+
+
+def class_table(columns: Mapping[str, Mapping[str, float | None]]) -> str:
+    """The IoU of every class, one a row, by the title of the column."""
     rows = [["IoU in %", *columns]]
-    rows += [[label, *(percent(column[label]) for column in columns.values())] for label in classes]
-    return folded(f"Each class: {name}", [content["data"], markdown_table(rows), origin(content["measured"])])
+    rows += [[name, *(percent(one[name]) for one in columns.values())] for name in next(iter(columns.values()))]
+    return markdown_table(rows)
 
 
 def label_table(contents: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,10 +2,11 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Results", "origin"]
+__all__ = ["Results", "origin", "table_section"]
 
 
 class Results:
@@ -58,3 +59,10 @@ def origin(measured: dict[str, Any]) -> str:
         f"`{measured['command']}`; {measured['processor']}, {measured['cores']} cores, {gpu}, Python "
         f"{measured['python']}, torch {measured['torch']}, commit {measured['commit']}."
     )
+
+
+def table_section(
+    heading: str, content: dict[str, Any], table: Callable[[dict[str, Any]], str], about: str = ""
+) -> list[str]:
+    """A result under its heading: what it is of, its table, its origin."""
+    return [heading, *([about] if about else []), table(content), origin(content["measured"])]

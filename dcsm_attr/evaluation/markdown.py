@@ -6,11 +6,16 @@ from typing import Any
 __all__ = ["markdown_table", "measured_with", "value_text"]
 
 
-def markdown_table(rows: Iterable[Sequence[str]]) -> str:
-    """Rows of cells as a table: the first row is its head, the first column is aligned to the left."""
+def markdown_table(rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
+    """Rows of cells as a table.
+
+    Args:
+        rows: the first one is the head.
+        numbers: whether what stands behind the first column is aligned to the right, and not to the left, as words are.
+    """
     head, *body = rows
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *body)]
-    return "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
+    return "\n".join([lines[0], "|---|" + ("---:|" if numbers else "---|") * (len(head) - 1), *lines[1:]])
 
 
 def value_text(value: Any) -> str:

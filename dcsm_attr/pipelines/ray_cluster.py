@@ -31,8 +31,8 @@ class OnRay:
     files are written whole, so that doing it twice does no harm.
 
     Attributes:
-        actors: the smallest and the largest number of those that hold the model; there are half as many
-            readers, and half as many writers.
+        actors: the smallest and the largest number of those that hold the model; there are half as many readers,
+            and half as many writers.
         cpus: cores of an actor that holds the model.
         gpus: of such an actor; may be a fraction, so that several share one.
 
