@@ -1,7 +1,7 @@
 """Train AffinityNet from true masks: what a walk would gain if no label that it learned from were wrong.
 
     python benchmarks/affinity_from_masks.py VOC_ROOT CLASSIFIER FOLDER
-    dcsm-attr ablate affinity VOC_ROOT --weights CLASSIFIER --affinity-net FOLDER/affinity_net.safetensors
+    python -m benchmarks.ablation affinity VOC_ROOT --weights CLASSIFIER --affinity-net FOLDER/affinity_net.safetensors
 
 For comparison only. The settings are those of `dcsm-attr affinity`; a run that was cut off goes on.
 """

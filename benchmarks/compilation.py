@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.speed.timing import timed_in_turn
 from dcsm_attr.attribution.variants import VARIANTS
-from dcsm_attr.benchmark.timing import timed_in_turn
 
 
 def main() -> None:

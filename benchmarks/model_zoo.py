@@ -26,13 +26,13 @@ import torchvision
 from model_tables import FORWARD, OURS, report
 from torch import Tensor, nn
 
+from benchmarks.speed.graph_count import rectifiers_in_graph
+from benchmarks.speed.memory import peak_during
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.attribution.gradients import LayerPoint, record
 from dcsm_attr.backbones.convolutional import fully_convolutional
 from dcsm_attr.backbones.loading import new_model
 from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.benchmark.graph_count import rectifiers_in_graph
-from dcsm_attr.benchmark.memory import peak_during
 from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.files import atomic_path, writable_folder, write_json
 from dcsm_attr.maps import absolute_channel_maximum

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from dcsm_attr.benchmark.timing import timed_in_turn
+from benchmarks.speed.timing import timed_in_turn
 from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.files import write_json
 from dcsm_attr.seeded.components import connected_components

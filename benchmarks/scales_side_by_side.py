@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torchvision
 
+from benchmarks.speed.timing import timed_in_turn
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.benchmark.timing import timed_in_turn
 
 SCALES = (1.2, 1.0, 0.8)
 

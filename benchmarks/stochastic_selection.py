@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcsm_attr.benchmark.memory import peak_memory
-from dcsm_attr.benchmark.timing import timed_in_turn
+from benchmarks.speed.memory import peak_memory
+from benchmarks.speed.timing import timed_in_turn
 from dcsm_attr.evaluation.provenance import measured_on
 from dcsm_attr.ficklenet.localisation import stochastic_maps
 from dcsm_attr.files import write_json

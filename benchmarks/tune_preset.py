@@ -16,11 +16,11 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from dcsm_attr.ablation.counts import Reading
-from dcsm_attr.ablation.gradient_store import GradientStore
-from dcsm_attr.ablation.measure import EXPONENTS, FURTHER_EXPONENTS
-from dcsm_attr.ablation.sweep import Sweep
-from dcsm_attr.ablation.tables import dcsm
+from benchmarks.ablation.counts import Reading
+from benchmarks.ablation.gradient_store import GradientStore
+from benchmarks.ablation.measure import EXPONENTS, FURTHER_EXPONENTS
+from benchmarks.ablation.sweep import Sweep
+from benchmarks.ablation.tables import dcsm
 from dcsm_attr.backbones.classifier import load_classifier
 from dcsm_attr.backbones.layers import default_layers
 from dcsm_attr.crf import DenseCRF

@@ -1,4 +1,4 @@
-"""What ``dcsm-attr ablate`` wrote: tables of one title, network by network."""
+"""What ``python -m benchmarks.ablation`` wrote: tables of one title, network by network."""
 
 import math
 import re

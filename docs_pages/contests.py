@@ -1,12 +1,12 @@
-"""What ``dcsm-attr benchmark`` wrote, by the tables of the package itself."""
+"""What ``python -m benchmarks.speed`` wrote, by the tables of the package itself."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from dcsm_attr.benchmark.contest import Outcome
-from dcsm_attr.benchmark.report import outcome_table, scaling_text
-from dcsm_attr.benchmark.scaling import Scaling
-from dcsm_attr.benchmark.timing import Timing
+from benchmarks.speed.contest import Outcome
+from benchmarks.speed.report import outcome_table, scaling_text
+from benchmarks.speed.scaling import Scaling
+from benchmarks.speed.timing import Timing
 from docs_pages.results import origin
 
 __all__ = ["contests"]

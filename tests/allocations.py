@@ -2,7 +2,7 @@
 
 import torch
 
-from dcsm_attr.benchmark.contest import OURS
+from benchmarks.speed.contest import OURS
 
 MIB = 2**20
 

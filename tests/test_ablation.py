@@ -14,18 +14,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_evaluation import forget_classes, harm_mask, harm_photograph, remove_mask, shrink_mask, write_scene
 
-import dcsm_attr.ablation.measure as measure_module
-import dcsm_attr.ablation.sweep as sweep_module
+import benchmarks.ablation.measure as measure_module
+import benchmarks.ablation.sweep as sweep_module
 import dcsm_attr.backbones.layers as layers_module
+from benchmarks.ablation.case import open_case
+from benchmarks.ablation.counts import CountedCase, Reading, count_row_from_line, dense, sparse
+from benchmarks.ablation.gradient_store import GradientStore
+from benchmarks.ablation.measure import EXPONENTS, FURTHER_EXPONENTS, measured_table
+from benchmarks.ablation.method import Method
+from benchmarks.ablation.report import write_ablation
+from benchmarks.ablation.sweep import Sweep
+from benchmarks.ablation.tables import TABLES, Row, Table, dcsm, simonyan
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
-from dcsm_attr.ablation.case import open_case
-from dcsm_attr.ablation.counts import CountedCase, Reading, count_row_from_line, dense, sparse
-from dcsm_attr.ablation.gradient_store import GradientStore
-from dcsm_attr.ablation.measure import EXPONENTS, FURTHER_EXPONENTS, measured_table
-from dcsm_attr.ablation.method import Method
-from dcsm_attr.ablation.report import write_ablation
-from dcsm_attr.ablation.sweep import Sweep
-from dcsm_attr.ablation.tables import TABLES, Row, Table, dcsm, simonyan
 from dcsm_attr.attribution import class_saliency
 from dcsm_attr.backbones.classifier import Architecture, build_classifier
 from dcsm_attr.backbones.layers import default_layers
@@ -728,7 +728,7 @@ def test_the_report(classifier, background, collection, folder, tmp_path):
 
 
 def test_the_picture_draws_numbers_as_curves_and_names_as_points(classifier, background, collection, folder):
-    from dcsm_attr.ablation.figure import ablation_figure
+    from benchmarks.ablation.figure import ablation_figure
 
     measurement = measured(TABLES["alpha"](classifier), classifier, background, collection, folder)
     (axes,) = ablation_figure(measurement).axes

@@ -8,9 +8,9 @@ from affinity_reference import offsets_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.speed.memory import peak_during
 from dcsm_attr.affinity.affinities import affinities
 from dcsm_attr.affinity.neighbours import neighbour_offsets, pair_mask
-from dcsm_attr.benchmark.memory import peak_during
 
 FIVE = neighbour_offsets(5)
 

@@ -11,19 +11,19 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from dcsm_attr.benchmark import contests
-from dcsm_attr.benchmark import crf as crf_module
-from dcsm_attr.benchmark.affinities import PLAIN, AffinityWork, affinity_contenders
-from dcsm_attr.benchmark.contest import OURS, Contest, Outcome, held
-from dcsm_attr.benchmark.contests import crf_contests, saliency_contests, walk_contests
-from dcsm_attr.benchmark.crf import CrfWork, bytes_moved, crf_contenders
-from dcsm_attr.benchmark.floor import _calls
-from dcsm_attr.benchmark.report import outcome_table, write_benchmark
-from dcsm_attr.benchmark.saliency import SaliencyWork, saliency_contenders
-from dcsm_attr.benchmark.scaling import Scaling
-from dcsm_attr.benchmark.timing import Timing, timed_in_turn
-from dcsm_attr.benchmark.walk import DENSE, SPARSE, WalkWork, exact_walk, walk_contenders
-from dcsm_attr.cli import app
+from benchmarks.speed import contests
+from benchmarks.speed import crf as crf_module
+from benchmarks.speed.__main__ import app
+from benchmarks.speed.affinities import PLAIN, AffinityWork, affinity_contenders
+from benchmarks.speed.contest import OURS, Contest, Outcome, held
+from benchmarks.speed.contests import crf_contests, saliency_contests, walk_contests
+from benchmarks.speed.crf import CrfWork, bytes_moved, crf_contenders
+from benchmarks.speed.floor import _calls
+from benchmarks.speed.report import outcome_table, write_benchmark
+from benchmarks.speed.saliency import SaliencyWork, saliency_contenders
+from benchmarks.speed.scaling import Scaling
+from benchmarks.speed.timing import Timing, timed_in_turn
+from benchmarks.speed.walk import DENSE, SPARSE, WalkWork, exact_walk, walk_contenders
 from dcsm_attr.crf import DenseCRF
 
 
@@ -191,14 +191,16 @@ def test_the_report_says_what_was_measured(tmp_path):
         "| peer | 500 | 500 | 700 | 2.50 | - |",
     ]
     scaling = Scaling("growing", "images", (1, 2), (1.0, 2.0))
-    paths = write_benchmark([outcome], [scaling], tmp_path / "new", "saliency", command="dcsm-attr benchmark saliency")
+    paths = write_benchmark(
+        [outcome], [scaling], tmp_path / "new", "saliency", command="python -m benchmarks.speed saliency"
+    )
     content = json.loads(paths[1].read_text())
     (contest,) = content["contests"]
     assert contest["times ours"] == {"peer": 2.5}
     assert contest["seconds"]["peer"] == {"median": 0.5, "fastest": 0.5, "slowest": 0.7}
     assert contest["peak memory in bytes"] == {OURS: 3 * MIB}
     assert content["scaling"][0]["seconds for one more"] == pytest.approx(1)
-    assert content["measured"]["command"] == "dcsm-attr benchmark saliency"
+    assert content["measured"]["command"] == "python -m benchmarks.speed saliency"
     text = paths[0].read_text()
     assert "## work" in text
     assert "with 1000 ms for each of the images explains 1.0000" in text
@@ -210,7 +212,7 @@ def test_contests_are_those_asked_for():
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["benchmark", *map(str, arguments)])
+    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 def test_the_command(photographs, tmp_path, monkeypatch):
@@ -222,7 +224,7 @@ def test_the_command(photographs, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "saliency.json").read_text())
     assert content["measured"]["command"] == (
-        "dcsm-attr benchmark saliency --model=squeezenet1_1 --classes=2 --size=64 --rounds=1"
+        "python -m benchmarks.speed saliency --model=squeezenet1_1 --classes=2 --size=64 --rounds=1"
     )
     (contest,) = content["contests"]
     assert {OURS, "captum, all layers a call", "floor, channels last"} <= contest["seconds"].keys()
@@ -242,7 +244,7 @@ def test_the_command(photographs, tmp_path, monkeypatch):
     monkeypatch.setattr(contests, "walk_contests", lambda: [SMALL_WALK])
     assert run("walk", *small).exit_code == 0
     content = json.loads((tmp_path / "walk.json").read_text())
-    assert content["measured"]["command"] == "dcsm-attr benchmark walk --rounds=1"
+    assert content["measured"]["command"] == "python -m benchmarks.speed walk --rounds=1"
     assert content["contests"][0]["largest errors"].keys() == {OURS, SPARSE, DENSE}
     without = run("crf", *small)
     assert isinstance(without.exception, ValueError)

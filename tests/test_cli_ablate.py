@@ -1,4 +1,4 @@
-"""``dcsm-attr ablate`` on a VOC folder drawn by hand: end to end, again, and what it cannot do said in one line."""
+"""``python -m benchmarks.ablation`` on a generated VOC folder: end to end, resumed, and its errors."""
 
 import json
 import re
@@ -12,16 +12,16 @@ from safetensors.torch import save_file
 from test_ablation import probed_once  # noqa: F401 - used by every test
 from typer.testing import CliRunner
 
-import dcsm_attr.ablation.sweep as sweep_module
-from dcsm_attr.ablation.tables import TABLES
+import benchmarks.ablation.sweep as sweep_module
+from benchmarks.ablation.__main__ import TableChoice, app
+from benchmarks.ablation.affinity_tables import AFFINITY_TABLES
+from benchmarks.ablation.tables import TABLES
 from dcsm_attr.affinity.network import AffinityNet, TrainedAffinityNet, save_affinity_net
-from dcsm_attr.affinity.tables import AFFINITY_TABLES
 from dcsm_attr.affinity.walk import SemanticWalk
 from dcsm_attr.attribution import ClassActivationMaps
 from dcsm_attr.backbones.classifier import Architecture, build_classifier, load_classifier, save_classifier
 from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.cli import app, main
-from dcsm_attr.cli.ablate import TableChoice
+from dcsm_attr.cli import run_command
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.miou import mean_iou
 from dcsm_attr.evaluation.protocols import evaluate
@@ -63,7 +63,7 @@ def voc(tmp_path_factory):
 
 def run(voc, table, *options, output):
     weights = [] if "--weights" in options else ["--weights", voc.parent / "best.safetensors"]
-    arguments = ["ablate", table, voc, *weights, "--device", "cpu", "--output", output, *options]
+    arguments = [table, voc, *weights, "--device", "cpu", "--output", output, *options]
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -79,7 +79,7 @@ def test_end_to_end_and_again(voc, tmp_path, monkeypatch):
     assert files == {*(f"candidates-known.{ending}" for ending in ("md", "json", "png")), "gradients", "counts"}
     text = (output / "candidates-known.md").read_text()
     assert "Split 'val' of a VOC folder: 3 of its 3 photographs; backgrounds chosen on 2 of the 2 of split" in text
-    assert "ablate candidates VOC_ROOT --weights=best.safetensors --protocol=known" in text
+    assert "benchmarks.ablation candidates VOC_ROOT --weights=best.safetensors --protocol=known" in text
     assert str(tmp_path) not in text
     content = json.loads((output / "candidates-known.json").read_text())
     assert content["about"]["network"] == "squeezenet1_1"
@@ -127,12 +127,12 @@ def test_some_of_the_photographs(voc, tmp_path):
 def test_an_error_is_one_line(voc, tmp_path, monkeypatch, capsys):
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     options = ["--weights", tmp_path / "plain.safetensors", "--output", tmp_path / "out"]
-    monkeypatch.setattr(sys, "argv", ["dcsm-attr", "ablate", "crf", *map(str, [voc, *options])])
+    monkeypatch.setattr(sys, "argv", ["ablation", "crf", *map(str, [voc, *options])])
     with pytest.raises(SystemExit) as ended:
-        main()
+        run_command(app, "ablation")
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.match(r"dcsm-attr: .*plain\.safetensors: .* no classifier that `dcsm-attr train` wrote", line)
+    assert re.match(r"ablation: .*plain\.safetensors: .* no classifier that `dcsm-attr train` wrote", line)
     assert not any((tmp_path / "out").iterdir())
 
 
@@ -182,7 +182,7 @@ def test_a_bad_photograph_is_told(voc, tmp_path):
 
 def test_help_teaches_by_example(voc, tmp_path):
     output = " ".join(run(voc, "crf", "--help", output=tmp_path).output.split())
-    assert "dcsm-attr ablate candidates VOCdevkit/VOC2012" in output
+    assert "python -m benchmarks.ablation candidates VOCdevkit/VOC2012" in output
 
 
 @pytest.fixture(scope="module")

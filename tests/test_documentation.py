@@ -422,7 +422,7 @@ def test_every_public_name_has_a_page_of_reference():
     }
     for module in documented:
         assert pkgutil.resolve_name(module).__all__, module
-    for package in ("dcsm_attr", "dcsm_attr.affinity", "dcsm_attr.peers"):
+    for package in ("dcsm_attr", "dcsm_attr.affinity", "benchmarks.peers"):
         home = pkgutil.resolve_name(package)
         names = [name for name in home.__all__ if name != "__version__"]
         assert {

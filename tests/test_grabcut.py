@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.ablation.grabcut import grabcut, grabcut_labels
 from dcsm_attr.datasets.scenes import generate_scene
-from dcsm_attr.segmentation.grabcut import grabcut, grabcut_labels
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_other_names_are_not():
 @pytest.fixture(scope="module")
 def loaded():
     """The modules that are there after one import and then the next, in a process of its own."""
-    steps = ("import dcsm_attr", "import dcsm_attr.maps, dcsm_attr.crf", "import dcsm_attr.peers")
+    steps = ("import dcsm_attr", "import dcsm_attr.maps, dcsm_attr.crf", "import benchmarks.peers")
     code = "import sys\n" + "\n".join(f"{step}\nprint(*sys.modules)" for step in steps)
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     return {step: set(modules.split()) for step, modules in zip(steps, found, strict=True)}
@@ -56,8 +56,8 @@ def test_the_crf_and_the_maths_need_neither_captum_nor_matplotlib(loaded):
 
 
 def test_the_peers_import_their_libraries_when_they_are_asked_for(loaded):
-    after = loaded["import dcsm_attr.peers"]
-    assert "dcsm_attr.peers.from_torchcam" in after
+    after = loaded["import benchmarks.peers"]
+    assert "benchmarks.peers.from_torchcam" in after
     assert not {"pytorch_grad_cam", "torchcam", "cv2"} & after
 
 

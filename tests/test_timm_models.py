@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.speed.graph_count import rectifiers_in_graph
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.backbones.convolutional import fully_convolutional
 from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.benchmark.graph_count import rectifiers_in_graph
 
 timm = pytest.importorskip("timm", reason="needs timm, the extra of its name")
 

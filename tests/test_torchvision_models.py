@@ -8,12 +8,12 @@ import torch
 import torchvision
 from torch import fx, nn
 
+from benchmarks.speed.graph_count import rectifiers_in_graph
 from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.attribution.gradients import LayerPoint, record
 from dcsm_attr.backbones.class_evidence import class_evidence
 from dcsm_attr.backbones.convolutional import fully_convolutional
 from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.benchmark.graph_count import rectifiers_in_graph
 from dcsm_attr.maps import absolute_channel_maximum
 
 NAMES = torchvision.models.list_models(module=torchvision.models)

@@ -17,15 +17,15 @@ from torchvision.models import VisionTransformer, squeezenet1_1
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from typer.testing import CliRunner
 
+from benchmarks.ablation.grabcut import grabcut
+from benchmarks.peers.libraries import library
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, Segmenter
 from dcsm_attr.backbones.loading import load_model, load_weights
 from dcsm_attr.cli import app
 from dcsm_attr.datasets.folder import folder_collection
 from dcsm_attr.datasets.masks import read_mask
 from dcsm_attr.files import atomic_path
-from dcsm_attr.peers.libraries import library
 from dcsm_attr.pipelines.ray_cluster import OnRay
-from dcsm_attr.segmentation.grabcut import grabcut
 from dcsm_attr.training.batches import BatchPlan
 from dcsm_attr.training.tensorboard import TensorBoardLog
 

@@ -6,7 +6,7 @@ entries with a radius of 5.
 
 T stays sparse whatever the size: few products make a power of it (``matrix_power.py``), where squaring fills it, and
 costs the cube of the number of positions. Products are taken in float64: in float32 the rounding of 256 steps adds up
-where features are smooth (``dcsm-attr benchmark walk`` tells to how much, and what all of it takes).
+where features are smooth (``python -m benchmarks.speed walk`` tells to how much, and what all of it takes).
 """
 
 import math

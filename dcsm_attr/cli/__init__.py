@@ -2,15 +2,14 @@
 
 import io
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 import dcsm_attr
-from dcsm_attr.cli.ablate import ablate
 from dcsm_attr.cli.affinity import affinity
 from dcsm_attr.cli.attribute import attribute
-from dcsm_attr.cli.benchmark import benchmark
 from dcsm_attr.cli.demo import demo
 from dcsm_attr.cli.evaluate import evaluate
 from dcsm_attr.cli.ficklenet import ficklenet
@@ -24,7 +23,7 @@ from dcsm_attr.cli.segment import segment
 from dcsm_attr.cli.train import train
 from dcsm_attr.cli.train_seg import train_seg
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run_command"]
 
 app = typer.Typer(
     name="dcsm-attr",
@@ -47,9 +46,7 @@ app.command(name="train-seg")(train_seg)
 app.command(name="pseudo-label")(pseudo_label)
 app.command()(miou)
 app.command()(report)
-app.command()(ablate)
 app.command()(scenes)
-app.command()(benchmark)
 
 
 def _print_version(wanted: bool) -> None:
@@ -68,13 +65,23 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is said in one line, without a traceback."""
+    """Run the command line."""
+    run_command(app, "dcsm-attr")
+
+
+def run_command(command: Callable[[], None], name: str) -> None:
+    """Run a command line application; report user errors in one line, without a traceback.
+
+    Args:
+        command: the application.
+        name: begins the line of an error.
+    """
     for stream in (sys.stdout, sys.stderr):
         # The name of a photograph may hold what the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        command()
     except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"dcsm-attr: {error}", err=True)
+        typer.echo(f"{name}: {error}", err=True)
         sys.exit(1)

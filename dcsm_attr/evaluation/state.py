@@ -5,9 +5,10 @@ The first line holds everything that the result depends on; each further line is
 
 import json
 import os
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from dcsm_attr.files import atomic_path, writable_folder
 from dcsm_attr.settings import differences
@@ -17,7 +18,7 @@ __all__ = ["append_lines", "kept_rows"]
 _REMEDY = "Remove it to start again, or choose another file."
 
 
-class _Named(Protocol):
+class _Named(typing.Protocol):
     @property
     def name(self) -> str: ...
 

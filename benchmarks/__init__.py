@@ -1,0 +1,1 @@
+"""Measurements of the package: accuracy, ablations, speed. Not part of the wheel."""

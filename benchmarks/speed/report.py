@@ -1,0 +1,107 @@
+"""What the contests gave, for a reader and for a program."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.speed.contest import OURS, Outcome
+from benchmarks.speed.scaling import Scaling
+from dcsm_attr.evaluation.markdown import markdown_table, measured_with
+from dcsm_attr.evaluation.provenance import measured_on
+from dcsm_attr.files import atomic_path, writable_folder
+
+__all__ = ["outcome_table", "scaling_text", "write_benchmark"]
+
+
+_MIB = 2**20
+
+
+def outcome_table(outcome: Outcome) -> str:
+    """A Markdown table of one contest: milliseconds, how many times ours, peak memory, errors where they are known."""
+    error = ["largest error"] if outcome.errors else []
+    rows = [["", "median ms", "fastest", "slowest", "times ours", "peak memory MiB", *error]]
+    for name, timing in outcome.timings.items():
+        memory = outcome.memory.get(name)
+        rows.append(
+            [
+                name,
+                *(f"{1000 * value:.0f}" for value in timing.content().values()),
+                f"{outcome.ratio(name):.2f}",
+                "-" if memory is None else f"{memory / _MIB:.0f}",
+                *(f"{outcome.errors[name]:.0e}" for _ in error),
+            ]
+        )
+    return markdown_table(rows)
+
+
+def scaling_text(scaling: Scaling) -> str:
+    """Seconds by count, and the straight line through them, as Markdown."""
+    rows = [[scaling.what, *map(str, scaling.counts)], ["ms", *(f"{1000 * s:.0f}" for s in scaling.seconds)]]
+    backward = (
+        ""
+        if scaling.partial_backward is None
+        else f" One partial backward pass of plain PyTorch takes {1000 * scaling.partial_backward:.0f} ms."
+    )
+    return (
+        f"{markdown_table(rows)}\n\nA straight line with {1000 * scaling.slope:.0f} ms for each of the {scaling.what} "
+        f"explains {scaling.explained:.4f} of the variance.{backward}"
+    )
+
+
+def write_benchmark(
+    outcomes: Sequence[Outcome], scalings: Sequence[Scaling], folder: str | Path, name: str, *, command: str
+) -> list[Path]:
+    """Write ``NAME.md`` and ``NAME.json`` into a folder, which is made if it is not there.
+
+    Args:
+        outcomes: of the contests.
+        scalings: further measurements.
+        folder: where to write; earlier files of the name are replaced.
+        name: of the files.
+        command: that gives it, see :func:`dcsm_attr.evaluation.provenance.measured_on`.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+    """
+    folder = writable_folder(folder)
+    measured = {**measured_on(command), "threads": torch.get_num_threads()}
+    content = {
+        "measured": measured,
+        "contests": [_content(outcome) for outcome in outcomes],
+        "scaling": [scaling.content() for scaling in scalings],
+    }
+    paths = [folder / f"{name}.md", folder / f"{name}.json"]
+    with atomic_path(paths[0]) as path:
+        path.write_text(_markdown(outcomes, scalings, measured), encoding="utf-8")
+    with atomic_path(paths[1]) as path:
+        path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return paths
+
+
+def _content(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "title": outcome.title,
+        "seconds": {name: timing.content() for name, timing in outcome.timings.items()},
+        "times ours": {name: round(outcome.ratio(name), 4) for name in outcome.timings if name != OURS},
+        "peak memory in bytes": dict(outcome.memory),
+        **({"largest errors": dict(outcome.errors)} if outcome.errors else {}),
+    }
+
+
+def _markdown(outcomes: Sequence[Outcome], scalings: Sequence[Scaling], measured: Mapping[str, Any]) -> str:
+    parts = [
+        "# Speed",
+        "Contenders run in turn in one process, after one run each to warm up. Peak memory is what a contender used "
+        "more than before it began, in a process of its own.",
+    ]
+    for outcome in outcomes:
+        parts += [f"## {outcome.title}", outcome_table(outcome)]
+    for scaling in scalings:
+        parts += [f"## {scaling.title}", scaling_text(scaling)]
+    return "\n\n".join([*parts, measured_with(measured)]) + "\n"

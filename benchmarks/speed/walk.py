@@ -1,0 +1,113 @@
+"""AffinityNet's random walk beside 256 products with the same sparse matrix, and beside squaring it as a dense one."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.speed.contest import OURS
+from dcsm_attr.affinity.affinities import affinities
+from dcsm_attr.affinity.neighbours import neighbour_offsets, overlap
+from dcsm_attr.affinity.random_walk import random_walk
+
+__all__ = ["DENSE", "SPARSE", "WalkWork", "exact_walk", "walk_contenders"]
+
+
+SPARSE = "256 sparse products"
+DENSE = "dense matrix, 8 squarings"
+
+_OFFSETS = neighbour_offsets()
+_BETA = 8.0
+_SQUARINGS = 8
+# Positions of a dense matrix that is squared in reasonable time: with four times as many it takes 64 times as long.
+_LARGEST_DENSE = 5000
+
+
+@dataclass(frozen=True)
+class WalkWork:
+    """The maps of one photograph, with the paper's settings: radius 5, beta 8, 256 steps.
+
+    Attributes:
+        height: h of the maps.
+        width: w of the maps.
+        labels: L, one map each.
+    """
+
+    height: int
+    width: int
+    labels: int
+
+
+def walk_contenders(work: WalkWork) -> dict[str, Callable[[], Tensor]]:
+    """Ours, and what one writes first; each from the same maps and affinities to the same maps, in float32.
+
+    Args:
+        work: on a GPU where there is one. A dense matrix is left out where squaring it takes too long.
+    """
+    maps, pairs = _inputs(work)
+    contenders = {
+        OURS: lambda: random_walk(maps, pairs, _OFFSETS, beta=_BETA, steps=2**_SQUARINGS),
+        SPARSE: lambda: _by_sparse_products(maps, pairs),
+    }
+    if work.height * work.width <= _LARGEST_DENSE:
+        contenders[DENSE] = lambda: _by_dense_squaring(maps, pairs)
+    return contenders
+
+
+def exact_walk(work: WalkWork) -> Tensor:
+    """What the contenders should give: all products one after the other, in float64.
+
+    Args:
+        work: what is to be done.
+    """
+    maps, pairs = _inputs(work)
+    return _by_sparse_products(maps.double(), pairs.double())
+
+
+def _inputs(work: WalkWork) -> tuple[Tensor, Tensor]:
+    """Random maps, and affinities of features that are smooth, as those of photographs."""
+    generator = torch.Generator().manual_seed(work.labels)
+    size = (work.height, work.width)
+    coarse = torch.randn(1, 8, 12, 12, generator=generator) / 4
+    features = F.interpolate(coarse, size, mode="bicubic")
+    maps = torch.rand(1, work.labels, *size, generator=generator)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return maps.to(device), affinities(features.to(device), _OFFSETS)
+
+
+def _weights(pairs: Tensor) -> Tensor:
+    """W to the power of beta, sparse."""
+    height, width = pairs.shape[2:]
+    positions = torch.arange(height * width, device=pairs.device).view(height, width)
+    sources, targets, values = [positions.flatten()], [positions.flatten()], [pairs.new_ones(height * width)]
+    for of_offset, offset in zip(pairs[0], _OFFSETS, strict=True):
+        here, there = overlap(height, width, offset)
+        weights = of_offset[here].flatten() ** _BETA
+        sources += [positions[here].flatten(), positions[there].flatten()]
+        targets += [positions[there].flatten(), positions[here].flatten()]
+        values += [weights, weights]
+    entries = torch.stack([torch.cat(sources), torch.cat(targets)])
+    return torch.sparse_coo_tensor(entries, torch.cat(values), [height * width] * 2, check_invariants=False)
+
+
+def _by_sparse_products(maps: Tensor, pairs: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        # That this layout is in beta.
+        warnings.simplefilter("ignore")
+        weights = _weights(pairs).to_sparse_csr()
+    values = maps[0].flatten(1).T.contiguous()
+    degrees = weights @ values.new_ones(len(values), 1)
+    for _ in range(2**_SQUARINGS):
+        values = (weights @ values) / degrees
+    return values.T.reshape(maps.shape)
+
+
+def _by_dense_squaring(maps: Tensor, pairs: Tensor) -> Tensor:
+    matrix = _weights(pairs).to_dense()
+    matrix /= matrix.sum(dim=1, keepdim=True)
+    for _ in range(_SQUARINGS):
+        matrix = matrix @ matrix
+    return (matrix @ maps[0].flatten(1).T).T.reshape(maps.shape)
