@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from dcsm_attr.affinity.network import AffinityNet, TrainedAffinityNet
-from dcsm_attr.affinity.training import PRESETS, train_affinity_net
-from dcsm_attr.backbones.classifier import load_classifier
 from dcsm_attr.datasets.voc import voc_collection
+from dcsm_attr.models.affinity_net import AffinityNet, TrainedAffinityNet
+from dcsm_attr.models.checkpoint import load_classifier
+from dcsm_attr.training.affinity import PRESETS, train_affinity_net
 from dcsm_attr.training.loop import Settings
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from dcsm_attr import Segmenter
-from dcsm_attr.backbones.loading import class_names, load_model
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.files import write_json
+from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.io import write_json
+from dcsm_attr.models.weights import class_names, load_model
 
 HERE = Path(__file__).parent
 BOXES: dict[str, Any] = json.loads((HERE / "animal_boxes.json").read_text())

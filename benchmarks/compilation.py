@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed.timing import timed_in_turn
-from dcsm_attr.attribution.variants import VARIANTS
+from dcsm_attr.attribution.maps import VARIANTS
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from dcsm_attr import DenseCRF
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.files import write_json
+from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.io import write_json
 
 SETTINGS: dict[str, dict[str, float]] = {
     "paper (30/10, 3)": {},

@@ -9,10 +9,10 @@ are. Writes results/demo_seeds.json.
 import sys
 from pathlib import Path
 
-from dcsm_attr.backbones.scene_net import load_scene_net
-from dcsm_attr.demo.run import STEPS, UNSEEN_SEED, run_demo
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.files import writable_folder, write_json
+from dcsm_attr.demo import STEPS, UNSEEN_SEED, run_demo
+from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.io import writable_folder, write_json
+from dcsm_attr.models.scene_net import load_scene_net
 from dcsm_attr.training.scenes import train_scene_net
 
 TRAINING_SEEDS = (0, 1, 2)

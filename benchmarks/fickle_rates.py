@@ -18,18 +18,15 @@ from pathlib import Path
 
 import torch
 
-from dcsm_attr.backbones.classifier import Classifier, load_classifier
 from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.datasets.masks import read_mask, resized_labels
+from dcsm_attr.datasets.images import read_image
+from dcsm_attr.datasets.masks import VOID, read_mask, resized_labels
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.evaluation.miou import confusion_matrix
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.evaluation.result import Confusion
-from dcsm_attr.ficklenet.aggregation import aggregates
-from dcsm_attr.ficklenet.localisation import fickle_maps
-from dcsm_attr.files import atomic_buffer, writable_folder, write_json
-from dcsm_attr.images import read_image
-from dcsm_attr.palette import VOID
+from dcsm_attr.evaluation.metrics import confusion_matrix
+from dcsm_attr.evaluation.result import Confusion, measured_on
+from dcsm_attr.io import atomic_buffer, writable_folder, write_json
+from dcsm_attr.models.checkpoint import Classifier, load_classifier
+from dcsm_attr.wsss.ficklenet import aggregates, fickle_maps
 
 RATES = (0.0, 0.3, 0.5, 0.7, 0.9)
 KINDS = ("centre-preserving", "general")

@@ -31,9 +31,9 @@ import numpy as np
 from broken_images import MUTATIONS, Seeds, drawn_seeds
 from PIL import Image
 
-from dcsm_attr.evaluation.markdown import markdown_table
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.files import atomic_path, writable_folder, write_json
+from dcsm_attr.evaluation.report import markdown_table
+from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.io import atomic_path, writable_folder, write_json
 
 BATCH = 120
 # A photograph takes a second.

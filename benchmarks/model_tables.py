@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dcsm_attr.evaluation.markdown import markdown_table
+from dcsm_attr.evaluation.report import markdown_table
 
 FORWARD, OURS = "one forward pass", "attribute"
 # The default scales of DistinctClassSaliency.

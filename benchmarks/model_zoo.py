@@ -30,12 +30,12 @@ from benchmarks.speed.graph_count import rectifiers_in_graph
 from benchmarks.speed.memory import peak_during
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.attribution.gradients import LayerPoint, record
-from dcsm_attr.backbones.convolutional import fully_convolutional
-from dcsm_attr.backbones.loading import new_model
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.files import atomic_path, writable_folder, write_json
-from dcsm_attr.maps import absolute_channel_maximum
+from dcsm_attr.attribution.maps import absolute_channel_maximum
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.io import atomic_path, writable_folder, write_json
+from dcsm_attr.models.fully_convolutional import fully_convolutional
+from dcsm_attr.models.weights import new_model
 
 SIZE = 224
 CANVAS = 128

@@ -23,9 +23,9 @@ from typing import Any
 
 import psutil
 
-from dcsm_attr.datasets.voc_lists import read_voc_list
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.files import writable_folder, write_json
+from dcsm_attr.datasets.voc import read_voc_list
+from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.io import writable_folder, write_json
 
 RESULT = Path(__file__).parent / "results" / "pseudo_label_faults.json"
 KILLS = 10

@@ -17,10 +17,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from benchmarks.speed.timing import timed_in_turn
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.files import write_json
-from dcsm_attr.seeded.components import connected_components
-from dcsm_attr.seeded.growing import grown_seeds
+from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.io import write_json
+from dcsm_attr.wsss.region_growing import connected_components, grown_seeds
 
 PICTURES, LABELS, PRESENT = 15, 21, 3
 

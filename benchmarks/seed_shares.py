@@ -13,21 +13,18 @@ from typing import Any
 
 import torch
 
-from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.backbones.classifier import load_classifier
+from dcsm_attr.attribution.class_maps import ClassMaps, Saliency
 from dcsm_attr.cli.building import SaliencyOptions, build_saliency
 from dcsm_attr.cli.options import MethodChoice, PresetChoice
-from dcsm_attr.datasets.masks import read_mask
+from dcsm_attr.datasets.images import read_image
+from dcsm_attr.datasets.masks import VOID, read_mask
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.evaluation.miou import confusion_matrix
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.evaluation.result import Confusion
-from dcsm_attr.files import write_json
-from dcsm_attr.images import read_image
-from dcsm_attr.palette import VOID
-from dcsm_attr.seeded.localisers import MapLocaliser
-from dcsm_attr.seeded.seed_files import BackgroundSeeds, middle_layer, photograph_seeds
-from dcsm_attr.segmentation.segmenter import Saliency
+from dcsm_attr.evaluation.metrics import confusion_matrix
+from dcsm_attr.evaluation.result import Confusion, measured_on
+from dcsm_attr.io import write_json
+from dcsm_attr.models.checkpoint import load_classifier
+from dcsm_attr.pipelines.label_files import BackgroundSeeds, middle_layer, photograph_seeds
+from dcsm_attr.wsss.seeds import MapLocaliser
 
 RESULT = Path(__file__).parent / "results" / "seed_shares.json"
 METHODS = {"cam": PresetChoice.PAPER, "dcsm": PresetChoice.TUNED, "fusion": PresetChoice.TUNED}

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.files import writable_folder, write_json
+from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.io import writable_folder, write_json
 
 RESULT = Path(__file__).parent / "results" / "seeded_networks.json"
 _STEPS = ("before the CRF", "after the CRF")

@@ -20,14 +20,17 @@ from torch import Tensor, nn
 
 from benchmarks.speed.memory import peak_memory
 from benchmarks.speed.timing import timed_in_turn
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.ficklenet.localisation import stochastic_maps
-from dcsm_attr.files import write_json
-from dcsm_attr.stochastic.expansion import expanded_convolution
-from dcsm_attr.stochastic.gathering import gathered_convolution
-from dcsm_attr.stochastic.masks import drawing_from, selection_masks
-from dcsm_attr.stochastic.selection import StochasticSelection
-from dcsm_attr.stochastic.shifts import shifted_convolution
+from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.io import write_json
+from dcsm_attr.models.stochastic import (
+    StochasticSelection,
+    drawing_from,
+    gathered_convolution,
+    selection_masks,
+    shifted_convolution,
+)
+from dcsm_attr.models.stochastic_expansion import expanded_convolution
+from dcsm_attr.wsss.ficklenet import stochastic_maps
 
 SIZE, CHANNELS, WINDOW, CLASSES = (41, 41), 512, 9, 20
 RATES = (0.5, 0.7, 0.8, 0.9)

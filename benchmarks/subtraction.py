@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.files import write_json
-from dcsm_attr.maps import _subtract_pairs, _subtract_sorted
+from dcsm_attr.attribution.maps import _subtract_pairs, _subtract_sorted
+from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.io import write_json
 
 
 def median_seconds(function: Callable[[torch.Tensor], torch.Tensor], maps: torch.Tensor) -> float:

@@ -21,15 +21,14 @@ from benchmarks.ablation.gradient_store import GradientStore
 from benchmarks.ablation.measure import EXPONENTS, FURTHER_EXPONENTS
 from benchmarks.ablation.sweep import Sweep
 from benchmarks.ablation.tables import dcsm
-from dcsm_attr.backbones.classifier import load_classifier
-from dcsm_attr.backbones.layers import default_layers
+from dcsm_attr.attribution.layers import default_layers
 from dcsm_attr.crf import DenseCRF
-from dcsm_attr.datasets.image_labels import ImageLabels, LabelRow, write_image_labels
+from dcsm_attr.datasets.labels import ImageLabels, LabelRow, write_image_labels
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.evaluation.markdown import markdown_table
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.evaluation.result import Protocol
-from dcsm_attr.files import atomic_path, writable_folder, write_json
+from dcsm_attr.evaluation.report import markdown_table
+from dcsm_attr.evaluation.result import Protocol, measured_on
+from dcsm_attr.io import atomic_path, writable_folder, write_json
+from dcsm_attr.models.checkpoint import load_classifier
 
 HELD_OUT = 128
 MEASURED = 96

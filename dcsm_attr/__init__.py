@@ -9,16 +9,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dcsm_attr.attribution import ClassActivationMaps, ClassMaps, DistinctClassSaliency, GuidedRectifiers, Simonyan
+    from dcsm_attr.attribution import (
+        ClassActivationMaps,
+        ClassMaps,
+        DistinctClassSaliency,
+        FusedSaliency,
+        GuidedRectifiers,
+        Simonyan,
+    )
     from dcsm_attr.crf import DenseCRF
-    from dcsm_attr.segmentation import FusedSaliency, Segmentation, Segmenter
+    from dcsm_attr.segmentation import Segmentation, Segmenter
 
 _HOMES = {
     "ClassActivationMaps": "dcsm_attr.attribution",
     "ClassMaps": "dcsm_attr.attribution",
     "DenseCRF": "dcsm_attr.crf",
     "DistinctClassSaliency": "dcsm_attr.attribution",
-    "FusedSaliency": "dcsm_attr.segmentation",
+    "FusedSaliency": "dcsm_attr.attribution",
     "GuidedRectifiers": "dcsm_attr.attribution",
     "Segmentation": "dcsm_attr.segmentation",
     "Segmenter": "dcsm_attr.segmentation",

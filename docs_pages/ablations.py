@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dcsm_attr.evaluation.markdown import markdown_table
+from dcsm_attr.evaluation.report import markdown_table
 from docs_pages.evaluations import class_table, percent
 from docs_pages.layout import folded, tabs
 from docs_pages.results import origin

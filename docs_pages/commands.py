@@ -5,7 +5,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
-from dcsm_attr.evaluation.markdown import markdown_table
+from dcsm_attr.evaluation.report import markdown_table
 from docs_pages.layout import page
 
 __all__ = ["command_section", "commands_page", "split_help"]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcsm_attr.evaluation.markdown import markdown_table
+from dcsm_attr.evaluation.report import markdown_table
 from docs_pages.layout import folded
 
 __all__ = ["file_tables", "imports_of", "layers", "package_table", "packages", "picture", "purpose"]

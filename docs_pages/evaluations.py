@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dcsm_attr.evaluation.markdown import markdown_table
+from dcsm_attr.evaluation.report import markdown_table
 from docs_pages.layout import folded
 from docs_pages.results import origin
 

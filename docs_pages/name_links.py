@@ -10,7 +10,7 @@ _CLOSED = re.compile(r"(<(a|h[1-6]|autorefs?|pre)\b.*?</\2>)", re.DOTALL)
 
 
 def linked_names(page: str) -> str:
-    """A page's HTML, where ``<code>dcsm_attr.maps.background</code>`` leads to the reference, if it is there."""
+    """A page's HTML, where ``<code>dcsm_attr.attribution.maps.background</code>`` links to the reference."""
     parts = _CLOSED.split(page)
     # Of three parts each: free text, what is closed, its tag.
     texts = [_NAME.sub(r'<autoref identifier="\g<name>" optional>\g<0></autoref>', text) for text in parts[::3]]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dcsm_attr.evaluation.markdown import markdown_table, value_text
+from dcsm_attr.evaluation.report import markdown_table, value_text
 
 __all__ = [
     "broken_files",

@@ -14,16 +14,13 @@ import numpy as np
 import torch.nn.functional as F
 
 from dcsm_attr import ClassActivationMaps, Segmenter
-from dcsm_attr.affinity.boundaries import boundaries
-from dcsm_attr.affinity.exponents import RELEASED
-from dcsm_attr.affinity.neighbours import neighbour_offsets
-from dcsm_attr.affinity.network import load_affinity_net
-from dcsm_attr.affinity.walk import SemanticWalk
 from dcsm_attr.cli.building import chosen_classifier
-from dcsm_attr.datasets.masks import read_mask
+from dcsm_attr.datasets.masks import VOID, overlay, read_mask
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.palette import VOID, overlay
-from dcsm_attr.visualization import blank_sheet, heat_map, laid_out, picture
+from dcsm_attr.models.affinity_net import load_affinity_net, neighbour_offsets
+from dcsm_attr.segmentation.visualization import blank_sheet, heat_map, laid_out, picture
+from dcsm_attr.wsss.affinity import RELEASED, boundaries
+from dcsm_attr.wsss.random_walk import SemanticWalk
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from captum.attr import NoiseTunnel
 from captum.metrics import sensitivity_max
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.backbones.scene_net import MEAN, STD, load_scene_net
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
-from dcsm_attr.files import writable_folder
-from dcsm_attr.visualization import visualize_attribution
+from dcsm_attr.io import writable_folder
+from dcsm_attr.models.scene_net import MEAN, STD, load_scene_net
+from dcsm_attr.segmentation.visualization import visualize_attribution
 
 
 def main() -> None:

@@ -14,12 +14,11 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.backbones.scene_net import MEAN, STD, load_scene_net
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
-from dcsm_attr.demo.figure import demo_figure
-from dcsm_attr.demo.run import run_demo, scene_segmenter
-from dcsm_attr.files import atomic_path, writable_folder
-from dcsm_attr.visualization import attribution_sheet
+from dcsm_attr.demo import demo_figure, run_demo, scene_segmenter
+from dcsm_attr.io import atomic_path, writable_folder
+from dcsm_attr.models.scene_net import MEAN, STD, load_scene_net
+from dcsm_attr.segmentation.visualization import attribution_sheet
 
 # That of the tutorial.
 _SCENE = generate_scene(15, seed=1)

@@ -12,8 +12,8 @@ import torch
 
 from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, FusedSaliency, Segmenter
 from dcsm_attr.datasets.scenes import generate_scene
-from dcsm_attr.demo.classifier import scene_classifier
-from dcsm_attr.evaluation.miou import confusion_matrix, mean_iou
+from dcsm_attr.demo import scene_classifier
+from dcsm_attr.evaluation.metrics import confusion_matrix, mean_iou
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ the paper averages over nine layers of VGG-16 and three sizes.
 import torch
 
 from dcsm_attr import DenseCRF, DistinctClassSaliency, GuidedRectifiers
-from dcsm_attr import maps as eq
-from dcsm_attr.backbones.scene_net import MEAN, STD, load_scene_net
+from dcsm_attr.attribution import maps as eq
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
+from dcsm_attr.models.scene_net import MEAN, STD, load_scene_net
 
 
 def main() -> None:

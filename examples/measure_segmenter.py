@@ -11,10 +11,10 @@ Here the segmenter has another CRF than the default; everything that a `Segmente
 import argparse
 
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter
-from dcsm_attr.backbones.classifier import load_classifier
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.demo.classifier import scene_classifier
-from dcsm_attr.evaluation.protocols import evaluate
+from dcsm_attr.demo import scene_classifier
+from dcsm_attr.evaluation.evaluate import evaluate
+from dcsm_attr.models.checkpoint import load_classifier
 
 
 def main() -> None:

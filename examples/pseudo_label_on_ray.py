@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 
 from dcsm_attr import Segmenter
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.backbones.scene_net import load_scene_net
-from dcsm_attr.datasets.scene_folder import write_scene_folder
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.datasets.scenes import write_scene_folder
 from dcsm_attr.datasets.voc import voc_class_names, voc_collection
-from dcsm_attr.pipelines.labeller import Outputs
-from dcsm_attr.pipelines.ray_cluster import OnRay
+from dcsm_attr.io import FolderStorage
+from dcsm_attr.models.scene_net import load_scene_net
+from dcsm_attr.pipelines.batches import Outputs
+from dcsm_attr.pipelines.ray import OnRay
 from dcsm_attr.pipelines.report import write_report
 from dcsm_attr.pipelines.run import pseudo_label
-from dcsm_attr.storage import FolderStorage
 
 
 def recipe(class_names: tuple[str, ...], gpu: bool) -> Segmenter:

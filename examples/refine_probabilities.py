@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from dcsm_attr import DenseCRF
-from dcsm_attr.images import read_image
-from dcsm_attr.palette import label_picture
+from dcsm_attr.datasets.images import read_image
+from dcsm_attr.datasets.masks import label_picture
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ manifest.json.
 import argparse
 
 from dcsm_attr import DenseCRF, Segmenter
-from dcsm_attr.backbones.loading import class_names, load_model
+from dcsm_attr.models.weights import class_names, load_model
 
 
 def main() -> None:

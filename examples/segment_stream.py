@@ -9,12 +9,12 @@ Writes a label map in the colours of PASCAL VOC for each photograph, OUTPUT/NAME
 
 import argparse
 
-from dcsm_attr.backbones.classifier import load_classifier
-from dcsm_attr.datasets.folder import pictures_in
-from dcsm_attr.demo.classifier import scene_classifier
-from dcsm_attr.files import writable_folder
-from dcsm_attr.images import ImageReadError
-from dcsm_attr.palette import label_picture
+from dcsm_attr.datasets.collection import pictures_in
+from dcsm_attr.datasets.images import ImageReadError
+from dcsm_attr.datasets.masks import label_picture
+from dcsm_attr.demo import scene_classifier
+from dcsm_attr.io import writable_folder
+from dcsm_attr.models.checkpoint import load_classifier
 from dcsm_attr.segmentation.presets import preset_segmenter
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from dcsm_attr.backbones.classifier import Architecture, build_classifier
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.datasets.folder import folder_collection
+from dcsm_attr.datasets.collection import folder_collection
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.models.checkpoint import Architecture, build_classifier
 from dcsm_attr.segmentation.presets import preset_segmenter
 from dcsm_attr.training.classifier import train_classifier
 from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.presets import PRESETS
+from dcsm_attr.training.optimizer import PRESETS
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def shared():
 @pytest.fixture
 def small_canvas(monkeypatch):
     """The paper's canvas with 128 pixels a side instead of 500, for commands that have no option for it."""
-    from dcsm_attr.backbones import preprocess
+    from dcsm_attr.datasets import preprocess
 
     monkeypatch.setitem(preprocess._SIZES, "paper", 128)
 

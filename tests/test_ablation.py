@@ -16,7 +16,7 @@ from test_evaluation import forget_classes, harm_mask, harm_photograph, remove_m
 
 import benchmarks.ablation.measure as measure_module
 import benchmarks.ablation.sweep as sweep_module
-import dcsm_attr.backbones.layers as layers_module
+import dcsm_attr.attribution.layers as layers_module
 from benchmarks.ablation.case import open_case
 from benchmarks.ablation.counts import CountedCase, Reading, count_row_from_line, dense, sparse
 from benchmarks.ablation.gradient_store import GradientStore
@@ -27,15 +27,14 @@ from benchmarks.ablation.sweep import Sweep
 from benchmarks.ablation.tables import TABLES, Row, Table, dcsm, simonyan
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
 from dcsm_attr.attribution import class_saliency
-from dcsm_attr.backbones.classifier import Architecture, build_classifier
-from dcsm_attr.backbones.layers import default_layers
-from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.attribution.layers import default_layers
 from dcsm_attr.datasets.collection import Collection
+from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.datasets.scenes import CLASS_NAMES
-from dcsm_attr.evaluation.miou import mean_iou
-from dcsm_attr.evaluation.protocols import evaluate
+from dcsm_attr.evaluation.evaluate import SkippedPhotograph, evaluate, row_line
+from dcsm_attr.evaluation.metrics import mean_iou
 from dcsm_attr.evaluation.result import Protocol
-from dcsm_attr.evaluation.rows import SkippedPhotograph, row_line
+from dcsm_attr.models.checkpoint import Architecture, build_classifier
 
 CRF = DenseCRF(iterations=1)
 COUNT = 4

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.speed.memory import peak_during
-from dcsm_attr.affinity.affinities import affinities
-from dcsm_attr.affinity.neighbours import neighbour_offsets, pair_mask
+from dcsm_attr.models.affinity_net import affinities, neighbour_offsets, pair_mask
 
 FIVE = neighbour_offsets(5)
 

@@ -8,17 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsm_attr.affinity.affinities import affinities
-from dcsm_attr.affinity.labels import (
+from dcsm_attr.crf import DenseCRF
+from dcsm_attr.models.affinity_net import affinities, neighbour_offsets, pair_mask
+from dcsm_attr.training.data import grid_labels
+from dcsm_attr.wsss.affinity import (
     RELEASED_CRF,
     PairLabels,
+    affinity_loss,
     confident_labels,
     pair_labels,
 )
-from dcsm_attr.affinity.loss import affinity_loss
-from dcsm_attr.affinity.neighbours import neighbour_offsets, pair_mask
-from dcsm_attr.crf import DenseCRF
-from dcsm_attr.training.label_grid import grid_labels
 
 
 def grey(height, width):

@@ -12,25 +12,30 @@ from torchvision.models import get_model
 from torchvision.models.vgg import cfgs, make_layers
 from untouched import untouched
 
-import dcsm_attr.affinity.training as module
+import dcsm_attr.training.affinity as module
 from dcsm_attr import Segmenter
-from dcsm_attr.affinity.affinities import affinities
-from dcsm_attr.affinity.boundaries import boundaries
-from dcsm_attr.affinity.neighbours import neighbour_offsets
-from dcsm_attr.affinity.network import AffinityNet, TrainedAffinityNet, load_affinity_net, save_affinity_net
-from dcsm_attr.affinity.training import PRESETS, train_affinity_net
-from dcsm_attr.affinity.walk import SemanticWalk
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, save_classifier
-from dcsm_attr.backbones.convolutional import fully_convolutional
-from dcsm_attr.backbones.loading import WeightsError
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.backbones.stages import staged_trunk, stages_of
 from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.evaluation.provenance import parameters_digest
-from dcsm_attr.palette import label_picture
-from dcsm_attr.training.checkpoint import CheckpointError
+from dcsm_attr.datasets.masks import label_picture
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.evaluation.result import parameters_digest
+from dcsm_attr.models.affinity_net import (
+    AffinityNet,
+    TrainedAffinityNet,
+    affinities,
+    load_affinity_net,
+    neighbour_offsets,
+    save_affinity_net,
+)
+from dcsm_attr.models.backbone import staged_trunk, stages_of
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
+from dcsm_attr.models.fully_convolutional import fully_convolutional
+from dcsm_attr.models.weights import WeightsError
+from dcsm_attr.training.affinity import PRESETS, train_affinity_net
+from dcsm_attr.training.checkpoints import CheckpointError
 from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.presets import Preset
+from dcsm_attr.training.optimizer import Preset
+from dcsm_attr.wsss.affinity import boundaries
+from dcsm_attr.wsss.random_walk import SemanticWalk
 
 NAMES = ("red", "green")
 CANVAS = Preprocess(size=64)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsm_attr.evaluation.average_precision import (
+from dcsm_attr.evaluation.metrics import (
     average_precision,
     average_precision_per_class,
     mean_average_precision,

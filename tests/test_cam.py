@@ -17,9 +17,9 @@ from untouched import untouched
 from dcsm_attr import ClassActivationMaps, Segmenter
 from dcsm_attr.attribution.candidates import class_scores
 from dcsm_attr.attribution.inputs import comfortable_batch
-from dcsm_attr.backbones.class_evidence import class_evidence
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.maps import divide_by_maximum, upsample
+from dcsm_attr.attribution.linear_head import class_evidence
+from dcsm_attr.attribution.maps import divide_by_maximum, upsample
+from dcsm_attr.datasets.preprocess import Preprocess
 
 PLAIN = {"scales": (1.0,), "mirrored": False}
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.training.batches import BatchPlan, Draw
-from dcsm_attr.training.canvases import Canvases, collate
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.training.data import BatchPlan, Canvases, Draw, collate
 
 
 def numbers(plan):

@@ -9,7 +9,7 @@ from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensit
 
 from dcsm_attr import DistinctClassSaliency, Simonyan
 from dcsm_attr.attribution.consumers import expanded_to_channels
-from dcsm_attr.visualization import visualize_attribution
+from dcsm_attr.segmentation.visualization import visualize_attribution
 
 
 @pytest.fixture

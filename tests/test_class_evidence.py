@@ -9,9 +9,9 @@ import torchvision
 from conftest import PooledCNN
 from torch import nn
 
-from dcsm_attr.backbones.class_evidence import class_evidence
-from dcsm_attr.backbones.convolutional import fully_convolutional
-from dcsm_attr.backbones.score_pooling import pooled_scores
+from dcsm_attr.attribution.linear_head import class_evidence
+from dcsm_attr.attribution.model import pooled_scores
+from dcsm_attr.models.fully_convolutional import fully_convolutional
 
 
 class _Net(nn.Module):

@@ -16,17 +16,17 @@ import benchmarks.ablation.sweep as sweep_module
 from benchmarks.ablation.__main__ import TableChoice, app
 from benchmarks.ablation.affinity_tables import AFFINITY_TABLES
 from benchmarks.ablation.tables import TABLES
-from dcsm_attr.affinity.network import AffinityNet, TrainedAffinityNet, save_affinity_net
-from dcsm_attr.affinity.walk import SemanticWalk
 from dcsm_attr.attribution import ClassActivationMaps
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, load_classifier, save_classifier
-from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.cli import run_command
+from dcsm_attr.datasets.masks import VOC_CLASSES, label_picture
+from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.evaluation.miou import mean_iou
-from dcsm_attr.evaluation.protocols import evaluate
-from dcsm_attr.palette import VOC_CLASSES, label_picture
+from dcsm_attr.evaluation.evaluate import evaluate
+from dcsm_attr.evaluation.metrics import mean_iou
+from dcsm_attr.models.affinity_net import AffinityNet, TrainedAffinityNet, save_affinity_net
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
 from dcsm_attr.segmentation import Segmenter
+from dcsm_attr.wsss.random_walk import SemanticWalk
 
 LISTS = {"train": ["t0", "t1"], "val": ["v0", "v1", "v2"]}
 SHOWN = {"t0": (2, 14), "t1": (7,), "v0": (14, 7), "v1": (2,), "v2": (7, 2)}

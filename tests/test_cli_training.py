@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from dcsm_attr.backbones.classifier import load_classifier
 from dcsm_attr.cli import app
+from dcsm_attr.models.checkpoint import load_classifier
 
 
 @pytest.fixture

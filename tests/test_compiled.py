@@ -9,8 +9,8 @@ from conftest import PooledCNN, TinyVGG
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.backbones.convolutional import fully_convolutional
-from dcsm_attr.guest import uncompiled
+from dcsm_attr.attribution.model import uncompiled
+from dcsm_attr.models.fully_convolutional import fully_convolutional
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import torchvision
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.backbones.convolutional import convolution_of, fully_convolutional, rectified_head
-from dcsm_attr.backbones.trunk_copy import copied_trunk
+from dcsm_attr.models.backbone import copied_trunk
+from dcsm_attr.models.fully_convolutional import convolution_of, fully_convolutional, rectified_head
 
 # One of each family of torchvision: name, trained size, and whether its head commutes with the mean over positions.
 FAMILIES = [

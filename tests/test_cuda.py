@@ -6,19 +6,17 @@ import torchvision
 from conftest import PooledCNN, TinyVGG
 
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
-from dcsm_attr.affinity.affinities import affinities
-from dcsm_attr.affinity.neighbours import neighbour_offsets
-from dcsm_attr.affinity.random_walk import random_walk
 from dcsm_attr.attribution import gradients
-from dcsm_attr.backbones.convolutional import fully_convolutional
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.ficklenet.localisation import stochastic_maps
-from dcsm_attr.seeded.growing import grown_seeds
-from dcsm_attr.seeded.inference import label_probabilities
-from dcsm_attr.seeded.network import SegmentationNet
-from dcsm_attr.seeded.objectives import OBJECTIVES
-from dcsm_attr.stochastic.masks import drawing_from
-from dcsm_attr.stochastic.selection import StochasticSelection
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.models.affinity_net import affinities, neighbour_offsets
+from dcsm_attr.models.fully_convolutional import fully_convolutional
+from dcsm_attr.models.segmentation_net import SegmentationNet
+from dcsm_attr.models.stochastic import StochasticSelection, drawing_from
+from dcsm_attr.wsss.ficklenet import stochastic_maps
+from dcsm_attr.wsss.inference import label_probabilities
+from dcsm_attr.wsss.losses import OBJECTIVES
+from dcsm_attr.wsss.random_walk import random_walk
+from dcsm_attr.wsss.region_growing import grown_seeds
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

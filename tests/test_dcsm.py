@@ -12,7 +12,7 @@ from conftest import PooledCNN, TinyVGG
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency, Simonyan
-from dcsm_attr import maps as eq
+from dcsm_attr.attribution import maps as eq
 
 CONVOLUTIONS = ["features.5", "features.8"]
 

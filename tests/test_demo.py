@@ -5,11 +5,11 @@ from importlib.resources import files
 import pytest
 import torch
 
-from dcsm_attr.backbones.scene_net import load_scene_net
+from dcsm_attr.datasets.images import read_image
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
-from dcsm_attr.demo.run import STEPS, UNSEEN_SEED, run_demo, scene_segmenter, step_labels
-from dcsm_attr.evaluation.miou import mean_iou
-from dcsm_attr.images import read_image
+from dcsm_attr.demo import STEPS, UNSEEN_SEED, run_demo, scene_segmenter, step_labels
+from dcsm_attr.evaluation.metrics import mean_iou
+from dcsm_attr.models.scene_net import load_scene_net
 from dcsm_attr.training.scenes import train_scene_net
 
 

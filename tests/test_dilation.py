@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torchvision.models import get_model, resnet50
 
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, load_classifier, save_classifier
-from dcsm_attr.backbones.convolutional import fully_convolutional
-from dcsm_attr.backbones.dilation import keep_resolution
+from dcsm_attr.models.backbone import keep_resolution
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
+from dcsm_attr.models.fully_convolutional import fully_convolutional
 
 
 def geometry(network):

@@ -327,7 +327,7 @@ def test_every_file_has_its_line():
     files = {path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE and path.name != "__init__.py"}
     named = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
     assert set(re.findall(r"^    \| `(dcsm_attr\.[\w.]+)` \| [\w`]", text, re.MULTILINE)) == named
-    assert "| `dcsm_attr.cli.segment` | `dcsm-attr segment`: photographs to label maps. |" in text
+    assert "| `dcsm_attr.cli.explain` | `dcsm-attr segment`: photographs to label maps. |" in text
 
 
 def test_packages_import_those_below_them_alone():
@@ -355,7 +355,7 @@ def test_a_package_s_imports_are_found_wherever_they_stand(tmp_path):
         ("docs/measured/voc.md", "measured/voc.md"),
         ("benchmarks/results/a.md", "repository/benchmarks/results/a.md"),
         ("benchmarks/results/a.png", "repository/benchmarks/results/a.png"),
-        ("dcsm_attr/maps.py", "repository/dcsm_attr/maps.py.md"),
+        ("dcsm_attr/attribution/maps.py", "repository/dcsm_attr/attribution/maps.py.md"),
         ("benchmarks/results", "repository/benchmarks/results.md"),
     ],
 )
@@ -473,10 +473,10 @@ def test_a_role_that_names_nothing_is_a_warning(tmp_path, caplog):
 
 
 def test_names_in_the_text_lead_to_the_reference_but_not_within_links_and_headings():
-    code = "<code>dcsm_attr.maps.background</code>"
+    code = "<code>dcsm_attr.io.FolderStorage</code>"
     kept = f'<h2 id="x">{code}</h2><a href="y">see {code}</a><pre>{code}</pre>'
     assert linked_names(f"<p>{code}</p>{kept}<code>x</code>") == (
-        f'<p><autoref identifier="dcsm_attr.maps.background" optional>{code}</autoref></p>{kept}<code>x</code>'
+        f'<p><autoref identifier="dcsm_attr.io.FolderStorage" optional>{code}</autoref></p>{kept}<code>x</code>'
     )
 
 

@@ -17,18 +17,17 @@ from torch import nn
 from typer.testing import CliRunner
 
 from dcsm_attr import DenseCRF, Segmenter
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, save_classifier
-from dcsm_attr.backbones.scene_net import load_scene_net
 from dcsm_attr.cli.evaluate import evaluate as evaluate_command
 from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.masks import VOC_CLASSES, VOID, label_picture
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
-from dcsm_attr.demo.run import scene_segmenter
-from dcsm_attr.evaluation import protocols
-from dcsm_attr.evaluation.average_precision import mean_average_precision
-from dcsm_attr.evaluation.protocols import evaluate
-from dcsm_attr.evaluation.provenance import measured_on, parameters_digest
-from dcsm_attr.evaluation.result import Confusion, Protocol
-from dcsm_attr.palette import VOC_CLASSES, VOID, label_picture
+from dcsm_attr.demo import scene_segmenter
+from dcsm_attr.evaluation import evaluate as protocols
+from dcsm_attr.evaluation.evaluate import evaluate
+from dcsm_attr.evaluation.metrics import mean_average_precision
+from dcsm_attr.evaluation.result import Confusion, Protocol, measured_on, parameters_digest
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
+from dcsm_attr.models.scene_net import load_scene_net
 
 COUNT = 7
 

@@ -15,13 +15,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from dcsm_attr import Segmenter
-from dcsm_attr.backbones.classifier import load_classifier
+from dcsm_attr.attribution.maps import upsample
 from dcsm_attr.cli import app
-from dcsm_attr.datasets.image_labels import ImageLabels, LabelRow, write_image_labels
-from dcsm_attr.datasets.scene_folder import write_scene_folder
-from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
-from dcsm_attr.demo.classifier import scene_classifier
-from dcsm_attr.maps import upsample
+from dcsm_attr.datasets.labels import ImageLabels, LabelRow, write_image_labels
+from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene, write_scene_folder
+from dcsm_attr.demo import scene_classifier
+from dcsm_attr.models.checkpoint import load_classifier
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -22,19 +22,18 @@ from dcsm_attr import (
     Segmenter,
     Simonyan,
 )
-from dcsm_attr import maps as eq
-from dcsm_attr.attribution.candidates import choose_candidates, class_scores, given_candidates
+from dcsm_attr.attribution import maps as eq
+from dcsm_attr.attribution.candidates import choose_candidates, class_scores, given_candidates, resolve_target
 from dcsm_attr.attribution.class_maps import ClassMaps
+from dcsm_attr.attribution.fusion import fused
 from dcsm_attr.attribution.gradients import ConstantParameters, Tap, record
 from dcsm_attr.attribution.inputs import rescaled
-from dcsm_attr.attribution.targets import resolve_target
-from dcsm_attr.backbones.class_evidence import ClassEvidence, _Followed
-from dcsm_attr.backbones.layers import default_layers
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.crf.mean_field import mean_field
+from dcsm_attr.attribution.layers import default_layers
+from dcsm_attr.attribution.linear_head import ClassEvidence, _Followed
+from dcsm_attr.crf.dense_crf import mean_field
 from dcsm_attr.crf.permutohedral import PermutohedralLattice
-from dcsm_attr.segmentation.fusion import fused
-from dcsm_attr.segmentation.steps import restored
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.segmentation.stream import restored
 
 PACKAGE = str(Path(dcsm_attr.__file__).parent)
 
@@ -104,7 +103,7 @@ def segmenter():
 
 
 STAGES = {
-    "reading": dcsm_attr.images.read_image,
+    "reading": dcsm_attr.datasets.images.read_image,
     "canvas": Preprocess.__call__,
     "scale": rescaled,
     "recording": record,

@@ -8,10 +8,9 @@ from test_train_classifier import CANVAS, NAMES, PRESET, SETTINGS, last_weights,
 from torch import nn
 
 import dcsm_attr.training.classifier as module
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, load_classifier, save_classifier
-from dcsm_attr.backbones.convolutional import fully_convolutional
-from dcsm_attr.stochastic.masks import drawing_from
-from dcsm_attr.stochastic.selection import StochasticSelection
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
+from dcsm_attr.models.fully_convolutional import fully_convolutional
+from dcsm_attr.models.stochastic import StochasticSelection, drawing_from
 from dcsm_attr.training.classifier import train_classifier
 from dcsm_attr.training.loop import Settings
 

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from dcsm_attr.files import atomic_path, writable_folder
+from dcsm_attr.io import atomic_path, writable_folder
 
 
 def test_the_file_appears_when_it_is_complete(tmp_path):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcsm_attr import DenseCRF
-from dcsm_attr.crf.fused import in_short_sums
-from dcsm_attr.crf.row_sums import RowSums
+from dcsm_attr.crf.permutohedral import RowSums
+from dcsm_attr.crf.triton import in_short_sums
 
 # Triton decides when it is imported whether it interprets: a process of its own.
 _SCRIPT = """

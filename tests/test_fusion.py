@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcsm_attr import ClassActivationMaps, ClassMaps, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.segmentation.fusion import fused, heat_maps
+from dcsm_attr.attribution.fusion import fused, heat_maps
+from dcsm_attr.datasets.preprocess import Preprocess
 
 
 def test_heat_maps_by_hand():

@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dcsm_attr.cli import app
-from dcsm_attr.images import read_image
+from dcsm_attr.datasets.images import read_image
 from dcsm_attr.segmentation import Segmentation
 
 COUNT = 96

@@ -30,30 +30,29 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from dcsm_attr.affinity.network import AffinityNet, TrainedAffinityNet
-from dcsm_attr.affinity.training import train_affinity_net
 from dcsm_attr.attribution.cam import ClassActivationMaps
 from dcsm_attr.attribution.dcsm import DistinctClassSaliency
+from dcsm_attr.attribution.fusion import FusedSaliency
 from dcsm_attr.attribution.simonyan import Simonyan
-from dcsm_attr.backbones.classifier import Architecture, build_classifier
-from dcsm_attr.backbones.convolutional import fully_convolutional
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.backbones.scene_net import MEAN, STD, SceneNet, load_scene_net
 from dcsm_attr.cli import app
 from dcsm_attr.crf.dense_crf import DenseCRF
-from dcsm_attr.datasets.scene_folder import write_scene_folder
-from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene, write_scene_folder
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.demo.classifier import SCENE_CANVAS, scene_classifier
-from dcsm_attr.seeded.network import SegmentationNet, TrainedSegmentationNet
-from dcsm_attr.seeded.training import train_segmentation_net
-from dcsm_attr.segmentation.fusion import FusedSaliency
+from dcsm_attr.demo import SCENE_CANVAS, scene_classifier
+from dcsm_attr.models.affinity_net import AffinityNet, TrainedAffinityNet
+from dcsm_attr.models.checkpoint import Architecture, build_classifier
+from dcsm_attr.models.fully_convolutional import fully_convolutional
+from dcsm_attr.models.scene_net import MEAN, STD, SceneNet, load_scene_net
+from dcsm_attr.models.segmentation_net import SegmentationNet, TrainedSegmentationNet
 from dcsm_attr.segmentation.presets import preset_segmenter
 from dcsm_attr.segmentation.segmenter import Segmenter
+from dcsm_attr.training.affinity import train_affinity_net
 from dcsm_attr.training.classifier import train_classifier
 from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.presets import ClassifierPreset, Preset
+from dcsm_attr.training.optimizer import ClassifierPreset, Preset
 from dcsm_attr.training.scenes import train_scene_net
+from dcsm_attr.training.segmentation import train_segmentation_net
 
 GOLDEN = Path(__file__).parent / "golden"
 THREADS, STRIDE = 1, 8

@@ -8,7 +8,7 @@ import reference
 import torch
 from torch import nn
 
-from dcsm_attr import maps as eq
+from dcsm_attr.attribution import maps as eq
 from dcsm_attr.attribution.gradients import ConstantParameters, LayerPoint, record
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from untouched import no_graph_left, untouched
 
 from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, Simonyan
-from dcsm_attr.guest import evaluation_mode, preserved_random_state
+from dcsm_attr.attribution.model import evaluation_mode, preserved_random_state
 
 METHODS = {
     "dcsm": lambda m: DistinctClassSaliency(m),

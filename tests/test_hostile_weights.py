@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, load_classifier, save_classifier
-from dcsm_attr.backbones.loading import WeightsError, load_model, load_weights, read_weights
-from dcsm_attr.backbones.scene_net import load_scene_net
-from dcsm_attr.backbones.torch_file import ProgramError, load_plain
-from dcsm_attr.training.checkpoint import CheckpointError, load_checkpoint
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
+from dcsm_attr.models.scene_net import load_scene_net
+from dcsm_attr.models.weights import ProgramError, WeightsError, load_model, load_plain, load_weights, read_weights
+from dcsm_attr.training.checkpoints import CheckpointError, load_checkpoint
 
 
 class Evil:

@@ -12,12 +12,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
-from dcsm_attr import visualization
 from dcsm_attr.cli import app
+from dcsm_attr.datasets.images import ImageReadError, opened_picture, picture_endings, read_image
+from dcsm_attr.datasets.masks import label_picture
 from dcsm_attr.datasets.scenes import generate_scene
-from dcsm_attr.images import ImageReadError, opened_picture, picture_endings, read_image
-from dcsm_attr.palette import label_picture
-from dcsm_attr.segmentation import Segmentation
+from dcsm_attr.segmentation import Segmentation, visualization
 
 SIDE = 40
 NETWORK = ("--weights", "demo", "--device", "cpu")
@@ -232,7 +231,7 @@ def test_train_remembers_what_it_could_not_read_before_an_interruption(voc, tmp_
     damaged.write_bytes(whole.read_bytes())
     (tmp_path / "net" / "unreadable.json").unlink()
     # Nothing is left to be trained: what stands there is what was remembered.
-    from dcsm_attr.backbones.torch_file import load_plain
+    from dcsm_attr.models.weights import load_plain
 
     kept = load_plain(tmp_path / "net" / "last.pt")["progress"]["failures"]
     assert [failure.split("JPEGImages/")[1][:5] for failure in kept] == ["1.jpg", "5.jpg"]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsm_attr.datasets.image_labels import ImageLabels, LabelRow, read_image_labels, write_image_labels
-from dcsm_attr.palette import VOC_CLASSES
+from dcsm_attr.datasets.labels import ImageLabels, LabelRow, read_image_labels, write_image_labels
+from dcsm_attr.datasets.masks import VOC_CLASSES
 
 
 @pytest.fixture

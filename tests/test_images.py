@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dcsm_attr import images
-from dcsm_attr.images import ImageReadError, read_image
+from dcsm_attr.datasets import images
+from dcsm_attr.datasets.images import ImageReadError, read_image
 
 
 @pytest.fixture

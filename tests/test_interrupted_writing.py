@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import dcsm_attr
-from dcsm_attr.files import atomic_buffer, atomic_path, write_json
+from dcsm_attr.io import atomic_buffer, atomic_path, write_json
 
 PACKAGE = Path(dcsm_attr.__file__).parent
 EVERYTHING = (

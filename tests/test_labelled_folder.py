@@ -6,8 +6,7 @@ import warnings
 import pytest
 from PIL import Image
 
-from dcsm_attr.datasets.collection import Photograph
-from dcsm_attr.datasets.folder import folder_collection, pictures_in
+from dcsm_attr.datasets.collection import Photograph, folder_collection, pictures_in
 
 
 @pytest.fixture

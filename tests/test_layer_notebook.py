@@ -10,8 +10,8 @@ import torch
 from nbclient import NotebookClient
 
 from dcsm_attr import Segmenter
-from dcsm_attr.demo.classifier import scene_classifier
-from dcsm_attr.evaluation.miou import confusion_matrix, mean_iou
+from dcsm_attr.demo import scene_classifier
+from dcsm_attr.evaluation.metrics import confusion_matrix, mean_iou
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "05_choosing_layers.ipynb"
 

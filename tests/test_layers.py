@@ -7,8 +7,14 @@ from conftest import TinyVGG
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.backbones.gating import GatingRectifiers
-from dcsm_attr.backbones.layers import default_layers, is_constant, layer_blocks, probe_image, vgg_blocks
+from dcsm_attr.attribution.layers import (
+    GatingRectifiers,
+    default_layers,
+    is_constant,
+    layer_blocks,
+    probe_image,
+    vgg_blocks,
+)
 
 
 def _model(name):

@@ -9,8 +9,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from dcsm_attr.backbones import loading
-from dcsm_attr.backbones.loading import WeightsError, class_names, load_model, load_weights, read_weights
+from dcsm_attr.models import weights as loading
+from dcsm_attr.models.weights import WeightsError, class_names, load_model, load_weights, read_weights
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,11 @@ from untouched import untouched
 
 from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.attribution.guided import GuidedRectifiers
-from dcsm_attr.backbones.convolutional import ScoreMapNetwork
-from dcsm_attr.ficklenet.aggregation import aggregated
-from dcsm_attr.ficklenet.dropout import ActiveDropout
-from dcsm_attr.ficklenet.localisation import fickle_maps, grad_cam, stochastic_maps
-from dcsm_attr.ficklenet.stochastic_saliency import stochastic_class_maps
-from dcsm_attr.maps import divide_by_maximum
-from dcsm_attr.stochastic.gathering import gathered_convolution
-from dcsm_attr.stochastic.masks import drawing_from
-from dcsm_attr.stochastic.selection import StochasticSelection
+from dcsm_attr.attribution.maps import divide_by_maximum
+from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
+from dcsm_attr.models.stochastic import StochasticSelection, drawing_from, gathered_convolution
+from dcsm_attr.wsss.ficklenet import aggregated, fickle_maps, grad_cam, stochastic_maps
+from dcsm_attr.wsss.stochastic_saliency import ActiveDropout, stochastic_class_maps
 
 
 class Trunk(nn.Module):

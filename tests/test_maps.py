@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsm_attr import maps as eq
+from dcsm_attr.attribution import maps as eq
 
 
 def _eq4(maps):

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dcsm_attr.datasets.masks import MaskError, classes_in_mask, read_mask
-from dcsm_attr.palette import VOC_CLASSES, label_picture
+from dcsm_attr.datasets.masks import VOC_CLASSES, MaskError, classes_in_mask, label_picture, read_mask
 
 LABELS = np.array([[0, 1, 20], [255, 15, 7]], dtype=np.uint8)
 

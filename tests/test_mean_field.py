@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from dcsm_attr.crf import mean_field as mean_field_module
-from dcsm_attr.crf.gaussian_kernels import GaussianKernels
-from dcsm_attr.crf.mean_field import mean_field
-from dcsm_attr.crf.permutohedral import PermutohedralLattice
+from dcsm_attr.crf import dense_crf as mean_field_module
+from dcsm_attr.crf.dense_crf import mean_field
+from dcsm_attr.crf.permutohedral import GaussianKernels, PermutohedralLattice
 
 
 class _Exact:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.attribution.memory_format import channels_last
+from dcsm_attr.attribution.inputs import channels_last
 
 
 class Views(nn.Module):

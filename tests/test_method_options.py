@@ -10,14 +10,13 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, save_classifier
 from dcsm_attr.cli import app
 from dcsm_attr.cli.building import SaliencyOptions, build_saliency
 from dcsm_attr.cli.options import MethodChoice, VariantChoice
-from dcsm_attr.datasets.scene_folder import write_scene_folder
-from dcsm_attr.datasets.scenes import generate_scene
-from dcsm_attr.demo.classifier import scene_classifier
-from dcsm_attr.palette import VOC_CLASSES, label_picture
+from dcsm_attr.datasets.masks import VOC_CLASSES, label_picture
+from dcsm_attr.datasets.scenes import generate_scene, write_scene_folder
+from dcsm_attr.demo import scene_classifier
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
 
 pytestmark = pytest.mark.usefixtures("small_canvas")
 

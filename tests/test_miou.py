@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsm_attr.evaluation.miou import confusion_matrix, iou_per_class, mean_iou
+from dcsm_attr.evaluation.metrics import confusion_matrix, iou_per_class, mean_iou
 
 
 def test_by_hand():

@@ -6,7 +6,7 @@ from affinity_reference import offsets_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsm_attr.affinity.neighbours import neighbour_offsets, overlap, pair_mask
+from dcsm_attr.models.affinity_net import neighbour_offsets, overlap, pair_mask
 
 FIVE = neighbour_offsets(5)
 

@@ -13,7 +13,7 @@ from torch import nn
 from untouched import untouched
 
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, GuidedRectifiers, Segmenter, Simonyan
-from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.datasets.preprocess import Preprocess
 
 INNER = {
     "guided": lambda model: DistinctClassSaliency(model, ["conv2", "conv3"]),

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, load_classifier
-from dcsm_attr.backbones.convolutional import fully_convolutional, normalised_head
-from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier
+from dcsm_attr.models.fully_convolutional import fully_convolutional, normalised_head
 from dcsm_attr.training.classifier import train_classifier
 from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.presets import ClassifierPreset
+from dcsm_attr.training.optimizer import ClassifierPreset
 
 NAMES = ("red", "green")
 PRESET = ClassifierPreset(

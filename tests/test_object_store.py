@@ -6,9 +6,9 @@ import pytest
 from test_pseudo_label_runs import BATCH, OUTPUTS, collection, contents, run, tiny, undisturbed  # noqa: F401
 
 from dcsm_attr.datasets.collection import Collection
+from dcsm_attr.io import opened_storage, read_uri
 from dcsm_attr.pipelines.report import write_report
 from dcsm_attr.pipelines.run import pseudo_label
-from dcsm_attr.storage import opened_storage, read_uri
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from dcsm_attr.cli.option_groups import with_option_groups
+from dcsm_attr.cli.options import with_option_groups
 
 
 @dataclass(frozen=True)

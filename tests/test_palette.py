@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcsm_attr.palette import VOC_CLASSES, label_picture, overlay, voc_colours
+from dcsm_attr.datasets.masks import VOC_CLASSES, label_picture, overlay, voc_colours
 
 
 def test_colours_are_those_of_the_development_kit():

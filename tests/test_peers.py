@@ -14,9 +14,9 @@ from untouched import changes, no_graph_left, snapshot
 
 from benchmarks.peers import PEERS, peer_maps
 from benchmarks.peers.from_grad_cam import most_similar
-from dcsm_attr.backbones.convolutional import ScoreMapNetwork, fully_convolutional
-from dcsm_attr.backbones.score_pooling import pooled_scores
-from dcsm_attr.maps import divide_by_maximum, upsample
+from dcsm_attr.attribution.maps import divide_by_maximum, upsample
+from dcsm_attr.attribution.model import pooled_scores
+from dcsm_attr.models.fully_convolutional import ScoreMapNetwork, fully_convolutional
 
 _REASON = "the other libraries are an extra: pip install 'dcsm_attr[peers]'"
 pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam", reason=_REASON)

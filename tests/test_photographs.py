@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dcsm_attr import Segmenter
-from dcsm_attr.backbones.loading import class_names, load_model
+from dcsm_attr.models.weights import class_names, load_model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 BOXES = json.loads((BENCHMARKS / "animal_boxes.json").read_text())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcsm_attr.datasets.picture_list import list_collection
+from dcsm_attr.datasets.collection import list_collection
 
 
 @pytest.fixture

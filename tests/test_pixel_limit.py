@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from dcsm_attr import Segmenter
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.images import ImageReadError, read_image
-from dcsm_attr.pixel_limit import pixel_limit
+from dcsm_attr.datasets.images import ImageReadError, pixel_limit, read_image
+from dcsm_attr.datasets.preprocess import Preprocess
 
 SIDE = 20
 FORMATS = ("png", "jpg", "gif", "bmp", "webp", "tif")

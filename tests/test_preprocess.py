@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dcsm_attr.backbones.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from dcsm_attr.datasets.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 
 def _photograph(width, height, colour=(200, 100, 50)):

@@ -9,11 +9,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dcsm_attr import DenseCRF, DistinctClassSaliency
-from dcsm_attr import maps as eq
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, save_classifier
-from dcsm_attr.backbones.layers import default_layers
-from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.attribution import maps as eq
+from dcsm_attr.attribution.layers import default_layers
 from dcsm_attr.cli import app
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
 from dcsm_attr.segmentation.presets import preset_segmenter
 
 PREPROCESS = Preprocess(size=48)

@@ -8,8 +8,8 @@ import torch
 from conftest import PooledCNN
 
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.segmentation.fusion import fused, heat_maps
+from dcsm_attr.attribution.fusion import fused, heat_maps
+from dcsm_attr.datasets.preprocess import Preprocess
 
 
 @contextmanager

@@ -15,14 +15,14 @@ from conftest import TinyVGG
 from PIL import Image
 
 from dcsm_attr import DenseCRF, Segmenter
-from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.io import FolderStorage
 from dcsm_attr.pipelines import local
-from dcsm_attr.pipelines.labeller import Outputs
+from dcsm_attr.pipelines.batches import Outputs
+from dcsm_attr.pipelines.label_files import Shard
 from dcsm_attr.pipelines.local import InProcesses
 from dcsm_attr.pipelines.run import pseudo_label
-from dcsm_attr.segmentation.label_files import Shard
-from dcsm_attr.storage import FolderStorage
 
 NAMES = ("ant", "bee", "cow", "dog")
 CLASSES = [(0,), (1, 2), (1, 3), (3,), (), (0, 1, 2, 3), (2,), (0, 2)]

@@ -9,15 +9,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import dcsm_attr.segmentation.label_files as label_files
+import dcsm_attr.pipelines.label_files as label_files
 from dcsm_attr import ClassActivationMaps, DenseCRF, Segmenter
-from dcsm_attr.affinity.labels import confident_labels
-from dcsm_attr.affinity.pseudo_labels import Confidence, write_confident_labels, write_pseudo_labels
-from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.cli import app, main
 from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.evaluation.label_maps import evaluate_label_maps
-from dcsm_attr.segmentation.label_files import Shard
+from dcsm_attr.pipelines.label_files import Confidence, Shard, write_confident_labels, write_pseudo_labels
+from dcsm_attr.wsss.affinity import confident_labels
 
 NAMES = ("a", "b", "c", "d")
 CRF = DenseCRF(bilateral_xy=8, iterations=2)

@@ -38,7 +38,7 @@ def test_other_names_are_not():
 @pytest.fixture(scope="module")
 def loaded():
     """The modules that are there after one import and then the next, in a process of its own."""
-    steps = ("import dcsm_attr", "import dcsm_attr.maps, dcsm_attr.crf", "import benchmarks.peers")
+    steps = ("import dcsm_attr", "import dcsm_attr.crf", "import benchmarks.peers")
     code = "import sys\n" + "\n".join(f"{step}\nprint(*sys.modules)" for step in steps)
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     return {step: set(modules.split()) for step, modules in zip(steps, found, strict=True)}
@@ -50,8 +50,8 @@ def test_importing_the_package_imports_nothing_heavy(loaded):
 
 
 def test_the_crf_and_the_maths_need_neither_captum_nor_matplotlib(loaded):
-    after = loaded["import dcsm_attr.maps, dcsm_attr.crf"]
-    assert {"torch", "dcsm_attr.crf.mean_field"} <= after
+    after = loaded["import dcsm_attr.crf"]
+    assert {"torch", "dcsm_attr.crf.dense_crf"} <= after
     assert not {"matplotlib", "pydensecrf", "captum", "torchvision"} & after
 
 

@@ -11,11 +11,9 @@ from affinity_reference import dense_walk, dense_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsm_attr.affinity import compressed_rows
-from dcsm_attr.affinity.affinities import affinities
-from dcsm_attr.affinity.matrix_power import apply_power, chebyshev_coefficients
-from dcsm_attr.affinity.neighbours import neighbour_offsets, pair_mask
-from dcsm_attr.affinity.random_walk import random_walk, transition_matrix
+from dcsm_attr.models.affinity_net import affinities, neighbour_offsets, pair_mask
+from dcsm_attr.wsss import random_walk as compressed_rows
+from dcsm_attr.wsss.random_walk import apply_power, chebyshev_coefficients, random_walk, transition_matrix
 
 FIVE = neighbour_offsets(5)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_pseudo_label_runs import BATCH, assert_alike, collection, contents, manifest, run, tiny, undisturbed  # noqa: F401
 
-from dcsm_attr.pipelines.ray_cluster import OnRay
+from dcsm_attr.pipelines.ray import OnRay
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsm_attr.seeded import components
-from dcsm_attr.seeded.components import _numbered, connected_components
-from dcsm_attr.seeded.growing import confident_labels, grown_seeds
+from dcsm_attr.wsss import region_growing as components
+from dcsm_attr.wsss.region_growing import _numbered, confident_labels, connected_components, grown_seeds
 
 SETTINGS = settings(max_examples=60, deadline=None)
 

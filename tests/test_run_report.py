@@ -19,11 +19,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dcsm_attr.cli import app
-from dcsm_attr.palette import VOC_CLASSES, label_picture, voc_colours
-from dcsm_attr.pipelines.report import write_report
-from dcsm_attr.pipelines.report_figures import RunFigures, failure_kind
-from dcsm_attr.pipelines.report_thumbnails import thumbnail
-from dcsm_attr.storage import FolderStorage
+from dcsm_attr.datasets.masks import VOC_CLASSES, label_picture, voc_colours
+from dcsm_attr.io import FolderStorage
+from dcsm_attr.pipelines.report import RunFigures, failure_kind, thumbnail, write_report
 
 ANT, BEE, COW = range(3)
 CLASS_NAMES = ["ant", "bee", "cow"]

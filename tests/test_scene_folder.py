@@ -10,16 +10,13 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-import dcsm_attr.datasets.scene_folder as module
-from dcsm_attr.backbones.classifier import load_classifier
+import dcsm_attr.datasets.scenes as module
 from dcsm_attr.cli.evaluate import evaluate
-from dcsm_attr.cli.labels import labels
-from dcsm_attr.cli.scenes import scenes
-from dcsm_attr.cli.train import train
+from dcsm_attr.cli.train import labels, scenes, train
 from dcsm_attr.datasets.masks import read_mask
-from dcsm_attr.datasets.scene_folder import write_scene_folder
-from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene, visible_classes
+from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene, visible_classes, write_scene_folder
 from dcsm_attr.datasets.voc import voc_collection
+from dcsm_attr.models.checkpoint import load_classifier
 
 
 def written(folder, count=7, seed=3, size=40):

@@ -8,14 +8,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from dcsm_attr.backbones.loading import WeightsError
-from dcsm_attr.backbones.scene_net import SceneNet, load_scene_net
-from dcsm_attr.backbones.score_pooling import pooled_scores
+from dcsm_attr.attribution.model import pooled_scores
 from dcsm_attr.datasets.scenes import CLASS_NAMES, Scenes
+from dcsm_attr.models.scene_net import SceneNet, load_scene_net
+from dcsm_attr.models.weights import WeightsError
 from dcsm_attr.training import scenes as training
-from dcsm_attr.training.hide_and_seek import hide_patches
-from dcsm_attr.training.losses import multi_label_loss
-from dcsm_attr.training.scenes import train_scene_net
+from dcsm_attr.training.classifier import multi_label_loss
+from dcsm_attr.training.scenes import hide_patches, train_scene_net
 
 SHORT = {"steps": 4, "size": 32, "workers": 0, "progress": False}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dcsm_attr.datasets.scenes import CLASS_NAMES, SMALLEST_VISIBLE_SHARE, Scenes, generate_scene
-from dcsm_attr.demo.run import UNSEEN_SEED
+from dcsm_attr.demo import UNSEEN_SEED
 from dcsm_attr.training.scenes import FIRST_TRAINING_SEED
 
 

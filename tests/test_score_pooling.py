@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsm_attr.backbones.score_pooling import pooled_scores
+from dcsm_attr.attribution.model import pooled_scores
 
 MAPS = torch.tensor([[[[1.0, -2.0], [0.5, 3.0]]]])
 

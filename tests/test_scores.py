@@ -8,7 +8,7 @@ from conftest import PooledCNN
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.backbones.scores import scores_of
+from dcsm_attr.attribution.model import scores_of
 
 SCORES = torch.randn(2, 5)
 OTHER = torch.randn(2, 5)

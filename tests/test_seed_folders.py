@@ -14,16 +14,13 @@ from torchvision.models import vgg16
 from untouched import untouched
 
 from dcsm_attr import ClassActivationMaps
-from dcsm_attr.backbones.convolutional import fully_convolutional
-from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.cli import main
-from dcsm_attr.ficklenet.aggregation import aggregated, aggregates
-from dcsm_attr.ficklenet.localisation import fickle_maps
-from dcsm_attr.ficklenet.localiser import FickleLocaliser
-from dcsm_attr.palette import VOID
-from dcsm_attr.seeded.localisers import MapLocaliser
-from dcsm_attr.seeded.saliency import middle_layer_saliency
-from dcsm_attr.seeded.seed_files import BackgroundSeeds, middle_layer, photograph_seeds, write_seeds
+from dcsm_attr.datasets.masks import VOID
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.models.fully_convolutional import fully_convolutional
+from dcsm_attr.pipelines.label_files import BackgroundSeeds, middle_layer, photograph_seeds, write_seeds
+from dcsm_attr.wsss.ficklenet import FickleLocaliser, aggregated, aggregates, fickle_maps
+from dcsm_attr.wsss.seeds import MapLocaliser, middle_layer_saliency
 
 CANVAS = Preprocess(size=48)
 BACKGROUND = BackgroundSeeds("features.5", 0.25)
@@ -87,7 +84,7 @@ def test_seeds_of_ficklenet_by_hand(tmp_path, fickle):
     drawn = [prepared.crop(one) for one in fickle_maps(fickle, prepared.tensor[None], (1, 3), 7, size=(48, 48), seed=0)]
     normalised = torch.stack([one / one.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12) for one in drawn])
     foreground, mean = (normalised > 0.8).any(dim=0), normalised.mean(dim=0)
-    from dcsm_attr.stochastic.masks import drawing_from
+    from dcsm_attr.models.stochastic import drawing_from
 
     with drawing_from(torch.Generator().manual_seed(0)):
         expected = expected_seeds(fickle, layer, prepared, foreground, mean, (1, 3))
@@ -237,7 +234,7 @@ def test_what_the_commands_refuse(tmp_path, scenes, monkeypatch, capsys, argumen
 def test_options_of_class_maps_are_refused_with_a_segmentation_network(tmp_path, scenes, monkeypatch, capsys):
     from test_segmentation_net import net
 
-    from dcsm_attr.seeded.network import save_segmentation_net
+    from dcsm_attr.models.segmentation_net import save_segmentation_net
 
     save_segmentation_net(net(), tmp_path / "net.safetensors")
     command = ["dcsm-attr", "evaluate", str(scenes), "--weights", str(tmp_path / "net.safetensors")]

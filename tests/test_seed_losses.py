@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcsm_attr.crf import DenseCRF
-from dcsm_attr.seeded.losses import (
+from dcsm_attr.wsss.losses import (
     DSRG_RATIO_LIMITS,
     balanced_seed_loss,
     boundary_loss,
@@ -17,7 +17,7 @@ from dcsm_attr.seeded.losses import (
     floored_softmax,
     seed_loss,
 )
-from dcsm_attr.seeded.refinement import TRAINING_CRF, refined
+from dcsm_attr.wsss.region_growing import TRAINING_CRF, refined
 
 # One picture of 2 x 2, three labels: background and two classes.
 P = torch.tensor([[[[0.7, 0.2], [0.1, 0.5]], [[0.2, 0.6], [0.1, 0.3]], [[0.1, 0.2], [0.8, 0.2]]]], dtype=torch.float64)

@@ -9,12 +9,12 @@ from torch import nn
 from untouched import untouched
 
 from dcsm_attr.attribution.guided import GuidedRectifiers
-from dcsm_attr.seeded.saliency import middle_layer_saliency
-from dcsm_attr.seeded.seeds import (
+from dcsm_attr.wsss.seeds import (
     above_share_of_maximum,
     highest_share,
     lowest_share,
     median_filtered,
+    middle_layer_saliency,
     seed_labels,
     seeds_of_labels,
 )

@@ -15,24 +15,25 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 from untouched import changes, snapshot, untouched
 
-from dcsm_attr.affinity.pseudo_labels import write_pseudo_labels
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, save_classifier
-from dcsm_attr.backbones.loading import WeightsError
-from dcsm_attr.backbones.preprocess import Preprocess
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.evaluation.protocols import evaluate
-from dcsm_attr.evaluation.provenance import parameters_digest
-from dcsm_attr.seeded.heads import FieldOfViewHead, segmentation_head
-from dcsm_attr.seeded.inference import LabelMaps, NetworkSegmenter, label_probabilities
-from dcsm_attr.seeded.network import (
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.evaluation.evaluate import evaluate
+from dcsm_attr.evaluation.result import parameters_digest
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
+from dcsm_attr.models.segmentation_net import (
+    FieldOfViewHead,
     SegmentationNet,
     TrainedSegmentationNet,
     is_segmentation_net,
     load_segmentation_net,
     save_segmentation_net,
+    segmentation_head,
 )
-from dcsm_attr.seeded.refinement import TEST_CRF, crf_on_canvas
+from dcsm_attr.models.weights import WeightsError
+from dcsm_attr.pipelines.label_files import write_pseudo_labels
+from dcsm_attr.wsss.inference import LabelMaps, NetworkSegmenter, label_probabilities
+from dcsm_attr.wsss.region_growing import TEST_CRF, crf_on_canvas
 
 NAMES = ("red", "green")
 CANVAS = Preprocess("caffe", 32)

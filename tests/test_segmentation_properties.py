@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter
-from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.datasets.preprocess import Preprocess
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Of maps of one position.
 

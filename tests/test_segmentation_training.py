@@ -15,18 +15,18 @@ from PIL import Image
 from test_segmentation_net import CANVAS, NAMES, net
 from torch import nn
 
-import dcsm_attr.seeded.training as module
+import dcsm_attr.training.segmentation as module
 from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.evaluation.provenance import parameters_digest
-from dcsm_attr.palette import VOID, label_picture
-from dcsm_attr.seeded.inference import NetworkSegmenter
-from dcsm_attr.seeded.objectives import OBJECTIVES
-from dcsm_attr.seeded.refinement import refined
-from dcsm_attr.seeded.training import PRESETS, train_segmentation_net
-from dcsm_attr.training.checkpoint import CheckpointError
-from dcsm_attr.training.labelled_canvases import LabelledBatch
+from dcsm_attr.datasets.masks import VOID, label_picture
+from dcsm_attr.evaluation.result import parameters_digest
+from dcsm_attr.training.checkpoints import CheckpointError
+from dcsm_attr.training.data import LabelledBatch
 from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.presets import Preset
+from dcsm_attr.training.optimizer import Preset
+from dcsm_attr.training.segmentation import PRESETS, train_segmentation_net
+from dcsm_attr.wsss.inference import NetworkSegmenter
+from dcsm_attr.wsss.losses import OBJECTIVES
+from dcsm_attr.wsss.region_growing import refined
 
 PRESET = Preset("adamw", "onecycle", 1e-3, 5.0, 1e-2, batch_size=2, steps=6, head_only=2, ratios=(0.9, 1.2))
 SETTINGS = Settings(PRESET, validate_every=2)
@@ -82,7 +82,7 @@ def test_the_terms_of_dsrg_by_hand(monkeypatch):
     q = torch.full((2, 3, 2, 2), 0.1)
     q[:, 0] = 0.8
     q[0, :, 1] = torch.tensor([0.05, 0.9, 0.05])[:, None]
-    monkeypatch.setattr("dcsm_attr.seeded.objectives.refined", lambda logits, images: q)
+    monkeypatch.setattr("dcsm_attr.wsss.losses.refined", lambda logits, images: q)
     terms = OBJECTIVES["dsrg"](LOGITS, LABELS, PRESENT, IMAGES)
     p = floored()
     # The seed of class 1 at the lower left grows to the lower right; background and second picture stay.
@@ -99,7 +99,7 @@ def test_no_gradient_goes_through_the_crf(monkeypatch, name):
     target = refined(LOGITS, IMAGES)
     whole = sum(OBJECTIVES[name](logits, LABELS, PRESENT, IMAGES).values())
     (through,) = torch.autograd.grad(whole, logits)
-    monkeypatch.setattr("dcsm_attr.seeded.objectives.refined", lambda logits, images: target)
+    monkeypatch.setattr("dcsm_attr.wsss.losses.refined", lambda logits, images: target)
     constant = sum(OBJECTIVES[name](logits, LABELS, PRESENT, IMAGES).values())
     (beside,) = torch.autograd.grad(constant, logits)
     assert torch.equal(through, beside)

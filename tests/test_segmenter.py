@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
-from dcsm_attr import maps as eq
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.images import ImageReadError
-from dcsm_attr.palette import voc_colours
+from dcsm_attr.attribution import maps as eq
+from dcsm_attr.datasets.images import ImageReadError
+from dcsm_attr.datasets.masks import voc_colours
+from dcsm_attr.datasets.preprocess import Preprocess
 
 NAMES = ("ant", "bee", "cow", "dog")
 SMALL = Preprocess(size=40)

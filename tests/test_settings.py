@@ -1,6 +1,6 @@
 """Nested settings laid flat, and what differs between two of them."""
 
-from dcsm_attr.settings import differences, flattened
+from dcsm_attr.io import differences, flattened
 
 
 def test_flattened_names_what_is_inside():

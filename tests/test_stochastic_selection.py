@@ -12,13 +12,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.backbones.convolutional import ScoreMapNetwork
-from dcsm_attr.stochastic import expansion, shifts
-from dcsm_attr.stochastic.expansion import expanded_convolution
-from dcsm_attr.stochastic.gathering import gathered_convolution
-from dcsm_attr.stochastic.masks import drawing_from, seen_from_pixels, selection_masks
-from dcsm_attr.stochastic.selection import StochasticSelection, selected_convolution
-from dcsm_attr.stochastic.shifts import shifted_convolution
+from dcsm_attr.models import stochastic as shifts
+from dcsm_attr.models import stochastic_expansion as expansion
+from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
+from dcsm_attr.models.stochastic import (
+    StochasticSelection,
+    drawing_from,
+    gathered_convolution,
+    seen_from_pixels,
+    selected_convolution,
+    selection_masks,
+    shifted_convolution,
+)
+from dcsm_attr.models.stochastic_expansion import expanded_convolution
 
 FORMS = [expanded_convolution, shifted_convolution, gathered_convolution]
 

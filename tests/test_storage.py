@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dcsm_attr.claimed_folder import claim_storage
-from dcsm_attr.images import ImageReadError, read_image
-from dcsm_attr.storage import FolderStorage, ObjectStorage, is_uri, opened_storage
+from dcsm_attr.datasets.images import ImageReadError, read_image
+from dcsm_attr.io import FolderStorage, ObjectStorage, claim_storage, is_uri, opened_storage
 
 
 @pytest.fixture(params=["folder", "scratch", "objects"])

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dcsm_attr import DenseCRF, Segmenter
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.images import ImageReadError
-from dcsm_attr.segmentation import pipeline
-from dcsm_attr.segmentation.pipeline import pipelined
+from dcsm_attr.datasets.images import ImageReadError
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.segmentation import stream as pipeline
+from dcsm_attr.segmentation.stream import pipelined
 
 NAMES = ("ant", "bee", "cow", "dog")
 COUNT = 7

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import dcsm_attr.training.loop as module
 from dcsm_attr.cli import app
-from dcsm_attr.datasets.scene_folder import write_scene_folder
+from dcsm_attr.datasets.scenes import write_scene_folder
 
 CURVES = ("loss", "learning_rate", "validation_map")
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dcsm_attr.class_names import read_class_names
-from dcsm_attr.datasets.picture_list import list_collection
-from dcsm_attr.datasets.voc_lists import read_voc_list
+from dcsm_attr.datasets.collection import list_collection
+from dcsm_attr.datasets.labels import read_class_names
+from dcsm_attr.datasets.voc import read_voc_list
 
 
 def of_voc(path):

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from dcsm_attr import DenseCRF, GuidedRectifiers
-from dcsm_attr.backbones.layers import is_constant
-from dcsm_attr.crf.gaussian_kernels import GaussianKernels
-from dcsm_attr.crf.permutohedral import PermutohedralLattice
-from dcsm_attr.maps import subtract
-from dcsm_attr.seeded.refinement import TRAINING_CRF
+from dcsm_attr.attribution.layers import is_constant
+from dcsm_attr.attribution.maps import subtract
+from dcsm_attr.crf.permutohedral import GaussianKernels, PermutohedralLattice
+from dcsm_attr.wsss.region_growing import TRAINING_CRF
 
 TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"
@@ -50,10 +49,10 @@ def test_every_name_on_a_page_exists(page):
 
 
 def test_names_that_do_not_exist_are_noticed():
-    there = ["dcsm_attr.maps.subtract", "dcsm_attr.Segmentation.labels", "dcsm_attr.crf"]
-    wrong = ["dcsm_attr.nonsense", "dcsm_attr.maps.nonsense", "dcsm_attr.Segmentation.nonsense"]
+    there = ["dcsm_attr.attribution.maps.subtract", "dcsm_attr.Segmentation.labels", "dcsm_attr.crf"]
+    wrong = ["dcsm_attr.nonsense", "dcsm_attr.attribution.maps.nonsense", "dcsm_attr.Segmentation.nonsense"]
     assert [_exists(name) for name in there + wrong] == [True] * 3 + [False] * 3
-    page = f"`{there[0]}(maps)`, {wrong[1]}. dcsm_attr/maps.py tests/dcsm_attr.py dcsm_attr.md"
+    page = f"`{there[0]}(maps)`, {wrong[1]}. dcsm_attr/attribution/maps.py tests/dcsm_attr.py dcsm_attr.md"
     assert _DOTTED.findall(page) == [there[0], wrong[1]]
 
 

@@ -9,7 +9,7 @@ from conftest import PooledCNN, TinyVGG
 from untouched import untouched
 
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
-from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.datasets.preprocess import Preprocess
 
 
 def _together(*calls, times=4):

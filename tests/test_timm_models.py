@@ -7,8 +7,8 @@ from torch import nn
 
 from benchmarks.speed.graph_count import rectifiers_in_graph
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
-from dcsm_attr.backbones.convolutional import fully_convolutional
-from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.models.fully_convolutional import fully_convolutional
 
 timm = pytest.importorskip("timm", reason="needs timm, the extra of its name")
 

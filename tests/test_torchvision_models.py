@@ -11,10 +11,10 @@ from torch import fx, nn
 from benchmarks.speed.graph_count import rectifiers_in_graph
 from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.attribution.gradients import LayerPoint, record
-from dcsm_attr.backbones.class_evidence import class_evidence
-from dcsm_attr.backbones.convolutional import fully_convolutional
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.maps import absolute_channel_maximum
+from dcsm_attr.attribution.linear_head import class_evidence
+from dcsm_attr.attribution.maps import absolute_channel_maximum
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.models.fully_convolutional import fully_convolutional
 
 NAMES = torchvision.models.list_models(module=torchvision.models)
 TRANSFORMERS = [name for name in NAMES if name.startswith(("maxvit", "swin", "vit"))]

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dcsm_attr.training.classifier as module
-from dcsm_attr.backbones.classifier import (
+from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.models.checkpoint import (
     Architecture,
     Classifier,
     build_classifier,
@@ -19,16 +21,13 @@ from dcsm_attr.backbones.classifier import (
     load_classifier,
     save_classifier,
 )
-from dcsm_attr.backbones.loading import WeightsError
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.backbones.scene_net import load_scene_net
-from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.training.checkpoint import CheckpointError
+from dcsm_attr.models.scene_net import load_scene_net
+from dcsm_attr.models.weights import WeightsError
+from dcsm_attr.training.checkpoints import CheckpointError
 from dcsm_attr.training.classifier import train_classifier
+from dcsm_attr.training.distributed import own_device
 from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.optimisation import optimisation
-from dcsm_attr.training.presets import PRESETS, ClassifierPreset
-from dcsm_attr.training.processes import own_device
+from dcsm_attr.training.optimizer import PRESETS, ClassifierPreset, optimisation
 
 NAMES = ("red", "green")
 PRESET = ClassifierPreset(

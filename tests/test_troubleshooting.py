@@ -20,14 +20,14 @@ from typer.testing import CliRunner
 from benchmarks.ablation.grabcut import grabcut
 from benchmarks.peers.libraries import library
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, Segmenter
-from dcsm_attr.backbones.loading import load_model, load_weights
 from dcsm_attr.cli import app
-from dcsm_attr.datasets.folder import folder_collection
+from dcsm_attr.datasets.collection import folder_collection
 from dcsm_attr.datasets.masks import read_mask
-from dcsm_attr.files import atomic_path
-from dcsm_attr.pipelines.ray_cluster import OnRay
-from dcsm_attr.training.batches import BatchPlan
-from dcsm_attr.training.tensorboard import TensorBoardLog
+from dcsm_attr.io import atomic_path
+from dcsm_attr.models.weights import load_model, load_weights
+from dcsm_attr.pipelines.ray import OnRay
+from dcsm_attr.training.checkpoints import TensorBoardLog
+from dcsm_attr.training.data import BatchPlan
 
 ROOT = Path(__file__).parents[1]
 HEADINGS = re.findall(r"^### `(.+)`$", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)

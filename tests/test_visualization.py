@@ -8,9 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from dcsm_attr import Segmenter
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.palette import overlay, voc_colours
-from dcsm_attr.visualization import attribution_sheet, label_sheet, map_sheet
+from dcsm_attr.datasets.masks import overlay, voc_colours
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.segmentation.visualization import attribution_sheet, label_sheet, map_sheet
 
 NAMES = ("ant", "a very long name of a class, indeed too long", "cow", "dog")
 

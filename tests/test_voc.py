@@ -9,14 +9,11 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from dcsm_attr.cli.labels import labels as labels_command
+from dcsm_attr.cli.train import labels as labels_command
 from dcsm_attr.datasets.collection import Photograph
-from dcsm_attr.datasets.image_labels import LabelRow, read_image_labels
-from dcsm_attr.datasets.masks import classes_in_mask, read_mask
-from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.datasets.voc_annotations import annotated_classes
-from dcsm_attr.datasets.voc_lists import read_voc_list
-from dcsm_attr.palette import VOC_CLASSES, label_picture
+from dcsm_attr.datasets.labels import LabelRow, read_image_labels
+from dcsm_attr.datasets.masks import VOC_CLASSES, classes_in_mask, label_picture, read_mask
+from dcsm_attr.datasets.voc import annotated_classes, read_voc_list, voc_collection
 
 AEROPLANE, CAT, DOG, PERSON = map(VOC_CLASSES.index, ("aeroplane", "cat", "dog", "person"))
 # Every photograph and its classes; its mask shows the same ones, and void.

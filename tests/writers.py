@@ -24,19 +24,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dcsm_attr import DenseCRF, Segmenter
-from dcsm_attr.backbones.classifier import Architecture, build_classifier, load_classifier, save_classifier
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.backbones.scene_net import load_scene_net
-from dcsm_attr.backbones.torch_file import load_plain
-from dcsm_attr.cli.run_manifest import RunManifest
-from dcsm_attr.datasets.image_labels import ImageLabels, LabelRow, write_image_labels
-from dcsm_attr.datasets.scene_folder import write_scene_folder
+from dcsm_attr.cli.runs import RunManifest
+from dcsm_attr.datasets.labels import ImageLabels, LabelRow, write_image_labels
+from dcsm_attr.datasets.masks import label_picture
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.datasets.scenes import write_scene_folder
 from dcsm_attr.evaluation.report import write_report
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol
-from dcsm_attr.palette import label_picture
-from dcsm_attr.storage import FolderStorage
-from dcsm_attr.training.checkpoint import save_checkpoint
-from dcsm_attr.training.log import TrainingLog
+from dcsm_attr.io import FolderStorage
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
+from dcsm_attr.models.scene_net import load_scene_net
+from dcsm_attr.models.weights import load_plain
+from dcsm_attr.training.checkpoints import TrainingLog, save_checkpoint
 
 # At these sizes a file is cut off: before its first byte, in its header, and further on.
 BYTES = (0, 1, 100, 3_000)

@@ -10,12 +10,12 @@ import typer
 from dcsm_attr.cli import run_command
 from dcsm_attr.cli.building import chosen_classifier, chosen_device
 from dcsm_attr.cli.options import Device, DeviceName, VocRoot
-from dcsm_attr.cli.skipped import report_skipped
+from dcsm_attr.cli.runs import report_skipped
 
 if TYPE_CHECKING:
     from benchmarks.ablation.measure import Measurement
     from benchmarks.ablation.tables import Table
-    from dcsm_attr.backbones.classifier import Classifier
+    from dcsm_attr.models.checkpoint import Classifier
 
 __all__ = ["ablate", "app"]
 
@@ -117,7 +117,7 @@ def ablate(
     from benchmarks.ablation.tables import TABLES
     from dcsm_attr.datasets.voc import voc_collection
     from dcsm_attr.evaluation.result import Protocol
-    from dcsm_attr.files import writable_folder
+    from dcsm_attr.io import writable_folder
 
     output = writable_folder(output)
     classifier = chosen_classifier(weights)
@@ -158,7 +158,7 @@ def ablate(
 
 def _affinity_table(table: TableChoice, classifier: "Classifier", paths: list[Path]) -> "Table":
     from benchmarks.ablation.affinity_tables import AFFINITY_TABLES
-    from dcsm_attr.affinity.network import load_affinity_net
+    from dcsm_attr.models.affinity_net import load_affinity_net
 
     if not paths:
         raise ValueError(f"the table {table.value} is about the walk of a network: pass --affinity-net FILE.")
@@ -169,7 +169,7 @@ def _affinity_table(table: TableChoice, classifier: "Classifier", paths: list[Pa
 
 
 def _about(classifier: "Classifier") -> dict[str, Any]:
-    from dcsm_attr.evaluation.provenance import parameters_digest
+    from dcsm_attr.evaluation.result import parameters_digest
 
     architecture = classifier.architecture
     return {

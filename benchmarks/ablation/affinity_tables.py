@@ -9,14 +9,14 @@ from torch import Tensor
 from benchmarks.ablation.case import Case
 from benchmarks.ablation.method import Method
 from benchmarks.ablation.tables import Row, Table
-from dcsm_attr.affinity.network import TrainedAffinityNet
-from dcsm_attr.affinity.walk import SemanticWalk
 from dcsm_attr.attribution import ClassActivationMaps, DistinctClassSaliency
-from dcsm_attr.backbones.classifier import Classifier
-from dcsm_attr.evaluation.provenance import parameters_digest
-from dcsm_attr.segmentation.fusion import fused
+from dcsm_attr.attribution.class_maps import Saliency
+from dcsm_attr.attribution.fusion import fused
+from dcsm_attr.evaluation.result import parameters_digest
+from dcsm_attr.models.affinity_net import TrainedAffinityNet
+from dcsm_attr.models.checkpoint import Classifier
 from dcsm_attr.segmentation.presets import PRESETS
-from dcsm_attr.segmentation.segmenter import Saliency
+from dcsm_attr.wsss.random_walk import SemanticWalk
 
 __all__ = ["AFFINITY_TABLES"]
 

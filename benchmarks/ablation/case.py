@@ -8,12 +8,12 @@ from torch import Tensor
 from benchmarks.ablation.gradient_store import GradientStore, PassName
 from dcsm_attr.attribution.candidates import class_scores
 from dcsm_attr.attribution.kept_gradients import KeptGradients
-from dcsm_attr.backbones.classifier import Classifier
-from dcsm_attr.backbones.preprocess import Prepared
+from dcsm_attr.attribution.model import evaluation_mode
 from dcsm_attr.datasets.collection import Photograph
-from dcsm_attr.evaluation.measurable import read_with_mask
+from dcsm_attr.datasets.preprocess import Prepared
+from dcsm_attr.evaluation.label_maps import read_with_mask
 from dcsm_attr.evaluation.result import Protocol
-from dcsm_attr.guest import evaluation_mode
+from dcsm_attr.models.checkpoint import Classifier
 
 __all__ = ["Case", "open_case"]
 
@@ -69,7 +69,7 @@ def open_case(photograph: Photograph, classifier: Classifier, store: GradientSto
         protocol: what is told about the photograph. Where nothing is detected, the best class counts as detected.
 
     Raises:
-        ImageReadError, MaskError, ValueError: as :func:`~dcsm_attr.evaluation.measurable.read_with_mask`.
+        ImageReadError, MaskError, ValueError: as :func:`~dcsm_attr.evaluation.label_maps.read_with_mask`.
     """
     image, mask = read_with_mask(photograph, protocol, len(classifier.class_names))
     prepared = classifier.preprocess(image)

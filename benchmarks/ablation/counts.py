@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dcsm_attr.evaluation.rows import SkippedPhotograph, row_reader
+from dcsm_attr.evaluation.evaluate import SkippedPhotograph, row_reader
 
 __all__ = ["CountedCase", "CountsRow", "Reading", "count_row_from_line", "dense", "sparse"]
 
@@ -16,7 +16,7 @@ class Reading:
     """How labels were read off maps.
 
     Attributes:
-        exponent: of the background, see :func:`dcsm_attr.maps.background`.
+        exponent: of the background, see :func:`dcsm_attr.attribution.maps.background`.
         refined: whether by the CRF.
     """
 

@@ -10,12 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
 from dcsm_attr.attribution.kept_gradients import KeptGradients
-from dcsm_attr.backbones.classifier import Classifier
-from dcsm_attr.backbones.layers import default_layers, layer_blocks
-from dcsm_attr.backbones.preprocess import Prepared
-from dcsm_attr.claimed_folder import claim_folder
-from dcsm_attr.evaluation.provenance import parameters_digest
-from dcsm_attr.files import atomic_path, writable_folder
+from dcsm_attr.attribution.layers import default_layers, layer_blocks
+from dcsm_attr.datasets.preprocess import Prepared
+from dcsm_attr.evaluation.result import parameters_digest
+from dcsm_attr.io import atomic_path, claim_folder, writable_folder
+from dcsm_attr.models.checkpoint import Classifier
 
 __all__ = ["OUTER_SCALES", "GradientStore", "PassName", "passes_of"]
 

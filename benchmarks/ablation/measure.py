@@ -9,11 +9,11 @@ from benchmarks.ablation.gradient_store import GradientStore
 from benchmarks.ablation.method import Method
 from benchmarks.ablation.sweep import Sweep, SweepResult
 from benchmarks.ablation.tables import Table
-from dcsm_attr.backbones.classifier import Classifier
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import Collection
-from dcsm_attr.evaluation.measurable import check_collection
+from dcsm_attr.evaluation.label_maps import check_collection
 from dcsm_attr.evaluation.result import Confusion, Protocol
+from dcsm_attr.models.checkpoint import Classifier
 
 __all__ = ["EXPONENTS", "FURTHER_EXPONENTS", "Measurement", "measured_table"]
 

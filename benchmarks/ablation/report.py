@@ -9,10 +9,9 @@ from typing import Any
 from benchmarks.ablation.figure import ablation_figure, exponents_figure
 from benchmarks.ablation.measure import Measurement
 from benchmarks.ablation.tables import Row
-from dcsm_attr.evaluation.markdown import markdown_table, measured_with
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.evaluation.result import Confusion, Protocol
-from dcsm_attr.files import atomic_buffer, atomic_path, writable_folder
+from dcsm_attr.evaluation.report import markdown_table, measured_with
+from dcsm_attr.evaluation.result import Confusion, Protocol, measured_on
+from dcsm_attr.io import atomic_buffer, atomic_path, writable_folder
 
 __all__ = ["write_ablation"]
 
@@ -45,7 +44,7 @@ def write_ablation(
         measurement: of the table.
         folder: where to write; earlier files of the name are replaced.
         name: of the files.
-        command: that gives it, see :func:`dcsm_attr.evaluation.provenance.measured_on`.
+        command: that gives it, see :func:`dcsm_attr.evaluation.result.measured_on`.
         data: what was measured on, in words.
         about: the network and what else the figures depend on.
 

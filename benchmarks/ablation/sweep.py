@@ -19,18 +19,15 @@ from benchmarks.ablation.case import Case, open_case
 from benchmarks.ablation.counts import CountedCase, CountsRow, Reading, count_row_from_line, dense, sparse
 from benchmarks.ablation.gradient_store import GradientStore
 from benchmarks.ablation.method import Method
-from dcsm_attr.backbones.classifier import Classifier
+from dcsm_attr.attribution.maps import label_scores
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import Collection
-from dcsm_attr.datasets.masks import resized_labels
-from dcsm_attr.evaluation.measurable import UNMEASURABLE
-from dcsm_attr.evaluation.miou import confusion_matrix
-from dcsm_attr.evaluation.provenance import labels_digest
-from dcsm_attr.evaluation.result import Confusion, Protocol
-from dcsm_attr.evaluation.rows import SkippedPhotograph, row_line
-from dcsm_attr.evaluation.state import append_lines, kept_rows
-from dcsm_attr.maps import label_scores
-from dcsm_attr.palette import VOID
+from dcsm_attr.datasets.masks import VOID, resized_labels
+from dcsm_attr.evaluation.evaluate import SkippedPhotograph, append_lines, kept_rows, row_line
+from dcsm_attr.evaluation.label_maps import UNMEASURABLE
+from dcsm_attr.evaluation.metrics import confusion_matrix
+from dcsm_attr.evaluation.result import Confusion, Protocol, labels_digest
+from dcsm_attr.models.checkpoint import Classifier
 
 __all__ = ["Sweep", "SweepResult"]
 

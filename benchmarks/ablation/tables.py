@@ -14,11 +14,11 @@ from benchmarks.ablation.gradient_store import OUTER_SCALES, PassName
 from benchmarks.ablation.method import Method, maps_of_classes
 from benchmarks.peers import PEERS, peer_maps
 from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
-from dcsm_attr.attribution.variants import VARIANTS
-from dcsm_attr.backbones.classifier import Classifier
-from dcsm_attr.backbones.layers import default_layers, layer_blocks
+from dcsm_attr.attribution.fusion import fused, heat_maps
+from dcsm_attr.attribution.layers import default_layers, layer_blocks
+from dcsm_attr.attribution.maps import VARIANTS
 from dcsm_attr.crf import DenseCRF
-from dcsm_attr.segmentation.fusion import fused, heat_maps
+from dcsm_attr.models.checkpoint import Classifier
 from dcsm_attr.segmentation.presets import TUNED_CRF
 
 __all__ = ["TABLES", "Row", "Table", "dcsm", "simonyan"]

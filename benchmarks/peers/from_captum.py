@@ -8,7 +8,7 @@ from captum.attr import GuidedGradCam
 from torch import Tensor
 
 from benchmarks.peers.tapped import TappedNetwork
-from dcsm_attr.maps import absolute_channel_maximum
+from dcsm_attr.attribution.maps import absolute_channel_maximum
 
 __all__ = ["guided_grad_cam"]
 

@@ -13,10 +13,9 @@ from benchmarks.peers.from_grad_cam import finer_cam, grad_cam_plus_plus
 from benchmarks.peers.from_torchcam import cam, grad_cam, layer_cam
 from benchmarks.peers.tapped import TappedNetwork, classifying_point, feature_point, tapped
 from dcsm_attr.attribution.gradients import LayerPoint
-from dcsm_attr.backbones.convolutional import ScoreMapNetwork
-from dcsm_attr.backbones.score_pooling import PoolingName
-from dcsm_attr.guest import evaluation_mode, preserved_random_state
-from dcsm_attr.maps import divide_by_maximum, upsample
+from dcsm_attr.attribution.maps import divide_by_maximum, upsample
+from dcsm_attr.attribution.model import PoolingName, evaluation_mode, preserved_random_state
+from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
 
 __all__ = ["PEERS", "Peer", "peer_maps"]
 

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from dcsm_attr.attribution.gradients import ConstantParameters, LayerPoint
-from dcsm_attr.attribution.layer_points import named_layers
-from dcsm_attr.backbones.convolutional import ScoreMapNetwork
-from dcsm_attr.backbones.score_pooling import PoolingName, pooled_scores
+from dcsm_attr.attribution.layers import named_layers
+from dcsm_attr.attribution.model import PoolingName, pooled_scores
+from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
 
 __all__ = ["TappedNetwork", "classifying_layer", "classifying_point", "feature_point", "tapped"]
 

@@ -76,8 +76,8 @@ def benchmark(
     """
     from benchmarks.speed.contests import crf_contests, pipeline_contests, saliency_contests, walk_contests
     from benchmarks.speed.report import scaling_text, write_benchmark
-    from dcsm_attr.datasets.folder import pictures_in
-    from dcsm_attr.files import writable_folder
+    from dcsm_attr.datasets.collection import pictures_in
+    from dcsm_attr.io import writable_folder
 
     output = writable_folder(output)
     outcomes: list[Outcome] = []

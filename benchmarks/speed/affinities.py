@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.contest import OURS
-from dcsm_attr.affinity.affinities import affinities
-from dcsm_attr.affinity.neighbours import neighbour_offsets, overlap
+from dcsm_attr.models.affinity_net import affinities, neighbour_offsets, overlap
 
 __all__ = ["PLAIN", "AffinityWork", "affinity_contenders"]
 

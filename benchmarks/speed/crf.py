@@ -12,8 +12,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from benchmarks.speed.contest import OURS
 from dcsm_attr.crf import DenseCRF
-from dcsm_attr.crf.gaussian_kernels import GaussianKernels
-from dcsm_attr.images import read_image
+from dcsm_attr.crf.permutohedral import GaussianKernels
+from dcsm_attr.datasets.images import read_image
 
 __all__ = ["CrfWork", "bytes_moved", "crf_contenders"]
 

@@ -12,10 +12,10 @@ from torch import nn
 from benchmarks.speed.contest import OURS
 from benchmarks.speed.floor import floor_contenders
 from dcsm_attr.attribution import DistinctClassSaliency
-from dcsm_attr.backbones.preprocess import Preprocess
+from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.segmentation import Segmenter
 from dcsm_attr.segmentation.segmenter import Precision
-from dcsm_attr.segmentation.steps import AttributedPhotograph, PreparedPhotograph, restored
+from dcsm_attr.segmentation.stream import AttributedPhotograph, PreparedPhotograph, restored
 
 __all__ = ["PipelineWork", "pipeline_contenders"]
 

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.speed.contest import OURS, Outcome
 from benchmarks.speed.scaling import Scaling
-from dcsm_attr.evaluation.markdown import markdown_table, measured_with
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.files import atomic_path, writable_folder
+from dcsm_attr.evaluation.report import markdown_table, measured_with
+from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.io import atomic_path, writable_folder
 
 __all__ = ["outcome_table", "scaling_text", "write_benchmark"]
 
@@ -61,7 +61,7 @@ def write_benchmark(
         scalings: further measurements.
         folder: where to write; earlier files of the name are replaced.
         name: of the files.
-        command: that gives it, see :func:`dcsm_attr.evaluation.provenance.measured_on`.
+        command: that gives it, see :func:`dcsm_attr.evaluation.result.measured_on`.
 
     Returns:
         The paths written.

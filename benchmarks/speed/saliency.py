@@ -11,7 +11,7 @@ from benchmarks.speed.contest import OURS
 from benchmarks.speed.floor import floor_contenders, graph_above
 from benchmarks.speed.saliency_peers import peer_contenders
 from dcsm_attr.attribution import DistinctClassSaliency
-from dcsm_attr.backbones.layers import default_layers
+from dcsm_attr.attribution.layers import default_layers
 
 __all__ = ["PARTIAL_BACKWARD", "SaliencyWork", "backward_contender", "our_contender", "saliency_contenders"]
 

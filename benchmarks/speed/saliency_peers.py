@@ -13,7 +13,7 @@ from captum.attr import GuidedBackprop, LayerGradientXActivation
 from torch import Tensor, nn
 
 from benchmarks.peers.libraries import library
-from dcsm_attr import maps as equations
+from dcsm_attr.attribution import maps as equations
 
 __all__ = ["peer_contenders"]
 

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.speed.contest import OURS
-from dcsm_attr.affinity.affinities import affinities
-from dcsm_attr.affinity.neighbours import neighbour_offsets, overlap
-from dcsm_attr.affinity.random_walk import random_walk
+from dcsm_attr.models.affinity_net import affinities, neighbour_offsets, overlap
+from dcsm_attr.wsss.random_walk import random_walk
 
 __all__ = ["DENSE", "SPARSE", "WalkWork", "exact_walk", "walk_contenders"]
 

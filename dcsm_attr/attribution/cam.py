@@ -9,26 +9,30 @@ from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from dcsm_attr.attribution.as_guest import as_guest
-from dcsm_attr.attribution.candidates import Activation, check_detection, class_scores
+from dcsm_attr.attribution.candidates import (
+    Activation,
+    Request,
+    Selection,
+    check_detection,
+    class_scores,
+    maps_of_target,
+)
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.inputs import (
+    FastestFormat,
     argument_tuple,
     batch_slices,
     check_batch_size,
     checked_images,
+    checked_scales,
     comfortable_batch,
+    nearest_first,
     rescaled,
     sliced_arguments,
 )
-from dcsm_attr.attribution.memory_format import FastestFormat
-from dcsm_attr.attribution.model_checks import checked_model, explained_failures
-from dcsm_attr.attribution.scales import checked_scales, nearest_first
-from dcsm_attr.attribution.selection import Request, Selection
-from dcsm_attr.attribution.targets import maps_of_target
-from dcsm_attr.backbones.class_evidence import ClassEvidence, class_evidence
-from dcsm_attr.backbones.score_pooling import PoolingName
-from dcsm_attr.maps import divide_by_maximum, upsample
+from dcsm_attr.attribution.linear_head import ClassEvidence, class_evidence
+from dcsm_attr.attribution.maps import divide_by_maximum, upsample
+from dcsm_attr.attribution.model import PoolingName, as_guest, checked_model, explained_failures
 
 __all__ = ["ClassActivationMaps"]
 
@@ -46,8 +50,9 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
 
     The sum over scales and mirror images is that of AffinityNet. Where this departs from its released code:
 
-    - Each sum is divided by its maximum (:func:`dcsm_attr.maps.divide_by_maximum`), not by the maximum + 1e-5. That
-      guards against zero only, which is guarded here too, and makes small maps depend on the unit of the scores.
+    - Each sum is divided by its maximum (:func:`dcsm_attr.attribution.maps.divide_by_maximum`), not by the maximum +
+      1e-5. That guards against zero only, which is guarded here too, and makes small maps depend on the unit of the
+      scores.
     - No square root is taken. The release does so for its VGG alone.
     - Classes are detected where they are not known, by the scores at the scale nearest to 1, not mirrored.
 

@@ -1,22 +1,35 @@
-"""Which classes are in the image, and which are taken along to be subtracted."""
+"""Which classes are in the image, and which are taken along to be subtracted.
+
+Captum's target forms, read as classes, and the maps of a target in Captum's form.
+
+What the caller asked for: a target, known classes, candidates; checked once the model's output is known.
+"""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from captum._utils.common import _select_targets
 from torch import Tensor
 
-from dcsm_attr.backbones.score_pooling import POOLINGS, PoolingName, pooled_scores
+from dcsm_attr.attribution.class_maps import ClassMaps
+from dcsm_attr.attribution.model import POOLINGS, PoolingName, pooled_scores
 
 __all__ = [
     "Activation",
     "Candidates",
+    "Request",
+    "Selection",
     "check_detection",
     "choose_candidates",
     "class_scores",
     "explicit_classes",
     "given_candidates",
+    "maps_of_target",
+    "resolve_target",
 ]
+
 
 Activation = Literal["auto", "sigmoid", "softmax"]
 
@@ -42,7 +55,7 @@ def class_scores(logits: Tensor, activation: Activation, pooling: PoolingName = 
         logits: ``(N, C)`` or ``(N, C, h, w)``.
         activation: ``"sigmoid"`` for classifiers that decide each class for itself, ``"softmax"`` for those that choose
             one class. ``"auto"``: sigmoid for score maps and for a single class, softmax otherwise.
-        pooling: of score maps; see :func:`dcsm_attr.backbones.score_pooling.pooled_scores`.
+        pooling: of score maps; see :func:`dcsm_attr.attribution.model.pooled_scores`.
 
     Returns:
         ``(N, C)`` float32 in [0, 1].
@@ -155,3 +168,162 @@ def _padded_rows(classes: object) -> object:
         return classes
     longest = max((len(row) for row in classes), default=0)
     return [[*row, *[-1] * (longest - len(row))] for row in classes]
+
+
+def resolve_target(target: Any, output_shape: torch.Size) -> tuple[Tensor, Tensor | None]:
+    """Find the class, and where the target names one the position, that ``target`` selects from each image's output.
+
+    Captum itself reads the target, applied to a tensor that holds class indices: every form that Captum accepts is
+    accepted (an int, negative ints, tuples, tensors, a list with one entry an image), with its errors.
+
+    Args:
+        target: what Captum's ``attribute`` takes.
+        output_shape: ``(N, C)`` or ``(N, C, h, w)``.
+
+    Returns:
+        Classes ``(N,)`` int64 and, where the target was ``(class, y, x)``, positions ``y * w + x`` ``(N,)`` int64;
+        otherwise None: the class at all positions. Both on the CPU.
+
+    Raises:
+        AssertionError: where Captum does not accept the form.
+        IndexError: if a class or position is out of range.
+    """
+    images, classes = output_shape[:2]
+    # Class forms address the scores; Captum has no meaning for them on a map.
+    addressed = output_shape if _names_position(target) else output_shape[:2]
+    index = torch.arange(addressed.numel(), device="cpu").view(addressed)
+    try:
+        selected = _select_targets(index, target)
+    except (IndexError, RuntimeError) as error:
+        maps = "" if len(output_shape) == 2 else f" and score maps of {output_shape[2]} x {output_shape[3]} positions"
+        raise IndexError(
+            f"target {target!r} is out of range: the model has {classes} classes (0 to {classes - 1}){maps}."
+        ) from error
+    assert selected.shape == (images,), (
+        f"target {target!r} does not select one score an image from an output of shape {tuple(output_shape)}: give a "
+        "class, or a list with one class an image."
+    )
+    positions = addressed[2:].numel()
+    return selected // positions % classes, selected % positions if len(addressed) == 4 else None
+
+
+def _names_position(target: Any) -> bool:
+    first = target[0] if isinstance(target, list) and target else target
+    return isinstance(first, tuple) and len(first) > 1
+
+
+def maps_of_target(maps: ClassMaps, target: Tensor | None, inputs: Any) -> Tensor | tuple[Tensor, ...]:
+    """Pick the maps of the target.
+
+    Args:
+        maps: with the target among the candidates.
+        target: ``(N,)`` int64; None: the best candidate of each image.
+        inputs: as the user gave them.
+
+    Returns:
+        ``(N, 1, H, W)``; a tuple if the inputs are one, with a map for each.
+    """
+    attribution = maps.best() if target is None else maps.of(target.to(maps.maps.device))
+    return tuple(attribution.clone() for _ in inputs) if isinstance(inputs, tuple) else attribution
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The classes that the caller named, for a whole batch; None where they are left to the scores.
+
+    Attributes:
+        target: ``(N,)`` int64, the class to attribute to.
+        positions: ``(N,)`` int64, the position of the score map to attribute to.
+        known: ``(N, C)`` bool, classes known to be in the image.
+        candidates: ``(N, K)`` int64, the classes to subtract from each other.
+    """
+
+    target: Tensor | None = None
+    positions: Tensor | None = None
+    known: Tensor | None = None
+    candidates: Tensor | None = None
+
+    def __getitem__(self, part: slice) -> "Selection":
+        """The selection for a part of the batch."""
+        return Selection(*(None if value is None else value[part] for value in self._values()))
+
+    def to(self, device: torch.device) -> "Selection":
+        """The selection on another device."""
+        return Selection(*(None if value is None else value.to(device) for value in self._values()))
+
+    def _values(self) -> tuple[Tensor | None, ...]:
+        return self.target, self.positions, self.known, self.candidates
+
+    def candidates_for(self, ranking: Tensor, detected: Tensor, minimum: int) -> Candidates:
+        """Choose the candidates of each image of a batch.
+
+        Args:
+            ranking: ``(N, C)``, the order in which other classes fill up.
+            detected: ``(N, C)`` bool, by score; known classes take its place.
+            minimum: candidates of each image at least.
+        """
+        detected = detected if self.known is None else self.known
+        if self.candidates is not None:
+            return given_candidates(self.candidates, detected)
+        required = None if self.target is None else F.one_hot(self.target, ranking.shape[1]).bool()
+        return choose_candidates(ranking, detected, minimum, required)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller passed, before the model's output is known; None where it is left to the scores.
+
+    Attributes:
+        target: in any of Captum's forms, see :func:`dcsm_attr.attribution.candidates.resolve_target`.
+        classes: known to be in the images, see :func:`dcsm_attr.attribution.candidates.explicit_classes`.
+        candidates: to be subtracted from each other, in the same forms.
+    """
+
+    target: Any = None
+    classes: Any = None
+    candidates: Any = None
+
+    def resolve(self, images: int, output_shape: torch.Size) -> Selection:
+        """Check everything against the output of the model.
+
+        Args:
+            images: N of the whole batch.
+            output_shape: of a part of it, ``(n, C)`` or ``(n, C, h, w)``.
+
+        Raises:
+            AssertionError: if Captum does not accept the form of the target.
+            IndexError: if the target is out of range.
+            ValueError: if classes or candidates are out of range or malformed, or the candidates lack the target.
+        """
+        count = output_shape[1]
+        target, positions = None, None
+        if self.target is not None:
+            target, positions = resolve_target(self.target, torch.Size((images, *output_shape[1:])))
+        known = None
+        if self.classes is not None:
+            rows = explicit_classes(self.classes, images, count, "classes")
+            known = F.one_hot(rows.where(rows >= 0, count), count + 1)[..., :count].any(dim=1)
+        candidates = None
+        if self.candidates is not None:
+            candidates = explicit_classes(self.candidates, images, count, "candidates")
+            _check_among_candidates(candidates, target, known)
+        return Selection(target, positions, known, candidates)
+
+
+def _check_among_candidates(candidates: Tensor, target: Tensor | None, known: Tensor | None) -> None:
+    if target is not None:
+        lacking = ~(candidates == target[:, None]).any(dim=1)
+        if lacking.any():
+            image = int(lacking.nonzero()[0])
+            raise ValueError(
+                f"candidates must include the target: image {image} has target {int(target[image])} and candidates "
+                f"{candidates[image].tolist()}."
+            )
+    if known is not None:
+        among = given_candidates(candidates, known).detected.sum(dim=1) == known.sum(dim=1)
+        if not among.all():
+            image = int((~among).nonzero()[0])
+            raise ValueError(
+                f"candidates must include all classes: image {image} has classes "
+                f"{known[image].nonzero()[:, 0].tolist()} and candidates {candidates[image].tolist()}."
+            )

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ClassMaps"]
+__all__ = ["ClassMaps", "Saliency"]
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,14 @@ class ClassMaps:
             classes=F.pad(self.classes, (0, missing), value=-1),
             detected=F.pad(self.detected, (0, missing)),
         )
+
+
+class Saliency(Protocol):
+    """A method that gives one map a class, such as :class:`DistinctClassSaliency` or :class:`Simonyan`."""
+
+    def class_maps(self, inputs: Tensor, classes: Any = None, *, raw: bool = False) -> ClassMaps:
+        """Maps of all candidates of each image; see :meth:`DistinctClassSaliency.class_maps`."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the maps depend on, ready for JSON."""

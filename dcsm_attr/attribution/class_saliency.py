@@ -8,29 +8,40 @@ import torch
 from captum.attr._utils.attribution import GradientAttribution
 from torch import Tensor
 
-from dcsm_attr.attribution.as_guest import as_guest
-from dcsm_attr.attribution.candidates import Activation, Candidates, check_detection, class_scores
+from dcsm_attr.attribution.candidates import (
+    Activation,
+    Candidates,
+    Request,
+    Selection,
+    check_detection,
+    class_scores,
+    maps_of_target,
+)
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.gradients import LayerPoint, Recording, record
 from dcsm_attr.attribution.inputs import (
+    FastestFormat,
     argument_tuple,
     batch_slices,
     check_batch_size,
     check_differentiable,
     checked_images,
+    checked_scales,
     comfortable_batch,
+    nearest_first,
     rescaled,
     sliced_arguments,
 )
 from dcsm_attr.attribution.kept_gradients import GradientRun, KeptGradients, KeptRun
-from dcsm_attr.attribution.memory_format import FastestFormat
-from dcsm_attr.attribution.model_checks import check_guidance, checked_model, explained_failures
-from dcsm_attr.attribution.notices import warn_caller
-from dcsm_attr.attribution.scales import checked_scales, nearest_first
-from dcsm_attr.attribution.selection import Request, Selection
-from dcsm_attr.attribution.targets import maps_of_target
-from dcsm_attr.attribution.variants import Variant
-from dcsm_attr.backbones.score_pooling import PoolingName
+from dcsm_attr.attribution.maps import Variant
+from dcsm_attr.attribution.model import (
+    PoolingName,
+    as_guest,
+    check_guidance,
+    checked_model,
+    explained_failures,
+    warn_caller,
+)
 
 __all__ = ["ClassSaliency"]
 

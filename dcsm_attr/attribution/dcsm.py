@@ -8,19 +8,16 @@ from captum.attr._utils.attribution import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from dcsm_attr.attribution.candidates import Activation
+from dcsm_attr.attribution.candidates import Activation, Request
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.class_saliency import ClassSaliency
 from dcsm_attr.attribution.gradients import LayerPoint
 from dcsm_attr.attribution.guided import plain_rectifiers
 from dcsm_attr.attribution.inputs import argument_tuple, check_differentiable, checked_images, sliced_arguments
 from dcsm_attr.attribution.kept_gradients import KeptGradients
-from dcsm_attr.attribution.layer_points import Layer, layer_points, named_layers
-from dcsm_attr.attribution.notices import warn_caller
-from dcsm_attr.attribution.selection import Request
-from dcsm_attr.attribution.variants import VARIANTS, VariantName
-from dcsm_attr.backbones.layers import default_layers, is_constant
-from dcsm_attr.backbones.score_pooling import PoolingName
+from dcsm_attr.attribution.layers import Layer, default_layers, is_constant, layer_points, named_layers
+from dcsm_attr.attribution.maps import VARIANTS, VariantName
+from dcsm_attr.attribution.model import PoolingName, warn_caller
 
 __all__ = ["DistinctClassSaliency"]
 
@@ -44,7 +41,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
     Where ``variant="paper"`` differs from the paper:
 
     - The channel maximum is taken before upsampling, as in both released codes (see
-      :func:`dcsm_attr.maps.absolute_channel_maximum`).
+      :func:`dcsm_attr.attribution.maps.absolute_channel_maximum`).
     - Each subtracted map is divided by its maximum over the image before tanh. Eq. 5 does not print this, but cannot be
       used without it: gradients are about 1e-3 to 1e-6.
     - The classes are chosen at the scale nearest to 1.
@@ -58,8 +55,8 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
     - *matconvnet*: where no class passes the threshold the release divides 0 by 0; here the best class is used and
       flagged (:attr:`ClassMaps.nothing_detected`).
     - *matconvnet*: the second normalisation and tanh, which the release applies to the pictures it writes, is
-      :func:`dcsm_attr.maps.matconvnet_picture`, and not part of the maps: as unaries it inflates the foreground. The
-      maps are the mean over pairs, layers and scales, where the release sums; the picture is the same.
+      :func:`dcsm_attr.attribution.maps.matconvnet_picture`, and not part of the maps: as unaries it inflates the
+      foreground. The maps are the mean over pairs, layers and scales, where the release sums; the picture is the same.
     - *matconvnet*: it subtracts the mean of the channels B, G, R from R, G, B, and fails on images larger than 500
       pixels. Both lie in its preprocessing, not here.
     - *caffe*: its channel maximum and its upsampling are right for square maps only; here for all.
@@ -103,7 +100,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
                 (N, C) or score maps (N, C, h, w), before sigmoid or softmax; or a function that calls it, together with
                 ``layer``. Wrappers of ``torch.compile`` and DistributedDataParallel are taken off.
             layer (torch.nn.Module, str, or a sequence of them, optional): The layers at which gradients are taken.
-                None: the convolutions chosen by :func:`dcsm_attr.backbones.layers.default_layers`. Default: None
+                None: the convolutions chosen by :func:`dcsm_attr.attribution.layers.default_layers`. Default: None
             device_ids (list[int], optional): Accepted as by every Captum layer method, and of no effect: DataParallel
                 models are refused. Default: None
             guided (bool, optional): Guided backpropagation, or the plain gradient.

@@ -23,9 +23,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from dcsm_attr.attribution.guided import GuidedRectifiers
-from dcsm_attr.backbones.scores import checked_scores
+from dcsm_attr.attribution.model import checked_scores
 
 __all__ = ["ConstantParameters", "LayerPoint", "Recording", "Reduction", "record"]
+
 
 #: A gradient ``(N, C, h, w)`` to a map ``(N, 1, h, w)``.
 Reduction = Callable[[Tensor], Tensor]
@@ -228,7 +229,7 @@ def record(
 
     Raises:
         RuntimeError: if a layer was not reached, or the scores do not depend on it through autograd.
-        TypeError, ValueError: if the output holds no scores, see :func:`dcsm_attr.backbones.scores.checked_scores`.
+        TypeError, ValueError: if the output holds no scores, see :func:`dcsm_attr.attribution.model.checked_scores`.
     """
     taps = _Taps(reduction)
     rule = GuidedRectifiers()

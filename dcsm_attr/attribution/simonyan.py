@@ -7,16 +7,16 @@ from typing import Any
 from captum.log import log_usage
 from torch import Tensor
 
-from dcsm_attr.attribution.candidates import Activation
+from dcsm_attr.attribution.candidates import Activation, Request
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.class_saliency import ClassSaliency
 from dcsm_attr.attribution.gradients import LayerPoint
 from dcsm_attr.attribution.kept_gradients import KeptGradients
-from dcsm_attr.attribution.selection import Request
-from dcsm_attr.attribution.variants import VARIANTS
-from dcsm_attr.backbones.score_pooling import PoolingName
+from dcsm_attr.attribution.maps import VARIANTS
+from dcsm_attr.attribution.model import PoolingName
 
 __all__ = ["Simonyan"]
+
 
 _IMAGES = LayerPoint("images", None, at_input=True)
 

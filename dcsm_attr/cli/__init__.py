@@ -8,20 +8,11 @@ from typing import Annotated
 import typer
 
 import dcsm_attr
-from dcsm_attr.cli.affinity import affinity
-from dcsm_attr.cli.attribute import attribute
-from dcsm_attr.cli.demo import demo
-from dcsm_attr.cli.evaluate import evaluate
-from dcsm_attr.cli.ficklenet import ficklenet
-from dcsm_attr.cli.labels import labels
-from dcsm_attr.cli.miou import miou
-from dcsm_attr.cli.pseudo_label import pseudo_label
-from dcsm_attr.cli.report import report
-from dcsm_attr.cli.scenes import scenes
-from dcsm_attr.cli.seeds import seeds
-from dcsm_attr.cli.segment import segment
-from dcsm_attr.cli.train import train
-from dcsm_attr.cli.train_seg import train_seg
+from dcsm_attr.cli.evaluate import evaluate, miou
+from dcsm_attr.cli.explain import attribute, demo, segment
+from dcsm_attr.cli.pseudo_label import pseudo_label, report
+from dcsm_attr.cli.seeds import affinity, ficklenet, seeds
+from dcsm_attr.cli.train import labels, scenes, train, train_seg
 
 __all__ = ["app", "main", "run_command"]
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dcsm_attr.attribution.candidates import Activation
-    from dcsm_attr.backbones.classifier import Classifier
-    from dcsm_attr.backbones.score_pooling import PoolingName
+    from dcsm_attr.attribution.class_maps import Saliency
+    from dcsm_attr.attribution.model import PoolingName
+    from dcsm_attr.models.checkpoint import Classifier
     from dcsm_attr.segmentation import Segmenter
-    from dcsm_attr.segmentation.segmenter import Saliency
 
 __all__ = [
     "SaliencyOptions",
@@ -105,7 +105,7 @@ def build_saliency(
         ValueError: if an option is out of its range, or the method does not work on the network.
     """
     from dcsm_attr.attribution import ClassActivationMaps, DistinctClassSaliency, Simonyan
-    from dcsm_attr.segmentation.fusion import FusedSaliency
+    from dcsm_attr.attribution.fusion import FusedSaliency
     from dcsm_attr.segmentation.presets import PRESETS
 
     preset = PRESETS[options.preset.value]
@@ -152,8 +152,8 @@ def build_segmenter(
     Raises:
         ValueError: if one of them is not known or they do not fit each other.
     """
-    from dcsm_attr.backbones.loading import class_names, load_model
-    from dcsm_attr.seeded.network import is_segmentation_net
+    from dcsm_attr.models.segmentation_net import is_segmentation_net
+    from dcsm_attr.models.weights import class_names, load_model
     from dcsm_attr.segmentation import Segmenter
 
     if is_segmentation_net(weights):
@@ -203,8 +203,8 @@ def _of_preset(saliency: SaliencyOptions) -> dict[str, Any]:
 
 
 def _network_segmenter(weights: str, device: str, saliency: SaliencyOptions, settings: dict[str, Any]) -> "Segmenter":
-    from dcsm_attr.seeded.inference import NetworkSegmenter
-    from dcsm_attr.seeded.network import load_segmentation_net
+    from dcsm_attr.models.segmentation_net import load_segmentation_net
+    from dcsm_attr.wsss.inference import NetworkSegmenter
 
     of_maps = {"walk": "--walk", "background_exponent": "--background"}
     given = [*saliency.arguments(), *(option for name, option in of_maps.items() if name in settings)]
@@ -229,15 +229,15 @@ def chosen_classifier(weights: str) -> "Classifier":
     Raises:
         WeightsError: if the file is missing, incomplete, or no classifier of this package.
     """
-    from dcsm_attr.backbones.classifier import load_classifier
-    from dcsm_attr.demo.classifier import scene_classifier
+    from dcsm_attr.demo import scene_classifier
+    from dcsm_attr.models.checkpoint import load_classifier
 
     return scene_classifier() if weights == _DEMO else load_classifier(weights)
 
 
 def _brings_its_model(weights: str) -> bool:
-    from dcsm_attr.backbones.classifier import is_classifier
-    from dcsm_attr.seeded.network import is_segmentation_net
+    from dcsm_attr.models.checkpoint import is_classifier
+    from dcsm_attr.models.segmentation_net import is_segmentation_net
 
     return weights == _DEMO or is_classifier(weights) or is_segmentation_net(weights)
 

@@ -1,5 +1,9 @@
-"""``dcsm-attr evaluate``: how well a classifier's label maps agree with the masks of a VOC folder."""
+"""``dcsm-attr evaluate``: how well a classifier's label maps agree with the masks of a VOC folder.
 
+``dcsm-attr miou``: how well label maps in a folder agree with the masks of a VOC folder.
+"""
+
+import math
 import shlex
 from enum import Enum
 from pathlib import Path
@@ -8,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device, chosen_network, segmenter_settings
-from dcsm_attr.cli.option_groups import with_option_groups
 from dcsm_attr.cli.options import (
     Device,
     DeviceName,
@@ -20,16 +23,18 @@ from dcsm_attr.cli.options import (
     PrecisionChoice,
     Resume,
     VocRoot,
+    WalkOptions,
     Weights,
+    with_option_groups,
 )
-from dcsm_attr.cli.skipped import report_skipped
-from dcsm_attr.cli.walking import WalkOptions
+from dcsm_attr.cli.runs import report_skipped
 
 if TYPE_CHECKING:
     from dcsm_attr.datasets.collection import Collection
     from dcsm_attr.evaluation.result import Evaluation
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "miou"]
+
 
 # Photographs with masks in the lists of VOC 2012 itself.
 _WHOLE = {"train": 1464, "val": 1449, "trainval": 2913}
@@ -91,10 +96,10 @@ def evaluate(
       dcsm-attr evaluate VOCdevkit/VOC2012 --weights out/classifier/best.safetensors --method simonyan --no-crf
     """
     from dcsm_attr.datasets.voc import voc_collection
-    from dcsm_attr.evaluation import protocols
+    from dcsm_attr.evaluation import evaluate as protocols
     from dcsm_attr.evaluation.report import write_report
     from dcsm_attr.evaluation.result import Protocol
-    from dcsm_attr.files import writable_folder
+    from dcsm_attr.io import writable_folder
 
     output = writable_folder(output)
     whole = voc_collection(voc_root, split)
@@ -128,7 +133,7 @@ def evaluate(
 
 
 def _described(collection: "Collection", split: str, count: int) -> str:
-    from dcsm_attr.palette import VOC_CLASSES
+    from dcsm_attr.datasets.masks import VOC_CLASSES
 
     sentence = f"Split {split!r} of a VOC folder: {count} of its {len(collection)} photographs."
     if collection.class_names != VOC_CLASSES:
@@ -146,3 +151,56 @@ def _summary(evaluation: "Evaluation") -> str:
         f"{figures if evaluation.settings['crf'] else f'{before:.1f} without a CRF'}; "
         f"mean AP of the classifier {100 * evaluation.mean_average_precision:.1f}"
     )
+
+
+def miou(
+    voc_root: VocRoot,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="With a label map NAME.png for each.", show_default=False)
+    ],
+    split: Annotated[str, typer.Option(metavar="NAME", help="A list in ImageSets/Segmentation.")] = "val",
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the figures too, with the confusion matrix.")
+    ] = None,
+) -> None:
+    """Measure the mean IoU of label maps, such as pseudo-labels: palette or grey pictures whose values are the labels.
+
+    Pixels that a label map marks as unknown (255) are not counted; their share is said. Maps of another size than the
+    masks are resized.
+
+    Examples:
+      dcsm-attr miou VOCdevkit/VOC2012 out/affinity/pseudo-labels --split train
+
+      dcsm-attr miou VOCdevkit/VOC2012 out/affinity/labels --split train
+    """
+    from dcsm_attr.datasets.voc import voc_collection
+    from dcsm_attr.evaluation.label_maps import evaluate_label_maps
+    from dcsm_attr.evaluation.result import measured_on
+    from dcsm_attr.io import write_json
+
+    found = evaluate_label_maps(voc_collection(voc_root, split), folder)
+    iou = dict(zip(("background", *found.class_names), found.confusion.iou.tolist(), strict=True))
+    for name, value in iou.items():
+        typer.echo(f"{name:>15} {'-' if math.isnan(value) else f'{100 * value:5.1f}'}")
+    typer.echo(
+        f"{'mean IoU':>15} {100 * found.confusion.mean_iou:5.1f} %   {found.photographs} photographs, "
+        f"{100 * found.unknown:.1f} % of their pixels unknown"
+    )
+    background, foreground = found.precision
+    typer.echo(
+        f"{100 * background:.1f} % of what is labelled as background is right, {100 * foreground:.1f} % of the rest"
+    )
+    if output is not None:
+        content = {
+            "measured": measured_on(shlex.join(["dcsm-attr", "miou", "VOC_ROOT", folder.name, "--split", split])),
+            "photographs": found.photographs,
+            "skipped": dict(found.skipped),
+            "unknown": found.unknown,
+            "precision of background": None if math.isnan(background) else background,
+            "precision of foreground": None if math.isnan(foreground) else foreground,
+            "mean IoU": found.confusion.mean_iou,
+            "IoU": {name: None if math.isnan(value) else value for name, value in iou.items()},
+            "confusion matrix (row: truth, column: prediction)": found.confusion.counts.tolist(),
+        }
+        write_json(output, content)
+    report_skipped(found.skipped)

@@ -1,10 +1,25 @@
-"""Options that mean the same in every command."""
+"""Options that mean the same in every command.
 
+Options that several commands share, told once: as the fields of a dataclass, which a command takes as a whole.
+
+The options of the random walk, and of the background that walks with the classes.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["WalkOptions", "with_option_groups"]
+
 
 _METHOD_PANEL = "Method"
 
@@ -253,3 +268,104 @@ Resume = Annotated[
 Output = Annotated[
     Path, typer.Option(metavar="FOLDER", help="Where to write; each photograph gets a folder of its name.")
 ]
+
+
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each field of the dataclasses among its parameters.
+
+    Typer makes options of the parameters of a function, and knows no groups of them. A parameter that is annotated with
+    a dataclass stands for the dataclass's fields: their names, annotations and defaults are those of the options, and
+    the command is given the dataclass that they make.
+
+    Args:
+        command: whose other parameters are as Typer takes them.
+
+    Returns:
+        The command, for Typer.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        parameters += _options(groups[parameter.name]) if parameter.name in groups else [parameter]
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return with_options
+
+
+def _options(group: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(group)
+    ]
+
+
+@dataclass(frozen=True)
+class WalkOptions:
+    """What the command line says of the walk.
+
+    Attributes:
+        walk, radius, beta, walk_steps, background: as the options of these names.
+    """
+
+    walk: WalkNet = None
+    radius: Radius = 5
+    beta: Beta = 16.0
+    walk_steps: WalkSteps = 32
+    background: Background = None
+
+    def __post_init__(self) -> None:
+        """Check that the options go together."""
+        changed = [name for name in self._changed() if name != "background"]
+        if self.walk is None and changed:
+            told = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+            raise ValueError(f"{told}: there is no walk without a network; pass --walk FILE.")
+
+    def settings(self, device: "torch.device", method: MethodChoice) -> dict[str, Any]:
+        """What these options change of a segmenter.
+
+        Args:
+            device: where AffinityNet is put.
+            method: whose maps walk.
+
+        Raises:
+            WeightsError: if the file is missing, incomplete, or no AffinityNet.
+            ValueError: if a number is out of its range, or the background is not given for maps of which none is known.
+        """
+        from dcsm_attr.models.affinity_net import load_affinity_net
+        from dcsm_attr.wsss.affinity import exponents_of
+        from dcsm_attr.wsss.random_walk import SemanticWalk
+
+        if self.walk is None:
+            return {} if self.background is None else {"background_exponent": self.background}
+        net = load_affinity_net(self.walk)
+        net.network.to(device)
+        return {
+            "walk": SemanticWalk(net, self.radius, self.beta, self.walk_steps),
+            "background_exponent": exponents_of(method.value).walk if self.background is None else self.background,
+        }
+
+    def absolute(self) -> "WalkOptions":
+        """The same, for processes at work in another folder."""
+        return self if self.walk is None else replace(self, walk=self.walk.absolute())
+
+    def arguments(self) -> list[str]:
+        """The command-line arguments that give these options, the file by its name alone."""
+        return [
+            f"--{name.replace('_', '-')}={value.name if isinstance(value, Path) else value}"
+            for name, value in self._changed().items()
+        ]
+
+    def _changed(self) -> dict[str, Any]:
+        """The options that are not as they would be anyway."""
+        given = {field: getattr(self, field.name) for field in fields(self)}
+        return {field.name: value for field, value in given.items() if value != field.default}

@@ -1,4 +1,7 @@
-"""``dcsm-attr pseudo-label``: label maps of whole collections, on one machine or on many."""
+"""``dcsm-attr pseudo-label``: label maps of whole collections, on one machine or on many.
+
+``dcsm-attr report``: a run of ``dcsm-attr pseudo-label`` as one page for people.
+"""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -8,18 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device, segmenter_settings
-from dcsm_attr.cli.collections import labelled_collection
-from dcsm_attr.cli.option_groups import with_option_groups
-from dcsm_attr.cli.options import Device, DeviceName, LabelsFile, MaxPixels, NoCrf, Precision, PrecisionChoice
-from dcsm_attr.cli.walking import WalkOptions
+from dcsm_attr.cli.options import (
+    Device,
+    DeviceName,
+    LabelsFile,
+    MaxPixels,
+    NoCrf,
+    Precision,
+    PrecisionChoice,
+    WalkOptions,
+    with_option_groups,
+)
+from dcsm_attr.cli.runs import labelled_collection
 
 if TYPE_CHECKING:
-    from dcsm_attr.pipelines.engine import Engine
+    from dcsm_attr.io import Storage
+    from dcsm_attr.pipelines.label_files import Shard
+    from dcsm_attr.pipelines.local import Engine
     from dcsm_attr.segmentation import Segmenter
-    from dcsm_attr.segmentation.label_files import Shard
-    from dcsm_attr.storage import Storage
 
-__all__ = ["pseudo_label"]
+__all__ = ["pseudo_label", "report"]
+
 
 _SCALE = "Many photographs"
 _NAMED = 10
@@ -150,9 +162,9 @@ def pseudo_label(
       RAY_ADDRESS=auto dcsm-attr pseudo-label s3-list.txt --labels labels.csv --weights /shared/best.safetensors
       --engine ray --actors 4-64 --actor-gpus 0.5 --output s3://bucket/run
     """
+    from dcsm_attr.io import opened_storage
     from dcsm_attr.pipelines import run
-    from dcsm_attr.pipelines.labeller import Outputs
-    from dcsm_attr.storage import opened_storage
+    from dcsm_attr.pipelines.batches import Outputs
 
     part = _shard(shard)
     chosen = _engine(engine, workers, actors, actor_cpus, actor_gpus)
@@ -201,7 +213,7 @@ def _report(storage: "Storage", shard: "Shard") -> None:
 
 
 def _shard(text: str | None) -> "Shard":
-    from dcsm_attr.segmentation.label_files import Shard
+    from dcsm_attr.pipelines.label_files import Shard
 
     if text is None:
         return Shard()
@@ -213,7 +225,7 @@ def _shard(text: str | None) -> "Shard":
 
 def _engine(engine: EngineChoice, workers: int, actors: str, cpus: float, gpus: float) -> "Engine":
     from dcsm_attr.pipelines.local import InProcesses, in_this_process
-    from dcsm_attr.pipelines.ray_cluster import OnRay
+    from dcsm_attr.pipelines.ray import OnRay
 
     if engine is EngineChoice.LOCAL:
         return in_this_process if workers == 1 else InProcesses(workers)
@@ -221,3 +233,41 @@ def _engine(engine: EngineChoice, workers: int, actors: str, cpus: float, gpus: 
     if not (least.isdecimal() and (most.isdecimal() if dash else True)):
         raise ValueError(f"--actors must be N or MIN-MAX, such as 4 or 4-64; got {actors!r}.")
     return OnRay((int(least), int(most or least)), cpus, gpus)
+
+
+def report(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR", help="Where the run has written: a folder, or a URI of an object store.", show_default=False
+        ),
+    ],
+    photographs: Annotated[
+        int,
+        typer.Option(
+            min=0, help="So many get a thumbnail at most, evenly spread; counts and histograms are of all photographs."
+        ),
+    ] = 1000,
+) -> None:
+    """Write DIR/report.html: thumbnails, counts, histograms, doubtful labels and failures of a run.
+
+    It is one file, which any browser shows without a network. The run may be unfinished.
+
+    Examples:
+      dcsm-attr report out/pseudo-labels
+
+      dcsm-attr report out/pseudo-labels --photographs 200
+    """
+    from dcsm_attr.io import is_uri, opened_storage
+    from dcsm_attr.pipelines.report import write_report
+
+    # To open a folder is to make it.
+    if not is_uri(folder) and not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder. Give that which dcsm-attr pseudo-label wrote to.")
+    # A scratch of its own, because the run may still be writing.
+    storage = opened_storage(folder, scratch=".unfinished-report")
+    try:
+        name = write_report(storage, photographs=photographs)
+    finally:
+        storage.discard_scratch()
+    typer.echo(f"{folder.rstrip('/')}/{name}")

@@ -1,12 +1,23 @@
-"""``dcsm-attr train``: a classifier from image-level labels."""
+"""``dcsm-attr train``: a classifier from image-level labels.
 
+``dcsm-attr train-seg``: a segmentation network from seeds or pseudo-labels.
+
+``dcsm-attr labels``: the image-level labels of a VOC folder, as a CSV file.
+
+``dcsm-attr scenes``: generated scenes as a data set, to try training and evaluation without photographs.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from tqdm import tqdm
 
-from dcsm_attr.cli.collections import opened_collection
+from dcsm_attr.cli.building import chosen_classifier, chosen_device
 from dcsm_attr.cli.options import (
     BatchSize,
     Data,
@@ -21,10 +32,18 @@ from dcsm_attr.cli.options import (
     TensorBoard,
     TrainingChoice,
     TrainingFolder,
+    VocRoot,
     Workers,
 )
+from dcsm_attr.cli.runs import opened_collection, report_skipped
 
-__all__ = ["train"]
+if TYPE_CHECKING:
+    from dcsm_attr.datasets.masks import MaskReadError
+    from dcsm_attr.datasets.voc import VocEntry
+    from dcsm_attr.models.checkpoint import Classifier
+
+__all__ = ["labels", "scenes", "train", "train_seg"]
+
 
 _FICKLE = "Head fickle"
 
@@ -119,12 +138,12 @@ def train(
     """
     import torch
 
-    from dcsm_attr.backbones.classifier import Architecture, build_classifier
-    from dcsm_attr.backbones.preprocess import Preprocess
     from dcsm_attr.cli.building import chosen_device
+    from dcsm_attr.datasets.preprocess import Preprocess
+    from dcsm_attr.models.checkpoint import Architecture, build_classifier
     from dcsm_attr.training.classifier import train_classifier
     from dcsm_attr.training.loop import Settings
-    from dcsm_attr.training.presets import PRESETS
+    from dcsm_attr.training.optimizer import PRESETS
 
     fickle = _fickle_settings(head, window, rate, general_dropout)
     training, validation = (opened_collection(data, labels, split) for split in ("train", "val"))
@@ -161,3 +180,258 @@ def _fickle_settings(head: HeadChoice, window: int | None, rate: float | None, g
     if settings and head is not HeadChoice.FICKLE:
         raise ValueError("--window, --rate and --general-dropout belong to --head fickle.")
     return settings
+
+
+class LossChoice(str, Enum):
+    """What is learned by."""
+
+    PSEUDO = "pseudo"
+    SEC = "sec"
+    DSRG = "dsrg"
+
+
+class SegmentationHeadChoice(str, Enum):
+    """The heads of a segmentation network."""
+
+    DEEPLAB = "deeplab"
+    FCN = "fcn"
+    LARGEFOV = "largefov"
+    ASPP = "aspp"
+
+
+def train_seg(
+    data: Data,
+    labels_from: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="A label map NAME.png for each photograph, 255 where nothing is known: of dcsm-attr seeds, ficklenet, "
+            "or affinity (its pseudo-labels).",
+            show_default=False,
+        ),
+    ],
+    labels: LabelsFile = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="The photographs to learn from.")] = "train",
+    loss: Annotated[
+        LossChoice,
+        typer.Option(
+            help="pseudo: cross entropy at all labels. sec: seed, expand, constrain to boundaries. dsrg: seeds that "
+            "grow, balanced, and boundaries."
+        ),
+    ] = LossChoice.PSEUDO,
+    model: ModelName = "vgg16",
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="DEFAULT|FILE|none",
+            help="Of the backbone; none: drawn anew. A classifier that dcsm-attr train wrote brings its own model.",
+        ),
+    ] = "DEFAULT",
+    cut: Annotated[str | None, typer.Option(metavar="STAGE", help="Where the backbone ends, such as layer3.")] = None,
+    head: Annotated[
+        SegmentationHeadChoice,
+        typer.Option(
+            help="deeplab: DeepLab v3's. fcn: torchvision's. largefov: VGG's fc6 to fc8 with a large field of view. "
+            "aspp: four of these, summed, as DSRG has it."
+        ),
+    ] = SegmentationHeadChoice.DEEPLAB,
+    output_stride: Annotated[
+        int,
+        typer.Option(min=0, help="Pixels to one position: later strides become dilations. 0: the backbone's own."),
+    ] = 8,
+    preset: Annotated[
+        TrainingChoice, typer.Option(help="paper: the published solver of the loss; modern: for little data.")
+    ] = TrainingChoice.MODERN,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    size: Annotated[int, typer.Option(min=16, help="Side of the square that photographs are warped to.")] = 321,
+    seed: Seed = 0,
+    max_pixels: MaxPixels = None,
+    device: Device = DeviceName.AUTO,
+    workers: Workers = 2,
+    tensorboard: TensorBoard = False,
+    output: TrainingFolder = Path("out/segmentation"),
+) -> None:
+    """Train a segmentation network on label maps of seeds or pseudo-labels; masks are never read.
+
+    Writes segmentation_net.safetensors (the network after the last step: to choose a better one takes masks), log.csv
+    with each term of the loss, settings.json, unreadable.json, and last.pt, from which the same command goes on after
+    an interruption. Under torchrun, the processes share each batch. dcsm-attr evaluate and segment take the network as
+    --weights, and test it at three scales and mirrored, with the CRF.
+
+    Examples:
+      dcsm-attr train-seg VOCdevkit/VOC2012 --labels-from out/affinity/pseudo-labels --model resnet50
+
+      dcsm-attr train-seg VOC --labels-from out/ficklenet --loss dsrg --head aspp --preset paper
+
+      dcsm-attr evaluate VOC --weights out/segmentation/segmentation_net.safetensors --protocol both
+    """
+    import torch
+
+    from dcsm_attr.models.segmentation_net import SegmentationNet, TrainedSegmentationNet
+    from dcsm_attr.training.loop import Settings
+    from dcsm_attr.training.segmentation import NETWORK, PRESETS, train_segmentation_net
+
+    collection = opened_collection(data, labels, split)
+    if not labels_from.is_dir():
+        raise ValueError(
+            f"--labels-from: there is no folder {labels_from}. Give the one that dcsm-attr seeds, ficklenet, affinity "
+            "or pseudo-label wrote label maps to."
+        )
+    torch.manual_seed(seed)
+    backbone = _backbone(model, weights, cut, collection.class_names, size)
+    stride = output_stride or None
+    start = TrainedSegmentationNet(
+        SegmentationNet(backbone.network.trunk, len(collection.class_names), head.value, stride),
+        backbone.architecture,
+        head.value,
+        stride,
+        collection.class_names,
+        backbone.preprocess,
+        f"{loss.value}, {labels_from.name}",
+    )
+    chosen = PRESETS[loss.value][preset.value].adapted(steps=steps, batch_size=batch_size)
+    train_segmentation_net(
+        start,
+        collection,
+        labels_from,
+        output,
+        Settings(chosen, seed),
+        objective=loss.value,
+        device=chosen_device(device.value),
+        workers=workers,
+        max_pixels=max_pixels,
+        tensorboard=tensorboard,
+    )
+    typer.echo(f"{output / NETWORK}: the network; log.csv beside it says how it went.")
+
+
+def _backbone(model: str, weights: str, cut: str | None, names: tuple[str, ...], size: int) -> "Classifier":
+    """A classifier for its trunk, on the canvas that SEC has: warped, so that no position is empty."""
+    from dcsm_attr.datasets.preprocess import Preprocess
+    from dcsm_attr.models.checkpoint import Architecture, build_classifier, is_classifier
+
+    if weights == "demo" or is_classifier(weights):
+        classifier = chosen_classifier(weights)
+        of_classifier = classifier.preprocess
+        return replace(classifier, preprocess=replace(of_classifier, canvas="caffe", size=size))
+    architecture = Architecture(model, len(names), cut, "linear")
+    source = None if weights == "none" else weights
+    return build_classifier(architecture, source, names, Preprocess("caffe", size))
+
+
+def labels(
+    voc_root: VocRoot,
+    split: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME", help="A list in ImageSets/Segmentation; may be given several times.", show_default=False
+        ),
+    ],
+    max_pixels: MaxPixels = None,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The CSV file to write.")] = Path("labels.csv"),
+) -> None:
+    """Derive image-level labels: which classes each photograph shows.
+
+    Reads the objects in Annotations, difficult ones included; where there is no such folder, the masks. Writes a line
+    for each photograph: its id, its split and the names of its classes. Training reads this file, and never a mask. A
+    photograph whose mask cannot be read is left out and named.
+
+    Examples:
+      dcsm-attr labels VOCdevkit/VOC2012 --split train
+
+      dcsm-attr labels VOCdevkit/VOC2012 --split train_aug --output train_aug.csv
+
+      dcsm-attr labels VOC --split train --split val --output VOC/image_labels.csv
+    """
+    from dcsm_attr.datasets.labels import ImageLabels, LabelRow, write_image_labels
+    from dcsm_attr.datasets.masks import MaskReadError
+    from dcsm_attr.datasets.voc import annotation_files, read_voc_list, voc_class_names
+    from dcsm_attr.io import writable_folder
+
+    listed = [(name, entry) for name in split for entry in read_voc_list(voc_root, name)]
+    _check_listed_once([entry.name for _, entry in listed])
+    entries = [entry for _, entry in listed]
+    annotations = annotation_files(voc_root, [entry.name for entry in entries])
+    writable_folder(output.parent)
+    class_names = voc_class_names(voc_root)
+    derived = tqdm(_derived(entries, annotations, class_names, max_pixels), total=len(entries), unit="photo")
+    found = {entry.name: (name, shown) for (name, entry), shown in zip(listed, derived, strict=True)}
+    skipped = {name: str(shown) for name, (_, shown) in found.items() if isinstance(shown, MaskReadError)}
+    rows = {name: LabelRow(of, shown) for name, (of, shown) in found.items() if not isinstance(shown, MaskReadError)}
+    if not rows:
+        raise ValueError(
+            f"{voc_root}: none of the {len(found)} masks could be read; the first: {next(iter(skipped.values()))}"
+        )
+    write_image_labels(output, ImageLabels(class_names, rows))
+    counts = Counter(class_names[c] for row in rows.values() for c in row.classes)
+    typer.echo(f"{output}: {len(rows)} photographs, from the {'masks' if annotations is None else 'annotations'}")
+    typer.echo(", ".join(f"{name} {count}" for name, count in counts.most_common()))
+    report_skipped(skipped)
+
+
+def _check_listed_once(names: Sequence[str]) -> None:
+    from dcsm_attr.datasets.labels import first_five
+
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"--split: {len(twice)} photographs are in two of the lists: {first_five(twice)}. Give lists "
+            "that share none."
+        )
+
+
+def _derived(
+    entries: "Sequence[VocEntry]",
+    annotations: Sequence[Path] | None,
+    class_names: Sequence[str],
+    max_pixels: int | None,
+) -> "Iterator[tuple[int, ...] | MaskReadError]":
+    """The classes of each photograph, or why its mask cannot be read."""
+    from dcsm_attr.datasets.labels import require_files
+    from dcsm_attr.datasets.masks import MaskReadError, classes_in_mask, read_mask
+    from dcsm_attr.datasets.voc import annotated_classes
+
+    if annotations is not None:
+        yield from (annotated_classes(annotation, class_names) for annotation in annotations)
+        return
+    masks = [entry.mask for entry in entries]
+    require_files(masks, "masks", "Where there is no folder Annotations, the labels come from them.")
+    for mask in masks:
+        try:
+            classes = classes_in_mask(read_mask(mask, class_count=len(class_names), max_pixels=max_pixels))
+        except MaskReadError as error:
+            yield error
+            continue
+        if not classes:
+            raise ValueError(f"{mask}: shows no class; take the photograph out of the list.")
+        yield classes
+
+
+def scenes(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Where to write; a run that was cut off goes on from there.", show_default=False
+        ),
+    ],
+    count: Annotated[int, typer.Option(min=2, help="How many scenes; every fifth is one of validation.")] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="Of the series.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Side of the scenes in pixels.")] = 128,
+) -> None:
+    """Draw a data set of scenes with several objects each, offline.
+
+    Writes a folder in the layout of PASCAL VOC: JPEGImages, SegmentationClass (masks), ImageSets (train and val),
+    image_labels.csv and classes.txt. The other commands take it as they take VOCdevkit/VOC2012.
+
+    Examples:
+      dcsm-attr scenes scenes --count 400
+
+      dcsm-attr train scenes --model squeezenet1_1 --weights none --size 128
+
+      dcsm-attr evaluate scenes --weights out/classifier/best.safetensors
+    """
+    from dcsm_attr.datasets.scenes import write_scene_folder
+
+    write_scene_folder(folder, count, seed=seed, size=size)
+    typer.echo(f"{folder}: {count} scenes")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from dcsm_attr.datasets.drawing import Colour, Floats, Pen, arc, ellipse, oklch
+from dcsm_attr.datasets.scene_objects import Colour, Floats, Pen, arc, ellipse, oklch
 
 __all__ = ["CLUTTER", "draw_backdrop"]
 

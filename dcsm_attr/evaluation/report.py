@@ -1,20 +1,45 @@
-"""Evaluations as tables for a reader, and as JSON for a program."""
+"""Evaluations as tables for a reader, and as JSON for a program.
+
+Tables in Markdown.
+"""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dcsm_attr.evaluation.markdown import markdown_table, measured_with, value_text
-from dcsm_attr.evaluation.provenance import measured_on
-from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol
-from dcsm_attr.files import atomic_path, writable_folder
-from dcsm_attr.settings import flattened
+from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol, measured_on
+from dcsm_attr.io import atomic_path, flattened, writable_folder
 
-__all__ = ["write_report"]
+__all__ = ["markdown_table", "measured_with", "value_text", "write_report"]
+
+
+def markdown_table(rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
+    """Rows of cells as a table.
+
+    Args:
+        rows: the first one is the head.
+        numbers: whether what stands behind the first column is aligned to the right, and not to the left, as words are.
+    """
+    head, *body = rows
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *body)]
+    return "\n".join([lines[0], "|---|" + ("---:|" if numbers else "---|") * (len(head) - 1), *lines[1:]])
+
+
+def value_text(value: Any) -> str:
+    """A setting as a cell."""
+    if value is None:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def measured_with(facts: Mapping[str, Any]) -> str:
+    """The last section of a report: a table of what its figures were measured with."""
+    return "## Measured with\n\n" + markdown_table([["", ""], *([name, value_text(facts[name])] for name in facts)])
+
 
 _TOLD = {
     Protocol.DETECTED: "The segmenter is told nothing: the classes of a photograph are those that the classifier "

@@ -1,28 +1,85 @@
-"""Engines of one machine: this process, whose steps overlap, or several processes."""
+"""Engines of one machine: this process, whose steps overlap, or several processes.
+
+What does the work of a run: this process, several, or a cluster.
+"""
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from dcsm_attr.datasets.collection import Photograph
-from dcsm_attr.images import ImageReadError
-from dcsm_attr.pipelines.batch_files import write_records, written
-from dcsm_attr.pipelines.engine import FinishedBatch, Job
-from dcsm_attr.pipelines.labeller import Labeller, Step
-from dcsm_attr.pipelines.plan import PhotographBatch
-from dcsm_attr.pipelines.reading import failure, read_photograph
-from dcsm_attr.segmentation.pipeline import pipelined
+from dcsm_attr.datasets.images import ImageReadError
+from dcsm_attr.io import Storage
+from dcsm_attr.pipelines.batches import (
+    Labeller,
+    Outputs,
+    PhotographBatch,
+    Step,
+    failure,
+    read_photograph,
+    write_records,
+    written,
+)
+from dcsm_attr.segmentation.segmenter import Segmenter
+from dcsm_attr.segmentation.stream import pipelined
 
-__all__ = ["InProcesses", "in_this_process"]
+__all__ = ["Engine", "FinishedBatch", "InProcesses", "Job", "Recipe", "in_this_process"]
+
+
+#: Builds the segmenter, on the device where it is to run, from nothing: it is called where the work is done.
+Recipe = Callable[[], Segmenter]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with each batch; it can be sent to other processes if its parts can.
+
+    Attributes:
+        recipe: of the segmenter.
+        outputs: what is written.
+        storage: where.
+        max_pixels: of a photograph, see :func:`dcsm_attr.datasets.images.read_image`.
+    """
+
+    recipe: Recipe
+    outputs: Outputs
+    storage: Storage
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class FinishedBatch:
+    """A batch whose files are written.
+
+    Attributes:
+        number: of the batch.
+        records: the lines of its photographs.
+    """
+
+    number: int
+    records: Sequence[Mapping[str, Any]]
+
+
+class Engine(Protocol):
+    """A way to do a job."""
+
+    def __call__(self, job: Job, batches: Sequence[PhotographBatch]) -> Generator[FinishedBatch, None, None]:
+        """Do the job, and write the files.
+
+        Returns:
+            The batches, as they are finished, in any order. Closed before its end, it ends what it began.
+        """
+        ...
+
 
 # So often in a row, without a batch finished between, processes may die before the run gives up.
 _DEATHS = 3
@@ -31,7 +88,7 @@ _DEATHS = 3
 def in_this_process(job: Job, batches: Sequence[PhotographBatch]) -> Generator[FinishedBatch, None, None]:
     """Do a job here: beside a GPU, reading, the model, and writing at once; on the CPU, whose cores it shares, in turn.
 
-    See :class:`dcsm_attr.pipelines.engine.Engine`.
+    See :class:`dcsm_attr.pipelines.local.Engine`.
     """
     labeller = Labeller(job.recipe(), job.outputs)
     return _finished(labeller, job, batches, labeller.segmenter.readers)
@@ -87,7 +144,7 @@ class InProcesses:
     workers: int
 
     def __call__(self, job: Job, batches: Sequence[PhotographBatch]) -> Generator[FinishedBatch, None, None]:
-        """See :class:`dcsm_attr.pipelines.engine.Engine`.
+        """See :class:`dcsm_attr.pipelines.local.Engine`.
 
         Raises:
             ChildProcessError: if processes die again and again.

@@ -1,24 +1,344 @@
-"""The report of a run for people: one page with its figures and thumbnails, for a browser without a network."""
+"""The report of a run for people: one page with its figures and thumbnails, for a browser without a network.
 
+What the lines of a run's manifest amount to: counts, means and histograms, in memory that hardly grows with them.
+
+The report's page: style, script and figures in one file, to which a browser adds nothing from anywhere.
+
+Small pictures of a photograph and of its labels, for the report of a run.
+"""
+
+import heapq
 import json
+import re
+import tempfile
+from array import array
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.resources import files
 from io import BytesIO
+from statistics import median
+from string import Template
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 from tqdm import tqdm
 
-from dcsm_attr.evaluation.markdown import value_text
-from dcsm_attr.palette import voc_colours
-from dcsm_attr.pipelines.manifest import MANIFEST
-from dcsm_attr.pipelines.report_figures import RunFigures
-from dcsm_attr.pipelines.report_page import page
-from dcsm_attr.pipelines.report_thumbnails import Thumbnail, thumbnail
-from dcsm_attr.settings import flattened
-from dcsm_attr.storage import Storage
+from dcsm_attr.datasets.images import read_image
+from dcsm_attr.datasets.masks import VOID, MaskError, label_picture, overlay, read_mask, voc_colours
+from dcsm_attr.evaluation.report import value_text
+from dcsm_attr.io import Storage, flattened, is_uri, read_uri
+from dcsm_attr.pipelines.run import MANIFEST
 
-__all__ = ["write_report"]
+__all__ = ["BINS", "THUMBNAIL_SIDE", "RunFigures", "Thumbnail", "failure_kind", "page", "thumbnail", "write_report"]
+
+
+#: Bars of a histogram, which together are the range from 0 to 1.
+BINS = 10
+
+_DISAGREES_BELOW = 0.5
+_DISAGREEMENTS = 50
+_KINDS = 50
+_EXAMPLES = 20
+_OTHER_KINDS = "other reasons"
+
+
+@dataclass
+class _Histogram:
+    counts: list[int] = field(default_factory=lambda: [0] * BINS)
+    total: float = 0.0
+
+    def add(self, value: float) -> None:
+        # Means of float32 probabilities can lie a little beyond 1.
+        if not 0 <= value <= 1 + 1e-3:
+            raise ValueError(f"scores, shares and confidences must be in [0, 1], got {value}")
+        self.counts[min(int(value * BINS), BINS - 1)] += 1
+        self.total += value
+
+    def content(self) -> dict[str, Any]:
+        count = sum(self.counts)
+        return {"counts": self.counts, "count": count, "mean": round(self.total / count, 4) if count else None}
+
+
+@dataclass
+class _Histograms:
+    """Of some photographs, and of the classes that they show."""
+
+    score: _Histogram = field(default_factory=_Histogram)
+    share: _Histogram = field(default_factory=_Histogram)
+    confidence: _Histogram = field(default_factory=_Histogram)
+
+    def add(self, classes: Iterable[Mapping[str, Any]], confidence: float) -> None:
+        for one in classes:
+            self.score.add(one["score"])
+            self.share.add(one["share"])
+        self.confidence.add(confidence)
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "score": self.score.content(),
+            "share": self.share.content(),
+            "confidence": self.confidence.content(),
+        }
+
+
+@dataclass
+class _Kind:
+    count: int = 0
+    examples: list[dict[str, str]] = field(default_factory=list)
+
+
+class RunFigures:
+    """The figures of a run, from one entry of its manifest after the other."""
+
+    def __init__(self) -> None:
+        self.labelled = 0
+        self.failed = 0
+        self._all = _Histograms()
+        # A photograph that is known to show no class is of no class: None.
+        self._classes: dict[int | None, tuple[str, int, _Histograms]] = {}
+        self._disagreeing = 0
+        self._disagreements: list[tuple[float, int, int, dict[str, Any]]] = []
+        self._kinds: dict[str, _Kind] = {}
+        self._seconds: dict[str, array[float]] = {}
+        self._totals: array[float] = array("d")
+
+    def add_labelled(self, entry: Mapping[str, Any]) -> None:
+        """Count a photograph that has a label picture.
+
+        Args:
+            entry: its line of the manifest.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the line is not as a run writes it.
+        """
+        classes, confidence = entry["classes"], entry["confidence"]
+        self._all.add(classes, confidence)
+        for one in classes:
+            self._of(one["class"], one["name"], one["value"]).add([one], confidence)
+        if not classes:
+            self._of(None, "", 0).add([], confidence)
+        for position, one in enumerate(classes):
+            self._note_disagreement(entry, position, one)
+        for stage, seconds in entry["seconds"].items():
+            self._seconds.setdefault(stage, array("d")).append(seconds)
+        self._totals.append(sum(entry["seconds"].values()))
+        self.labelled += 1
+
+    def add_failed(self, entry: Mapping[str, Any]) -> None:
+        """Count a photograph that has none.
+
+        Args:
+            entry: its line of the manifest, with ``"error"``.
+
+        Raises:
+            KeyError, TypeError: if the line is not as a run writes it.
+        """
+        example = {key: str(entry[key]) for key in ("name", "photograph", "error")}
+        kind = failure_kind(example["error"], example["photograph"])
+        if kind not in self._kinds and len(self._kinds) >= _KINDS:
+            kind = _OTHER_KINDS
+        found = self._kinds.setdefault(kind, _Kind())
+        found.count += 1
+        if len(found.examples) < _EXAMPLES:
+            found.examples.append(example)
+        self.failed += 1
+
+    def content(self) -> dict[str, Any]:
+        """The figures, ready for JSON.
+
+        Returns:
+            ``histograms``: of ``score``, ``share`` and ``confidence``, each with ``counts`` of :data:`BINS` bars, the
+            ``count`` of values and their ``mean`` (None without any). ``classes``: those that occur, in the order of
+            their numbers, with ``photographs`` and histograms of their own; last, with None as its number, what is
+            known to show none. ``disagreements``: known classes to which the classifier gives the smallest scores,
+            of all those, ``disagreeing`` in number, that are below ``disagrees_below``.
+            ``failures``: by kind, the most frequent first. ``speed``: seconds; None where nothing was labelled.
+        """
+        numbers = sorted(number for number in self._classes if number is not None)
+        classes = [
+            {
+                "class": number,
+                "name": name,
+                "value": value,
+                "photographs": histograms.confidence.content()["count"],
+                "histograms": histograms.content(),
+            }
+            for number in [*numbers, *({None} & self._classes.keys())]
+            for name, value, histograms in [self._classes[number]]
+        ]
+        doubtful = sorted(self._disagreements, key=lambda item: item[:3], reverse=True)
+        # The sort is stable: of kinds that are equally frequent, the one that was met first.
+        kinds = sorted(self._kinds.items(), key=lambda item: -item[1].count)
+        return {
+            "histograms": self._all.content(),
+            "classes": classes,
+            "disagrees_below": _DISAGREES_BELOW,
+            "disagreeing": self._disagreeing,
+            "disagreements": [found for *_, found in doubtful],
+            "failures": [{"kind": kind, "count": one.count, "examples": one.examples} for kind, one in kinds],
+            "speed": self._speed(),
+        }
+
+    def _of(self, number: int | None, name: str, value: int) -> _Histograms:
+        return self._classes.setdefault(number, (name, value, _Histograms()))[2]
+
+    def _note_disagreement(self, entry: Mapping[str, Any], position: int, known: Mapping[str, Any]) -> None:
+        if known["score"] >= _DISAGREES_BELOW:
+            return
+        self._disagreeing += 1
+        found = {
+            "name": entry["name"],
+            "photograph": entry["photograph"],
+            "class": known["class"],
+            "score": round(known["score"], 4),
+            "share": round(known["share"], 4),
+        }
+        # The heap has its smallest on top, the one to go: the highest score, and of equal ones the last.
+        item = (-known["score"], -self.labelled, -position, found)
+        if len(self._disagreements) < _DISAGREEMENTS:
+            heapq.heappush(self._disagreements, item)
+        elif item[:3] > self._disagreements[0][:3]:
+            heapq.heapreplace(self._disagreements, item)
+
+    def _speed(self) -> dict[str, Any] | None:
+        if not self._totals:
+            return None
+        seconds = sum(self._totals)
+        return {
+            "photographs_a_second": self.labelled / seconds if seconds else None,
+            "median": median(self._totals),
+            "stages": [
+                {"name": stage, "median": median(values), "share": sum(values) / seconds if seconds else None}
+                for stage, values in self._seconds.items()
+            ],
+        }
+
+
+def failure_kind(reason: str, photograph: str) -> str:
+    """What reasons have in common that differ in the photograph and in numbers only, each replaced by an ellipsis."""
+    without_name = reason.replace(photograph, "…") if photograph else reason
+    return re.sub(r"\d+", "…", without_name).removeprefix("…: ")
+
+
+def page(content: Mapping[str, Any]) -> str:
+    """The page as HTML.
+
+    Everything that comes from files goes into it as JSON, and from there into the page as text, never as markup. The
+    policy in its head forbids a browser to load anything, and to run anything but the script that was shipped.
+
+    Args:
+        content: what ``assets/report.js`` shows, ready for JSON.
+
+    Raises:
+        ValueError: if a number in it is not finite.
+    """
+    style, script = _asset("report.css"), _asset("report.js")
+    return Template(_asset("report.html")).substitute(
+        style=style, style_digest=_digest(style), script=script, script_digest=_digest(script), content=_json(content)
+    )
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    """JSON that cannot end the element that it stands in, nor begin a comment there."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + b64encode(sha256(text.encode()).digest()).decode()
+
+
+def _asset(name: str) -> str:
+    return (files("dcsm_attr") / "assets" / name).read_text(encoding="utf-8")
+
+
+#: Pixels of the longer side.
+THUMBNAIL_SIDE = 200
+
+_QUALITY = 75
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """JPEG files of at most :data:`THUMBNAIL_SIDE` pixels a side.
+
+    Attributes:
+        labels: the colours of the labels over the photograph, or alone where it cannot be read; None if there is no
+            label picture of the photograph's size.
+        photograph: None if it cannot be read, or has more pixels than it had in the run.
+    """
+
+    labels: bytes | None
+    photograph: bytes | None
+
+
+def thumbnail(storage: Storage, entry: Mapping[str, Any]) -> Thumbnail:
+    """Make the small pictures of a photograph.
+
+    Args:
+        storage: of the run.
+        entry: the photograph's line in the manifest.
+
+    Raises:
+        ImportError: if it is named by a URI, and pyarrow is missing.
+    """
+    height, width = entry["size"]
+    photograph = _photograph(entry["photograph"], height * width)
+    if photograph is not None:
+        photograph.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    labels = _labels(storage, entry["labels"], (height, width))
+    return Thumbnail(
+        None if labels is None else _jpeg(_overlaid(labels, photograph)),
+        None if photograph is None else _jpeg(photograph),
+    )
+
+
+def _photograph(location: str, max_pixels: int) -> Image.Image | None:
+    try:
+        if is_uri(location):
+            with _as_file(read_uri(location)) as path:
+                return read_image(path, max_pixels=max_pixels)
+        return read_image(location, max_pixels=max_pixels)
+    except (OSError, ValueError):
+        return None
+
+
+def _labels(storage: Storage, name: str, size: tuple[int, int]) -> Image.Image | None:
+    try:
+        with _as_file(storage.read(name)) as path:
+            labels = read_mask(path, size, VOID, max_pixels=size[0] * size[1])
+    except (OSError, MaskError):
+        return None
+    return label_picture(labels.numpy())
+
+
+def _overlaid(labels: Image.Image, photograph: Image.Image | None) -> Image.Image:
+    if photograph is None:
+        labels.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.NEAREST)
+        return labels.convert("RGB")
+    small: npt.NDArray[np.uint8] = np.asarray(labels.resize(photograph.size, Image.Resampling.NEAREST))
+    return Image.fromarray(overlay(np.asarray(photograph), small))
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """What was read from a store, where the readers of this package, which trust no file, look for it."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        yield file.name
+
 
 _REPORT = "report.html"
 _MEND = "Start the run again: it goes on where it was, and writes the file anew."

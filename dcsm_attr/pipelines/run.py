@@ -1,26 +1,94 @@
-"""A run over a whole collection, which can be killed at any moment and started again."""
+"""A run over a whole collection, which can be killed at any moment and started again.
 
-from collections.abc import Sequence
+``manifest.jsonl``: what a run is, and what became of each photograph, in the order of the collection.
+
+The first line is the run: ``photographs`` (all), ``labelled``, ``failed``, ``class_names``, ``settings``, ``outputs``;
+and ``stopped``, why it ended early, where it did. Each other line is a photograph: ``name``, ``photograph`` (its path),
+and either ``error``, or ``labels`` (the file), ``overlay`` and ``maps`` where they were written, ``size`` ``[H, W]``,
+``classes`` (each with ``class``, ``name``, ``value`` in the label map, ``score``: the model's probability of the class,
+``share`` of the area), ``confidence`` (mean over the pixels of the probability of their label), and ``seconds`` of each
+step.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 import dcsm_attr
-from dcsm_attr.claimed_folder import claim_storage
 from dcsm_attr.datasets.collection import Collection
-from dcsm_attr.evaluation.provenance import parameters_digest
-from dcsm_attr.pipelines.batch_files import failures_of, finished_batches, read_records
-from dcsm_attr.pipelines.engine import Engine, Job, Recipe
-from dcsm_attr.pipelines.labeller import Outputs
-from dcsm_attr.pipelines.local import in_this_process
-from dcsm_attr.pipelines.manifest import Tally, tally, write_manifest
-from dcsm_attr.pipelines.plan import PhotographBatch, batch_count, collection_digest, planned_batches
-from dcsm_attr.segmentation.label_files import Shard
-from dcsm_attr.storage import Storage
+from dcsm_attr.evaluation.result import parameters_digest
+from dcsm_attr.io import Storage, claim_storage, json_bytes
+from dcsm_attr.pipelines.batches import (
+    Outputs,
+    PhotographBatch,
+    batch_count,
+    collection_digest,
+    failures_of,
+    finished_batches,
+    planned_batches,
+    read_records,
+)
+from dcsm_attr.pipelines.label_files import Shard
+from dcsm_attr.pipelines.local import Engine, Job, Recipe, in_this_process
 
-__all__ = ["pseudo_label"]
+__all__ = ["MANIFEST", "Tally", "pseudo_label", "tally", "write_manifest"]
+
+
+#: Its name.
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of photographs.
+
+    Attributes:
+        labelled: how many are.
+        failures: why the others could not be read, by name.
+    """
+
+    labelled: int
+    failures: Mapping[str, str]
+
+
+def tally(parts: Iterable[bytes]) -> Tally:
+    """Count the photographs of finished batches.
+
+    Args:
+        parts: their lines, see :func:`dcsm_attr.pipelines.batches.read_records`.
+    """
+    count, failures = 0, dict[str, str]()
+    for lines in parts:
+        count += lines.count(b"\n")
+        failures |= failures_of(lines)
+    return Tally(count - len(failures), failures)
+
+
+def write_manifest(storage: Storage, batches: Iterable[int], collection: Collection, run: Mapping[str, Any]) -> None:
+    """Put the lines of finished batches together.
+
+    Args:
+        storage: of the run.
+        batches: numbers of those that are finished.
+        collection: all photographs of the run.
+        run: further entries of the first line.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    parts = [read_records(storage, number) for number in sorted(batches)]
+    found = tally(parts)
+    first = {
+        "photographs": len(collection),
+        "labelled": found.labelled,
+        "failed": len(found.failures),
+        "class_names": list(collection.class_names),
+        **run,
+    }
+    storage.write(MANIFEST, b"".join([json_bytes(first), *parts]))
 
 
 def pseudo_label(
@@ -38,7 +106,7 @@ def pseudo_label(
     """Label every photograph of a collection by the classes that it is known to show, and write what was found.
 
     Writes ``labels/NAME.png`` (palette pictures in the colours of VOC), what ``outputs`` asks for, and
-    ``manifest.jsonl`` (:mod:`dcsm_attr.pipelines.manifest`); in ``parts/`` the lines of each batch, the last of its
+    ``manifest.jsonl`` (:mod:`dcsm_attr.pipelines.run`); in ``parts/`` the lines of each batch, the last of its
     files, by which a later run knows what is done. A photograph that cannot be read is in the manifest, with the
     reason, and ends nothing.
 

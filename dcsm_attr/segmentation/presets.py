@@ -8,12 +8,13 @@ from torch import nn
 
 from dcsm_attr.attribution import DistinctClassSaliency
 from dcsm_attr.attribution.candidates import Activation
-from dcsm_attr.backbones.preprocess import Preprocess
-from dcsm_attr.backbones.score_pooling import PoolingName
+from dcsm_attr.attribution.model import PoolingName
 from dcsm_attr.crf import DenseCRF
+from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.segmentation.segmenter import Segmenter
 
 __all__ = ["PRESETS", "TUNED_CRF", "Preset", "PresetName", "preset_segmenter"]
+
 
 PresetName = Literal["paper", "tuned"]
 
@@ -26,7 +27,7 @@ class Preset:
         deepest: so many of the default layers, from the last. None: all of them.
         min_candidates: see :class:`DistinctClassSaliency`; with 1 the classes that are there are subtracted from each
             other, and from nothing else.
-        background_exponent: see :func:`dcsm_attr.maps.background`.
+        background_exponent: see :func:`dcsm_attr.attribution.maps.background`.
         crf: refines the maps.
     """
 

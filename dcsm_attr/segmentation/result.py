@@ -12,8 +12,8 @@ from torch import Tensor
 
 import dcsm_attr
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.files import atomic_buffer, atomic_path, writable_folder, write_json
-from dcsm_attr.palette import VOID, label_picture, overlay
+from dcsm_attr.datasets.masks import VOID, label_picture, overlay
+from dcsm_attr.io import atomic_buffer, atomic_path, writable_folder, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,13 +88,13 @@ class Segmentation:
 
     def sheet(self) -> "Figure":
         """Photograph, candidates' maps, and the label map before and after the CRF, on one sheet."""
-        from dcsm_attr.segmentation.sheet import segmentation_sheet
+        from dcsm_attr.segmentation.visualization import segmentation_sheet
 
         return segmentation_sheet(self)
 
     def show(self) -> None:
         """Show the sheet, in a notebook or a window."""
-        from dcsm_attr.visualization import show
+        from dcsm_attr.segmentation.visualization import show
 
         show(self.sheet())
 
@@ -164,7 +164,7 @@ class Segmentation:
         Raises:
             OSError: as :meth:`save`.
         """
-        from dcsm_attr.visualization import attribution_sheet
+        from dcsm_attr.segmentation.visualization import attribution_sheet
 
         folder = writable_folder(folder)
         (folder / "attribution.json").unlink(missing_ok=True)

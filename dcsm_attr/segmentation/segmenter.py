@@ -12,44 +12,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dcsm_attr.attribution.class_maps import ClassMaps
+from dcsm_attr.attribution.class_maps import ClassMaps, Saliency
 from dcsm_attr.attribution.dcsm import DistinctClassSaliency
-from dcsm_attr.backbones.preprocess import Prepared, Preprocess
+from dcsm_attr.attribution.maps import label_scores
 from dcsm_attr.crf import DenseCRF
-from dcsm_attr.images import read_image
-from dcsm_attr.maps import label_scores
-from dcsm_attr.segmentation.pipeline import pipelined, readers_beside
+from dcsm_attr.datasets.images import read_image
+from dcsm_attr.datasets.preprocess import Prepared, Preprocess
 from dcsm_attr.segmentation.result import Segmentation
-from dcsm_attr.segmentation.steps import AttributedPhotograph, PreparedPhotograph, restored
+from dcsm_attr.segmentation.stream import AttributedPhotograph, PreparedPhotograph, pipelined, readers_beside, restored
 
-__all__ = ["Precision", "Saliency", "Segmenter", "Walk"]
+__all__ = ["Precision", "Segmenter", "Walk"]
+
 
 Precision = Literal["float32", "bfloat16"]
 
 _Excused = TypeVar("_Excused", bound=Exception)
 
 
-class Saliency(Protocol):
-    """A method that gives one map a class, such as :class:`DistinctClassSaliency` or :class:`Simonyan`."""
-
-    def class_maps(self, inputs: Tensor, classes: Any = None, *, raw: bool = False) -> ClassMaps:
-        """Maps of all candidates of each image; see :meth:`DistinctClassSaliency.class_maps`."""
-        ...
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the maps depend on, ready for JSON."""
-        ...
-
-
 class Walk(Protocol):
-    """A step between class maps and CRF, such as :class:`dcsm_attr.affinity.walk.SemanticWalk`."""
+    """A step between class maps and CRF, such as :class:`dcsm_attr.wsss.random_walk.SemanticWalk`."""
 
     def __call__(self, scores: Tensor, image: Tensor) -> Tensor:
         """Better scores of the labels of one photograph.
 
         Args:
-            scores: ``(L, h, w)`` of :func:`dcsm_attr.maps.label_scores`.
+            scores: ``(L, h, w)`` of :func:`dcsm_attr.attribution.maps.label_scores`.
             image: ``(3, h, w)``, the photograph as it lies on the canvas, normalised.
 
         Returns:
@@ -98,8 +85,9 @@ class Segmenter:
             class_names: one for each class of the model, in order. None: ``"class 0"``, ``"class 1"``, ...
             preprocess: the canvas and the normalisation. None: longest side 500, ImageNet's mean and standard
                 deviation.
-            background_exponent: see :func:`dcsm_attr.maps.background`; 1 is Eq. 7, larger gives more foreground.
-            max_pixels: photographs with more pixels are refused, see :func:`dcsm_attr.images.read_image`.
+            background_exponent: see :func:`dcsm_attr.attribution.maps.background`; 1 is Eq. 7, larger gives more
+                foreground.
+            max_pixels: photographs with more pixels are refused, see :func:`dcsm_attr.datasets.images.read_image`.
             architecture: what the model was built from, ready for JSON, to be told in the settings; the results do not
                 depend on it. None: only the name of its class is told.
             precision: ``"bfloat16"``: the model's forward and backward passes run under autocast; maps and CRF are
@@ -197,7 +185,7 @@ class Segmenter:
         """Segment any number of photographs, lazily, in little memory: reading, the device and the host work at once.
 
         While the caller has the results of one batch, the next one is finished and the one after it is read, in threads
-        that end with the iterator; see :func:`dcsm_attr.segmentation.pipeline.pipelined`. The model runs in the
+        that end with the iterator; see :func:`dcsm_attr.segmentation.stream.pipelined`. The model runs in the
         caller's thread, and each photograph gets what :meth:`segment_batch` gives it in the same batch.
 
         Args:
@@ -209,8 +197,8 @@ class Segmenter:
                 keeps busy by itself (SqueezeNet 1.1 on two cores: with threads 1.4 times as long).
             raw: as in :meth:`segment`.
             excused: exceptions of a single photograph that are given in the place of its segmentation, such as
-                :class:`~dcsm_attr.images.ImageReadError`. Any other one ends the iterator, after the results of the
-                batches before.
+                :class:`~dcsm_attr.datasets.images.ImageReadError`. Any other one ends the iterator, after the results
+                of the batches before.
 
         Returns:
             A segmentation for each image, in order, or the exception that was excused.
@@ -272,7 +260,7 @@ class Segmenter:
             raw: as in :meth:`segment`.
 
         Returns:
-            One for each photograph, in order, for :func:`dcsm_attr.segmentation.steps.restored`.
+            One for each photograph, in order, for :func:`dcsm_attr.segmentation.stream.restored`.
 
         Raises:
             ValueError: if a class is not one of the model, or classes are known of some photographs alone.

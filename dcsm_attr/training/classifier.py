@@ -1,4 +1,7 @@
-"""Training a classifier from image-level labels."""
+"""Training a classifier from image-level labels.
+
+The loss of learning from image-level labels.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -6,23 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dcsm_attr.attribution.inputs import rescaled
-from dcsm_attr.backbones.classifier import Classifier, load_classifier, save_classifier
-from dcsm_attr.backbones.score_pooling import pooled_scores
+from dcsm_attr.attribution.model import pooled_scores
 from dcsm_attr.datasets.collection import Collection
-from dcsm_attr.evaluation.average_precision import mean_average_precision
-from dcsm_attr.training.batches import BatchPlan, Draw
-from dcsm_attr.training.canvases import CanvasBatch, Canvases, collate
-from dcsm_attr.training.loop import Settings, run_training
-from dcsm_attr.training.losses import multi_label_loss
-from dcsm_attr.training.presets import ClassifierPreset
-from dcsm_attr.training.processes import Processes
-from dcsm_attr.training.task import Task, Validation, batches_of
+from dcsm_attr.evaluation.metrics import mean_average_precision
+from dcsm_attr.models.checkpoint import Classifier, load_classifier, save_classifier
+from dcsm_attr.training.data import BatchPlan, CanvasBatch, Canvases, Draw, collate
+from dcsm_attr.training.distributed import Processes
+from dcsm_attr.training.loop import Settings, Task, Validation, batches_of, run_training
+from dcsm_attr.training.optimizer import ClassifierPreset
 
-__all__ = ["train_classifier"]
+__all__ = ["multi_label_loss", "train_classifier"]
+
+
+def multi_label_loss(logits: Tensor, present: Tensor) -> Tensor:
+    """Binary cross entropy of each class, summed over classes and averaged over images: Eq. 1 of DCSM.
+
+    Args:
+        logits: ``(N, C)``, score maps after global pooling.
+        present: ``(N, C)``, 1 for classes in the image, else 0.
+
+    Returns:
+        Scalar, float32.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), present.float(), reduction="none").sum(dim=1).mean()
+
 
 _BEST = "best.safetensors"
 
@@ -55,7 +70,7 @@ def train_classifier(
         settings: of the training.
         device: where to train.
         workers: processes that read photographs ahead; 0: this one reads them.
-        max_pixels: photographs with more pixels are not read, see :func:`dcsm_attr.images.read_image`.
+        max_pixels: photographs with more pixels are not read, see :func:`dcsm_attr.datasets.images.read_image`.
         tensorboard: whether to write the curves of the log for TensorBoard too, into ``tensorboard`` in the folder.
         progress: whether to show a bar.
 

@@ -1,0 +1,273 @@
+"""What a class score is made of: the map that the last linear layer of a network weights, and its weights.
+
+Plain class activation maps are a product of these two. Neither is named by the user, and no module is hooked: the layer
+may be a module or a function, and so may the pooling before it. Every operation of one forward pass is followed
+instead.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from dcsm_attr.attribution.model import checked_scores
+
+__all__ = ["ClassEvidence", "class_evidence"]
+
+
+_REMEDY = (
+    "CAM needs convolutions, then either global average pooling and one linear layer, or a 1 x 1 convolution to the "
+    "classes. dcsm_attr.models.fully_convolutional.fully_convolutional(model) makes such a network of torchvision's "
+    "VGG, AlexNet, ConvNeXt and MobileNet v3, and `dcsm-attr train` trains one of any CNN."
+)
+
+# Behind a product of another kind it is no longer the layer before that makes the scores, and behind a change of order
+# they are no longer in that of its weights.
+_PRODUCTS = {
+    F.bilinear,
+    F.conv1d,
+    F.conv3d,
+    F.conv_transpose2d,
+    Tensor.__matmul__,
+    Tensor.matmul,
+    Tensor.mm,
+    torch.addmm,
+    torch.bmm,
+    torch.einsum,
+    torch.matmul,
+    torch.mm,
+}
+_ORDERINGS = {
+    Tensor.flip,
+    Tensor.gather,
+    Tensor.index_select,
+    Tensor.roll,
+    Tensor.sort,
+    torch.flip,
+    torch.gather,
+    torch.index_select,
+    torch.roll,
+    torch.sort,
+}
+
+
+@dataclass(frozen=True)
+class ClassEvidence:
+    """The last linear layer of a network, and the map before it.
+
+    Attributes:
+        logits: ``(N, C)`` or ``(N, C, h, w)``, what the model returned.
+        features: ``(N, D, h, w)``, the map whose mean over positions the layer takes, or each position of which.
+        weights: ``(C, D)``, of the layer; its bias belongs to no position.
+    """
+
+    logits: Tensor
+    features: Tensor
+    weights: Tensor
+
+    def maps(self, classes: Tensor) -> Tensor:
+        r"""Compute the class activation maps :math:`w_c^T f(x, y)` of Zhou et al.
+
+        Args:
+            classes: ``(N, K)`` int64; -1 where an image has fewer than K classes.
+
+        Returns:
+            ``(N, K, h, w)``, of either sign, float64 or float32; in slots without a class whatever comes.
+        """
+        features = self.features.to(torch.promote_types(self.features.dtype, torch.float32))
+        chosen = self.weights[classes.clamp(min=0)].to(features.dtype)
+        # Under autocast the model may run in fewer bits; its maps are not rounded once more.
+        with torch.autocast(features.device.type, enabled=False):
+            return (chosen @ features.flatten(2)).view(*classes.shape, *features.shape[2:])
+
+    @staticmethod
+    def concatenated(parts: "Sequence[ClassEvidence]") -> "ClassEvidence":
+        """Join what was found in the parts of a batch by one model."""
+        if len(parts) == 1:
+            return parts[0]
+        return ClassEvidence(
+            torch.cat([part.logits for part in parts]), torch.cat([part.features for part in parts]), parts[0].weights
+        )
+
+
+def class_evidence(
+    forward_func: Callable[..., Any], images: tuple[Tensor, ...], arguments: tuple[Any, ...] = ()
+) -> ClassEvidence:
+    """Run the model once and find what its scores are made of.
+
+    Args:
+        forward_func: the model, or a function that calls it; in evaluation mode and without gradients.
+        images: batches ``(N, C, H, W)``.
+        arguments: passed on after the images.
+
+    Returns:
+        The evidence; nothing of it is copied.
+
+    Raises:
+        TypeError, ValueError: if the output holds no scores, see :func:`dcsm_attr.attribution.model.checked_scores`.
+        ValueError: if the scores do not come from one linear layer behind average pooling, or from one 1 x 1
+            convolution.
+    """
+    with _Followed() as followed:
+        output = forward_func(*images, *arguments)
+    scores = checked_scores(output, len(images[0]))
+    layer = followed.layer_of(scores)
+    if layer is None or len(layer.weights) != scores.shape[1]:
+        raise ValueError(
+            f"the {scores.shape[1]} scores of the model come from no single linear layer or convolution with as many "
+            f"outputs: what positions say for a class cannot be read. {_REMEDY}"
+        )
+    return ClassEvidence(scores, layer.features(), layer.weights.flatten(1))
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A call of a linear layer or a convolution.
+
+    Attributes:
+        given: its input.
+        weights: ``(C, D)`` or ``(C, D, k, k)``.
+        pointwise: whether it is a convolution that takes each position for itself.
+        maps: those from which its input may have been pooled, the first of them first.
+    """
+
+    given: Tensor
+    weights: Tensor
+    pointwise: bool
+    maps: tuple[Tensor, ...]
+
+    def features(self) -> Tensor:
+        """The map that the layer weights.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        given = self.given
+        if given.ndim == 4 and self.weights.ndim == 4:
+            if not self.pointwise:
+                raise ValueError(
+                    f"the scores come from a convolution with weights {tuple(self.weights.shape)} that does not weight "
+                    f"each position for itself. {_REMEDY}"
+                )
+            if given.shape[2:].numel() > 1:
+                return given
+            given = given.flatten(1)
+        # A map of one position is its own mean; where a larger one was pooled to it, that is looked for.
+        for candidate in [x for x in self.maps if x.shape[2:].numel() > 1] or self.maps:
+            if _is_mean(given, candidate):
+                return candidate
+        raise ValueError(
+            f"the scores come from a linear layer whose {self.weights.shape[1]} inputs are not the mean over positions "
+            f"of a map of as many channels: a flattened map, hidden layers, or other pooling come before it. {_REMEDY}"
+        )
+
+
+def _is_mean(vectors: Tensor, maps: Tensor) -> bool:
+    if vectors.shape != maps.shape[:2]:
+        return False
+    means = maps.to(torch.promote_types(maps.dtype, torch.float32)).mean(dim=(2, 3))
+    # The model may have pooled in a type of less precision.
+    tolerance = torch.finfo(vectors.dtype).eps ** 0.5
+    # Not a number is no reason to look elsewhere: what is wrong then are the scores.
+    return not bool((means - vectors).abs().amax() > tolerance * means.abs().amax())
+
+
+class _Followed(TorchFunctionMode):
+    """Within this context, each tensor remembers the last linear layer and the last maps that it comes from.
+
+    The remembering is in tables beside the tensors, which keep none of them alive but those that a later one needs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # None: from several layers.
+        self._layers: Any = WeakTensorKeyDictionary()
+        self._maps: Any = WeakTensorKeyDictionary()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func``, and remember where its output comes from."""
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        outputs = list(_tensors(output))
+        if outputs:
+            self._follow(func, args, kwargs, outputs)
+        return output
+
+    def layer_of(self, tensor: Tensor) -> _Layer | None:
+        """The last layer before a tensor; None if there is none, or several stand side by side."""
+        layer: _Layer | None = self._layers.get(tensor)
+        return layer
+
+    def _follow(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]
+    ) -> None:
+        given = list(_tensors((args, kwargs)))
+        if not given:
+            return
+        maps = self._maps_before(given[0])
+        layers: set[_Layer | None]
+        if func is F.linear or func is F.conv2d:
+            layers = {_layer(*args, **kwargs, maps=maps)}
+            if given[0].shape[2:].numel() > 1:
+                maps = ()
+        elif func in _PRODUCTS or func in _ORDERINGS or (func is Tensor.__getitem__ and _reorders(args[1])):
+            layers = {None}
+        else:
+            layers = {self._layers[x] for x in given if x in self._layers}
+        for tensor in outputs:
+            if layers:
+                self._layers[tensor] = next(iter(layers)) if len(layers) == 1 else None
+            if tensor.ndim != 4 or tensor.shape[2:].numel() == 1:
+                # Not itself, which would keep it, and with it the maps, alive.
+                self._maps[tensor] = tuple(x for x in maps if x is not tensor)
+
+    def _maps_before(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Those that a tensor may have been pooled from, the first of them first; a map is the last of its own."""
+        before: tuple[Tensor, ...] = self._maps.get(tensor, ())
+        return (*before, tensor) if tensor.ndim == 4 else before
+
+
+def _layer(
+    input: Tensor,  # noqa: A002 - PyTorch's name
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    maps: tuple[Tensor, ...],
+) -> _Layer:
+    one_by_one = weight.shape[2:].numel() == 1 and groups == 1
+    unpadded = padding in ("same", "valid") or _each(padding) == {0}
+    return _Layer(input, weight, one_by_one and unpadded and _each(stride) == {1}, maps)
+
+
+def _reorders(index: Any) -> bool:
+    return any(isinstance(one, (Tensor, list)) for one in (index if isinstance(index, tuple) else (index,)))
+
+
+def _each(setting: Any) -> set[int]:
+    return set(setting) if isinstance(setting, (tuple, list)) else {setting}
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors in arguments or results, in order."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        yield from _tensors(tuple(values.values()))
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)

@@ -1,0 +1,451 @@
+r"""Eq. 3, 4, 5 and 7 of DCSM as pure functions on tensors.
+
+Everything the method computes after the gradients are known stands here, without a model: the channel maximum, the
+upsampling, the subtraction between classes, the normalisation, and the background.
+
+Notation: ``N`` images, ``K`` candidate classes, ``h x w`` positions of a layer, ``H x W`` pixels of the image. A *raw*
+map is :math:`M^c` of Eq. 3, a *distinct* map is what is left of it after the other classes were subtracted. Functions
+keep the dtype and the device of what they are given, return new tensors, and never look at a value on the host, so that
+nothing synchronises with an accelerator.
+
+Source: W. Shimoda and K. Yanai, "Distinct Class-specific Saliency Maps for Weakly Supervised Semantic Segmentation",
+ECCV 2016 (the *paper*), and its two released codes, one for MatConvNet and one for Caffe (the *releases*).
+
+The three published forms of DCSM: the paper's, and those of its two released codes.
+
+Each step of the method at which the three differ is a field of :class:`Variant`; the steps themselves are functions of
+:mod:`dcsm_attr.attribution.maps`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "MATCONVNET_FLOOR",
+    "VARIANTS",
+    "Variant",
+    "VariantName",
+    "absolute_channel_maximum",
+    "background",
+    "caffe_differences",
+    "divide_by_maximum",
+    "label_probabilities",
+    "label_scores",
+    "matconvnet_differences",
+    "matconvnet_picture",
+    "signed_channel_maximum",
+    "squash",
+    "subtract",
+    "upsample",
+    "upsample_from_corner",
+]
+
+
+#: What the MatConvNet release writes where a class lost a comparison: not zero, so that its logarithm exists.
+MATCONVNET_FLOOR = 1e-20
+
+# The number of classes from which the sorted form of Eq. 4 beats the pairwise one (benchmarks/subtraction.py, two CPU
+# cores, 500 x 500: 96 classes 1.15 of the pairwise time, 128 classes 0.92). The paper compares at most ten.
+_SORT_FROM = 128
+
+
+def absolute_channel_maximum(gradient: Tensor) -> Tensor:
+    r"""Reduce a layer's gradient to one map: :math:`\max_k |v_k|`, the channel maximum of Eq. 3.
+
+    Differs from the paper, as both releases do: Eq. 3 takes the maximum after upsampling. Interpolation does not
+    commute with a maximum; reducing first gives an upper bound of the paper's map, equal to it at the positions of the
+    layer, at a fraction (one over the number of channels) of its memory.
+
+    Args:
+        gradient: ``(N, C, h, w)``, any sign.
+
+    Returns:
+        ``(N, 1, h, w)``, not negative.
+    """
+    # As gradient.abs().amax(dim=1), without a second gradient in memory.
+    return torch.maximum(gradient.amax(dim=1, keepdim=True), gradient.amin(dim=1, keepdim=True).neg_())
+
+
+def signed_channel_maximum(gradient: Tensor) -> Tensor:
+    r"""Reduce a layer's gradient to one map: :math:`\max_k v_k`, without the absolute value (the Caffe release).
+
+    The release's CUDA kernel indexes rows with the height for both axes, so that it is correct for square maps only;
+    this is correct for any shape.
+
+    Args:
+        gradient: ``(N, C, h, w)``, any sign.
+
+    Returns:
+        ``(N, 1, h, w)``, of either sign.
+    """
+    return gradient.amax(dim=1, keepdim=True)
+
+
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps bilinearly with half-pixel centres, as MATLAB's ``imresize`` and the paper do.
+
+    Args:
+        maps: ``(N, K, h, w)``.
+        size: ``(H, W)`` of the result.
+
+    Returns:
+        ``(N, K, H, W)``, within the range of the input.
+    """
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def upsample_from_corner(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps bilinearly from the top left corner, as the ``Bl`` layer of the Caffe release does.
+
+    Target position ``y`` reads source position ``y * h / H``, without the half-pixel shift of :func:`upsample`; beyond
+    the last row or column the edge is repeated. The release handles square maps only; this handles any shape.
+
+    Args:
+        maps: ``(N, K, h, w)``.
+        size: ``(H, W)`` of the result.
+
+    Returns:
+        ``(N, K, H, W)``, within the range of the input.
+    """
+    rows = _interpolate_axis_from_corner(maps, size[0], dim=-2)
+    return _interpolate_axis_from_corner(rows, size[1], dim=-1)
+
+
+def _interpolate_axis_from_corner(maps: Tensor, length: int, dim: int) -> Tensor:
+    source_length = maps.shape[dim]
+    # Integers first: floor(y * h / H) must not depend on the rounding of a float quotient.
+    scaled = torch.arange(length, device=maps.device) * source_length
+    lower = torch.div(scaled, length, rounding_mode="floor")
+    upper = (lower + 1).clamp(max=source_length - 1)
+    weight = (scaled - lower * length).to(maps.dtype) / length
+    if dim == -2:
+        weight = weight[:, None]
+    return torch.lerp(maps.index_select(dim, lower), maps.index_select(dim, upper), weight)
+
+
+def subtract(maps: Tensor, valid: Tensor | None = None) -> Tensor:
+    r"""Subtract the maps of all other candidates from each map: Eq. 4.
+
+    .. math:: \tilde M^c = \sum_{c' \ne c} \max(M^c - M^{c'}, 0)
+
+    Exactly zero where no other candidate's map is below; with a single candidate the sum is empty and the result is
+    zero everywhere (what to do then is the caller's decision).
+
+    Args:
+        maps: ``(N, K, H, W)`` raw maps.
+        valid: ``(N, K)`` bool, False where a slot holds no class. None: every slot holds one.
+
+    Returns:
+        ``(N, K, H, W)``, not negative, zero in slots without a class.
+    """
+    classes = maps.shape[1]
+    if valid is not None:
+        # An infinite map is above every other: nothing is ever subtracted because of an empty slot.
+        maps = maps.masked_fill(~valid[:, :, None, None], torch.inf)
+    distinct = _subtract_sorted(maps) if classes >= _SORT_FROM else _subtract_pairs(maps)
+    return distinct if valid is None else distinct.masked_fill(~valid[:, :, None, None], 0.0)
+
+
+def _subtract_pairs(maps: Tensor) -> Tensor:
+    distinct = torch.zeros_like(maps)
+    for i in range(maps.shape[1]):
+        for j in range(i + 1, maps.shape[1]):
+            difference = maps[:, i] - maps[:, j]
+            distinct[:, i] += difference.clamp(min=0)
+            distinct[:, j] += difference.neg_().clamp_(min=0)
+    return distinct
+
+
+def _subtract_sorted(maps: Tensor) -> Tensor:
+    r"""Eq. 4 in :math:`O(K \log K)`: in ascending order, rank ``r`` adds ``r`` times its gap to rank ``r - 1``.
+
+    Sums of gaps rather than ``rank * value - prefix sum``: no cancellation, and equal maps give exactly zero.
+    """
+    ordered, order = maps.sort(dim=1)
+    ranks = torch.arange(1, maps.shape[1], device=maps.device, dtype=maps.dtype)[None, :, None, None]
+    gaps = ordered.diff(dim=1).mul_(ranks)
+    sums = F.pad(gaps, (0, 0, 0, 0, 1, 0)).cumsum_(dim=1)
+    return torch.empty_like(maps).scatter_(1, order, sums)
+
+
+def divide_by_maximum(maps: Tensor) -> Tensor:
+    """Divide each map by its maximum over the image; a map without a positive value becomes zero everywhere.
+
+    Eq. 5 is printed without this step. It cannot be meant: gradients are about 1e-3 to 1e-6, where tanh is linear and
+    the average is near zero everywhere; both releases normalise before tanh.
+
+    Args:
+        maps: ``(N, K, H, W)``.
+
+    Returns:
+        ``(N, K, H, W)``, at most 1.
+    """
+    maximum = maps.amax(dim=(-2, -1), keepdim=True)
+    # Dividing by a subnormal maximum overflows to infinity; such a map is numerically zero.
+    positive = maximum > torch.finfo(maps.dtype).tiny
+    return maps / torch.where(positive, maximum, torch.inf)
+
+
+def squash(maps: Tensor, alpha: float) -> Tensor:
+    r"""Apply :math:`\tanh(\alpha M / \max_{x,y} M)`, the normalisation of Eq. 5.
+
+    Args:
+        maps: ``(N, K, H, W)``, of either sign.
+        alpha: steepness; the paper uses 3 for distinct maps and 8 for Simonyan's.
+
+    Returns:
+        ``(N, K, H, W)`` in ``[-1, tanh(alpha)]``; not negative where the maps are not.
+    """
+    return divide_by_maximum(maps).mul_(alpha).tanh_()
+
+
+def matconvnet_differences(maps: Tensor, alpha: float, valid: Tensor | None = None) -> Tensor:
+    r"""Subtract as the MatConvNet release does: each pair's difference is normalised, squashed and clamped by itself.
+
+    For each other candidate :math:`c'`: :math:`D = M^c - M^{c'}`, divided by its maximum over the image, then
+    :math:`\tanh(\alpha D)`, then 1e-20 where :math:`D \le 0`.
+
+    Defect of the release, guarded: where the maximum of :math:`D` is negative the division flips the signs, and the
+    pair adds a map near 1 everywhere. Such a pair is skipped here, as in the Caffe release.
+
+    Args:
+        maps: ``(N, K, H, W)`` raw maps at image size.
+        alpha: steepness, 3 in the release.
+        valid: ``(N, K)`` bool, False where a slot holds no class.
+
+    Returns:
+        ``(N, K, H, W)``: the *mean* over the other candidates, in ``[0, tanh(alpha)]``, where the release sums. Its
+        later division by the maximum removes the factor.
+    """
+    return _pairwise(maps, valid, lambda difference: _squash_matconvnet(difference, alpha))
+
+
+def _squash_matconvnet(difference: Tensor, alpha: float) -> Tensor:
+    maximum = difference.amax(dim=(-2, -1), keepdim=True)
+    won = squash(difference, alpha).masked_fill_(difference <= 0, MATCONVNET_FLOOR)
+    return torch.where(maximum > 0, won, 0.0)
+
+
+def matconvnet_picture(maps: Tensor, alpha: float) -> Tensor:
+    """What the MatConvNet release writes to an image file: its maps, maximum-normalised and squashed once more.
+
+    For pictures, not for unaries: it inflates the foreground, and Eq. 7 then leaves nothing to the background.
+
+    Args:
+        maps: ``(N, K, H, W)`` accumulated maps (``variant="matconvnet"``), not negative.
+        alpha: steepness, 3 in the release.
+
+    Returns:
+        ``(N, K, H, W)`` in ``[1e-20, tanh(alpha)]``.
+    """
+    return squash(maps, alpha).clamp_(min=MATCONVNET_FLOOR)
+
+
+def caffe_differences(maps: Tensor, alpha: float, valid: Tensor | None = None) -> Tensor:
+    r"""The ``SubFix``, ``MaxNormalizeFix``, ``TanH``, ``SubStackFix`` layers of the Caffe release, at a layer's size.
+
+    For each other candidate: :math:`\tanh(\alpha D / \max D)`, zero everywhere where :math:`\max D \le 0`, *negative
+    values kept*; the mean over the candidates; then the same normalisation and tanh once more, for this layer, which
+    removes the factor between the mean and the release's sum.
+
+    Args:
+        maps: ``(N, K, h, w)`` signed raw maps at the layer's own size.
+        alpha: steepness (``prior`` in the release), 3 there.
+        valid: ``(N, K)`` bool, False where a slot holds no class.
+
+    Returns:
+        ``(N, K, h, w)`` in ``[-1, tanh(alpha)]``.
+    """
+    return squash(_pairwise(maps, valid, lambda difference: squash(difference, alpha)), alpha)
+
+
+def _pairwise(maps: Tensor, valid: Tensor | None, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean over the other candidates ``c'`` of ``transform(M^c - M^c')``; zero where there is no other."""
+    if valid is None:
+        valid = torch.ones(maps.shape[:2], dtype=torch.bool, device=maps.device)
+    total = torch.zeros_like(maps)
+    for other in range(maps.shape[1]):
+        counts = valid & valid[:, other : other + 1]
+        counts[:, other] = False
+        total += transform(maps - maps[:, other : other + 1]).mul_(counts[:, :, None, None])
+    others = (valid.sum(dim=1, keepdim=True) - 1).clamp(min=1)
+    return total.div_(others[:, :, None, None])
+
+
+def background(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tensor:
+    r"""The background: :math:`M^{BG} = (1 - \max_{c \in target} M^c)^\gamma`; with :math:`\gamma = 1` that of Eq. 7.
+
+    The exponent (as in AffinityNet, Ahn and Kwak, CVPR 2018) says where the foreground begins: at the value :math:`m =
+    (1 - m)^\gamma`, which is 0.5 for 1, 0.38 for 2, 0.28 for 4, 0.62 for 0.5.
+
+    Args:
+        maps: ``(N, K, H, W)`` in [0, 1].
+        foreground: ``(N, K)`` bool: the classes that are in the image, as against those there only to be subtracted.
+        exponent: :math:`\gamma`, positive; larger gives more foreground.
+
+    Returns:
+        ``(N, 1, H, W)`` in [0, 1]; one everywhere for an image without a foreground class.
+    """
+    rest = 1.0 - maps.masked_fill(~foreground[:, :, None, None], 0.0).amax(dim=1, keepdim=True)
+    return rest if exponent == 1.0 else rest**exponent
+
+
+def label_scores(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tensor:
+    """The background before the foreground maps.
+
+    Args:
+        maps: ``(N, K, H, W)`` in [0, 1].
+        foreground: ``(N, K)`` bool, as in :func:`background`.
+        exponent: of the background, as in :func:`background`.
+
+    Returns:
+        ``(N, 1 + K, H, W)`` in [0, 1]; label 0 is the background, label ``1 + k`` is slot ``k``, zero where the slot is
+        not foreground. Their sum is positive everywhere.
+    """
+    present = maps.masked_fill(~foreground[:, :, None, None], 0.0)
+    return torch.cat([background(maps, foreground, exponent), present], dim=1)
+
+
+def label_probabilities(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tensor:
+    """Background and foreground maps as one distribution per pixel, whose negative logarithm is the unary of Eq. 6.
+
+    Differs from the paper, which takes the logarithm of maps that do not sum to one: dividing by the sum over the
+    labels shifts all unaries of a pixel alike and changes no labelling.
+
+    Args:
+        maps: ``(N, K, H, W)`` in [0, 1].
+        foreground: ``(N, K)`` bool, as in :func:`background`.
+        exponent: of the background, as in :func:`background`.
+
+    Returns:
+        ``(N, 1 + K, H, W)``: :func:`label_scores`, summing to one over the labels.
+    """
+    labels = label_scores(maps, foreground, exponent)
+    return labels / labels.sum(dim=1, keepdim=True)
+
+
+VariantName = Literal["paper", "matconvnet", "caffe"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One published form of the method.
+
+    Attributes:
+        scales: ratios to the input size.
+        min_candidates: candidates of each image at least.
+        reduction: a layer's gradient ``(N, C, h, w)`` to a map ``(N, 1, h, w)``.
+        image_interpolation: how images are resized to the scales.
+        upsampling: maps ``(N, K, h, w)`` to image size.
+        differences: ``(maps, alpha, valid)`` to distinct maps of the same shape, for one layer at one scale.
+        subtract_at_image_size: whether maps are upsampled before the subtraction, or after.
+        pool_scores: whether classes are detected at any scale and fill up by their summed scores, or both at the scale
+            nearest to 1.
+        scale_gate: whether a detected class counts only at those scales at which it is above the threshold itself.
+        detects_by_rank: whether all candidates count as detected, whatever their score.
+        final: applied to the average over layers and scales.
+    """
+
+    scales: tuple[float, ...]
+    min_candidates: int
+    reduction: Callable[[Tensor], Tensor]
+    image_interpolation: Literal["bilinear", "bicubic"]
+    upsampling: Callable[[Tensor, tuple[int, int]], Tensor]
+    differences: Callable[[Tensor, float, Tensor | None], Tensor]
+    subtract_at_image_size: bool
+    pool_scores: bool
+    scale_gate: bool
+    detects_by_rank: bool
+    final: Callable[[Tensor], Tensor]
+
+    def layer_contribution(
+        self, maps: Tensor, valid: Tensor | None, size: tuple[int, int], alpha: float, subtracted: Tensor | bool
+    ) -> Tensor:
+        """What one layer at one scale adds to the average.
+
+        Args:
+            maps: ``(N, K, h, w)`` raw maps of the layer.
+            valid: ``(N, K)`` bool, False where a slot holds no class. None: every slot holds one.
+            size: ``(H, W)``.
+            alpha: steepness of tanh.
+            subtracted: ``(N,)`` bool: images whose maps are subtracted from each other; the others stay raw. One bool
+                where all images agree.
+
+        Returns:
+            ``(N, K, H, W)``.
+        """
+        if subtracted is False:
+            return self.raw_contribution(maps, size, alpha)
+        distinct = self._at_image_size(maps, size, lambda m: self.differences(m, alpha, valid))
+        if subtracted is True:
+            return distinct
+        return torch.where(subtracted[:, None, None, None], distinct, self.raw_contribution(maps, size, alpha))
+
+    def raw_contribution(self, maps: Tensor, size: tuple[int, int], alpha: float) -> Tensor:
+        """The same without subtraction."""
+        return self._at_image_size(maps, size, lambda m: squash(m, alpha))
+
+    def _at_image_size(self, maps: Tensor, size: tuple[int, int], normalise: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.subtract_at_image_size:
+            return normalise(self.upsampling(maps, size))
+        return self.upsampling(normalise(maps), size)
+
+
+def _paper_differences(maps: Tensor, alpha: float, valid: Tensor | None) -> Tensor:
+    return squash(subtract(maps, valid), alpha)
+
+
+def _unchanged(maps: Tensor) -> Tensor:
+    return maps
+
+
+def _caffe_final(maps: Tensor) -> Tensor:
+    return divide_by_maximum(maps).clamp_(min=0)
+
+
+VARIANTS: dict[VariantName, Variant] = {
+    "paper": Variant(
+        scales=(0.8, 1.0, 1.2),
+        min_candidates=3,
+        reduction=absolute_channel_maximum,
+        image_interpolation="bilinear",
+        upsampling=upsample,
+        differences=_paper_differences,
+        subtract_at_image_size=True,
+        pool_scores=False,
+        scale_gate=False,
+        detects_by_rank=False,
+        final=_unchanged,
+    ),
+    "matconvnet": Variant(
+        scales=(0.8, 1.0, 1.2),
+        min_candidates=4,
+        reduction=absolute_channel_maximum,
+        image_interpolation="bicubic",
+        upsampling=upsample,
+        differences=matconvnet_differences,
+        subtract_at_image_size=True,
+        pool_scores=True,
+        scale_gate=True,
+        detects_by_rank=False,
+        final=_unchanged,
+    ),
+    "caffe": Variant(
+        scales=(1.0,),
+        min_candidates=3,
+        reduction=signed_channel_maximum,
+        image_interpolation="bilinear",
+        upsampling=upsample_from_corner,
+        differences=caffe_differences,
+        subtract_at_image_size=False,
+        pool_scores=False,
+        scale_gate=False,
+        detects_by_rank=True,
+        final=_caffe_final,
+    ),
+}

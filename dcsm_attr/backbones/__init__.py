@@ -1,1 +1,0 @@
-"""CNNs made ready: their layers, loading, preprocessing."""

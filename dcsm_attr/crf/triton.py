@@ -1,0 +1,215 @@
+"""The two operations of mean field as Triton kernels: sums of weighted rows, and messages turned into probabilities.
+
+Needs Triton, which comes with PyTorch for CUDA on Linux; imported only where it is asked for. Tables are those of
+:class:`~dcsm_attr.crf.permutohedral.RowSums`, whose plain operations are the reference of these.
+
+Mean field on a GPU in three kinds of kernel: splat, blur, and slice together with softmax.
+"""
+
+import os
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dcsm_attr.crf.permutohedral import GaussianKernels, RowSums
+
+__all__ = ["fused_mean_field", "in_short_sums", "probabilities_of_messages", "row_sums"]
+
+
+# So many numbers (rows times labels, made a power of two) one program holds: two or three values a thread of four
+# warps for an accumulator, and room for what is being read.
+_NUMBERS = 1024
+
+
+@triton.jit
+def _row_sums(
+    values: Any,
+    rows: Any,
+    weights: Any,
+    first: Any,
+    sums: Any,
+    count: Any,
+    entries: Any,
+    columns: Any,
+    in_each: tl.constexpr,
+    block: tl.constexpr,
+    width: tl.constexpr,
+) -> None:
+    """Each sum has ``in_each`` entries, or, where that is zero, those from its first to that of the next one."""
+    own = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    column = tl.arange(0, width)[None, :]
+    exists = own < count
+    if in_each:
+        begin = own * in_each
+        end = tl.where(exists, begin + in_each, begin)
+    else:
+        begin = tl.load(first + own, mask=exists, other=0).to(tl.int64)
+        end = tl.load(first + own + 1, mask=own + 1 < count, other=entries).to(tl.int64)
+        end = tl.where(exists, end, begin)
+    total = tl.zeros((block, width), tl.float32)
+    for step in range(tl.max(end - begin, axis=0)):
+        live = begin + step < end
+        row = tl.load(rows + begin + step, mask=live, other=0).to(tl.int64)[:, None]
+        weight = tl.load(weights + begin + step, mask=live, other=0.0)[:, None]
+        total += weight * tl.load(values + row * columns + column, mask=live[:, None] & (column < columns), other=0.0)
+    tl.store(sums + own[:, None] * columns + column, total, mask=exists[:, None] & (column < columns))
+
+
+@triton.jit
+def _probabilities_of_messages(
+    values: Any,
+    rows: Any,
+    weights: Any,
+    unary: Any,
+    result: Any,
+    count: Any,
+    labels: Any,
+    corners: tl.constexpr,
+    block: tl.constexpr,
+    width: tl.constexpr,
+) -> None:
+    point = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    label = tl.arange(0, width)[None, :]
+    exists = point < count
+    here = exists[:, None] & (label < labels)
+    at = point[:, None] * labels + label
+    logits = -tl.load(unary + at, mask=here, other=0.0)
+    for corner in range(corners):
+        row = tl.load(rows + point * corners + corner, mask=exists, other=0).to(tl.int64)[:, None]
+        weight = tl.load(weights + point * corners + corner, mask=exists, other=0.0)[:, None]
+        logits += weight * tl.load(values + row * labels + label, mask=here, other=0.0)
+    logits = tl.where(label < labels, logits, float("-inf"))
+    exponentials = tl.exp(logits - tl.max(logits, axis=1)[:, None])
+    tl.store(result + at, exponentials / tl.sum(exponentials, axis=1)[:, None], mask=here)
+
+
+def row_sums(table: RowSums, values: Tensor) -> Tensor:
+    """What ``table(values)`` gives.
+
+    Args:
+        table: R sums, with float32 weights.
+        values: ``(Q, V)`` float32, contiguous.
+
+    Returns:
+        ``(R, V)``.
+    """
+    in_each = table.rows.shape[1] if table.first is None else 0
+    sums = values.new_empty(len(table.rows if table.first is None else table.first), values.shape[1])
+    block, width = _block(values.shape[1])
+    _row_sums[(triton.cdiv(len(sums), block),)](
+        values,
+        table.rows,
+        table.weights,
+        table.rows if table.first is None else table.first,
+        sums,
+        len(sums),
+        table.rows.numel(),
+        values.shape[1],
+        in_each=in_each,
+        block=block,
+        width=width,
+    )
+    return sums
+
+
+def probabilities_of_messages(slices: RowSums, on_vertices: Tensor, unary: Tensor) -> Tensor:
+    """The softmax of ``slices(on_vertices) - unary``, with nothing in between written to memory.
+
+    Args:
+        slices: a sum for each of P points, each of as many vertices; float32 weights.
+        on_vertices: ``(M, L)`` float32, contiguous.
+        unary: ``(P, L)`` float32, contiguous.
+
+    Returns:
+        ``(P, L)``, summing to one over the labels.
+    """
+    result = torch.empty_like(unary)
+    block, width = _block(unary.shape[1])
+    _probabilities_of_messages[(triton.cdiv(len(unary), block),)](
+        on_vertices,
+        slices.rows,
+        slices.weights,
+        unary,
+        result,
+        len(unary),
+        unary.shape[1],
+        corners=slices.rows.shape[1],
+        block=block,
+        width=width,
+    )
+    return result
+
+
+def _block(columns: int) -> tuple[int, int]:
+    width = triton.next_power_of_2(columns)
+    return max(1, _NUMBERS // width), width
+
+
+# A vertex in a plain sky has thousands of points, one on an edge a few: a program that sums for both waits for the
+# longer sum. Cut into pieces of this length they take the same time.
+_LONGEST = 32
+
+
+def fused_mean_field(unary: Tensor, pairwise: GaussianKernels, iterations: int) -> Tensor:
+    """What :func:`~dcsm_attr.crf.dense_crf.mean_field` gives, by Triton kernels.
+
+    Args:
+        unary: ``(P, L)`` float32 energies, on a CUDA device.
+        pairwise: the pairwise terms, on the same device.
+        iterations: 0 returns the start.
+
+    Returns:
+        ``(P, L)``, summing to one over the labels.
+
+    Raises:
+        ValueError: if the energies are on the CPU, and Triton does not interpret (``TRITON_INTERPRET=1``).
+    """
+    if not unary.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"the backend 'triton' runs on CUDA devices, the probabilities are on {unary.device}. Move them there, or "
+            "choose backend='torch'."
+        )
+    unary = unary.contiguous()
+    pieces, of_vertices = in_short_sums(pairwise.splat)
+    # Triton launches on the current device, which need not be that of the energies.
+    with torch.cuda.device(unary.device) if unary.is_cuda else nullcontext():
+        q = torch.softmax(-unary, dim=1)
+        for _ in range(iterations):
+            splatted = row_sums(of_vertices, row_sums(pieces, q))
+            blurred = []
+            parts = torch.split(splatted, [count for count, _ in pairwise.blurs])
+            for part, (_, blurs) in zip(parts, pairwise.blurs, strict=True):
+                for blur in blurs:
+                    part = row_sums(blur, part)
+                blurred.append(part)
+            q = probabilities_of_messages(pairwise.slices, torch.cat(blurred), unary)
+    return q
+
+
+def in_short_sums(table: RowSums) -> tuple[RowSums, RowSums]:
+    """Sums of any length as short ones and sums of these.
+
+    Args:
+        table: with ``first``.
+
+    Returns:
+        Two tables; the second one, applied to the result of the first, gives what ``table`` gives.
+    """
+    assert table.first is not None
+    entries = len(table.rows)
+    first = table.first.long()
+    lengths = torch.diff(first, append=first.new_tensor([entries]))
+    pieces = lengths.add(_LONGEST - 1).div(_LONGEST, rounding_mode="floor")
+    first_piece = pieces.cumsum(0) - pieces
+    of_sum = torch.repeat_interleave(pieces)
+    within = torch.arange(len(of_sum), device=first.device) - first_piece[of_sum]
+    starts = (first[of_sum] + _LONGEST * within).to(table.first.dtype)
+    consecutive = torch.arange(len(of_sum), device=first.device, dtype=table.rows.dtype)
+    return (
+        RowSums(table.rows, table.weights, starts),
+        RowSums(consecutive, table.weights.new_ones(len(of_sum)), first_piece.to(table.first.dtype)),
+    )

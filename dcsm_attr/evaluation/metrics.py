@@ -1,0 +1,166 @@
+"""Intersection over union as PASCAL VOC counts it.
+
+Average precision as PASCAL VOC counts it since 2010: how well scores rank the photographs of a class first.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "average_precision",
+    "average_precision_per_class",
+    "confusion_matrix",
+    "iou_per_class",
+    "mean_average_precision",
+    "mean_iou",
+]
+
+
+def confusion_matrix(prediction: Tensor, truth: Tensor, classes: int, ignore: int = 255) -> Tensor:
+    """Count the pixels of each true and each predicted label. The matrices of several images add up.
+
+    Args:
+        prediction: integer labels of any shape, each from 0 to ``classes - 1``; where the truth is void, anything.
+        truth: integer labels of the same shape, each from 0 to ``classes - 1``, or ``ignore``.
+        classes: number L of labels, the background included.
+        ignore: the label of void pixels, which do not count.
+
+    Returns:
+        ``(L, L)`` int64 on the device of the labels; row: truth, column: prediction.
+
+    Raises:
+        TypeError: if labels are not integers.
+        ValueError: if shapes differ or a label is out of range.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(
+            f"prediction and truth must have the same shape, got {tuple(prediction.shape)} and {tuple(truth.shape)}."
+        )
+    if classes < 1:
+        raise ValueError(f"classes must be at least 1, got {classes}.")
+    for name, labels in (("prediction", prediction), ("truth", truth)):
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"{name} must hold integer labels, got {labels.dtype}.")
+    counted = truth != ignore
+    predicted, true = prediction[counted].long(), truth[counted].long()
+    for name, labels in (("prediction", predicted), ("truth", true)):
+        if labels.numel() and not (labels.min() >= 0 and labels.max() < classes):
+            raise ValueError(
+                f"labels of the {name} must lie between 0 and {classes - 1} (truth: or be {ignore}, void), got "
+                f"{int(labels.min())} to {int(labels.max())}."
+            )
+    return torch.bincount(true * classes + predicted, minlength=classes**2).view(classes, classes)
+
+
+def iou_per_class(confusion: Tensor) -> Tensor:
+    """Intersection over union of each label: TP / (TP + FP + FN).
+
+    Args:
+        confusion: ``(L, L)`` of :func:`confusion_matrix`, summed over all images first.
+
+    Returns:
+        ``(L,)`` float64 in [0, 1]; NaN for a label that is neither in the truth nor in a prediction.
+
+    Raises:
+        ValueError: if the matrix is not square.
+    """
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+        raise ValueError(f"confusion must have shape (L, L), got {tuple(confusion.shape)}.")
+    intersection = confusion.diagonal().double()
+    union = confusion.sum(dim=0) + confusion.sum(dim=1) - confusion.diagonal()
+    # 0 / 0 is NaN.
+    return intersection / union
+
+
+def mean_iou(confusion: Tensor) -> float:
+    """Mean of :func:`iou_per_class` over the labels that occur, background included.
+
+    Args:
+        confusion: ``(L, L)``, summed over all images first.
+
+    Returns:
+        In [0, 1]; NaN if nothing was counted.
+
+    Raises:
+        ValueError: if the matrix is not square.
+    """
+    return float(iou_per_class(confusion).nanmean())
+
+
+def average_precision(scores: Tensor, present: Tensor) -> float:
+    """Area under the interpolated precision-recall curve of one class, at all its points.
+
+    Interpolated: the precision at a recall is the best precision at that or any higher recall. (``scikit-learn`` and
+    ``torchmetrics`` take the precision itself, so that theirs is never larger; VOC 2007 took eleven points.)
+
+    Images with equal scores enter the ranking together, as one point of the curve: no order of the images can change
+    the result, and a score that is the same for all gives the share of positives. The development kit leaves their
+    order to its sort.
+
+    Args:
+        scores: ``(N,)``, larger where the class is more likely in the image; only their order counts.
+        present: ``(N,)`` bool, whether it is.
+
+    Returns:
+        In (0, 1]; NaN if the class is in no image.
+
+    Raises:
+        TypeError: if ``present`` is not bool.
+        ValueError: if shapes differ or are not ``(N,)``, or a score is NaN.
+    """
+    if scores.ndim != 1 or scores.shape != present.shape:
+        raise ValueError(
+            f"scores and present must have the same shape (N,), got {tuple(scores.shape)} and {tuple(present.shape)}."
+        )
+    if present.dtype != torch.bool:
+        raise TypeError(f"present must be bool, got {present.dtype}.")
+    if scores.isnan().any():
+        raise ValueError(f"scores must be numbers to be ranked, but {int(scores.isnan().sum())} of them are NaN.")
+    if not present.any():
+        return float("nan")
+    ranked, order = scores.sort(descending=True)
+    last_of_equals = torch.cat([ranked[1:] != ranked[:-1], ranked.new_ones(1, dtype=torch.bool)])
+    retrieved = (last_of_equals.nonzero()[:, 0] + 1).double()
+    hits = present[order].cumsum(dim=0)[last_of_equals].double()
+    interpolated = (hits / retrieved).flip(0).cummax(dim=0).values.flip(0)
+    new_hits = hits.diff(prepend=hits.new_zeros(1))
+    return float((interpolated * new_hits).sum() / hits[-1])
+
+
+def average_precision_per_class(scores: Tensor, present: Tensor) -> Tensor:
+    """:func:`average_precision` of each class.
+
+    Args:
+        scores: ``(N, C)``.
+        present: ``(N, C)`` bool.
+
+    Returns:
+        ``(C,)`` float64 in (0, 1]; NaN for a class that is in no image.
+
+    Raises:
+        TypeError: if ``present`` is not bool.
+        ValueError: if shapes differ or are not ``(N, C)``, or a score is NaN.
+    """
+    if scores.ndim != 2 or scores.shape != present.shape:
+        raise ValueError(
+            f"scores and present must have the same shape (N, C), got {tuple(scores.shape)} and {tuple(present.shape)}."
+        )
+    values = [average_precision(*of_class) for of_class in zip(scores.T, present.T, strict=True)]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def mean_average_precision(scores: Tensor, present: Tensor) -> float:
+    """Mean of :func:`average_precision_per_class` over the classes that are in some image.
+
+    Args:
+        scores: ``(N, C)``.
+        present: ``(N, C)`` bool.
+
+    Returns:
+        In (0, 1]; NaN if there is no class in any image.
+
+    Raises:
+        TypeError: if ``present`` is not bool.
+        ValueError: if shapes differ or are not ``(N, C)``, or a score is NaN.
+    """
+    return float(average_precision_per_class(scores, present).nanmean())

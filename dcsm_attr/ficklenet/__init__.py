@@ -1,1 +1,0 @@
-"""FickleNet (Lee et al., CVPR 2019): many maps of one class from hidden units that are chosen at random."""

@@ -1,0 +1,1 @@
+"""CNNs, fully convolutional networks, and their files."""

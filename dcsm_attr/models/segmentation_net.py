@@ -1,0 +1,236 @@
+"""Heads of segmentation networks: from the map of a trunk to logits of labels.
+
+Segmentation networks: a head of labels on the trunk of any classifier, and their files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.models.segmentation.fcn import FCNHead
+
+from dcsm_attr.datasets.preprocess import Preprocess
+from dcsm_attr.models.backbone import copied_trunk, keep_resolution
+from dcsm_attr.models.checkpoint import Architecture, building_from, has_description, read_description, save_described
+from dcsm_attr.models.fully_convolutional import channels_of
+from dcsm_attr.models.weights import load_weights, read_weights
+
+__all__ = [
+    "FieldOfViewHead",
+    "SegmentationHead",
+    "SegmentationNet",
+    "TrainedSegmentationNet",
+    "is_segmentation_net",
+    "load_segmentation_net",
+    "save_segmentation_net",
+    "segmentation_head",
+]
+
+
+SegmentationHead = Literal["deeplab", "fcn", "largefov", "aspp"]
+
+# DeepLab-LargeFOV has one branch; DeepLab v2 and DSRG sum four.
+_LARGE_FIELD = (12,)
+_PYRAMID = (6, 12, 18, 24)
+# Of torchvision's DeepLab v3, for maps at stride 8.
+_RATES = (12, 24, 36)
+_WIDTH = 1024
+
+
+class FieldOfViewHead(nn.Module):
+    """VGG's fc6, fc7 and fc8 as convolutions, of which fc6 looks far by dilation; several branches are summed.
+
+    Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 2015
+    (DeepLab-LargeFOV: one branch of dilation 12); Huang et al., CVPR 2018 (DSRG: four, of 6, 12, 18 and 24). Differs
+    from both in that fc6 and fc7 are drawn anew instead of being thinned out from VGG's.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        labels: int,
+        dilations: Sequence[int] = _LARGE_FIELD,
+        width: int = _WIDTH,
+        dropout: float = 0.5,
+    ) -> None:
+        """Draw the layers from PyTorch's global generator.
+
+        Args:
+            channels: of the trunk's map.
+            labels: L.
+            dilations: of fc6, one a branch.
+            width: of the hidden layers.
+            dropout: probability, behind each of them.
+        """
+        super().__init__()
+        self.branches = nn.ModuleList(_branch(channels, labels, dilation, width, dropout) for dilation in dilations)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Sum the branches.
+
+        Args:
+            maps: ``(N, D, h, w)``.
+
+        Returns:
+            ``(N, L, h, w)`` logits.
+        """
+        first, *others = (branch(maps) for branch in self.branches)
+        summed: Tensor = sum(others, start=first)
+        return summed
+
+
+def _branch(channels: int, labels: int, dilation: int, width: int, dropout: float) -> nn.Sequential:
+    hidden = [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.Conv2d(width, width, 1)]
+    last = nn.Conv2d(width, labels, 1)
+    for layer in hidden:
+        nn.init.kaiming_normal_(layer.weight)
+    # As released: labels begin equally probable.
+    nn.init.normal_(last.weight, std=0.01)
+    for layer in (*hidden, last):
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+    rectified = [part for layer in hidden for part in (layer, nn.ReLU(inplace=True), nn.Dropout(dropout))]
+    return nn.Sequential(*rectified, last)
+
+
+def segmentation_head(name: SegmentationHead, channels: int, labels: int) -> nn.Module:
+    """Build a head, with weights drawn from PyTorch's global generator.
+
+    Args:
+        name: ``"deeplab"``: torchvision's ``DeepLabHead``, of DeepLab v3; ``"fcn"``: its ``FCNHead``; ``"largefov"``:
+            :class:`FieldOfViewHead` with one branch; ``"aspp"``: that with DSRG's four.
+        channels: of the trunk's map.
+        labels: L.
+
+    Raises:
+        ValueError: if there is no such head.
+    """
+    head: nn.Module
+    if name == "deeplab":
+        head = DeepLabHead(channels, labels, _RATES)
+    elif name == "fcn":
+        head = FCNHead(channels, labels)
+    elif name in ("largefov", "aspp"):
+        head = FieldOfViewHead(channels, labels, _LARGE_FIELD if name == "largefov" else _PYRAMID)
+    else:
+        raise ValueError(f"head must be one of {', '.join(map(repr, get_args(SegmentationHead)))}; got {name!r}.")
+    return head
+
+
+_KEY = "dcsm_attr.segmentation_net"
+
+
+class SegmentationNet(nn.Module):
+    """Logits of the background and of each class, at the resolution of the trunk.
+
+    Attributes:
+        trunk: images to a map of features.
+        head: the map to logits.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, num_classes: int, head: SegmentationHead = "deeplab", output_stride: int | None = 8
+    ) -> None:
+        """Build the network on a trunk.
+
+        Args:
+            trunk: of a :class:`~dcsm_attr.models.fully_convolutional.ScoreMapNetwork`; copied with its weights. The
+                head is drawn from PyTorch's global generator.
+            num_classes: C, without the background.
+            head: see :func:`~dcsm_attr.models.segmentation_net.segmentation_head`.
+            output_stride: pixels of the image to one position, see
+                :func:`~dcsm_attr.models.backbone.keep_resolution`. None: the trunk's own.
+
+        Raises:
+            ValueError: if there is no such head, or the trunk cannot have the stride.
+        """
+        super().__init__()
+        self.trunk = copied_trunk(trunk)
+        if output_stride is not None:
+            keep_resolution(self.trunk, output_stride)
+        self.head = segmentation_head(head, channels_of(self.trunk), 1 + num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of labels.
+
+        Args:
+            images: ``(N, 3, H, W)``, normalised.
+
+        Returns:
+            ``(N, 1 + C, h, w)``: the background, then each class.
+        """
+        logits: Tensor = self.head(self.trunk(images)["map"])
+        return logits
+
+
+@dataclass(frozen=True)
+class TrainedSegmentationNet:
+    """A segmentation network with what it was built from.
+
+    Attributes:
+        network: gives logits.
+        architecture: the classifier whose trunk it has.
+        head: see :func:`~dcsm_attr.models.segmentation_net.segmentation_head`.
+        output_stride: see :class:`SegmentationNet`.
+        class_names: one a class, without the background.
+        preprocess: the canvas that it was, or is to be, trained on.
+        learned_from: the loss and the labels that it is trained by, in a few words.
+    """
+
+    network: SegmentationNet
+    architecture: Architecture
+    head: SegmentationHead
+    output_stride: int | None
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    learned_from: str = ""
+
+
+def save_segmentation_net(trained: TrainedSegmentationNet, path: str | Path) -> None:
+    """Write the network to a ``.safetensors`` file, which appears when it is complete.
+
+    Args:
+        trained: all of it is kept.
+        path: of the file.
+    """
+    description = {
+        "architecture": trained.architecture.plain(),
+        "head": trained.head,
+        "output_stride": trained.output_stride,
+        "class_names": trained.class_names,
+        "preprocess": asdict(trained.preprocess),
+        "learned_from": trained.learned_from,
+    }
+    save_described(trained.network, path, _KEY, description)
+
+
+def is_segmentation_net(path: str | Path) -> bool:
+    """Whether a file is one that :func:`save_segmentation_net` wrote."""
+    return has_description(path, _KEY)
+
+
+def load_segmentation_net(path: str | Path) -> TrainedSegmentationNet:
+    """Load what :func:`save_segmentation_net` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The network, on the CPU, in evaluation mode.
+
+    Raises:
+        WeightsError: if the file is missing, incomplete, or no segmentation network of this package.
+    """
+    description = read_description(path, _KEY, "segmentation network that `dcsm-attr train-seg` wrote", "Train one.")
+    with building_from(path, "train again."):
+        architecture = Architecture(**description["architecture"])
+        preprocess = Preprocess.from_plain(description["preprocess"])
+        names = tuple(description["class_names"])
+        head, output_stride = description["head"], description["output_stride"]
+        learned_from = description["learned_from"]
+        network = SegmentationNet(architecture.new_network().trunk, len(names), head, output_stride)
+    load_weights(network, read_weights(path), str(path))
+    return TrainedSegmentationNet(network.eval(), architecture, head, output_stride, names, preprocess, learned_from)

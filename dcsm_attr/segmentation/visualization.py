@@ -1,0 +1,298 @@
+"""Pictures of maps and segmentations, with matplotlib.
+
+Everything about one segmented photograph on one sheet.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from dcsm_attr.datasets.masks import overlay, voc_colours
+
+if TYPE_CHECKING:
+    from dcsm_attr.segmentation.result import Segmentation
+
+__all__ = [
+    "attribution_sheet",
+    "blank_sheet",
+    "heat_map",
+    "label_sheet",
+    "laid_out",
+    "map_sheet",
+    "picture",
+    "segmentation_sheet",
+    "show",
+    "visualize_attribution",
+]
+
+
+_COLUMN_INCHES = 2.6
+_TITLE_INCHES = 0.45
+_HEAT = "inferno"
+
+
+def visualize_attribution(
+    attribution: Tensor, image: npt.NDArray[Any] | None = None, method: str = "blended_heat_map", **options: Any
+) -> tuple[Figure, Axes]:
+    """Draw one map with Captum's ``visualize_image_attr``.
+
+    That function takes arrays ``(H, W, C)`` and fails on a map of zeros.
+
+    Args:
+        attribution: ``(H, W)``, ``(1, H, W)`` or ``(1, 1, H, W)``, for example ``dcs.attribute(x)`` of one image.
+        image: ``(H, W, 3)`` uint8, or floating point in [0, 1]; not normalised. Needed by all methods but
+            ``"heat_map"``.
+        method: as in Captum: ``"heat_map"``, ``"blended_heat_map"``, ``"original_image"``, ``"masked_image"``,
+            ``"alpha_scaling"``.
+        **options: passed on to Captum; the sign is ``"positive"`` and no window is opened, if they do not say
+            otherwise.
+
+    Returns:
+        Figure and axes. For a map of zeros, which has no scale: the image, or an empty map, with a title that says so.
+
+    Raises:
+        ValueError: if the attribution is not one map.
+    """
+    from captum.attr import visualization as captum_visualization
+
+    values = attribution.detach().cpu().float().numpy()
+    if values.ndim not in (2, 3, 4) or any(length != 1 for length in values.shape[:-2]):
+        raise ValueError(f"attribution must be one map, (H, W), (1, H, W) or (1, 1, H, W); got {values.shape}.")
+    values = values.reshape(*values.shape[-2:], 1)
+    options = {"sign": "positive", "use_pyplot": False, **options}
+    if values.any():
+        figure, axes = captum_visualization.visualize_image_attr(values, image, method=method, **options)
+        return figure, axes
+    figure, axes = options.get("plt_fig_axis") or _one_axes(options.get("fig_size", (6, 6)))
+    axes.imshow(np.zeros(values.shape[:2]) if image is None else image, cmap=_HEAT, vmin=0, vmax=1)
+    axes.set_title("the map is zero everywhere")
+    axes.axis("off")
+    return figure, axes
+
+
+def _one_axes(size: tuple[int, int]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size)
+    return figure, figure.subplots()
+
+
+def heat_map(axes: Axes, image: npt.NDArray[np.uint8], values: npt.NDArray[np.floating[Any]], title: str) -> None:
+    """Draw one map, brightest at 1, over a grey photograph.
+
+    Args:
+        axes: where to draw.
+        image: ``(H, W, 3)``.
+        values: ``(h, w)`` in [0, 1], stretched over the photograph; not rescaled, so that maps can be compared.
+        title: written above.
+    """
+    height, width = image.shape[:2]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+    axes.imshow(values, cmap=_HEAT, vmin=0, vmax=1, alpha=0.35 + 0.65 * np.clip(values, 0, 1), extent=extent)
+    _finish(axes, title)
+
+
+def picture(axes: Axes, image: npt.NDArray[np.uint8], title: str) -> None:
+    """Draw a picture as it is.
+
+    Args:
+        axes: where to draw.
+        image: ``(H, W, 3)``.
+        title: written above.
+    """
+    axes.imshow(image)
+    _finish(axes, title)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.axis("on")
+    axes.set_title(title, fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def blank_sheet(
+    image: npt.NDArray[np.uint8], rows: int, columns: int, column_inches: float = _COLUMN_INCHES
+) -> tuple[Figure, npt.NDArray[Any]]:
+    """A figure with room for pictures that have the shape of one photograph.
+
+    Args:
+        image: the photograph ``(H, W, 3)``.
+        rows: of the sheet.
+        columns: of the sheet.
+        column_inches: width of a column.
+
+    Returns:
+        The figure and its axes ``(rows, columns)``; those that nothing is drawn on stay invisible.
+    """
+    height, width = image.shape[:2]
+    row_inches = column_inches * min(max(height / width, 0.4), 2.5) + _TITLE_INCHES
+    figure = Figure(figsize=(column_inches * columns, row_inches * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for one in axes.flat:
+        one.axis("off")
+    return figure, axes
+
+
+def attribution_sheet(
+    image: npt.NDArray[np.uint8],
+    maps: Sequence[tuple[str, npt.NDArray[np.floating[Any]]]],
+    raw: Sequence[npt.NDArray[np.floating[Any]]] = (),
+) -> Figure:
+    """A photograph beside the maps of its classes: distinct in the last row, raw above them.
+
+    Args:
+        image: ``(H, W, 3)``.
+        maps: for each class a title and its distinct map ``(H, W)`` in [0, 1].
+        raw: for each class its map before subtraction; empty: that row is left out.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = blank_sheet(image, 2 if raw else 1, 1 + len(maps))
+    picture(axes[0, 0], image, "photograph")
+    for column, (title, values) in enumerate(maps, start=1):
+        if raw:
+            heat_map(axes[0, column], image, raw[column - 1], f"{title}\nraw")
+        heat_map(axes[-1, column], image, values, "distinct" if raw else title)
+    return laid_out(figure)
+
+
+def map_sheet(
+    image: npt.NDArray[np.uint8],
+    maps: Mapping[str, Sequence[npt.ArrayLike]],
+    columns: Sequence[str],
+    *,
+    column_inches: float = _COLUMN_INCHES,
+) -> Figure:
+    """Maps in rows and columns over one photograph, all on one scale of colours.
+
+    Args:
+        image: ``(H, W, 3)``.
+        maps: for each row its title, written on the left, and its maps ``(h, w)`` in [0, 1], as for :func:`heat_map`.
+        columns: a title for each map of a row, written above the first.
+        column_inches: width of a column.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if a row has not one map for each column.
+    """
+    figure, axes = blank_sheet(image, len(maps), len(columns), column_inches)
+    # Titles stand above the first row alone.
+    figure.set_figheight(figure.get_figheight() - _TITLE_INCHES * (len(maps) - 1))
+    for row, (name, of_row) in enumerate(maps.items()):
+        if len(of_row) != len(columns):
+            raise ValueError(
+                f"each row must have a map for each of {len(columns)} columns; {name!r} has {len(of_row)}."
+            )
+        for column, (title, values) in enumerate(zip(columns, of_row, strict=True)):
+            heat_map(axes[row, column], image, np.asarray(values), "" if row else title)
+        axes[row, 0].set_ylabel(name, fontsize=9)
+    return laid_out(figure)
+
+
+def label_sheet(
+    image: npt.NDArray[np.uint8], label_maps: Sequence[tuple[str, npt.ArrayLike]], names: Sequence[str]
+) -> Figure:
+    """Label maps over one photograph side by side, in the colours of VOC, with a legend.
+
+    Args:
+        image: ``(H, W, 3)``.
+        label_maps: for each a title and the labels ``(H, W)``, 0 background.
+        names: of the labels from 1.
+
+    Returns:
+        The figure.
+    """
+    figure, axes = blank_sheet(image, 1, len(label_maps))
+    for one, (title, labels) in zip(axes[0], label_maps, strict=True):
+        picture(one, overlay(image, np.asarray(labels)), title)
+    colours = voc_colours() / 255
+    patches = [Patch(facecolor=colours[1 + i], edgecolor="black", label=name) for i, name in enumerate(names)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
+    return laid_out(figure)
+
+
+def laid_out(figure: Figure) -> Figure:
+    """Arrange a finished sheet so that no title is cut off, and return it.
+
+    One pass comes with drawing; where pictures keep their shape, the layout settles in the second only.
+    """
+    figure.draw_without_rendering()
+    return figure
+
+
+def show(figure: Figure) -> None:
+    """Show a figure with pyplot: inline in a notebook, otherwise in a window.
+
+    Args:
+        figure: drawn without pyplot, so that it holds no window open.
+    """
+    import matplotlib.pyplot as plt
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    shown = plt.figure(figsize=tuple(figure.get_size_inches()), dpi=figure.dpi)
+    # In axes, not as a bare image: a notebook shows nothing of a figure without axes.
+    axes = shown.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.imshow(pixels)
+    axes.axis("off")
+    plt.show()
+
+
+def segmentation_sheet(segmentation: "Segmentation") -> Figure:
+    """Everything about one photograph on one sheet.
+
+    The photograph and a legend with names and scores; each candidate's raw map (where it was kept) and distinct map;
+    the label map before and after the CRF. Candidates that were only subtracted are marked.
+
+    Args:
+        segmentation: the result.
+
+    Returns:
+        The figure.
+    """
+    saliency, image = segmentation.saliency, segmentation.image
+    candidates = len(segmentation.candidates)
+    figure, axes = blank_sheet(image, 2, 2 + candidates)
+    picture(axes[0, 0], image, "photograph")
+    _legend(axes[1, 0], segmentation)
+    for slot, c in enumerate(segmentation.candidates):
+        name = f"{_shortened(segmentation.class_names[c])}  {float(saliency.scores[0, c]):.2f}"
+        role = "" if c in segmentation.classes else " (only subtracted)"
+        if saliency.raw is not None:
+            heat_map(axes[0, 1 + slot], image, saliency.raw[0, slot].numpy(), f"{name}\nraw{role}")
+        heat_map(axes[1, 1 + slot], image, saliency.maps[0, slot].numpy(), f"{name}\ndistinct{role}")
+    before = "before the CRF" if segmentation.settings.get("crf") else "labels, no CRF"
+    picture(axes[0, -1], overlay(image, segmentation.display_labels(segmentation.unrefined)), before)
+    if segmentation.settings.get("crf"):
+        picture(axes[1, -1], overlay(image, segmentation.display_labels()), "after the CRF")
+    return laid_out(figure)
+
+
+def _legend(axes: Axes, segmentation: "Segmentation") -> None:
+    colours = voc_colours() / 255
+    scores = segmentation.saliency.scores[0]
+    values = np.unique(segmentation.display_labels()).tolist()
+    patches = []
+    for value, c in zip(segmentation.label_values, segmentation.classes, strict=True):
+        share = float((segmentation.labels == c + 1).float().mean())
+        text = f"{segmentation.class_names[c]}  {float(scores[c]):.2f}, {share:.0%} of the image"
+        patches.append(
+            Patch(facecolor=colours[value], edgecolor="black", label=text, alpha=1.0 if value in values else 0.3)
+        )
+    title = "no class above the threshold: the best one" if segmentation.fallback else None
+    axes.legend(handles=patches, loc="center", frameon=False, fontsize=9, title=title, title_fontsize=8)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"

@@ -1,1 +1,0 @@
-"""Stochastic hidden unit selection: a convolution that reads other units of each window each time, in three forms."""

@@ -1,0 +1,1 @@
+"""Weakly supervised semantic segmentation: AffinityNet, FickleNet, seeds, SEC and DSRG."""

@@ -1,0 +1,252 @@
+"""Seeds: the few pixels of which a label is taken for granted, from class maps and from saliency.
+
+What the publications say: SEC takes pixels whose map is above 0.2 of its maximum, and for the background the tenth of
+the picture with the lowest saliency (:func:`dcsm_attr.wsss.seeds.middle_layer_saliency`), median filtered. Others
+take the 20 % of pixels with the highest values of a map (:func:`highest_share`). Where seeds of several labels meet,
+the publications are silent; see :func:`seed_labels` for the choice made here.
+
+Where the classes of a photograph are seen well enough to be seeds: from the maps of any method.
+
+Saliency of anything at all, whatever class it is: what is left of it is background.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcsm_attr.attribution.class_maps import Saliency
+from dcsm_attr.attribution.gradients import LayerPoint, record
+from dcsm_attr.attribution.guided import plain_rectifiers
+from dcsm_attr.attribution.layers import named_layers
+from dcsm_attr.attribution.maps import absolute_channel_maximum
+from dcsm_attr.attribution.model import evaluation_mode, preserved_random_state, scores_of, uncompiled, unwrapped
+from dcsm_attr.datasets.masks import VOID
+from dcsm_attr.datasets.preprocess import Prepared
+
+__all__ = [
+    "Localiser",
+    "MapLocaliser",
+    "above_share_of_maximum",
+    "highest_share",
+    "lowest_share",
+    "median_filtered",
+    "middle_layer_saliency",
+    "seed_labels",
+    "seeds_of_labels",
+]
+
+
+def above_share_of_maximum(maps: Tensor, share: float = 0.2) -> Tensor:
+    """Foreground seeds of SEC: where a map is above a share of its maximum.
+
+    Args:
+        maps: ``(N, K, h, w)``.
+        share: of the maximum, in [0, 1).
+
+    Returns:
+        ``(N, K, h, w)`` bool; empty for a map without a positive value.
+
+    Raises:
+        ValueError: if the share is out of its range.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share must lie in [0, 1), so that the maximum itself is above it; got {share}.")
+    return (maps > share * maps.amax(dim=(2, 3), keepdim=True)) & (maps > 0)
+
+
+def highest_share(maps: Tensor, share: float = 0.2) -> Tensor:
+    """Foreground seeds by area: the pixels with the highest values of each map.
+
+    Args:
+        maps: ``(N, K, h, w)``.
+        share: of the pixels, in [0, 1], rounded down to whole ones; of equal values the first, row by row.
+
+    Returns:
+        ``(N, K, h, w)`` bool; fewer where fewer values are positive.
+
+    Raises:
+        ValueError: if the share is out of its range.
+    """
+    return _first_ranked(maps, share, descending=True) & (maps > 0)
+
+
+def lowest_share(saliency: Tensor, share: float = 0.1) -> Tensor:
+    """Background seeds of SEC: the pixels with the lowest saliency.
+
+    Args:
+        saliency: ``(N, 1, h, w)``, in SEC :func:`median_filtered`.
+        share: of the pixels, in [0, 1], rounded down to whole ones; of equal values the first, row by row.
+
+    Returns:
+        ``(N, 1, h, w)`` bool.
+
+    Raises:
+        ValueError: if the share is out of its range.
+    """
+    return _first_ranked(saliency, share, descending=False)
+
+
+def median_filtered(maps: Tensor) -> Tensor:
+    """The median of the 3 x 3 pixels around each; beyond the edge, the edge is repeated.
+
+    Args:
+        maps: ``(N, K, h, w)``.
+
+    Returns:
+        ``(N, K, h, w)``.
+    """
+    count, slots, height, width = maps.shape
+    around = F.unfold(F.pad(maps.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate"), 3)
+    return around.median(dim=1).values.view(count, slots, height, width)
+
+
+def seed_labels(foreground: Tensor, background: Tensor, maps: Tensor, classes: Tensor) -> Tensor:
+    """Make one label map of the seeds of a picture.
+
+    Where seeds of several classes meet, the pixel goes to the one with the highest map there, as FickleNet decides
+    between its mean maps; a class goes before the background, of which there are seeds enough. Both are our choice.
+
+    Args:
+        foreground: ``(N, K, h, w)`` bool, seeds of the classes.
+        background: ``(N, 1, h, w)`` bool.
+        maps: ``(N, K, h, w)``, comparable between classes.
+        classes: ``(N, K)`` int64, the class of each slot; -1 where it has none, and then no seeds.
+
+    Returns:
+        ``(N, h, w)`` int64: 0 background, ``c + 1`` for class c, 255 where there is no seed.
+
+    Raises:
+        ValueError: if shapes do not agree.
+    """
+    count, slots, height, width = foreground.shape
+    expected = [(count, 1, height, width), tuple(foreground.shape), (count, slots)]
+    got = [tuple(tensor.shape) for tensor in (background, maps, classes)]
+    if got != expected:
+        raise ValueError(
+            f"for foreground seeds of {tuple(foreground.shape)}, background, maps and classes must have the shapes "
+            f"{expected}; got {got}."
+        )
+    seeded = foreground & (classes >= 0)[:, :, None, None]
+    best = maps.masked_fill(~seeded, -torch.inf).argmax(dim=1, keepdim=True)
+    labels = (classes + 1)[:, :, None, None].expand_as(maps).gather(1, best)
+    unseeded = torch.where(background, 0, VOID)
+    return torch.where(seeded.any(dim=1, keepdim=True), labels, unseeded)[:, 0]
+
+
+def seeds_of_labels(labels: Tensor, label_count: int) -> Tensor:
+    """Read a label map as the seeds that losses and region growing take.
+
+    Args:
+        labels: ``(N, h, w)`` int64, of :func:`seed_labels`.
+        label_count: L, the background and all classes.
+
+    Returns:
+        ``(N, L, h, w)`` bool.
+
+    Raises:
+        ValueError: if a label is neither below L nor 255.
+    """
+    strange = labels[(labels != VOID) & ((labels < 0) | (labels >= label_count))]
+    if strange.numel():
+        raise ValueError(f"labels must be in 0 to {label_count - 1}, or {VOID} for none; got {int(strange[0])}.")
+    return labels[:, None] == torch.arange(label_count, device=labels.device)[:, None, None]
+
+
+def _first_ranked(maps: Tensor, share: float, descending: bool) -> Tensor:
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is one of the pixels and must lie in [0, 1], got {share}.")
+    values = maps.flatten(2)
+    # The product of a decimal share may lie just below a whole number.
+    chosen = int(share * values.shape[2] + 1e-6)
+    first = values.argsort(dim=2, descending=descending, stable=True)[..., :chosen]
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(2, first, True).view_as(maps)
+
+
+class Localiser(Protocol):
+    """A way from a photograph and its classes to foreground seeds."""
+
+    def __call__(self, canvas: Tensor, prepared: Prepared, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Localise.
+
+        Args:
+            canvas: ``(1, 3, S, S)``, normalised, on the device of the network.
+            prepared: where on it the photograph lies.
+            classes: K classes of the photograph.
+
+        Returns:
+            Seeds ``(K, h, w)`` bool where the photograph lies, and maps ``(K, h, w)`` that decide where seeds of
+            several classes meet.
+        """
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the seeds depend on beside network and photograph, ready for JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class MapLocaliser:
+    """SEC's foreground: where a map is above a share of its maximum.
+
+    Attributes:
+        saliency: gives the maps.
+        share: of the maximum; SEC has 0.2.
+    """
+
+    saliency: Saliency
+    share: float = 0.2
+
+    def __call__(self, canvas: Tensor, prepared: Prepared, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Localise; see :class:`Localiser`."""
+        found = self.saliency.class_maps(canvas, [list(classes)])
+        maps = prepared.crop(found.of_classes(classes))
+        return above_share_of_maximum(maps[None], self.share)[0], maps
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the seeds depend on beside network and photograph, ready for JSON."""
+        return {"saliency": self.saliency.settings, "share": self.share}
+
+
+def middle_layer_saliency(model: nn.Module, images: Tensor, layer: nn.Module | str) -> Tensor:
+    r"""Map where a network sees any class: :math:`\max_k |\partial \sum_c S_c / \partial x_k|` at a middle layer.
+
+    The saliency of Simonyan et al. with all classes as one, which SEC takes at ``conv4_1`` of VGG-16 to find the
+    background. Score maps are summed over positions too. The model is left as it is found.
+
+    Args:
+        model: gives scores ``(N, C)`` or score maps ``(N, C, h, w)`` before sigmoid or softmax.
+        images: ``(N, 3, H, W)``, normalised as the model wants them.
+        layer: a module of the model or its name; its output is looked at.
+
+    Returns:
+        ``(N, 1, h, w)``, not negative, of the size of the layer.
+
+    Raises:
+        RuntimeError: if the layer is not reached, or the scores do not depend on it.
+        TypeError: if the layer is neither a module nor a name.
+        ValueError: if it is not in the model.
+    """
+    model = unwrapped(model)
+    ((name, module),) = named_layers(model, layer).items()
+
+    def summed(x: Tensor) -> Any:
+        return scores_of(model(x)).sum(dim=1, keepdim=True)
+
+    with evaluation_mode(model), uncompiled(model), preserved_random_state(images.device), plain_rectifiers():
+        recording = record(
+            summed,
+            (images,),
+            (),
+            [LayerPoint(name, module, at_input=False)],
+            reduction=absolute_channel_maximum,
+            guided=False,
+        )
+        all_as_one = torch.zeros(len(images), 1, dtype=torch.int64, device=images.device)
+        (maps,) = recording.channel_maxima(all_as_one)
+    return maps
