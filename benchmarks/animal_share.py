@@ -31,7 +31,7 @@ def animal_mask(boxes: list[list[int]], size: tuple[int, int]) -> torch.Tensor:
 
 
 def shares(segmenter: Segmenter, photograph: Path) -> dict[str, dict[str, float]]:
-    """For each class of a photograph the share of its map on its own animal: area of the boxes, raw, distinct."""
+    """For each class of an image the share of its map on its own animal: area of the boxes, raw, distinct."""
     animals = BOXES[photograph.name]
     result = segmenter.segment(photograph, list(animals), raw=True)
     found = {}

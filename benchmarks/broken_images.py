@@ -1,4 +1,4 @@
-"""Picture files of the project's scenes in six formats, and ways to break them: pure functions of their seeds."""
+"""Image files of the project's scenes in six formats, and ways to break them: pure functions of their seeds."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ _ORIENTATION = 0x0112
 
 
 def drawn_seeds(seed: int) -> Seeds:
-    """Whole files by format, of every mode that matters: grey, 16 bits, palettes, CMYK, alpha, animations, EXIF."""
+    """Whole files by format, of every mode that matters: gray, 16 bits, palettes, CMYK, alpha, animations, EXIF."""
     scenes = [Image.fromarray(generate_scene(i, seed, SIDE).image.permute(1, 2, 0).numpy()) for i in range(4)]
     first, second, third, fourth = scenes
     with_alpha = second.copy()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import timed_in_turn
+from benchmarks.speed.timing import time_interleaved
 from dcsm_attr.attribution.maps import VARIANTS
 
 
@@ -36,7 +36,7 @@ def _compare(title: str, function: Callable[..., Any], *arguments: torch.Tensor)
     began = time.perf_counter()
     torch.testing.assert_close(compiled(*arguments), function(*arguments))
     compiling = time.perf_counter() - began
-    timings = timed_in_turn(
+    timings = time_interleaved(
         {"as it is": lambda: function(*arguments), "compiled": lambda: compiled(*arguments)}, rounds=15, progress=False
     )
     figures = ", ".join(f"{way} {1000 * timing.median:.1f} ms" for way, timing in timings.items())

@@ -1,4 +1,4 @@
-"""The dense CRF beside pydensecrf, on photographs: largest difference of a probability, labels equal, and time.
+"""The dense CRF beside pydensecrf, on images: largest difference of a probability, labels equal, and time.
 
     python benchmarks/crf_parity.py VOC [COUNT]
 
@@ -52,7 +52,7 @@ def photographs(voc: Path, count: int) -> list[torch.Tensor]:
 
 
 def compare(images: list[torch.Tensor], labels: int, settings: dict[str, Any]) -> dict[str, float]:
-    """Both backends on the same photographs and unaries, in turn."""
+    """Both backends on the same images and unaries, in turn."""
     generator = torch.Generator().manual_seed(labels)
     differences, equal, pixels, seconds = [], 0, 0, {"torch": [], "pydensecrf": []}
     for image in tqdm(images, desc=f"{labels} labels", leave=False):

@@ -1,9 +1,9 @@
-"""FickleNet's seeds over the dropout rate, general and centre-preserving, and over the number of draws.
+"""FickleNet's seeds over the dropout rate, general and center-preserving, and over the number of draws.
 
     python benchmarks/fickle_rates.py VOC FOLDER [--count N] [TRAIN OPTIONS]
 
 For each rate a classifier is trained into FOLDER by ``dcsm-attr train --head fickle``, with the options that follow,
-such as ``--model squeezenet1_1 --output-stride 8 --size 320``; then the seeds of photographs of split train are
+such as ``--model squeezenet1_1 --output-stride 8 --size 320``; then the seeds of images of split train are
 compared with their masks, where what no map is sure of counts as background. What is done already is not done again.
 Writes results/fickle_rates.json and .png, and prints a table. It has the shape of the paper's Table 5, which shows the
 mean IoU of the segmentation networks trained from the seeds.
@@ -18,18 +18,18 @@ from pathlib import Path
 
 import torch
 
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.images import read_image
-from dcsm_attr.datasets.masks import VOID, read_mask, resized_labels
+from dcsm_attr.datasets.masks import VOID, read_mask, resize_labels
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.metrics import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, measured_on
-from dcsm_attr.io import atomic_buffer, writable_folder, write_json
+from dcsm_attr.io import atomic_buffer, make_writable_folder, write_json
 from dcsm_attr.models.checkpoint import Classifier, load_classifier
 from dcsm_attr.wsss.ficklenet import aggregates, fickle_maps
 
 RATES = (0.0, 0.3, 0.5, 0.7, 0.9)
-KINDS = ("centre-preserving", "general")
+KINDS = ("center-preserving", "general")
 DRAWS = (1, 5, 10, 25, 50, 100, 200)
 RESULT = Path(__file__).parent / "results" / "fickle_rates.json"
 
@@ -42,7 +42,7 @@ def trained(voc: Path, folder: Path, rate: float, kind: str, options: list[str])
     return load_classifier(folder / "best.safetensors")
 
 
-def counts_of(classifier: Classifier, photograph: Photograph, device: str) -> dict[int, torch.Tensor]:
+def counts_of(classifier: Classifier, photograph: LabeledImage, device: str) -> dict[int, torch.Tensor]:
     """The confusion matrix after each number of draws, of one pass."""
     prepared = classifier.preprocess(read_image(photograph.path))
     assert photograph.mask is not None
@@ -53,7 +53,7 @@ def counts_of(classifier: Classifier, photograph: Photograph, device: str) -> di
     found = {}
     for aggregate in aggregates(prepared.crop(one) for one in maps):
         if aggregate.count in DRAWS:
-            labels = resized_labels(aggregate.labels(photograph.classes), prepared.size).cpu()
+            labels = resize_labels(aggregate.labels(photograph.classes), prepared.size).cpu()
             labels = labels.where(labels != VOID, 0)
             found[aggregate.count] = confusion_matrix(labels, mask, 1 + len(classifier.class_names), VOID)
     return found
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=128, help="photographs, evenly spread; 0: all")
     parser.add_argument("--result", type=Path, default=RESULT)
     given, options = parser.parse_known_args()
-    folder = writable_folder(given.folder)
+    folder = make_writable_folder(given.folder)
     collection = voc_collection(given.voc, "train").spread(given.count)
     results: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'mean IoU in %':>24}" + "".join(f"{f'N = {draws}':>10}" for draws in DRAWS))
@@ -120,7 +120,7 @@ def draw(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
             if name.startswith(kind) or rate == "0":
                 shown = [by_draws[str(draws)]["mean IoU"] for draws in DRAWS]
                 axes.plot(DRAWS, shown, marker=".", label=rate)
-        axes.set(title=f"{kind} dropout", xlabel="N, maps of each photograph", xscale="log")
+        axes.set(title=f"{kind} dropout", xlabel="N, maps of each image", xscale="log")
         axes.legend(title="rate")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("mean IoU of the seeds, %")

@@ -1,4 +1,4 @@
-"""Broken picture files through `dcsm-attr segment` with the shipped network: nothing may crash, hang or go missing.
+"""Broken image files through `dcsm-attr segment` with the shipped network: nothing may crash, hang or go missing.
 
     python benchmarks/fuzz_images.py --files 5040
 
@@ -33,7 +33,7 @@ from PIL import Image
 
 from dcsm_attr.evaluation.report import markdown_table
 from dcsm_attr.evaluation.result import measured_on
-from dcsm_attr.io import atomic_path, writable_folder, write_json
+from dcsm_attr.io import atomic_path, make_writable_folder, write_json
 
 BATCH = 120
 # A photograph takes a second.
@@ -163,7 +163,7 @@ def _accounted(files: list[BrokenFile], output: Path) -> tuple[dict[str, str | N
 
 
 def _check_whole(folder: Path) -> None:
-    """Check that the outputs of one photograph are complete, can be decoded, and belong together."""
+    """Check that the outputs of one image are complete, can be decoded, and belong together."""
     assert {path.name for path in folder.iterdir()} == _WRITTEN, "other files than those that are promised"
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     size = tuple(manifest["size"])
@@ -192,7 +192,7 @@ def fuzz(count: int, seed: int) -> dict[str, Any]:
     """Run all batches.
 
     Returns:
-        The counts, the reasons and the problems, ready for JSON.
+        The counts, the reasons and the problems, JSON-serializable.
     """
     files = list(broken_files(count, seed))
     tables: dict[str, dict[str, Counter[str]]] = {}
@@ -247,7 +247,7 @@ def _markdown(result: dict[str, Any], measured: dict[str, Any]) -> str:
         f"`{command}`."
     )
     origin = "`{command}`, {processor}, {cores} cores, commit {commit}.".format(**measured)
-    blocks = ["# Broken picture files", told, markdown_table(rows), markdown_table(reasons), origin]
+    blocks = ["# Broken image files", told, markdown_table(rows), markdown_table(reasons), origin]
     blocks[2:2] = [f"- {problem}" for problem in result["problems"]]
     return "\n\n".join(blocks) + "\n"
 
@@ -260,7 +260,7 @@ def main() -> None:
     arguments = parser.parse_args()
     result = fuzz(arguments.files, arguments.seed)
     measured = measured_on(f"python benchmarks/fuzz_images.py --files {arguments.files} --seed {arguments.seed}")
-    folder = writable_folder(Path(__file__).parent / "results" / "fuzz")
+    folder = make_writable_folder(Path(__file__).parent / "results" / "fuzz")
     write_json(folder / "images.json", {"measured": measured, **result})
     with atomic_path(folder / "images.md") as path:
         path.write_text(_markdown(result, measured), encoding="utf-8")

@@ -64,8 +64,8 @@ def cost_table(content: Mapping[str, Any]) -> str:
         if "failed" in found:
             rows.append([name, *["-"] * 7, f"no: {found['failed']}"])
             continue
-        seconds = [found["processor seconds"][contender] for contender in (FORWARD, OURS)]
-        memory = [found["peak memory in bytes"][contender] / 2**20 for contender in (FORWARD, OURS)]
+        seconds = [found["processor seconds"][implementation] for implementation in (FORWARD, OURS)]
+        memory = [found["peak memory in bytes"][implementation] / 2**20 for implementation in (FORWARD, OURS)]
         count = found["rectifiers"]
         rows.append(
             [

@@ -26,16 +26,16 @@ import torchvision
 from model_tables import FORWARD, OURS, report
 from torch import Tensor, nn
 
-from benchmarks.speed.graph_count import rectifiers_in_graph
-from benchmarks.speed.memory import peak_during
+from benchmarks.speed.graph_count import count_rectifiers
+from benchmarks.speed.memory import measure_peak_memory
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.attribution.gradients import LayerPoint, record
 from dcsm_attr.attribution.maps import absolute_channel_maximum
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.evaluation.result import measured_on
-from dcsm_attr.io import atomic_path, writable_folder, write_json
+from dcsm_attr.io import atomic_path, make_writable_folder, write_json
 from dcsm_attr.models.fully_convolutional import fully_convolutional
-from dcsm_attr.models.weights import new_model
+from dcsm_attr.models.weights import build_model
 
 SIZE = 224
 CANVAS = 128
@@ -74,12 +74,12 @@ def described_layers(model: nn.Module, names: tuple[str, ...], image: Tensor) ->
 
 def guided_count(model: nn.Module, layers: tuple[str, ...], image: Tensor) -> dict[str, int]:
     """Rectifiers in the graph from the image to the scores; how many the rule guides; and how many above the layers."""
-    in_graph = rectifiers_in_graph(model(image.clone().requires_grad_())).total()
+    in_graph = count_rectifiers(model(image.clone().requires_grad_())).total()
     with GuidedRectifiers() as rule:
         model(image.clone().requires_grad_())
     points = [LayerPoint(name, model.get_submodule(name), at_input=True) for name in layers]
     recording = record(model, (image,), (), points, reduction=absolute_channel_maximum, guided=True)
-    return {"in graph": in_graph, "guided": rule.guided, "above the first layer": recording.rectifiers_guided}
+    return {"in graph": in_graph, "guided": rule.guided, "above the first layer": recording.num_guided_rectifiers}
 
 
 def check_promises(model: nn.Module, attribution: Tensor) -> None:
@@ -114,7 +114,7 @@ def measured_model(name: str) -> dict[str, Any]:
     """Everything about one model, in a fresh process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = new_model(name).eval()
+    model = build_model(name).eval()
     image = torch.randn(1, 3, SIZE, SIZE)
     dcs = DistinctClassSaliency(model)
     layers = described_layers(model, dcs.layers, image)
@@ -123,10 +123,10 @@ def measured_model(name: str) -> dict[str, Any]:
         with torch.no_grad():
             return model(image)
 
-    contenders = {FORWARD: forward, OURS: lambda: dcs.attribute(image, CANDIDATES[0], candidates=CANDIDATES)}
+    implementations = {FORWARD: forward, OURS: lambda: dcs.attribute(image, CANDIDATES[0], candidates=CANDIDATES)}
     # The first run of each, which also warms it up.
-    memory = {contender: peak_during(run) for contender, run in contenders.items()}
-    seconds = {contender: processor_seconds(run) for contender, run in contenders.items()}
+    memory = {implementation: measure_peak_memory(run) for implementation, run in implementations.items()}
+    seconds = {implementation: processor_seconds(run) for implementation, run in implementations.items()}
     check_promises(model, dcs.attribute(image))
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -160,7 +160,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--to"]:
         write_json(sys.argv[2], measured_model(sys.argv[3]))
         return
-    writable_folder(RESULT.parent)
+    make_writable_folder(RESULT.parent)
     content = json.loads(RESULT.read_text()) if RESULT.exists() else {"models": {}}
     missing = [name for name in convolutional_names() if name not in content["models"]]
     for name in sys.argv[1:] or missing:

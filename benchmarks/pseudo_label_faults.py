@@ -1,8 +1,8 @@
-"""What faults do to a run of `dcsm-attr pseudo-label` over real photographs: nothing may be lost, nothing half-written.
+"""What faults do to a run of `dcsm-attr pseudo-label` over real images: nothing may be lost, nothing half-written.
 
     python benchmarks/pseudo_label_faults.py VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
 
-A list of photographs of train, with twenty files among them that are no pictures, or broken ones, is labelled once
+A list of images of train, with twenty files among them that are no pictures, or broken ones, is labeled once
 undisturbed; then by runs that are killed by SIGKILL at ten random moments; with --disk, a small file system of its own,
 which is filled (for example ``mount -t tmpfs -o size=64m tmpfs DISK``), by one whose disk is full; and, where Ray is
 there, by one whose actor is killed. Every file of the result, and the manifest but for its times,
@@ -25,7 +25,7 @@ import psutil
 
 from dcsm_attr.datasets.voc import read_voc_list
 from dcsm_attr.evaluation.result import measured_on
-from dcsm_attr.io import writable_folder, write_json
+from dcsm_attr.io import make_writable_folder, write_json
 
 RESULT = Path(__file__).parent / "results" / "pseudo_label_faults.json"
 KILLS = 10
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     given, options = parser.parse_known_args()
     shutil.rmtree(given.folder, ignore_errors=True)
-    folder = writable_folder(given.folder)
+    folder = make_writable_folder(given.folder)
     listed, labels = written_list(given.voc, folder, given.count)
     command = [sys.executable, "-m", "dcsm_attr", "pseudo-label", str(listed), "--labels", str(labels)]
     runs = Runs([*command, "--weights", str(given.classifier), "--overlays", "10", *options], folder)
@@ -176,7 +176,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "undisturbed": {
             "exit status": status,
-            "labelled": lines[0]["labelled"],
+            "labeled": lines[0]["labeled"],
             "failures in the manifest": len(failed),
             "of them broken on purpose": sum(line["name"].startswith("broken") for line in failed),
         },

@@ -2,7 +2,7 @@
 
     python benchmarks/pseudo_label_rates.py VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
 
-All photographs of train and val are labelled anew into FOLDER by each engine, in its own process, whose memory (with
+All photographs of train and val are labeled anew into FOLDER by each engine, in its own process, whose memory (with
 that of its children) and finished photographs are noted every three seconds. The rate counts from the first finished
 batch to the last one; starting is told apart. Writes results/pseudo_label_rates.json and .png.
 """
@@ -20,7 +20,7 @@ import psutil
 
 from dcsm_attr.datasets.voc import read_voc_list
 from dcsm_attr.evaluation.result import measured_on
-from dcsm_attr.io import atomic_buffer, writable_folder, write_json
+from dcsm_attr.io import atomic_buffer, make_writable_folder, write_json
 
 RESULT = Path(__file__).parent / "results" / "pseudo_label_rates.json"
 _PAUSE = 3.0
@@ -31,8 +31,8 @@ ENGINES = {
 }
 
 
-def photograph_list(voc: Path, folder: Path, count: int) -> tuple[Path, int]:
-    """A list of the photographs of train and val, evenly spread."""
+def image_list(voc: Path, folder: Path, count: int) -> tuple[Path, int]:
+    """A list of the images of train and val, evenly spread."""
     paths = [entry.photograph.resolve() for split in ("train", "val") for entry in read_voc_list(voc, split)]
     total = len(paths)
     chosen = [paths[i * total // count] for i in range(min(count or total, total))] if count else paths
@@ -42,7 +42,7 @@ def photograph_list(voc: Path, folder: Path, count: int) -> tuple[Path, int]:
 
 
 def watched(command: list[str], output: Path) -> dict[str, Any]:
-    """Run a command; how many photographs were there, and how much memory was taken, over time."""
+    """Run a command; how many images were there, and how much memory was taken, over time."""
     begun = time.monotonic()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     samples = []
@@ -64,7 +64,7 @@ def watched(command: list[str], output: Path) -> dict[str, Any]:
 
 
 def described(found: dict[str, Any], photographs: int) -> dict[str, Any]:
-    """The rate, the start, and memory in the second and the last quarter of the photographs."""
+    """The rate, the start, and memory in the second and the last quarter of the images."""
     samples = found["second, photographs, MiB"]
     first = next(sample for sample in samples if sample[1])
     last = next((sample for sample in samples if sample[1] == photographs), (found["seconds"], photographs, 0))
@@ -86,7 +86,7 @@ def described(found: dict[str, Any], photographs: int) -> dict[str, Any]:
 
 
 def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Memory over the photographs that were finished."""
+    """Memory over the images that were finished."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.2), layout="constrained")
@@ -108,8 +108,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=0, help="photographs, evenly spread; 0: all")
     parser.add_argument("--result", type=Path, default=RESULT)
     given, options = parser.parse_known_args()
-    folder = writable_folder(given.folder)
-    listed, photographs = photograph_list(given.voc, folder, given.count)
+    folder = make_writable_folder(given.folder)
+    listed, photographs = image_list(given.voc, folder, given.count)
     labels = given.voc / "image_labels.csv"
     results = {}
     for name, engine in ENGINES.items():
@@ -121,7 +121,7 @@ def main() -> None:
         print(name, {key: value for key, value in results[name].items() if key != "samples"}, flush=True)
     rates = {name: found["photographs a second"] for name, found in results.items()}
     overhead = 100 * (rates["two processes"] / rates["Ray, two actors"] - 1)
-    print(f"Ray takes {overhead:.1f} % more time a photograph than two processes")
+    print(f"Ray takes {overhead:.1f} % more time an image than two processes")
     named = [Path(option).name if Path(option).is_file() else option for option in options]
     told = shlex.join(["python", "benchmarks/pseudo_label_rates.py", "VOC", "CLASSIFIER", "FOLDER", *named])
     content = {

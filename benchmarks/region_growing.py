@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from benchmarks.speed.timing import timed_in_turn
+from benchmarks.speed.timing import time_interleaved
 from dcsm_attr.evaluation.result import measured_on
 from dcsm_attr.io import write_json
-from dcsm_attr.wsss.region_growing import connected_components, grown_seeds
+from dcsm_attr.wsss.region_growing import connected_components, grow_seeds
 
-PICTURES, LABELS, PRESENT = 15, 21, 3
+NUM_IMAGES, LABELS, PRESENT = 15, 21, 3
 
 
 def by_scipy(masks: Tensor) -> None:
@@ -33,10 +33,10 @@ def by_scipy(masks: Tensor) -> None:
 def problem(side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Seeds, probabilities, present classes, and the regions of present labels."""
     generator = torch.Generator().manual_seed(0)
-    coarse = 8 * torch.randn(PICTURES, LABELS, 8, 8, generator=generator)
+    coarse = 8 * torch.randn(NUM_IMAGES, LABELS, 8, 8, generator=generator)
     probabilities = F.interpolate(coarse, (side, side), mode="bilinear").softmax(dim=1)
-    seeds = torch.rand(PICTURES, LABELS, side, side, generator=generator) < 0.01
-    present = torch.zeros(PICTURES, LABELS - 1, dtype=torch.bool)
+    seeds = torch.rand(NUM_IMAGES, LABELS, side, side, generator=generator) < 0.01
+    present = torch.zeros(NUM_IMAGES, LABELS - 1, dtype=torch.bool)
     present[:, :PRESENT] = True
     regions = (probabilities[:, : PRESENT + 1] > 0.2).flatten(0, 1)
     return seeds, probabilities, present, regions
@@ -49,9 +49,9 @@ def main() -> None:
     content: dict[str, Any] = {"measured": measured_on("python benchmarks/region_growing.py [ROUNDS]")}
     for side in (41, 321):
         seeds, probabilities, present, regions = problem(side)
-        timings = timed_in_turn(
+        timings = time_interleaved(
             {
-                "growing": lambda s=seeds, p=probabilities, c=present: grown_seeds(s, p, c),
+                "growing": lambda s=seeds, p=probabilities, c=present: grow_seeds(s, p, c),
                 "components": lambda r=regions: connected_components(r),
                 "components, SciPy": lambda r=regions: by_scipy(r),
             },

@@ -1,4 +1,4 @@
-"""Whether a photograph's scales are better run side by side: in turn on all cores, or each in a thread of one core.
+"""Whether an image's scales are better run side by side: in turn on all cores, or each in a thread of one core.
 
 python benchmarks/scales_side_by_side.py [MODEL ...]
 """
@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torchvision
 
-from benchmarks.speed.timing import timed_in_turn
+from benchmarks.speed.timing import time_interleaved
 from dcsm_attr import DistinctClassSaliency
 
 SCALES = (1.2, 1.0, 0.8)
 
 
 def main(names: list[str]) -> None:
-    """Time both ways, on a photograph of 500 x 500 pixels with three classes."""
+    """Time both ways, on an image of 500 x 500 pixels with three classes."""
     cores = torch.get_num_threads()
     images = torch.randn(1, 3, 500, 500)
     for name in names:
@@ -34,7 +34,7 @@ def main(names: list[str]) -> None:
             def side_by_side(methods: list[DistinctClassSaliency] = methods) -> None:
                 list(threads.map(lambda method: method.class_maps(images, candidates=[0, 1, 2]), methods))  # noqa: B023
 
-            timings = timed_in_turn({"in turn": in_turn, "side by side": side_by_side}, rounds=5)
+            timings = time_interleaved({"in turn": in_turn, "side by side": side_by_side}, rounds=5)
         print(f"{name}, {cores} cores:", {way: f"{1000 * timing.median:.0f} ms" for way, timing in timings.items()})
 
 

@@ -23,8 +23,8 @@ from dcsm_attr.evaluation.metrics import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, measured_on
 from dcsm_attr.io import write_json
 from dcsm_attr.models.checkpoint import load_classifier
-from dcsm_attr.pipelines.label_files import BackgroundSeeds, middle_layer, photograph_seeds
-from dcsm_attr.wsss.seeds import MapLocaliser
+from dcsm_attr.pipelines.label_files import BackgroundSeedSettings, image_seeds, middle_layer
+from dcsm_attr.wsss.seeds import MapLocalizer
 
 RESULT = Path(__file__).parent / "results" / "seed_shares.json"
 METHODS = {"cam": PresetChoice.PAPER, "dcsm": PresetChoice.TUNED, "fusion": PresetChoice.TUNED}
@@ -39,7 +39,7 @@ class Remembered:
         self.saliency, self.held = saliency, None
 
     def class_maps(self, inputs: torch.Tensor, classes: Any = None, *, raw: bool = False) -> ClassMaps:
-        """The maps of the photograph that is at hand."""
+        """The maps of the image that is at hand."""
         if self.held is None:
             self.held = self.saliency.class_maps(inputs, classes, raw=raw)
         return self.held
@@ -67,9 +67,9 @@ def main() -> None:
             mask = read_mask(photograph.mask, prepared.size, labels - 1)
             saliency.held = None
             for (share, background), total in counts.items():
-                localiser = MapLocaliser(saliency, share)
-                seen = BackgroundSeeds(layer, background)
-                found = photograph_seeds(network, localiser, prepared, photograph.classes, seen)
+                localizer = MapLocalizer(saliency, share)
+                seen = BackgroundSeedSettings(layer, background)
+                found = image_seeds(network, localizer, prepared, photograph.classes, seen)
                 total[1] += int((found == VOID).sum())
                 total[2] += found.numel()
                 known = mask.where(found != VOID, VOID)

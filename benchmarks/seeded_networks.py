@@ -5,7 +5,7 @@
 CLASSIFIER and FICKLE are files that ``dcsm-attr train`` wrote, the latter with ``--head fickle``. Each kind of seed of
 split train is written into FOLDER, compared with the masks, learned from by ``dcsm-attr train-seg`` with the options
 that follow, such as ``--weights CLASSIFIER --head fcn --size 257``, and the network measured on split val, told
-the classes and not. Every command goes on where it was. Writes results/seeded_networks.json and prints its table.
+the classes and not. Every command resumes. Writes results/seeded_networks.json and prints its table.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dcsm_attr.evaluation.result import measured_on
-from dcsm_attr.io import writable_folder, write_json
+from dcsm_attr.io import make_writable_folder, write_json
 
 RESULT = Path(__file__).parent / "results" / "seeded_networks.json"
 _STEPS = ("before the CRF", "after the CRF")
@@ -45,7 +45,7 @@ def sources(voc: Path, classifier: Path, fickle: Path) -> list[Source]:
     """What is compared."""
     weights = ("--weights", str(classifier))
     tuned = ("--preset", "tuned")
-    # Shares at which more than half of the foreground is right on photographs of train: results/seed_shares.json.
+    # Shares at which more than half of the foreground is right on images of train: results/seed_shares.json.
     return [
         Source("dcsm", ("seeds", *weights, "--method", "dcsm", *tuned, "--share", "0.8")),
         Source("cam", ("seeds", *weights, "--method", "cam", "--share", "0.4")),
@@ -98,12 +98,12 @@ def main() -> None:
     parser.add_argument("--source", action="append", help="one of the kinds of seeds; all, if not given")
     parser.add_argument("--result", type=Path, default=RESULT)
     given, options = parser.parse_known_args()
-    folder = writable_folder(given.folder)
+    folder = make_writable_folder(given.folder)
     results = {}
     for source in sources(given.voc, given.classifier, given.fickle):
         if given.source and source.name not in given.source:
             continue
-        own_folder = writable_folder(folder / source.name)
+        own_folder = make_writable_folder(folder / source.name)
         results[source.name] = measured(source, given.voc, own_folder, given.loss, options)
     columns = list(next(iter(results.values())))
     print(f"{'':>10}" + "".join(f"{column:>26}" for column in columns))

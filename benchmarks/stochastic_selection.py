@@ -19,15 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.speed.memory import peak_memory
-from benchmarks.speed.timing import timed_in_turn
+from benchmarks.speed.timing import time_interleaved
 from dcsm_attr.evaluation.result import measured_on
 from dcsm_attr.io import write_json
 from dcsm_attr.models.stochastic import (
     StochasticSelection,
-    drawing_from,
     gathered_convolution,
     selection_masks,
     shifted_convolution,
+    use_generator,
 )
 from dcsm_attr.models.stochastic_expansion import expanded_convolution
 from dcsm_attr.wsss.ficklenet import stochastic_maps
@@ -87,7 +87,7 @@ def passes(rate: float, training: bool) -> Mapping[str, Callable[[], Any]]:
     return {name: partial(run, form) for name, form in FORMS.items()}
 
 
-def localisations(rate: float) -> Mapping[str, Callable[[], Any]]:
+def localizations(rate: float) -> Mapping[str, Callable[[], Any]]:
     """Maps of three classes from 200 draws: in closed form, and by a forward and a backward pass each."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def localisations(rate: float) -> Mapping[str, Callable[[], Any]]:
 
 
 def _draw(layer: StochasticSelection, x: Tensor) -> None:
-    with drawing_from(torch.Generator().manual_seed(0)):
+    with use_generator(torch.Generator().manual_seed(0)):
         for _ in range(DRAWS):
             layer.draw(1, x)
 
@@ -113,15 +113,15 @@ def _draw(layer: StochasticSelection, x: Tensor) -> None:
 def measured(
     prepare: Callable[..., Mapping[str, Callable[[], Any]]], arguments: tuple[Any, ...], rounds: int
 ) -> dict[str, Any]:
-    """Median seconds and peak MiB of each contender."""
-    contenders = prepare(*arguments)
-    timings = timed_in_turn(contenders, rounds)
+    """Median seconds and peak MiB of each implementation."""
+    implementations = prepare(*arguments)
+    timings = time_interleaved(implementations, rounds)
     return {
         name: {
             "seconds": round(timings[name].median, 4),
             "MiB": round(peak_memory(prepare, arguments, name) / 2**20, 1),
         }
-        for name in contenders
+        for name in implementations
     }
 
 
@@ -135,13 +135,13 @@ def main() -> None:
     for name, prepare, arguments in (
         ("forward, rate 0.9", passes, (0.9, False)),
         ("forward and backward, rate 0.9", passes, (0.9, True)),
-        (f"{DRAWS} maps of 3 classes, rate 0.9", localisations, (0.9,)),
+        (f"{DRAWS} maps of 3 classes, rate 0.9", localizations, (0.9,)),
     ):
         result[name] = measured(prepare, arguments, rounds)
         print(name, *(f"{form}: {values}" for form, values in result[name].items()), sep="\n  ", flush=True)
     for rate in RATES:
-        contenders = {form: run for form, run in passes(rate, True).items() if form in ("shifted", "gathered")}
-        timings = timed_in_turn(contenders, rounds)
+        implementations = {form: run for form, run in passes(rate, True).items() if form in ("shifted", "gathered")}
+        timings = time_interleaved(implementations, rounds)
         result[f"forward and backward, rate {rate}, seconds"] = {
             form: round(timing.median, 4) for form, timing in timings.items()
         }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dcsm_attr.attribution.maps import _subtract_pairs, _subtract_sorted
+from dcsm_attr.attribution.maps import _contrast_pairs, _contrast_sorted
 from dcsm_attr.evaluation.result import measured_on
 from dcsm_attr.io import write_json
 
@@ -33,7 +33,7 @@ def main() -> None:
     print(f"{'classes':>8}{'pairs/ms':>10}{'sorted/ms':>11}{'sorted / pairs':>16}")
     for classes in (2, 3, 4, 10, 20, 48, 64, 80, 96, 128):
         maps = torch.rand(1, classes, 500, 500, generator=torch.Generator().manual_seed(classes))
-        pairs, ordered = (median_seconds(form, maps) for form in (_subtract_pairs, _subtract_sorted))
+        pairs, ordered = (median_seconds(form, maps) for form in (_contrast_pairs, _contrast_sorted))
         rows[classes] = {"pairs": pairs, "sorted": ordered}
         print(f"{classes:>8}{1e3 * pairs:>10.1f}{1e3 * ordered:>11.1f}{ordered / pairs:>16.2f}")
     content = {"measured": measured_on("python benchmarks/subtraction.py"), "seconds by number of classes": rows}

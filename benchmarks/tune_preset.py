@@ -1,4 +1,4 @@
-"""How the preset 'tuned' was found: on photographs of the training set that the classifier had not seen, none of val.
+"""How the preset 'tuned' was found: on images of the training set that the classifier had not seen, none of val.
 
     python benchmarks/tune_preset.py labels VOC held_out.csv
     dcsm-attr train VOC --labels held_out.csv --model squeezenet1_1 --weights FILE --head extended --size 320 \
@@ -27,7 +27,7 @@ from dcsm_attr.datasets.labels import ImageLabels, LabelRow, write_image_labels
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.report import markdown_table
 from dcsm_attr.evaluation.result import Protocol, measured_on
-from dcsm_attr.io import atomic_path, writable_folder, write_json
+from dcsm_attr.io import atomic_path, make_writable_folder, write_json
 from dcsm_attr.models.checkpoint import load_classifier
 
 HELD_OUT = 128
@@ -36,7 +36,7 @@ MEASURED = 96
 EXPONENTS_TRIED = sorted({*EXPONENTS, *FURTHER_EXPONENTS[EXPONENTS[0]]} - {EXPONENTS[-1]})
 # How deep, by its name in the tables; None: all of the default layers.
 DEEPEST = {"all layers": None, "2 deepest": 2, "deepest": 1}
-# The paper's, more weight on colour, and wider or flatter kernels.
+# The paper's, more weight on color, and wider or flatter kernels.
 CRFS = (
     DenseCRF(),
     DenseCRF(bilateral_weight=3),
@@ -67,7 +67,7 @@ def search(voc: Path, weights: Path, folder: Path) -> None:
     classifier = load_classifier(weights)
     photographs = voc_collection(voc, "train").spread(HELD_OUT).spread(MEASURED)
     layers = default_layers(classifier.network)
-    folder = writable_folder(folder)
+    folder = make_writable_folder(folder)
     sweep = Sweep(
         classifier,
         photographs,

@@ -28,7 +28,7 @@ from dcsm_attr.segmentation import Segmentation, Segmenter
 __all__ = [
     "SCENE_CANVAS",
     "STEPS",
-    "UNSEEN_SEED",
+    "TEST_SCENE_SEED",
     "DemoResult",
     "SegmentedScene",
     "demo_figure",
@@ -61,7 +61,7 @@ def scene_classifier() -> Classifier:
 STEPS = ("raw maps", "with subtraction", "with the CRF")
 
 #: Seed of the scenes that the demo draws: other ones than training and the choice of the CRF's widths have seen.
-UNSEEN_SEED = 2016
+TEST_SCENE_SEED = 2016
 
 _BATCH = 20
 
@@ -99,7 +99,7 @@ class DemoResult:
 def scene_segmenter(network: nn.Module) -> Segmenter:
     """The method at its defaults, but for one weight of the CRF.
 
-    The scenes' edges are sharper than those of photographs, so that colour may say more: on the scenes of seed 700, of
+    The scenes' edges are sharper than those of images, so that color may say more: on the scenes of seed 700, of
     the weights 1, 2, 3, 4, 6 and 10 it was 4 that gave the best mean IoU.
     """
     crf = DenseCRF(bilateral_weight=4)
@@ -107,7 +107,7 @@ def scene_segmenter(network: nn.Module) -> Segmenter:
 
 
 def run_demo(
-    network: nn.Module, scenes: int, *, scene_seed: int = UNSEEN_SEED, shown: int = 5, progress: bool = True
+    network: nn.Module, scenes: int, *, scene_seed: int = TEST_SCENE_SEED, shown: int = 5, progress: bool = True
 ) -> DemoResult:
     """Draw unseen scenes, segment them, and measure the mean IoU of each step.
 
@@ -145,9 +145,9 @@ def step_labels(segmentation: Segmentation) -> tuple[Tensor, ...]:
     raw, foreground = segmentation.saliency.raw, segmentation.saliency.foreground
     assert raw is not None
     values = torch.tensor([0, *(c + 1 for c in segmentation.classes)])
-    without_subtraction = label_probabilities(raw[:, foreground[0]], foreground[:, foreground[0]])[0]
+    without_contrast = label_probabilities(raw[:, foreground[0]], foreground[:, foreground[0]])[0]
     return (
-        values[without_subtraction.argmax(dim=0)],
+        values[without_contrast.argmax(dim=0)],
         values[segmentation.unrefined.argmax(dim=0)],
         segmentation.labels,
     )
@@ -163,8 +163,8 @@ def _richest(scenes: list[SegmentedScene], count: int) -> list[SegmentedScene]:
     return sorted(scenes, key=richness, reverse=True)[:count]
 
 
-# One colour for the background and one for each class: bright on the dark maps, apart from each other.
-_COLOURS = np.array(
+# One color for the background and one for each class: bright on the dark maps, apart from each other.
+_COLORS = np.array(
     [
         (0, 0, 0),
         (255, 99, 97),
@@ -202,36 +202,36 @@ def demo_figure(result: DemoResult) -> Figure:
     figure = Figure(figsize=(2.15 * len(titles), 2.15 * rows + 1.0), facecolor=_NIGHT, layout="constrained")
     axes = figure.subplots(rows, len(titles), squeeze=False)
     for row, segmented in zip(axes, result.shown, strict=True):
-        for one, picture in zip(row, _pictures(segmented), strict=True):
+        for one, picture in zip(row, _images_to_show(segmented), strict=True):
             one.imshow(picture, interpolation="bilinear")
             one.axis("off")
     for one, title in zip(axes[0], titles, strict=True):
         one.set_title(title, fontsize=9, color="white")
-    patches = [Patch(color=_COLOURS[1 + c] / 255, label=name) for c, name in enumerate(CLASS_NAMES)]
+    patches = [Patch(color=_COLORS[1 + c] / 255, label=name) for c, name in enumerate(CLASS_NAMES)]
     legend = figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_color("white")
     return figure
 
 
-def _pictures(segmented: SegmentedScene) -> list[npt.NDArray[np.uint8]]:
+def _images_to_show(segmented: SegmentedScene) -> list[npt.NDArray[np.uint8]]:
     segmentation = segmented.segmentation
     assert segmentation.saliency.raw is not None
     return [
         segmentation.image,
-        _in_class_colours(segmentation.saliency.raw[0], segmentation.candidates),
-        _in_class_colours(segmentation.saliency.maps[0], segmentation.candidates),
-        overlay(segmentation.image, segmentation.labels.numpy(), 0.7, _COLOURS),
-        overlay(segmentation.image, segmented.scene.labels.numpy(), 0.7, _COLOURS),
+        _in_class_colors(segmentation.saliency.raw[0], segmentation.candidates),
+        _in_class_colors(segmentation.saliency.maps[0], segmentation.candidates),
+        overlay(segmentation.image, segmentation.labels.numpy(), 0.7, _COLORS),
+        overlay(segmentation.image, segmented.scene.labels.numpy(), 0.7, _COLORS),
     ]
 
 
-def _in_class_colours(maps: Tensor, classes: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """All maps in one picture: each pixel shines in the colours of the classes that are seen there."""
+def _in_class_colors(maps: Tensor, classes: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """All maps in one picture: each pixel shines in the colors of the classes that are seen there."""
     values = maps.numpy()
-    colours = _COLOURS[[1 + c for c in classes]].astype(np.float64)
+    colors = _COLORS[[1 + c for c in classes]].astype(np.float64)
     strongest = values.max(axis=0)
-    # A steep weighting: where one class is ahead it has the colour for itself, where classes tie they blend.
+    # A steep weighting: where one class is ahead it has the color for itself, where classes tie they blend.
     shares = values**6 / np.maximum((values**6).sum(axis=0), 1e-12)
-    blended: npt.NDArray[np.uint8] = (np.einsum("khw,kc->hwc", shares, colours) * strongest[..., None]).astype(np.uint8)
+    blended: npt.NDArray[np.uint8] = (np.einsum("khw,kc->hwc", shares, colors) * strongest[..., None]).astype(np.uint8)
     return blended

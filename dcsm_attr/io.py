@@ -30,16 +30,16 @@ __all__ = [
     "Storage",
     "atomic_buffer",
     "atomic_path",
-    "claim_folder",
-    "claim_storage",
+    "check_run_settings",
     "differences",
     "flattened",
     "is_uri",
     "json_bytes",
-    "opened_storage",
+    "make_writable_folder",
+    "open_run_folder",
+    "open_storage",
     "read_lines",
     "read_uri",
-    "writable_folder",
     "write_json",
 ]
 
@@ -155,7 +155,7 @@ def _disk_full(temporary: Path, error: BaseException) -> OSError | None:
     return None
 
 
-def writable_folder(path: str | os.PathLike[str]) -> Path:
+def make_writable_folder(path: str | os.PathLike[str]) -> Path:
     """Make a folder, and find out now rather than after the work whether files can be written there.
 
     Args:
@@ -195,7 +195,7 @@ def json_bytes(content: Mapping[str, Any], *, indent: int | None = None) -> byte
     """JSON in UTF-8, with a line feed at the end.
 
     Args:
-        content: ready for JSON.
+        content: JSON-serializable.
         indent: see :func:`json.dumps`. None: all in one line.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
@@ -225,7 +225,7 @@ class Storage(ABC):
         """The content of a file.
 
         Raises:
-            FileNotFoundError: if it is not there.
+            FileNotFoundError: if it is missing.
             OSError: if it cannot be read.
         """
 
@@ -254,7 +254,7 @@ class FolderStorage(Storage):
         """
         self.location = os.fspath(folder)
         # Other processes, to which it may be sent, can be at work elsewhere.
-        self._folder = writable_folder(folder).absolute()
+        self._folder = make_writable_folder(folder).absolute()
         self._scratch = None if scratch is None else self._folder / scratch
 
     def write(self, name: str, content: bytes) -> None:
@@ -328,7 +328,7 @@ class ObjectStorage(Storage):
         return PurePosixPath(self._root) / name
 
 
-def opened_storage(location: str | Path, scratch: str | None = None) -> Storage:
+def open_storage(location: str | Path, scratch: str | None = None) -> Storage:
     """A folder, or what a URI names.
 
     Args:
@@ -351,7 +351,7 @@ def read_uri(uri: str) -> bytes:
 
     Raises:
         ImportError: if pyarrow is missing.
-        OSError: if it is not there, or cannot be reached.
+        OSError: if it is missing, or cannot be reached.
         ValueError: if the URI is of a kind that pyarrow does not know.
     """
     return _content(*_file_system(uri))
@@ -378,12 +378,12 @@ def _file_system(uri: str) -> tuple[Any, str]:
 _NAME = "settings.json"
 
 
-def claim_folder(folder: str | Path, settings: Mapping[str, Any], holds: str) -> Path:
+def open_run_folder(folder: str | Path, settings: Mapping[str, Any], holds: str) -> Path:
     """Take a folder for the results of one setting, noted in its ``settings.json``; or go on in one that was taken.
 
     Args:
-        folder: made if it is not there.
-        settings: everything that the results depend on, ready for JSON.
+        folder: created if missing.
+        settings: everything that the results depend on, JSON-serializable.
         holds: what is in it, for messages.
 
     Returns:
@@ -393,16 +393,16 @@ def claim_folder(folder: str | Path, settings: Mapping[str, Any], holds: str) ->
         OSError: if it cannot be written to.
         ValueError: if it holds results of other settings, which are named, or its ``settings.json`` is damaged.
     """
-    claim_storage(FolderStorage(folder), settings, holds)
+    check_run_settings(FolderStorage(folder), settings, holds)
     return Path(folder)
 
 
-def claim_storage(storage: Storage, settings: Mapping[str, Any], holds: str) -> None:
+def check_run_settings(storage: Storage, settings: Mapping[str, Any], holds: str) -> None:
     """The same for a folder or a place in an object store.
 
     Args:
         storage: for the results.
-        settings: as in :func:`claim_folder`.
+        settings: as in :func:`open_run_folder`.
         holds: as there.
 
     Raises:

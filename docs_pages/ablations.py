@@ -14,13 +14,13 @@ __all__ = ["ablation", "by_title", "network_name", "sections"]
 
 _OWN = "own background, before CRF"
 _SHARES = ("coverage", "mistaken", "spilled")
-_TOLD = {"known": "known classes", "detected": "detected classes"}
+_PROTOCOL_TEXTS = {"known": "known classes", "detected": "detected classes"}
 
 
 def network_name(content: Mapping[str, Any]) -> str:
     """The network of a result and what it was told, short enough for a tab."""
     about = content["about"]
-    return f"{about['network']}, {about['head']} head, {_TOLD[content['protocol']]}"
+    return f"{about['network']}, {about['head']} head, {_PROTOCOL_TEXTS[content['protocol']]}"
 
 
 def by_title(contents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from docs_pages.ablations import sections
-from docs_pages.evaluations import comparison, each_class, label_table, training_log
+from docs_pages.evaluations import comparison, label_table, rows_per_class, training_log
 from docs_pages.layout import folded, page
 from docs_pages.results import Results, origin, table_section
 from docs_pages.single_results import demo_seeds, fickle_rates, map_shares, preset_search, seed_shares, seeded_networks
@@ -18,9 +18,9 @@ labels are told; *detected* that of a test set: nothing is told. The figures of 
 published one. What they mean: [DCSM](voc.md), [AffinityNet](affinity.md), [FickleNet and networks](ficklenet.md)."""
 
 _COLUMNS = """*Eq. 7* takes the background as one minus the maximum of the maps; *own background* takes it to the power
-at which a method is best on photographs of the training set, the *exponent*. *Coverage* is the share of the true
-foreground that is labelled as foreground, *mistaken* the share of this that has a wrong class, *spilled* the share of
-what is labelled as foreground that is background; before the CRF, with a background of its own, in per cent."""
+at which a method is best on images of the training set, the *exponent*. *Coverage* is the share of the true
+foreground that is labeled as foreground, *mistaken* the share of this that has a wrong class, *spilled* the share of
+what is labeled as foreground that is background; before the CRF, with a background of its own, in per cent."""
 
 
 def accuracy(results: Results) -> str:
@@ -50,7 +50,7 @@ def _voc(results: Results) -> list[str]:
         "## PASCAL VOC",
         next(iter(contents.values()))["data"],
         comparison(contents, reports),
-        *(each_class(name, content) for name, content in contents.items()),
+        *(rows_per_class(name, content) for name, content in contents.items()),
         "### How the classifiers learned",
         "What `dcsm-attr train` logged; the commands stand [beside the networks](voc.md).",
         *(folded(name, [training_log(rows)]) for name, rows in logs.items()),
@@ -120,7 +120,7 @@ def _ficklenet(results: Results) -> list[str]:
             shares,
             seed_shares,
             f"In %, on {shares['photographs']} photographs: foreground above a share of the maximum, background the "
-            "share of the photograph with the lowest gradient.",
+            "share of the image with the lowest gradient.",
         ),
         *table_section(
             "### Networks by what they learned from", results.json("seeded_networks.json"), seeded_networks, "In %."

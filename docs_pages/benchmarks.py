@@ -1,17 +1,17 @@
 """The page of benchmarks: every committed figure of time, memory, parity and robustness."""
 
 from benchmarks.model_tables import model_origin, summary
-from docs_pages.contests import contests
+from docs_pages.comparisons import comparisons
 from docs_pages.layout import page
 from docs_pages.results import Results, origin, table_section
 from docs_pages.single_results import (
     broken_files,
+    contrast_forms,
     crf_parity,
     fault_table,
     pseudo_label_rates,
     region_growing,
     stochastic_forms,
-    subtraction_forms,
 )
 
 __all__ = ["benchmarks"]
@@ -20,8 +20,8 @@ _ABOUT = """Every table of this page is made from the files of
 [`benchmarks/results/`](../../benchmarks/results) when the site is built; none is typed. Below each stands the command
 that measured it, and the machine. Where the time went: [Speed](speed.md)."""
 
-_CONTESTS = """Contenders run in turn in one process, after one run each to warm up. Peak memory is what a contender
-used more than before it began, in a process of its own."""
+_COMPARISONS = """Implementations run in turn in one process, after one run each to warm up. Peak memory is what an
+implementation used more than before it began, in a process of its own."""
 
 
 def benchmarks(results: Results) -> str:
@@ -30,12 +30,12 @@ def benchmarks(results: Results) -> str:
         "Benchmarks",
         [
             _ABOUT,
-            *_contests(results, "Class maps", "speed/saliency*.json", "speed/scaling.json"),
-            *table_section("## The two forms of Eq. 4", results.json("subtraction.json"), subtraction_forms),
+            *_comparisons(results, "Class maps", "speed/saliency*.json", "speed/scaling.json"),
+            *table_section("## The two forms of Eq. 4", results.json("subtraction.json"), contrast_forms),
             "## The dense CRF",
             *_crf(results),
-            *_contests(results, "From files to label maps", "speed/pipeline*.json"),
-            *_contests(results, "AffinityNet's random walk", "affinity/walk.json"),
+            *_comparisons(results, "From files to label maps", "speed/pipeline*.json"),
+            *_comparisons(results, "AffinityNet's random walk", "affinity/walk.json"),
             *table_section(
                 "## FickleNet's stochastic hidden units",
                 results.json("stochastic_selection.json"),
@@ -57,11 +57,11 @@ def benchmarks(results: Results) -> str:
     )
 
 
-def _contests(results: Results, title: str, *patterns: str) -> list[str]:
+def _comparisons(results: Results, title: str, *patterns: str) -> list[str]:
     names = [name for pattern in patterns for name in results.names(pattern)]
-    blocks = [f"## {title}", _CONTESTS]
+    blocks = [f"## {title}", _COMPARISONS]
     for name in names:
-        blocks += contests(results.json(name))
+        blocks += comparisons(results.json(name))
     return blocks
 
 
@@ -72,10 +72,10 @@ def _crf(results: Results) -> list[str]:
             "### Beside pydensecrf, photograph by photograph",
             parity,
             crf_parity,
-            f"{parity['photographs']} photographs, {parity['iterations']} iterations; median seconds an image.",
+            f"{parity['photographs']} photographs, {parity['iterations']} iterations; median seconds per image.",
         ),
-        _CONTESTS,
-        *contests(results.json("speed/crf.json")),
+        _COMPARISONS,
+        *comparisons(results.json("speed/crf.json")),
     ]
 
 
@@ -85,7 +85,7 @@ def _collections(results: Results) -> list[str]:
     return [
         "## Whole collections",
         "### Photographs a second",
-        f"{rates['photographs']} photographs. Two actors of Ray take {overhead} % more time a photograph than two "
+        f"{rates['photographs']} photographs. Two actors of Ray take {overhead} % more time an image than two "
         "processes.",
         pseudo_label_rates(rates),
         f"![Photographs and memory over time]({results.link('pseudo_label_rates.png')})",
@@ -104,7 +104,7 @@ def _models(results: Results) -> list[str]:
 def _robustness(results: Results) -> list[str]:
     return [
         "## Robustness",
-        *table_section("### Broken picture files", results.json("fuzz/images.json"), broken_files),
+        *table_section("### Broken image files", results.json("fuzz/images.json"), broken_files),
         "### Coverage",
         results.text("robustness/coverage.md"),
         "### Mutants",

@@ -8,7 +8,7 @@ from dcsm_attr.evaluation.report import markdown_table
 from docs_pages.layout import folded
 from docs_pages.results import origin
 
-__all__ = ["class_table", "comparison", "each_class", "given_options", "label_table", "percent", "training_log"]
+__all__ = ["class_table", "comparison", "given_options", "label_table", "percent", "rows_per_class", "training_log"]
 
 _STEPS = ("before the CRF", "after the CRF")
 _PROTOCOLS = ("known", "detected")
@@ -57,7 +57,7 @@ def _mean(evaluation: Mapping[str, Any] | None, step: str) -> str:
     return percent(overlap["mean IoU"]) if overlap else "-"
 
 
-def each_class(name: str, content: Mapping[str, Any]) -> str:
+def rows_per_class(name: str, content: Mapping[str, Any]) -> str:
     """The IoU of every class of one evaluation, and where it was measured, folded."""
     columns = {
         f"{one['protocol']}, {step}": one[step]["IoU"]

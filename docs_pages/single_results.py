@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dcsm_attr.evaluation.report import markdown_table, value_text
+from dcsm_attr.evaluation.report import format_value, markdown_table
 
 __all__ = [
     "broken_files",
+    "contrast_forms",
     "crf_parity",
     "demo_seeds",
     "fault_table",
@@ -18,7 +19,6 @@ __all__ = [
     "seed_shares",
     "seeded_networks",
     "stochastic_forms",
-    "subtraction_forms",
 ]
 
 _SAMPLES = "samples"
@@ -31,7 +31,7 @@ def _table(head: list[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
         [
             [*head, *columns],
             *(
-                [*name.split(", ", len(head) - 1), *(value_text(row[key]) for key in columns)]
+                [*name.split(", ", len(head) - 1), *(format_value(row[key]) for key in columns)]
                 for name, row in rows.items()
             ),
         ]
@@ -126,7 +126,7 @@ def stochastic_forms(content: Mapping[str, Any]) -> str:
     return markdown_table(rows)
 
 
-def subtraction_forms(content: Mapping[str, Any]) -> str:
+def contrast_forms(content: Mapping[str, Any]) -> str:
     """Milliseconds of the two forms of Eq. 4 by the number of classes."""
     by_classes = content["seconds by number of classes"]
     forms = next(iter(by_classes.values()))
@@ -160,12 +160,12 @@ def fault_table(content: Mapping[str, Any]) -> str:
     rows = [["fault", "", ""]]
     for fault, found in content.items():
         if isinstance(found, dict) and fault != "measured":
-            rows += [[fault, key, value_text(value)] for key, value in found.items()]
+            rows += [[fault, key, format_value(value)] for key, value in found.items()]
     return markdown_table(rows)
 
 
 def broken_files(content: Mapping[str, Any]) -> str:
-    """How many broken picture files were segmented, by format and by what was done to them; and why others were not."""
+    """How many broken image files were segmented, by format and by what was done to them; and why others were not."""
     formats = content["counts"]
     damages = next(iter(formats.values()))
     rows = [["segmented of all", *formats]]

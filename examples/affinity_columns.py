@@ -1,10 +1,10 @@
-"""Draw what AffinityNet makes of photographs, in the columns of its paper's Figure 5.
+"""Draw what AffinityNet makes of images, in the columns of its paper's Figure 5.
 
     dcsm-attr scenes scenes --count 100
     dcsm-attr affinity scenes --weights demo --output affinity
     python examples/affinity_columns.py scenes demo affinity/network/affinity_net.safetensors
 
-Photograph, truth, class activation maps, where the predicted affinities are low, and the label maps that the walk
+LabeledImage, truth, class activation maps, where the predicted affinities are low, and the label maps that the walk
 gives, before the CRF and after it. Takes any VOC folder and any classifier that `dcsm-attr train` wrote.
 """
 
@@ -14,12 +14,12 @@ import numpy as np
 import torch.nn.functional as F
 
 from dcsm_attr import ClassActivationMaps, Segmenter
-from dcsm_attr.cli.building import chosen_classifier
+from dcsm_attr.cli.building import load_chosen_classifier
 from dcsm_attr.datasets.masks import VOID, overlay, read_mask
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.models.affinity_net import load_affinity_net, neighbour_offsets
-from dcsm_attr.segmentation.visualization import blank_sheet, heat_map, laid_out, picture
-from dcsm_attr.wsss.affinity import RELEASED, boundaries
+from dcsm_attr.models.affinity_net import load_affinity_net, neighbor_offsets
+from dcsm_attr.segmentation.visualization import blank_figure, finish_layout, heat_map, picture
+from dcsm_attr.wsss.affinity import RELEASED_EXPONENTS, boundaries
 from dcsm_attr.wsss.random_walk import SemanticWalk
 
 
@@ -31,11 +31,11 @@ def main() -> None:
     parser.add_argument("affinity_net", help="a file that dcsm-attr affinity wrote")
     parser.add_argument("--split", default="val")
     parser.add_argument("--count", type=int, default=6)
-    parser.add_argument("--background", type=float, default=RELEASED.walk)
+    parser.add_argument("--background", type=float, default=RELEASED_EXPONENTS.walk)
     parser.add_argument("--output", default="affinity-columns.png")
     arguments = parser.parse_args()
 
-    classifier = chosen_classifier(arguments.classifier)
+    classifier = load_chosen_classifier(arguments.classifier)
     walk = SemanticWalk(load_affinity_net(arguments.affinity_net))
     segmenter = Segmenter(
         classifier.network,
@@ -47,12 +47,12 @@ def main() -> None:
     )
     photographs = voc_collection(arguments.voc_root, arguments.split).spread(arguments.count).photographs
     first = segmenter.prepared(photographs[0].path).image
-    figure, axes = blank_sheet(first, len(photographs), 6)
+    figure, axes = blank_figure(first, len(photographs), 6)
     for row, photograph in zip(axes, photographs, strict=True):
         result = segmenter.segment(photograph.path, photograph.classes)
         prepared = segmenter.prepared(photograph.path).prepared
         seen = walk.affinities(prepared.crop(prepared.tensor))
-        low = F.interpolate(boundaries(seen, neighbour_offsets(walk.radius)), result.image.shape[:2], mode="bilinear")
+        low = F.interpolate(boundaries(seen, neighbor_offsets(walk.radius)), result.image.shape[:2], mode="bilinear")
         truth = read_mask(photograph.mask, class_count=len(classifier.class_names)).numpy()
         picture(row[0], result.image, ", ".join(result.names))
         picture(row[1], overlay(result.image, np.where(truth == VOID, 0, truth)), "truth")
@@ -60,7 +60,7 @@ def main() -> None:
         heat_map(row[3], result.image, low[0, 0].numpy(), "low affinities")
         picture(row[4], overlay(result.image, result.display_labels(result.unrefined)), "after the walk")
         picture(row[5], overlay(result.image, result.display_labels()), "after the CRF")
-    laid_out(figure).savefig(arguments.output, dpi=90)
+    finish_layout(figure).savefig(arguments.output, dpi=90)
     print(arguments.output)
 
 

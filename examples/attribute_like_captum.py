@@ -13,7 +13,7 @@ from captum.metrics import sensitivity_max
 
 from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
-from dcsm_attr.io import writable_folder
+from dcsm_attr.io import make_writable_folder
 from dcsm_attr.models.scene_net import MEAN, STD, load_scene_net
 from dcsm_attr.segmentation.visualization import visualize_attribution
 
@@ -22,7 +22,7 @@ def main() -> None:
     """Attribute one scene."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default="out")
-    folder = writable_folder(parser.parse_args().folder)
+    folder = make_writable_folder(parser.parse_args().folder)
 
     model = load_scene_net()
     scene = generate_scene(7, seed=1)
@@ -35,7 +35,7 @@ def main() -> None:
     best = dcs.attribute(x)  # the best class, as any Captum method: (N, 1, H, W)
     print("the best class's map:", tuple(best.shape), f"from {best.min():.2f} to {best.max():.2f}")
 
-    maps = dcs.class_maps(x)  # every candidate class, from one forward pass a scale
+    maps = dcs.class_maps(x)  # every candidate class, from one forward pass per scale
     for c, detected in zip(maps.classes[0].tolist(), maps.detected[0].tolist(), strict=True):
         role = "detected" if detected else "there to be subtracted"
         print(f"  {CLASS_NAMES[c]:<10} score {maps.scores[0, c]:.2f}, {role}")

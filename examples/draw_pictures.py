@@ -16,9 +16,9 @@ from torch import nn
 from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
 from dcsm_attr.demo import demo_figure, run_demo, scene_segmenter
-from dcsm_attr.io import atomic_path, writable_folder
+from dcsm_attr.io import atomic_path, make_writable_folder
 from dcsm_attr.models.scene_net import MEAN, STD, load_scene_net
-from dcsm_attr.segmentation.visualization import attribution_sheet
+from dcsm_attr.segmentation.visualization import plot_attribution
 
 # That of the tutorial.
 _SCENE = generate_scene(15, seed=1)
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", default=Path(__file__).parents[1] / "docs" / "pictures")
     parser.add_argument("--scenes", type=int, default=200, help="that demo.png measures on")
     given = parser.parse_args()
-    folder = writable_folder(given.folder)
+    folder = make_writable_folder(given.folder)
     network = load_scene_net()
     result = run_demo(network, given.scenes, shown=4)
     with atomic_path(folder / "demo.png") as path:
@@ -51,7 +51,7 @@ def subtraction(network: nn.Module) -> Figure:
     maps = DistinctClassSaliency(network).class_maps(_inputs(), raw=True)
     assert maps.raw is not None
     titles = [f"{CLASS_NAMES[c]} {maps.scores[0, c]:.2f}" for c in maps.classes[0].tolist()]
-    return attribution_sheet(_IMAGE, list(zip(titles, maps.maps[0].numpy(), strict=True)), list(maps.raw[0].numpy()))
+    return plot_attribution(_IMAGE, list(zip(titles, maps.maps[0].numpy(), strict=True)), list(maps.raw[0].numpy()))
 
 
 def layers(network: nn.Module) -> Figure:
@@ -60,7 +60,7 @@ def layers(network: nn.Module) -> Figure:
     for name in DistinctClassSaliency(network).layers:
         alone = DistinctClassSaliency(network, layer=name)
         maps.append((name, alone.attribute(_inputs(), attribute_to_layer_input=True)[0, 0].numpy()))
-    return attribution_sheet(_IMAGE, maps)
+    return plot_attribution(_IMAGE, maps)
 
 
 def _inputs() -> torch.Tensor:

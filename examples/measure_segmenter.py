@@ -1,4 +1,4 @@
-"""Measure a segmenter of your own on photographs with masks: IoU of each class, before the CRF and after it.
+"""Measure a segmenter of your own on images with masks: IoU of each class, before the CRF and after it.
 
     dcsm-attr scenes scenes --count 100
     python examples/measure_segmenter.py scenes
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("voc_root")
     parser.add_argument("--weights")
     parser.add_argument("--protocol", choices=["known", "detected"], default="detected")
-    parser.add_argument("--count", type=int, default=0, help="so many photographs of split val; 0: all")
+    parser.add_argument("--count", type=int, default=0, help="so many images of split val; 0: all")
     given = parser.parse_args()
 
     classifier = load_classifier(given.weights) if given.weights else scene_classifier()

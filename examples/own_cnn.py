@@ -13,7 +13,7 @@ from dcsm_attr import DistinctClassSaliency
 
 
 class TwoPaths(nn.Module):
-    """Functional rectifiers, a shared convolution, two paths that meet, and one logit a class."""
+    """Functional rectifiers, a shared convolution, two paths that meet, and one logit per class."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

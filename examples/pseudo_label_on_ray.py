@@ -18,7 +18,7 @@ from dcsm_attr.datasets.voc import voc_class_names, voc_collection
 from dcsm_attr.io import FolderStorage
 from dcsm_attr.models.scene_net import load_scene_net
 from dcsm_attr.pipelines.batches import Outputs
-from dcsm_attr.pipelines.ray import OnRay
+from dcsm_attr.pipelines.ray import RayEngine
 from dcsm_attr.pipelines.report import write_report
 from dcsm_attr.pipelines.run import pseudo_label
 
@@ -48,9 +48,9 @@ def main() -> None:
         collection,
         storage,
         outputs=Outputs(overlays=10),
-        engine=OnRay((given.actors, given.actors), gpus=given.gpus),
+        engine=RayEngine((given.actors, given.actors), gpus=given.gpus),
     )
-    print(f"{storage.location}: {done.labelled} labelled, {write_report(storage)}")
+    print(f"{storage.location}: {done.labeled} labeled, {write_report(storage)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a photograph to a label map, with a torchvision network.
+"""From an image to a label map, with a torchvision network.
 
     python examples/segment_photograph.py PHOTO
     python examples/segment_photograph.py PHOTO --output out --model squeezenet1_1 --weights FILE
@@ -14,7 +14,7 @@ from dcsm_attr.models.weights import class_names, load_model
 
 
 def main() -> None:
-    """Segment one photograph."""
+    """Segment one image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photograph")
     parser.add_argument("--output", default="out")

@@ -1,25 +1,25 @@
-"""Segment any number of photographs in little memory; one that cannot be read ends nothing.
+"""Segment any number of images in little memory; one that cannot be read ends nothing.
 
     python examples/segment_stream.py FOLDER
     python examples/segment_stream.py FOLDER --weights best.safetensors --output out/labels
 
 --weights is a classifier that `dcsm-attr train` wrote; without it, the shipped one of the generated scenes is taken.
-Writes a label map in the colours of PASCAL VOC for each photograph, OUTPUT/NAME.png.
+Writes a label map in the colors of PASCAL VOC for each image, OUTPUT/NAME.png.
 """
 
 import argparse
 
-from dcsm_attr.datasets.collection import pictures_in
+from dcsm_attr.datasets.collection import list_images
 from dcsm_attr.datasets.images import ImageReadError
-from dcsm_attr.datasets.masks import label_picture
+from dcsm_attr.datasets.masks import label_image
 from dcsm_attr.demo import scene_classifier
-from dcsm_attr.io import writable_folder
+from dcsm_attr.io import make_writable_folder
 from dcsm_attr.models.checkpoint import load_classifier
-from dcsm_attr.segmentation.presets import preset_segmenter
+from dcsm_attr.segmentation.presets import build_preset_segmenter
 
 
 def main() -> None:
-    """Segment the photographs of a folder, four at a time."""
+    """Segment the images of a folder, four at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--weights")
@@ -27,20 +27,20 @@ def main() -> None:
     given = parser.parse_args()
 
     classifier = load_classifier(given.weights) if given.weights else scene_classifier()
-    segmenter = preset_segmenter(
+    segmenter = build_preset_segmenter(
         classifier.network,
         "paper",
         pooling=classifier.pooling,
         class_names=classifier.class_names,
         preprocess=classifier.preprocess,
     )
-    photographs, output = pictures_in(given.folder), writable_folder(given.output)
+    photographs, output = list_images(given.folder), make_writable_folder(given.output)
     results = segmenter.segment_stream(photographs, batch_size=4, excused=ImageReadError)
     for path, result in zip(photographs, results, strict=True):
         if isinstance(result, ImageReadError):
             print(f"skipped: {result}")
         else:
-            label_picture(result.display_labels()).save(output / f"{path.stem}.png")
+            label_image(result.display_labels()).save(output / f"{path.stem}.png")
             print(f"{path.name}: {', '.join(result.names)}")
 
 

@@ -1,4 +1,4 @@
-"""Train on photographs with image-level labels, then segment the first one of split val. No mask is read.
+"""Train on images with image-level labels, then segment the first one of split val. No mask is read.
 
     python examples/train_and_segment.py PHOTOS LABELS.csv
     python examples/train_and_segment.py PHOTOS LABELS.csv --model resnet18 --weights FILE --steps 300 --output out
@@ -16,7 +16,7 @@ import torch
 from dcsm_attr.datasets.collection import folder_collection
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.checkpoint import Architecture, build_classifier
-from dcsm_attr.segmentation.presets import preset_segmenter
+from dcsm_attr.segmentation.presets import build_preset_segmenter
 from dcsm_attr.training.classifier import train_classifier
 from dcsm_attr.training.loop import Settings
 from dcsm_attr.training.optimizer import PRESETS
@@ -42,7 +42,7 @@ def main() -> None:
     settings = Settings(PRESETS["modern"].adapted(steps=given.steps))
     best = train_classifier(classifier, training, validation, given.output / "classifier", settings)
 
-    segmenter = preset_segmenter(
+    segmenter = build_preset_segmenter(
         best.network, "tuned", pooling=best.pooling, class_names=names, preprocess=best.preprocess
     )
     result = segmenter.segment(validation.photographs[0].path)

@@ -25,7 +25,7 @@ def dense_weights(affinities, offsets, beta=1.0):
 
 
 def dense_walk(maps, affinities, offsets, beta, squarings):
-    """As the released code goes about it: columns normalised, squared again and again, applied from the right."""
+    """As the released code goes about it: columns normalized, squared again and again, applied from the right."""
     weights = dense_weights(affinities, offsets, beta)
     power = weights / weights.sum(axis=0, keepdims=True)
     for _ in range(squarings):

@@ -21,9 +21,7 @@ def _seeded():
 def shared():
     """The folder with photographs, weights and VOC pictures, which stay out of the repository."""
     if not (SHARED / "images").is_dir():
-        pytest.skip(
-            f"needs real photographs and weights; set DCSM_ATTR_SHARED to their folder (looked at {SHARED.name}/)"
-        )
+        pytest.skip(f"needs real images and weights; set DCSM_ATTR_SHARED to their folder (looked at {SHARED.name}/)")
     return SHARED
 
 

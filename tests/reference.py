@@ -59,7 +59,7 @@ def one_hot_seed(maps, c):
 
 
 def upsample(values, size):
-    """Bilinear with half-pixel centres and repeated edges, row by row."""
+    """Bilinear with half-pixel centers and repeated edges, row by row."""
 
     def weights(source, target):
         matrix = np.zeros((target, source))

@@ -1,4 +1,4 @@
-"""Ablations: equal to evaluating each method by itself, gradients taken once, cut off and gone on with, bad files."""
+"""Ablations: equal to evaluating each method by itself, gradients taken once, interrupted and resumed, bad files."""
 
 import functools
 import json
@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_evaluation import forget_classes, harm_mask, harm_photograph, remove_mask, shrink_mask, write_scene
+from test_evaluation import damage_image, forget_classes, harm_mask, remove_mask, shrink_mask, write_scene
 
 import benchmarks.ablation.measure as measure_module
 import benchmarks.ablation.sweep as sweep_module
 import dcsm_attr.attribution.layers as layers_module
-from benchmarks.ablation.case import open_case
-from benchmarks.ablation.counts import CountedCase, Reading, count_row_from_line, dense, sparse
+from benchmarks.ablation.case import load_case
+from benchmarks.ablation.counts import CountedCase, Reading, dense, parse_counts_row, sparse
 from benchmarks.ablation.gradient_store import GradientStore
-from benchmarks.ablation.measure import EXPONENTS, FURTHER_EXPONENTS, measured_table
+from benchmarks.ablation.measure import EXPONENTS, FURTHER_EXPONENTS, measure_table
 from benchmarks.ablation.method import Method
 from benchmarks.ablation.report import write_ablation
 from benchmarks.ablation.sweep import Sweep
@@ -31,7 +31,7 @@ from dcsm_attr.attribution.layers import default_layers
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.datasets.scenes import CLASS_NAMES
-from dcsm_attr.evaluation.evaluate import SkippedPhotograph, evaluate, row_line
+from dcsm_attr.evaluation.evaluate import SkippedImage, evaluate, format_row
 from dcsm_attr.evaluation.metrics import mean_iou
 from dcsm_attr.evaluation.result import Protocol
 from dcsm_attr.models.checkpoint import Architecture, build_classifier
@@ -98,7 +98,7 @@ def table_of(*methods):
 
 
 def measured(table, classifier, background, collection, folder, protocol=Protocol.KNOWN):
-    return measured_table(table, classifier, background, collection, protocol, folder, crf=CRF, progress=False)
+    return measure_table(table, classifier, background, collection, protocol, folder, crf=CRF, progress=False)
 
 
 def segmenter(classifier, saliency, exponent=1.0):
@@ -113,7 +113,7 @@ def segmenter(classifier, saliency, exponent=1.0):
 
 
 def copied(collection, folder):
-    """The same photographs in files of their own, to be harmed."""
+    """The same images in files of their own, to be harmed."""
     folder.mkdir()
     return replace(
         collection,
@@ -190,7 +190,7 @@ def test_where_nothing_is_detected_the_best_class_is(background, collection, tmp
 
 
 def test_a_method_that_gives_labels_has_one_reading(classifier, background, collection, folder):
-    # The left half of each photograph is its first class, the upper right quarter its last.
+    # The left half of each image is its first class, the upper right quarter its last.
     def labels(case):
         height, width = case.prepared.pixels.shape[1:]
         found = torch.zeros(height, width, dtype=torch.int64)
@@ -217,7 +217,7 @@ def test_a_method_that_gives_labels_has_one_reading(classifier, background, coll
 
 
 def seen_on_canvas(classifier, saliency, collection):
-    """Of each photograph its maps, their labels, its mask and its pixels, of the size that it has on the canvas."""
+    """Of each image its maps, their labels, its mask and its pixels, of the size that it has on the canvas."""
     seen = []
     for photograph in collection:
         prepared = classifier.preprocess(Image.open(photograph.path).convert("RGB"))
@@ -391,7 +391,7 @@ def test_the_rows_are_the_settings_that_they_name(classifier, collection, folder
         ("variant", "matconvnet"): {"variant": "matconvnet"},
     }
     store = GradientStore(folder / "gradients", classifier)
-    case = open_case(collection.photographs[2], classifier, store, Protocol.KNOWN)
+    case = load_case(collection.photographs[2], classifier, store, Protocol.KNOWN)
     tables = {name: TABLES[name](classifier) for name, _ in settings}
     default = default_layers(classifier.network)
     for (name, label), changed in settings.items():
@@ -432,7 +432,7 @@ def test_gradients_are_taken_once(classifier, background, collection, tmp_path, 
 
 def test_counts_of_another_table_are_read(classifier, background, collection, folder, monkeypatch):
     expected = measured(TABLES["crf"](classifier), classifier, background, collection, folder)
-    monkeypatch.setattr(sweep_module, "open_case", None)
+    monkeypatch.setattr(sweep_module, "load_case", None)
     again = measured(TABLES["crf"](classifier), classifier, background, collection, folder)
     assert_same(again, expected)
 
@@ -449,11 +449,11 @@ def assert_same(first, second):
 
 @pytest.fixture
 def case_of(classifier, collection, tmp_path):
-    """Opens a photograph with a store that begins anew, or goes on."""
+    """Opens an image with a store that begins anew, or goes on."""
 
     def opened(number=0, **changes):
         photograph = replace(collection.photographs[number], **changes)
-        return open_case(photograph, classifier, GradientStore(tmp_path, classifier), Protocol.KNOWN)
+        return load_case(photograph, classifier, GradientStore(tmp_path, classifier), Protocol.KNOWN)
 
     return opened
 
@@ -509,7 +509,7 @@ def test_a_store_of_something_else_is_refused(classifier, case_of, tmp_path):
 
 
 def interrupting(method, after):
-    """The method, interrupted at its photograph number ``after`` from 0."""
+    """The method, interrupted at its image number ``after`` from 0."""
     left = [after]
 
     def maps(case):
@@ -547,7 +547,7 @@ def test_a_run_that_was_killed_while_it_wrote_goes_on(classifier, background, co
 
     def failing(path, lines):
         calls.append(1)
-        if len(calls) == 3 * len(background) + 5:  # In the middle of a photograph, of which one method has a line.
+        if len(calls) == 3 * len(background) + 5:  # In the middle of an image, of which one method has a line.
             with path.open("a") as file:
                 file.write(lines[0][:20])
             raise KeyboardInterrupt
@@ -567,7 +567,7 @@ def test_counts_of_something_else_stand_beside_each_other(classifier, background
     settings = {"progress": False}
 
     def both(folder, photographs, crf):
-        return measured_table(
+        return measure_table(
             table, classifier, background, photographs, Protocol.KNOWN, folder, crf=crf, **settings
         ).result.confusions
 
@@ -587,7 +587,7 @@ def test_counts_of_something_else_stand_beside_each_other(classifier, background
 # Bad files
 
 
-@pytest.mark.parametrize("harm", [harm_photograph, harm_mask, remove_mask, shrink_mask, forget_classes])
+@pytest.mark.parametrize("harm", [damage_image, harm_mask, remove_mask, shrink_mask, forget_classes])
 def test_a_bad_file_is_named_and_the_others_count(classifier, background, collection, folder, tmp_path, harm, caplog):
     table = table_of(simonyan(classifier, 8))
     mine = copied(collection, tmp_path / "scenes")
@@ -616,7 +616,7 @@ def test_a_bad_file_is_named_and_the_others_count(classifier, background, collec
 def test_only_bad_files(classifier, background, collection, tmp_path):
     harmed = copied(replace(collection, photographs=collection.photographs[:2]), tmp_path / "scenes")
     for photograph in harmed:
-        harm_photograph(photograph)
+        damage_image(photograph)
     table = table_of(simonyan(classifier, 8))
     for name, chosen_on, measured_on in (("first", harmed, collection), ("second", background, harmed)):
         with pytest.raises(ValueError, match=r"none of the 2 photographs could be measured, such as scene 0: .*0\.png"):
@@ -653,14 +653,14 @@ def test_lines_come_back():
     entries = sparse(confusion)
     assert entries == [[0, 1, 7], [2, 0, 5], [2, 2, 9]]
     assert torch.equal(dense(entries, 3), confusion)
-    for row in (CountedCase("a", {"2.0 crf": entries}), SkippedPhotograph("b", "half a file")):
-        assert count_row_from_line(row_line(row)) == row
+    for row in (CountedCase("a", {"2.0 crf": entries}), SkippedImage("b", "half a file")):
+        assert parse_counts_row(format_row(row)) == row
     for reading, text in ((Reading(0.5, False), "0.5"), (Reading(16.0, True), "16.0 crf")):
         assert str(reading) == text
         assert Reading.parsed(text) == reading
     for line in ("{}", "7", '{"name": "a"}', '{"name": "a", "reason": "b", "counts": {}}'):
         with pytest.raises(ValueError, match="not a row of counts"):
-            count_row_from_line(line)
+            parse_counts_row(line)
 
 
 # The report
@@ -722,8 +722,8 @@ def test_the_report(classifier, background, collection, folder, tmp_path):
             assert told["mean IoU"][title] == pytest.approx(one.mean_iou, abs=1e-5)
             shares = [-1 if share is None else share for share in told["IoU"][title].values()]
             assert shares == pytest.approx(one.iou.nan_to_num(nan=-1).tolist(), abs=1e-5)
-    colours = Image.open(paths[2]).convert("RGB").getcolors(1 << 20)
-    assert len(colours) > 10
+    colors = Image.open(paths[2]).convert("RGB").getcolors(1 << 20)
+    assert len(colors) > 10
 
 
 def test_the_picture_draws_numbers_as_curves_and_names_as_points(classifier, background, collection, folder):

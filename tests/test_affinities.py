@@ -8,10 +8,10 @@ from affinity_reference import offsets_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.speed.memory import peak_during
-from dcsm_attr.models.affinity_net import affinities, neighbour_offsets, pair_mask
+from benchmarks.speed.memory import measure_peak_memory
+from dcsm_attr.models.affinity_net import affinities, neighbor_offsets, pair_mask
 
-FIVE = neighbour_offsets(5)
+FIVE = neighbor_offsets(5)
 
 
 def by_pairs(features, offsets, mean=False):
@@ -39,12 +39,12 @@ def by_autograd(features, offsets):
 def test_by_hand():
     """Two channels; from the corner 1 + 2 to the right, 0.5 + 0 below."""
     features = torch.tensor([[[[0.0, 1.0], [0.5, 0.0]], [[0.0, -2.0], [0.0, 0.0]]]])
-    right, below_left, below, below_right = affinities(features, neighbour_offsets(2))[0]
+    right, below_left, below, below_right = affinities(features, neighbor_offsets(2))[0]
     torch.testing.assert_close(right, torch.tensor([[math.exp(-3), 0], [math.exp(-0.5), 0]]))
     torch.testing.assert_close(below_left, torch.tensor([[0, math.exp(-2.5)], [0, 0]]))
     torch.testing.assert_close(below, torch.tensor([[math.exp(-0.5), math.exp(-3)], [0, 0]]))
     torch.testing.assert_close(below_right, torch.tensor([[1.0, 0], [0, 0]]))
-    of_the_mean = affinities(features, neighbour_offsets(2), norm="mean")
+    of_the_mean = affinities(features, neighbor_offsets(2), norm="mean")
     torch.testing.assert_close(of_the_mean[0, 0, 0, 0].item(), math.exp(-1.5), rtol=1e-6, atol=0)
 
 
@@ -62,12 +62,12 @@ def test_equals_a_loop_over_pairs(norm):
 @pytest.mark.parametrize("norm", ["sum", "mean"])
 def test_gradients_are_exact(norm):
     features = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(lambda f: affinities(f, neighbour_offsets(3), norm), features)
+    torch.autograd.gradcheck(lambda f: affinities(f, neighbor_offsets(3), norm), features)
 
 
 def test_gradients_equal_those_of_autograd():
     features = torch.randn(2, 4, 9, 8, dtype=torch.float64, requires_grad=True)
-    # Neighbours that are alike are where the derivative jumps: autograd takes zero there.
+    # Neighbors that are alike are where the derivative jumps: autograd takes zero there.
     with torch.no_grad():
         features[:, :, 3:5, 2:6] = features[:, :, 3:4, 2:3]
     seeds = torch.randn(2, 34, 9, 8, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_training_keeps_no_differences():
     def step():
         affinities(features, FIVE, "mean").sum().backward()
 
-    assert peak_during(step) < 4 * features.nbytes
+    assert measure_peak_memory(step) < 4 * features.nbytes
     assert features.grad.abs().sum() > 0
 
 
@@ -132,7 +132,7 @@ def _features(draw):
 @given(_features(), st.integers(1, 5), st.sampled_from(["sum", "mean"]))
 @settings(max_examples=60, deadline=None)
 def test_values_lie_between_zero_and_one(features, radius, norm):
-    offsets = neighbour_offsets(radius)
+    offsets = neighbor_offsets(radius)
     result = affinities(features, offsets, norm)
     assert ((result >= 0) & (result <= 1)).all(), "NaN is neither"
     assert (result[:, ~pair_mask(*features.shape[2:], offsets)] == 0).all()
@@ -143,7 +143,7 @@ def test_values_lie_between_zero_and_one(features, radius, norm):
 @given(_features(), st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
 def test_images_do_not_see_each_other(features, radius):
-    offsets = neighbour_offsets(radius)
+    offsets = neighbor_offsets(radius)
     alone = torch.cat([affinities(image[None], offsets) for image in features])
     assert torch.equal(affinities(features, offsets), alone)
 
@@ -151,9 +151,9 @@ def test_images_do_not_see_each_other(features, radius):
 @given(_features())
 @settings(max_examples=40, deadline=None)
 def test_a_mirrored_map_has_mirrored_affinities(features):
-    right, below_left, below, below_right = affinities(features, neighbour_offsets(2)).unbind(1)
-    mirrored = affinities(features.flip(3), neighbour_offsets(2)).unbind(1)
-    # Of a pair in one row the source becomes the neighbour.
+    right, below_left, below, below_right = affinities(features, neighbor_offsets(2)).unbind(1)
+    mirrored = affinities(features.flip(3), neighbor_offsets(2)).unbind(1)
+    # Of a pair in one row the source becomes the neighbor.
     torch.testing.assert_close(mirrored[0][..., :-1], right.flip(2)[..., 1:])
     for ours, theirs in zip(mirrored[1:], (below_right, below, below_left), strict=True):
         torch.testing.assert_close(ours, theirs.flip(2))

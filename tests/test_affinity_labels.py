@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcsm_attr.crf import DenseCRF
-from dcsm_attr.models.affinity_net import affinities, neighbour_offsets, pair_mask
-from dcsm_attr.training.data import grid_labels
+from dcsm_attr.models.affinity_net import affinities, neighbor_offsets, pair_mask
+from dcsm_attr.training.data import downsample_labels
 from dcsm_attr.wsss.affinity import (
     RELEASED_CRF,
-    PairLabels,
+    AffinityLabels,
+    affinity_labels,
     affinity_loss,
     confident_labels,
-    pair_labels,
 )
 
 
-def grey(height, width):
+def gray(height, width):
     return torch.full((3, height, width), 128, dtype=torch.uint8)
 
 
@@ -39,7 +39,7 @@ def grey(height, width):
 )
 def test_labels_are_confident_where_both_backgrounds_agree(values, label):
     maps = torch.tensor(values)[:, None, None].expand(2, 3, 4)
-    found = confident_labels(maps, torch.tensor([3, 6]), grey(3, 4), crf=None)
+    found = confident_labels(maps, torch.tensor([3, 6]), gray(3, 4), crf=None)
     assert found.dtype == torch.uint8
     assert found.tolist() == [[label] * 4] * 3
 
@@ -56,11 +56,11 @@ def test_the_threshold_is_where_the_background_equals_the_map():
         roots.append(low)
     assert at[0] < roots[0] < at[1]
     assert at[2] < roots[1] < at[3]
-    found = confident_labels(at[None, None], torch.tensor([0]), grey(1, 4), crf=None)
+    found = confident_labels(at[None, None], torch.tensor([0]), gray(1, 4), crf=None)
     assert found.tolist() == [[255, 1, 0, 255]]
 
 
-def test_both_labellings_are_refined_as_each_alone():
+def test_both_labelings_are_refined_as_each_alone():
     generator = torch.Generator().manual_seed(3)
     image = torch.randint(0, 256, (3, 20, 24), generator=generator).to(torch.uint8)
     maps = torch.rand(2, 20, 24, generator=generator) * 0.5
@@ -86,12 +86,12 @@ def test_the_released_crf():
 @pytest.mark.parametrize(("low", "high"), [(4.0, 4.0), (32.0, 4.0), (0.0, 4.0)])
 def test_exponents_that_do_not_ascend(low, high):
     with pytest.raises(ValueError, match="ascending"):
-        confident_labels(torch.rand(1, 2, 2), torch.tensor([0]), grey(2, 2), low=low, high=high)
+        confident_labels(torch.rand(1, 2, 2), torch.tensor([0]), gray(2, 2), low=low, high=high)
 
 
 def test_classes_that_do_not_fit_into_eight_bits():
     with pytest.raises(ValueError, match="below 254, got 254"):
-        confident_labels(torch.rand(1, 2, 2), torch.tensor([254]), grey(2, 2), crf=None)
+        confident_labels(torch.rand(1, 2, 2), torch.tensor([254]), gray(2, 2), crf=None)
 
 
 def test_the_most_frequent_label_of_each_cell():
@@ -103,7 +103,7 @@ def test_the_most_frequent_label_of_each_cell():
         ]
     )
     # Rows 0 1 | 2, columns 0 1 2 | 3 4: cells of 6, 4, 3 and 2 pixels.
-    assert grid_labels(labels[None].to(torch.uint8), (2, 2)).tolist() == [[[1, 255], [0, 3]]]
+    assert downsample_labels(labels[None].to(torch.uint8), (2, 2)).tolist() == [[[1, 255], [0, 3]]]
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,7 +114,7 @@ def test_cells_against_counting_them_one_by_one(height, width, data):
         st.lists(st.sampled_from([0, 1, 5, 20, 255]), min_size=2 * height * width, max_size=2 * height * width)
     )
     labels = torch.tensor(values).view(2, height, width)
-    found = grid_labels(labels, size)
+    found = downsample_labels(labels, size)
     for image in range(2):
         for row in range(size[0]):
             for column in range(size[1]):
@@ -130,7 +130,7 @@ def test_cells_against_counting_them_one_by_one(height, width, data):
 
 def test_a_grid_that_is_finer_than_the_labels():
     with pytest.raises(ValueError, match="finer"):
-        grid_labels(torch.zeros(1, 4, 4, dtype=torch.uint8), (5, 4))
+        downsample_labels(torch.zeros(1, 4, 4, dtype=torch.uint8), (5, 4))
 
 
 @settings(max_examples=25, deadline=None)
@@ -141,8 +141,8 @@ def test_pairs_against_all_pairs_of_positions(height, width, radius, border, see
     generator = torch.Generator().manual_seed(seed)
     choices = torch.tensor([0, 0, 1, 2, 255])
     labels = choices[torch.randint(0, 5, (2, height, width), generator=generator)]
-    offsets = neighbour_offsets(radius)
-    found = pair_labels(labels, offsets, pair_mask(height, width, offsets, border))
+    offsets = neighbor_offsets(radius)
+    found = affinity_labels(labels, offsets, pair_mask(height, width, offsets, border))
     for image in range(2):
         for number, (dy, dx) in enumerate(offsets):
             for y in range(height):
@@ -163,7 +163,7 @@ def test_pairs_against_all_pairs_of_positions(height, width, radius, border, see
 def kinds(*rows):
     """Labels of pairs from rows of letters: f, b, d, and - for unknown."""
     letters = np.array([[list(row)] for row in rows])[None]
-    return PairLabels(*(torch.from_numpy(letters == letter)[:, :, 0] for letter in "fbd"))
+    return AffinityLabels(*(torch.from_numpy(letters == letter)[:, :, 0] for letter in "fbd"))
 
 
 def test_the_loss_by_hand():
@@ -191,8 +191,8 @@ def test_the_loss_of_features_against_float64():
     generator = torch.Generator().manual_seed(5)
     features = torch.rand(2, 6, 5, 7, generator=generator) / 6
     labels = torch.tensor([0, 1, 255])[torch.randint(0, 3, (2, 5, 7), generator=generator)]
-    offsets = neighbour_offsets(3)
-    known = pair_labels(labels, offsets, pair_mask(5, 7, offsets))
+    offsets = neighbor_offsets(3)
+    known = affinity_labels(labels, offsets, pair_mask(5, 7, offsets))
     f = features.double().numpy()
     sums = {"fg": [], "bg": [], "neg": []}
     for image in range(2):
@@ -215,8 +215,8 @@ def test_the_loss_of_features_against_float64():
 def test_only_known_pairs_have_gradients():
     features = torch.rand(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([[[0, 255, 1], [255, 255, 255], [255, 255, 255]]])
-    offsets = neighbour_offsets(3)
-    known = pair_labels(labels, offsets, pair_mask(3, 3, offsets))
+    offsets = neighbor_offsets(3)
+    known = affinity_labels(labels, offsets, pair_mask(3, 3, offsets))
     affinity_loss(affinities(features, offsets).float(), known).backward()
     touched = features.grad.abs().sum(dim=1)[0] > 0
     assert touched.tolist() == [[True, False, True], [False] * 3, [False] * 3]

@@ -14,8 +14,8 @@ from untouched import untouched
 
 import dcsm_attr.training.affinity as module
 from dcsm_attr import Segmenter
-from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.datasets.masks import label_picture
+from dcsm_attr.datasets.collection import Collection, LabeledImage
+from dcsm_attr.datasets.masks import label_image
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.evaluation.result import parameters_digest
 from dcsm_attr.models.affinity_net import (
@@ -23,10 +23,10 @@ from dcsm_attr.models.affinity_net import (
     TrainedAffinityNet,
     affinities,
     load_affinity_net,
-    neighbour_offsets,
+    neighbor_offsets,
     save_affinity_net,
 )
-from dcsm_attr.models.backbone import staged_trunk, stages_of
+from dcsm_attr.models.backbone import find_stages, multi_stage_backbone
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 from dcsm_attr.models.weights import WeightsError
@@ -45,7 +45,7 @@ SETTINGS = Settings(PRESET, validate_every=2)
 
 def test_stages_end_where_the_resolution_falls():
     def found(trunk):
-        return [(stage.node, stage.channels, stage.stride) for stage in stages_of(trunk)]
+        return [(stage.node, stage.channels, stage.stride) for stage in find_stages(trunk)]
 
     vgg = make_layers(cfgs["A"], batch_norm=False).eval()
     assert found(vgg) == [("1", 64, 1), ("4", 128, 2), ("9", 256, 4), ("14", 512, 8), ("19", 512, 16)]
@@ -60,7 +60,7 @@ def test_who_looks_for_stages_changes_nothing():
     trunk = fully_convolutional(get_model("resnet18", weights=None), 2, cut="layer1", head="linear").train().trunk
     trunk.get_submodule("bn1").eval()
     with untouched(trunk):
-        assert [stage.stride for stage in stages_of(trunk)] == [2, 4]
+        assert [stage.stride for stage in find_stages(trunk)] == [2, 4]
 
 
 def test_the_maps_of_stages_are_those_of_the_model():
@@ -72,7 +72,7 @@ def test_the_maps_of_stages_are_those_of_the_model():
         layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
     with torch.no_grad():
         model(images)
-        maps = list(staged_trunk(trunk, stages_of(trunk)[-3:])(images).values())
+        maps = list(multi_stage_backbone(trunk, find_stages(trunk)[-3:])(images).values())
     assert all(torch.equal(one, other) for one, other in zip(maps, seen, strict=True))
 
 
@@ -96,11 +96,11 @@ def test_one_position_for_every_eight_pixels(size):
 def test_affinities_begin_in_the_middle(norm):
     network = net(norm).network.eval()
     with torch.no_grad():
-        seen = affinities(network(torch.rand(2, 3, 96, 96)), neighbour_offsets(3), norm)
+        seen = affinities(network(torch.rand(2, 3, 96, 96)), neighbor_offsets(3), norm)
     assert 0.02 < float(seen[seen > 0].median()) < 0.98
 
 
-def test_the_trunk_is_a_copy():
+def test_the_backbone_is_a_copy():
     classifier = build_classifier(Architecture("squeezenet1_1", 2, "features.7", "linear"), None, NAMES, CANVAS)
     before = parameters_digest(classifier.network)
     network = AffinityNet(classifier.network.trunk)
@@ -131,7 +131,7 @@ def test_files_that_are_no_affinity_net(tmp_path):
 
 
 def pictures(folder, count):
-    """Left and right half of different colours, and label maps that say so, with an unknown strip between them."""
+    """Left and right half of different colors, and label maps that say so, with an unknown strip between them."""
     (folder / "labels").mkdir(parents=True, exist_ok=True)
     photographs = []
     for i in range(count):
@@ -143,8 +143,8 @@ def pictures(folder, count):
         labels[:, :middle] = 1 + i % 2
         labels[:, middle - 2 : middle + 2] = 255
         Image.fromarray(pixels).save(folder / f"{i}.png")
-        label_picture(labels).save(folder / "labels" / f"{i}.png")
-        photographs.append(Photograph(str(i), folder / f"{i}.png", (i % 2,)))
+        label_image(labels).save(folder / "labels" / f"{i}.png")
+        photographs.append(LabeledImage(str(i), folder / f"{i}.png", (i % 2,)))
     return Collection(NAMES, tuple(photographs))
 
 
@@ -160,7 +160,7 @@ def test_it_learns_where_objects_end(tmp_path, norm):
     preset = replace(PRESET, steps=45, head_only=5, batch_size=4)
     trained = train(tmp_path / "out", collection, tmp_path / "p" / "labels", Settings(preset), net(norm))
     image = CANVAS(Image.open(tmp_path / "p" / "3.png")).tensor
-    offsets = neighbour_offsets(2)
+    offsets = neighbor_offsets(2)
     seen = SemanticWalk(trained, radius=2).affinities(image)[0, offsets.index((0, 1))]
     # The object of picture 3 ends at column 40: between the fifth position and the sixth.
     across, within = seen[:, 4].mean(), torch.cat([seen[:, :3], seen[:, 5:7]], dim=1).mean()
@@ -206,20 +206,20 @@ def test_missing_and_broken_labels_end_nothing(tmp_path):
     assert "labels must be 0 (background), 1 to 2 (classes) or 255 (void); got 77" in failures
 
 
-def test_no_photographs():
+def test_no_images():
     with pytest.raises(ValueError, match="empty"):
         train_affinity_net(net(), Collection(NAMES, ()), "labels", "nowhere", SETTINGS)
 
 
 def test_the_papers_preset_is_what_the_release_does():
     paper = PRESETS["paper"]
-    assert (paper.optimiser, paper.schedule, paper.learning_rate, paper.batch_size) == ("sgd", "poly", 0.1, 8)
+    assert (paper.optimizer, paper.schedule, paper.learning_rate, paper.batch_size) == ("sgd", "poly", 0.1, 8)
     # Eight epochs of 10,582 photographs; the release's "weight decay" is its momentum.
     assert (paper.steps, paper.momentum, paper.weight_decay) == (10_582, 5e-4, 0.0)
 
 
-class Colours(nn.Module):
-    """Features that an oracle would give: the mean colour of each position."""
+class Colors(nn.Module):
+    """Features that an oracle would give: the mean color of each position."""
 
     def __init__(self, scale):
         super().__init__()
@@ -230,7 +230,7 @@ class Colours(nn.Module):
 
 
 def oracle(scale=20.0):
-    return TrainedAffinityNet(Colours(scale), Architecture("squeezenet1_1", 2), CANVAS, "sum")
+    return TrainedAffinityNet(Colors(scale), Architecture("squeezenet1_1", 2), CANVAS, "sum")
 
 
 def test_the_walk_mends_a_blurred_map():
@@ -262,10 +262,10 @@ def test_the_walk_against_dense_squaring_in_float64():
     height, width = 6, 7
     padded = torch.zeros(3, 48, 56)
     padded[:, :44, :51] = image
-    colours = 2.0 * padded.double().view(3, height, 8, width, 8).mean(dim=(2, 4)).flatten(1).T
+    colors = 2.0 * padded.double().view(3, height, 8, width, 8).mean(dim=(2, 4)).flatten(1).T
     rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
     near = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2 < 9
-    weights = torch.exp(-(colours[:, None] - colours).abs().sum(dim=2)) ** 2 * near
+    weights = torch.exp(-(colors[:, None] - colors).abs().sum(dim=2)) ** 2 * near
     transition = weights / weights.sum(dim=1, keepdim=True)
     grid = torch.stack(
         [
@@ -287,7 +287,7 @@ def test_several_scores_walk_as_each_alone():
     assert torch.allclose(together, torch.stack([walk(one, image) for one in scores]), atol=1e-6)
 
 
-def test_the_network_of_a_walk_is_a_guest():
+def test_the_network_of_a_walk_is_left_unchanged():
     trained = net()
     trained.network.train()
     before = parameters_digest(trained.network)
@@ -321,7 +321,7 @@ def test_boundaries_by_hand():
     seen = torch.zeros(1, 2, 2, 2)
     seen[0, 0, :, 0] = torch.tensor([0.9, 0.5])
     seen[0, 1, 0] = torch.tensor([0.3, 0.1])
-    # Every position has two neighbours: to the side, and above or below.
+    # Every position has two neighbors: to the side, and above or below.
     expected = [[1 - (0.9 + 0.3) / 2, 1 - (0.9 + 0.1) / 2], [1 - (0.5 + 0.3) / 2, 1 - (0.5 + 0.1) / 2]]
     assert torch.allclose(boundaries(seen, offsets)[0, 0], torch.tensor(expected))
     assert boundaries(torch.zeros(1, 2, 1, 1), offsets).item() == 0

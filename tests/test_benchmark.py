@@ -1,4 +1,4 @@
-"""The benchmark: that contenders take turns, do the same work, and are measured and reported as they are."""
+"""The benchmark: that implementations take turns, do the same work, and are measured and reported as they are."""
 
 import json
 
@@ -7,29 +7,29 @@ import pytest
 import torch
 import torchvision
 from allocations import MIB, allocating
+from benchmarks.speed.comparison import OURS, Comparison, Outcome, held
+from benchmarks.speed.comparisons import crf_comparisons, saliency_comparisons, walk_comparisons
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks.speed import contests
+from benchmarks.speed import comparisons
 from benchmarks.speed import crf as crf_module
 from benchmarks.speed.__main__ import app
-from benchmarks.speed.affinities import PLAIN, AffinityWork, affinity_contenders
-from benchmarks.speed.contest import OURS, Contest, Outcome, held
-from benchmarks.speed.contests import crf_contests, saliency_contests, walk_contests
-from benchmarks.speed.crf import CrfWork, bytes_moved, crf_contenders
+from benchmarks.speed.affinities import PLAIN, AffinityWork, affinity_implementations
+from benchmarks.speed.crf import CrfWork, bytes_moved, crf_implementations
 from benchmarks.speed.floor import _calls
 from benchmarks.speed.report import outcome_table, write_benchmark
-from benchmarks.speed.saliency import SaliencyWork, saliency_contenders
+from benchmarks.speed.saliency import SaliencyWork, saliency_implementations
 from benchmarks.speed.scaling import Scaling
-from benchmarks.speed.timing import Timing, timed_in_turn
-from benchmarks.speed.walk import DENSE, SPARSE, WalkWork, exact_walk, walk_contenders
+from benchmarks.speed.timing import Timing, time_interleaved
+from benchmarks.speed.walk import DENSE, SPARSE, WalkWork, exact_walk, walk_implementations
 from dcsm_attr.crf import DenseCRF
 
 
 def test_contenders_take_turns_after_warming_up():
     order = []
-    timings = timed_in_turn(
+    timings = time_interleaved(
         {name: lambda name=name: order.append(name) for name in ("a", "b", "c")}, rounds=3, progress=False
     )
     assert order == ["a", "b", "c"] * 4
@@ -39,27 +39,27 @@ def test_contenders_take_turns_after_warming_up():
 def test_the_first_run_does_not_count(monkeypatch):
     clock = iter([0, 100, 200, 201, 300, 303, 400, 402])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    timing = timed_in_turn({"a": lambda: None}, rounds=3, progress=False)["a"]
+    timing = time_interleaved({"a": lambda: None}, rounds=3, progress=False)["a"]
     assert timing.seconds == (1, 3, 2)
     assert timing.content() == {"median": 2, "fastest": 1, "slowest": 3}
 
 
-@pytest.mark.parametrize(("contenders", "rounds"), [({}, 1), ({"a": print}, 0)])
-def test_nothing_to_time(contenders, rounds):
+@pytest.mark.parametrize(("implementations", "rounds"), [({}, 1), ({"a": print}, 0)])
+def test_nothing_to_time(implementations, rounds):
     with pytest.raises(ValueError, match="at least one"):
-        timed_in_turn(contenders, rounds)
+        time_interleaved(implementations, rounds)
 
 
 @pytest.mark.parametrize("model", ["squeezenet1_1", "resnet18"])
 def test_all_who_take_guided_gradients_get_the_same_maps(model):
-    contenders = saliency_contenders(SaliencyWork(model, 64, 3))
-    ours = contenders[OURS]().maps
+    implementations = saliency_implementations(SaliencyWork(model, 64, 3))
+    ours = implementations[OURS]().maps
     assert ours.max() > 0.1
-    others = [name for name in contenders if name.startswith(("captum", "PyTorch"))]
+    others = [name for name in implementations if name.startswith(("captum", "PyTorch"))]
     assert len(others) == 4
     for name in others:
         # Where several channels are equally large, rounding decides; the maps agree up to few positions.
-        difference = (contenders[name]() - ours).abs()
+        difference = (implementations[name]() - ours).abs()
         assert difference.mean() < 1e-3, name
         assert (difference > 0.02).float().mean() < 0.01, name
 
@@ -68,10 +68,10 @@ def test_contenders_leave_the_model_as_they_find_it(monkeypatch):
     made = []
     original = torchvision.models.get_model
     monkeypatch.setattr(torchvision.models, "get_model", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
-    contenders = saliency_contenders(SaliencyWork("squeezenet1_1", 64, 2))
+    implementations = saliency_implementations(SaliencyWork("squeezenet1_1", 64, 2))
     (model,) = made
     rectifiers = [m for m in model.modules() if isinstance(m, nn.ReLU)]
-    for name, run in contenders.items():
+    for name, run in implementations.items():
         run()
         assert all(m.inplace for m in rectifiers), name
         assert all(p.requires_grad for p in model.parameters()), name
@@ -93,7 +93,7 @@ def test_the_floor_is_one_forward_and_partial_backward_passes():
 
 
 def test_bytes_of_the_crf_by_hand():
-    """A single pixel: three vertices in two dimensions, six in five; no two of them neighbours."""
+    """A single pixel: three vertices in two dimensions, six in five; no two of them neighbors."""
     image = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
     kernels = DenseCRF().pairwise(image, DenseCRF().gaussian(1, 1, 1, image.device))
     assert [count for count, _ in kernels.blurs] == [3, 6]
@@ -118,18 +118,18 @@ def photographs(tmp_path_factory):
 
 def test_the_crfs_do_the_same_work(photographs):
     pytest.importorskip("pydensecrf", reason="the reference CRF is an extra: pip install 'dcsm_attr[pydensecrf]'")
-    contenders = crf_contenders(CrfWork((str(photographs / "0.png"), str(photographs / "1.png")), 4))
-    ours, theirs = contenders[OURS](), contenders["pydensecrf"]()
+    implementations = crf_implementations(CrfWork((str(photographs / "0.png"), str(photographs / "1.png")), 4))
+    ours, theirs = implementations[OURS](), implementations["pydensecrf"]()
     assert ours.shape == (2, 4, 375, 500)
     assert (ours - theirs).abs().max() < 1e-3
 
 
-def test_too_few_photographs():
+def test_too_few_images():
     with pytest.raises(ValueError, match="a batch of 8 photographs, got 7"):
-        crf_contests(["a.png"] * 7)
+        crf_comparisons(["a.png"] * 7)
 
 
-SMALL_WALK = Contest("a small walk", walk_contenders, WalkWork(9, 11, 3), (OURS,), exact_walk)
+SMALL_WALK = Comparison("a small walk", walk_implementations, WalkWork(9, 11, 3), (OURS,), exact_walk)
 
 
 def test_the_walks_do_the_same_work():
@@ -145,8 +145,8 @@ def test_the_walks_do_the_same_work():
 
 
 def test_affinities_have_the_gradients_of_plain_pytorch():
-    contenders = affinity_contenders(AffinityWork(2, 5, 9))
-    ours, plain = contenders[OURS](), contenders[PLAIN]()
+    implementations = affinity_implementations(AffinityWork(2, 5, 9))
+    ours, plain = implementations[OURS](), implementations[PLAIN]()
     assert ours.abs().max() > 1
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
@@ -155,24 +155,26 @@ def test_errors_are_those_from_what_is_exact():
     def right_and_wrong(work):
         return {OURS: lambda: work, "wrong": lambda: work + torch.tensor([0.0, -0.5])}
 
-    contest = Contest("t", right_and_wrong, torch.tensor([1.0, 2.0]), exact=lambda work: work.double())
-    assert held(contest, 1, progress=False).errors == {OURS: 0, "wrong": 0.5}
+    comparison = Comparison("t", right_and_wrong, torch.tensor([1.0, 2.0]), exact=lambda work: work.double())
+    assert held(comparison, 1, progress=False).errors == {OURS: 0, "wrong": 0.5}
 
 
 def test_dense_matrices_of_small_maps_alone():
-    walks = [contest for contest in walk_contests() if isinstance(contest.work, WalkWork)]
-    by_size = {contest.work: contest.prepare(contest.work) for contest in walks if contest.work.labels == 2}
-    assert [DENSE in contenders for contenders in by_size.values()] == [True, False]
+    walks = [comparison for comparison in walk_comparisons() if isinstance(comparison.work, WalkWork)]
+    by_size = {
+        comparison.work: comparison.prepare(comparison.work) for comparison in walks if comparison.work.labels == 2
+    }
+    assert [DENSE in implementations for implementations in by_size.values()] == [True, False]
     assert [(work.width, work.height) for work in by_size] == [(63, 47), (125, 94)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures the process's memory, not the device's")
 def test_peak_memory_is_that_of_the_work():
-    outcome = held(Contest("t", allocating, 64, (OURS, "half", "nobody")), 1, progress=False)
+    outcome = held(Comparison("t", allocating, 64, (OURS, "half", "nobody")), 1, progress=False)
     assert list(outcome.memory) == [OURS, "half"]
     assert 64 * MIB <= outcome.memory[OURS] < 80 * MIB
     assert 32 * MIB <= outcome.memory["half"] < 48 * MIB
-    assert held(Contest("t", allocating, 1, (OURS,)), 1, memory=False, progress=False).memory == {}
+    assert held(Comparison("t", allocating, 1, (OURS,)), 1, memory=False, progress=False).memory == {}
 
 
 def test_a_straight_line():
@@ -195,10 +197,10 @@ def test_the_report_says_what_was_measured(tmp_path):
         [outcome], [scaling], tmp_path / "new", "saliency", command="python -m benchmarks.speed saliency"
     )
     content = json.loads(paths[1].read_text())
-    (contest,) = content["contests"]
-    assert contest["times ours"] == {"peer": 2.5}
-    assert contest["seconds"]["peer"] == {"median": 0.5, "fastest": 0.5, "slowest": 0.7}
-    assert contest["peak memory in bytes"] == {OURS: 3 * MIB}
+    (comparison,) = content["comparisons"]
+    assert comparison["times ours"] == {"peer": 2.5}
+    assert comparison["seconds"]["peer"] == {"median": 0.5, "fastest": 0.5, "slowest": 0.7}
+    assert comparison["peak memory in bytes"] == {OURS: 3 * MIB}
     assert content["scaling"][0]["seconds for one more"] == pytest.approx(1)
     assert content["measured"]["command"] == "python -m benchmarks.speed saliency"
     text = paths[0].read_text()
@@ -206,8 +208,8 @@ def test_the_report_says_what_was_measured(tmp_path):
     assert "with 1000 ms for each of the images explains 1.0000" in text
 
 
-def test_contests_are_those_asked_for():
-    titles = [contest.title for contest in saliency_contests(["vgg16", "resnet50"], 500, [3, 10])]
+def test_comparisons_are_those_asked_for():
+    titles = [comparison.title for comparison in saliency_comparisons(["vgg16", "resnet50"], 500, [3, 10])]
     assert titles == [f"{model}, 500 x 500, K = {k}" for model in ("vgg16", "resnet50") for k in (3, 10)]
 
 
@@ -216,8 +218,8 @@ def run(*arguments):
 
 
 def test_the_command(photographs, tmp_path, monkeypatch):
-    monkeypatch.setattr(contests, "COUNTS_OF_CLASSES", (1, 3))
-    monkeypatch.setattr(contests, "COUNTS_OF_IMAGES", (1, 2))
+    monkeypatch.setattr(comparisons, "CLASS_COUNTS", (1, 3))
+    monkeypatch.setattr(comparisons, "IMAGE_COUNTS", (1, 2))
     monkeypatch.setattr(crf_module, "_SIZE", (60, 45))
     small = ("--size", 64, "--rounds", 1, "--no-memory", "--output", tmp_path)
     result = run("saliency", "--model", "squeezenet1_1", "--classes", 2, *small)
@@ -226,8 +228,8 @@ def test_the_command(photographs, tmp_path, monkeypatch):
     assert content["measured"]["command"] == (
         "python -m benchmarks.speed saliency --model=squeezenet1_1 --classes=2 --size=64 --rounds=1"
     )
-    (contest,) = content["contests"]
-    assert {OURS, "captum, all layers a call", "floor, channels last"} <= contest["seconds"].keys()
+    (comparison,) = content["comparisons"]
+    assert {OURS, "captum, all layers a call", "floor, channels last"} <= comparison["seconds"].keys()
     assert run("scaling", "--model", "squeezenet1_1", *small).exit_code == 0
     by_classes, by_images = json.loads((tmp_path / "scaling.json").read_text())["scaling"]
     assert list(by_classes["seconds"]) == ["1", "3"]
@@ -235,17 +237,17 @@ def test_the_command(photographs, tmp_path, monkeypatch):
     assert 0 < by_classes["seconds of a partial backward pass"] < by_classes["seconds"]["3"]
     assert "seconds of a partial backward pass" not in by_images
     assert run("crf", "--photographs", photographs, *small).exit_code == 0
-    assert len(json.loads((tmp_path / "crf.json").read_text())["contests"]) == 3
+    assert len(json.loads((tmp_path / "crf.json").read_text())["comparisons"]) == 3
     several = ("--photographs", photographs, "--model", "squeezenet1_1", "--count", 3, "--batch-size", 2)
     assert run("pipeline", *several, *small).exit_code == 0
-    (contest,) = json.loads((tmp_path / "pipeline.json").read_text())["contests"]
+    (comparison,) = json.loads((tmp_path / "pipeline.json").read_text())["comparisons"]
     alone = {f"{step} alone" for step in ("reading and preparing", "class maps", "class maps and CRF", "restoring")}
-    assert contest["seconds"].keys() == {OURS, "one step after the other", *alone, "floor, the convolutions"}
-    monkeypatch.setattr(contests, "walk_contests", lambda: [SMALL_WALK])
+    assert comparison["seconds"].keys() == {OURS, "one step after the other", *alone, "floor, the convolutions"}
+    monkeypatch.setattr(comparisons, "walk_comparisons", lambda: [SMALL_WALK])
     assert run("walk", *small).exit_code == 0
     content = json.loads((tmp_path / "walk.json").read_text())
     assert content["measured"]["command"] == "python -m benchmarks.speed walk --rounds=1"
-    assert content["contests"][0]["largest errors"].keys() == {OURS, SPARSE, DENSE}
+    assert content["comparisons"][0]["largest errors"].keys() == {OURS, SPARSE, DENSE}
     without = run("crf", *small)
     assert isinstance(without.exception, ValueError)
     assert "--photographs" in str(without.exception)

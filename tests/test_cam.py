@@ -16,8 +16,8 @@ from untouched import untouched
 
 from dcsm_attr import ClassActivationMaps, Segmenter
 from dcsm_attr.attribution.candidates import class_scores
-from dcsm_attr.attribution.inputs import comfortable_batch
-from dcsm_attr.attribution.linear_head import class_evidence
+from dcsm_attr.attribution.inputs import default_batch_size
+from dcsm_attr.attribution.linear_head import find_cam_features
 from dcsm_attr.attribution.maps import divide_by_maximum, upsample
 from dcsm_attr.datasets.preprocess import Preprocess
 
@@ -25,7 +25,7 @@ PLAIN = {"scales": (1.0,), "mirrored": False}
 
 
 class _ByHand(nn.Module):
-    """Features are the image's first two colours, pooled; three classes."""
+    """Features are the image's first two colors, pooled; three classes."""
 
     def __init__(self):
         super().__init__()
@@ -139,7 +139,7 @@ def test_grad_cam_behind_average_pooling_is_cam_over_the_positions():
     model = torchvision.models.resnet18(weights=None, num_classes=6).eval().double()
     images = torch.randn(2, 3, 96, 64, dtype=torch.float64)
     with torch.no_grad():
-        maps = class_evidence(model, (images,)).maps(torch.arange(6).expand(2, -1))
+        maps = find_cam_features(model, (images,)).maps(torch.arange(6).expand(2, -1))
     assert maps.shape == (2, 6, 3, 2)
     for c in range(6):
         grad_cam = LayerGradCam(model, model.layer4).attribute(images, c, relu_attributions=True)
@@ -214,7 +214,7 @@ def test_a_batch_that_is_not_comfortable_is_run_in_parts(cnn):
     sizes = []
     handle = cnn.fc.register_forward_hook(lambda _, inputs, output: sizes.append(len(output)))
     images = torch.randn(3, 3, 512, 512)
-    assert comfortable_batch((images,), ()) == 2
+    assert default_batch_size((images,), ()) == 2
     ClassActivationMaps(cnn, scales=(1.0, 2.0)).attribute(images, 1)
     handle.remove()
     assert sizes == [2, 2, 1, 1, 1, 1, 2, 1, 1]
@@ -454,7 +454,7 @@ def test_a_model_of_lower_precision_gives_maps_of_full(cnn, images):
     expected = ClassActivationMaps(cnn).class_maps(images, [0, 1]).maps
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
-            evidence = class_evidence(cnn, (images,))
+            evidence = find_cam_features(cnn, (images,))
         assert evidence.maps(torch.tensor([[0], [1]])).dtype == torch.float32
         result = ClassActivationMaps(cnn).class_maps(images, [0, 1])
     assert 0 < (result.maps - expected).abs().mean() < 0.03

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsm_attr.attribution.candidates import choose_candidates, class_scores, explicit_classes, given_candidates
+from dcsm_attr.attribution.candidates import choose_candidates, class_scores, explicit_candidates, resolve_classes
 
 LOGITS = torch.tensor([[0.0, 1.0, -2.0], [3.0, 3.0, 0.0]])
 
@@ -102,10 +102,10 @@ def test_what_an_image_gets_does_not_depend_on_the_others(seed, classes, images,
 
 def test_nothing_is_made_on_the_default_device():
     scores, detected = torch.rand(3, 5), torch.rand(3, 5) > 0.5
-    expected = choose_candidates(scores, detected, 2), explicit_classes([[1], [0, 2], [3]], 3, 5, "classes")
+    expected = choose_candidates(scores, detected, 2), resolve_classes([[1], [0, 2], [3]], 3, 5, "classes")
     # A device whose tensors hold no values.
     with torch.device("meta"):
-        found = choose_candidates(scores, detected, 2), explicit_classes([[1], [0, 2], [3]], 3, 5, "classes")
+        found = choose_candidates(scores, detected, 2), resolve_classes([[1], [0, 2], [3]], 3, 5, "classes")
     assert torch.equal(found[0].classes, expected[0].classes)
     assert torch.equal(found[0].detected, expected[0].detected)
     assert torch.equal(found[1], expected[1])
@@ -113,7 +113,7 @@ def test_nothing_is_made_on_the_default_device():
 
 def test_given_candidates_are_taken_as_they_are():
     classes = torch.tensor([[2, 0, -1], [1, -1, -1]])
-    chosen = given_candidates(classes, _flags([1, 0, 1], [1, 0, 0]))
+    chosen = explicit_candidates(classes, _flags([1, 0, 1], [1, 0, 0]))
     assert chosen.classes is classes
     # Class 0 of the second image is detected, but no candidate: an empty slot does not stand for it.
     assert chosen.detected.tolist() == [[True, True, False], [False, False, False]]
@@ -132,7 +132,7 @@ def test_given_candidates_are_taken_as_they_are():
     ],
 )
 def test_classes_by_name(classes, expected):
-    rows = explicit_classes(classes, 2, 4, "classes")
+    rows = resolve_classes(classes, 2, 4, "classes")
     assert rows.dtype == torch.int64
     assert rows.tolist() == expected
 
@@ -156,4 +156,4 @@ def test_classes_by_name(classes, expected):
 )
 def test_classes_that_cannot_be_read(classes, message):
     with pytest.raises(ValueError, match=message):
-        explicit_classes(classes, 2, 4, "classes")
+        resolve_classes(classes, 2, 4, "classes")

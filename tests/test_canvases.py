@@ -4,23 +4,23 @@ import pytest
 import torch
 from PIL import Image
 
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
-from dcsm_attr.training.data import BatchPlan, Canvases, Draw, collate
+from dcsm_attr.training.data import BatchPlan, Draw, ImageLabelDataset, collate
 
 
 def numbers(plan):
     return [[draw.number for draw in batch] for batch in plan]
 
 
-def test_every_epoch_shows_every_photograph_once():
+def test_every_epoch_shows_every_image_once():
     shown = [number for batch in numbers(BatchPlan(10, 4, 5, seed=1)) for number in batch]
     assert sorted(shown[:10]) == list(range(10))
     assert sorted(shown[10:]) == list(range(10))
     assert shown[:10] != shown[10:]
 
 
-def test_half_of_the_photographs_are_mirrored():
+def test_half_of_the_images_are_mirrored():
     draws = [draw for batch in BatchPlan(100, 10, 40, seed=1) for draw in batch]
     assert 0.4 < sum(draw.mirrored for draw in draws) / len(draws) < 0.6
 
@@ -64,14 +64,14 @@ def collection(tmp_path):
     Image.fromarray(pixels.numpy()).save(tmp_path / "good.png")
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     photographs = (
-        Photograph("good", tmp_path / "good.png", (0, 2), tmp_path / "no-such-mask.png"),
-        Photograph("bad", tmp_path / "bad.jpg", (1,)),
+        LabeledImage("good", tmp_path / "good.png", (0, 2), tmp_path / "no-such-mask.png"),
+        LabeledImage("bad", tmp_path / "bad.jpg", (1,)),
     )
     return Collection(("a", "b", "c"), photographs)
 
 
 def test_mirroring(collection):
-    canvases = Canvases(collection, Preprocess(size=30, mean=(0, 0, 0), std=(1, 1, 1)))
+    canvases = ImageLabelDataset(collection, Preprocess(size=30, mean=(0, 0, 0), std=(1, 1, 1)))
     plain, mirrored = canvases[Draw(0)].image, canvases[Draw(0, mirrored=True)].image
     assert torch.equal(plain[0, :20, :15], torch.ones(20, 15))
     assert torch.equal(mirrored[0, :20, 15:], torch.ones(20, 15))
@@ -79,8 +79,8 @@ def test_mirroring(collection):
     assert canvases[Draw(0)].present.tolist() == [1, 0, 1]
 
 
-def test_an_unreadable_photograph_is_left_out_and_named(collection):
-    canvases = Canvases(collection, Preprocess(size=30))
+def test_an_unreadable_image_is_left_out_and_named(collection):
+    canvases = ImageLabelDataset(collection, Preprocess(size=30))
     assert len(canvases) == 2
     batch = collate([canvases[Draw(1)], canvases[Draw(0)]])
     assert batch.numbers.tolist() == [0]

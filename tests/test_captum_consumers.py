@@ -8,7 +8,7 @@ from captum.attr import visualization as captum_visualization
 from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
 
 from dcsm_attr import DistinctClassSaliency, Simonyan
-from dcsm_attr.attribution.consumers import expanded_to_channels
+from dcsm_attr.attribution.consumers import expand_to_channels
 from dcsm_attr.segmentation.visualization import visualize_attribution
 
 
@@ -109,26 +109,26 @@ def test_infidelity_through_the_helper(dcs, images):
     def perturb(x):
         return x - noise
 
-    attribution = expanded_to_channels(dcs.attribute(images, 1), images)
+    attribution = expand_to_channels(dcs.attribute(images, 1), images)
     assert attribution.shape == images.shape
     result = infidelity(score, perturb, images, attribution, target=1, n_perturb_samples=1)
     predicted = (noise * attribution).flatten(1).sum(1)
     actual = (score(images) - score(images - noise))[:, 1]
     torch.testing.assert_close(result, (predicted - actual).square(), rtol=1e-3, atol=1e-5)
-    (in_tuple,) = expanded_to_channels(dcs.attribute((images,), 1), (images,))
+    (in_tuple,) = expand_to_channels(dcs.attribute((images,), 1), (images,))
     assert torch.equal(in_tuple, attribution)
 
 
 def test_expanding_needs_maps_of_the_inputs_size(images):
     with pytest.raises(ValueError, match=r"\(N, 1, H, W\)"):
-        expanded_to_channels(torch.rand(2, 1, 5, 5), images)
+        expand_to_channels(torch.rand(2, 1, 5, 5), images)
     maps = torch.rand(2, 1, 20, 24)
     for attributions, inputs in ((maps, (images,)), ((maps,), images)):
         with pytest.raises(TypeError, match="must both be tensors or both be tuples"):
-            expanded_to_channels(attributions, inputs)
+            expand_to_channels(attributions, inputs)
 
 
-def test_captums_own_visualisation_draws_a_map(dcs, images):
+def test_captums_own_visualization_draws_a_map(dcs, images):
     values = dcs.attribute(images, 1)[0].permute(1, 2, 0).numpy()
     _, axes = captum_visualization.visualize_image_attr(values, method="heat_map", sign="positive", use_pyplot=False)
     drawn = axes.images[0].get_array()

@@ -9,8 +9,8 @@ import torchvision
 from conftest import PooledCNN
 from torch import nn
 
-from dcsm_attr.attribution.linear_head import class_evidence
-from dcsm_attr.attribution.model import pooled_scores
+from dcsm_attr.attribution.linear_head import find_cam_features
+from dcsm_attr.attribution.model import pool_score_maps
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 
 
@@ -30,7 +30,7 @@ class _Net(nn.Module):
 
 def _found(model, images):
     with torch.no_grad():
-        return class_evidence(model.eval(), (images,))
+        return find_cam_features(model.eval(), (images,))
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_squeezenets_scores_behind_their_rectifier(convert):
     model = torchvision.models.squeezenet1_1(weights=None, num_classes=7)
     evidence = _found(fully_convolutional(model) if convert else model, torch.randn(1, 3, 64, 96))
     maps = evidence.maps(torch.arange(7)[None]) + model.classifier[1].bias[:, None, None]
-    scores = evidence.logits if evidence.logits.ndim == 2 else pooled_scores(evidence.logits, "average")
+    scores = evidence.logits if evidence.logits.ndim == 2 else pool_score_maps(evidence.logits, "average")
     torch.testing.assert_close(maps.relu().mean((2, 3)), scores)
     assert (maps < 0).any(), "nothing would be rectified"
 
@@ -170,7 +170,7 @@ REFUSED = {
     "flattened": (lambda net, x: net.fc(x.flatten(1)), {"fc": nn.Linear(6 * 48, 5)}, NOT_A_MEAN),
     "maximum": (lambda net, x: net.fc(x.amax((2, 3))), {"fc": nn.Linear(6, 5)}, NOT_A_MEAN),
     "one position": (lambda net, x: net.fc(x[:, :, 0, 0]), {"fc": nn.Linear(6, 5)}, NOT_A_MEAN),
-    "generalised mean": (
+    "generalized mean": (
         lambda net, x: net.fc(x.pow(3).mean((2, 3)).pow(1 / 3)),
         {"fc": nn.Linear(6, 5)},
         NOT_A_MEAN,
@@ -180,7 +180,7 @@ REFUSED = {
         {"fc": nn.Linear(12, 5)},
         NOT_A_MEAN,
     ),
-    "normalised after pooling": (
+    "normalized after pooling": (
         lambda net, x: net.fc(F.layer_norm(x.mean((2, 3)), (6,))),
         {"fc": nn.Linear(6, 5)},
         NOT_A_MEAN,

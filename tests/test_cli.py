@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("small_canvas")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A network with random weights, the names of its classes, and two photographs in folders of their own."""
+    """A network with random weights, the names of its classes, and two images in folders of their own."""
     folder = tmp_path_factory.mktemp("files")
     torch.manual_seed(1)
     network = torchvision.models.squeezenet1_1(weights=None, num_classes=len(NAMES))
@@ -93,7 +93,7 @@ def test_attribute_writes_the_maps(files, tmp_path):
     assert json.loads((folder / "attribution.json").read_text())["settings"]["crf"] is None
 
 
-def test_photographs_of_one_name_do_not_overwrite_each_other(files, tmp_path):
+def test_images_of_one_name_do_not_overwrite_each_other(files, tmp_path):
     result = with_network(files, "attribute", files / "a", files / "b", output=tmp_path)
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {"photo", "photo-2", "run.json"}
@@ -101,7 +101,7 @@ def test_photographs_of_one_name_do_not_overwrite_each_other(files, tmp_path):
     assert not np.array_equal(first, second)
 
 
-def test_one_bad_photograph_does_not_end_the_run(files, tmp_path):
+def test_one_bad_image_does_not_end_the_run(files, tmp_path):
     good = files / "a" / "photo.png"
     bad = tmp_path / "half.png"
     bad.write_bytes(good.read_bytes()[:500])
@@ -199,13 +199,13 @@ def test_an_output_that_is_a_file(files, tmp_path):
     assert (tmp_path / "out").read_text() == "in the way"
 
 
-def test_a_folder_without_pictures(files, tmp_path):
+def test_a_folder_without_images(files, tmp_path):
     result = with_network(files, "segment", tmp_path, output=tmp_path / "out")
     assert "the folder holds no pictures" in str(result.exception)
 
 
 @pytest.mark.parametrize("command", ["segment", "attribute"])
-def test_a_folder_without_pictures_costs_no_download(command, tmp_path, monkeypatch):
+def test_a_folder_without_images_costs_no_download(command, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("weights were loaded"))
     result = CliRunner().invoke(app, [command, str(tmp_path), "--model", "squeezenet1_1", "--weights", "DEFAULT"])
     assert "the folder holds no pictures" in str(result.exception)

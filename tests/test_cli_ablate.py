@@ -18,7 +18,7 @@ from benchmarks.ablation.affinity_tables import AFFINITY_TABLES
 from benchmarks.ablation.tables import TABLES
 from dcsm_attr.attribution import ClassActivationMaps
 from dcsm_attr.cli import run_command
-from dcsm_attr.datasets.masks import VOC_CLASSES, label_picture
+from dcsm_attr.datasets.masks import VOC_CLASSES, label_image
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.evaluate import evaluate
@@ -34,7 +34,7 @@ SHOWN = {"t0": (2, 14), "t1": (7,), "v0": (14, 7), "v1": (2,), "v2": (7, 2)}
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory):
-    """Coloured bars on grey, a class each."""
+    """Colored bars on gray, a class each."""
     root = tmp_path_factory.mktemp("voc") / "VOC"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -50,11 +50,11 @@ def voc(tmp_path_factory):
                 mask[bar] = 1 + c
             mask[0] = 255
             Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.jpg")
-            label_picture(mask).save(root / "SegmentationClass" / f"{name}.png")
+            label_image(mask).save(root / "SegmentationClass" / f"{name}.png")
             lines.append(f"{name},{split},{' '.join(VOC_CLASSES[c] for c in SHOWN[name])}")
     (root / "image_labels.csv").write_text("\n".join(lines) + "\n")
     torch.manual_seed(0)
-    architecture = Architecture("squeezenet1_1", len(VOC_CLASSES), "features.6", "normalised")
+    architecture = Architecture("squeezenet1_1", len(VOC_CLASSES), "features.6", "normalized")
     save_classifier(
         build_classifier(architecture, None, VOC_CLASSES, Preprocess(size=48)), root.parent / "best.safetensors"
     )
@@ -102,7 +102,7 @@ def test_end_to_end_and_again(voc, tmp_path, monkeypatch):
 
     # Again, nothing is opened; another protocol shares gradients, not counts.
     with monkeypatch.context() as context:
-        context.setattr(sweep_module, "open_case", None)
+        context.setattr(sweep_module, "load_case", None)
         again = run(voc, "candidates", output=output)
     assert again.exit_code == 0
     assert again.output.endswith(result.output[result.output.index("The number of candidates") :])
@@ -111,7 +111,7 @@ def test_end_to_end_and_again(voc, tmp_path, monkeypatch):
     assert (output / "candidates-detected.md").is_file()
 
 
-def test_some_of_the_photographs(voc, tmp_path):
+def test_some_of_the_images(voc, tmp_path):
     options = ["--count", 2, "--background-count", 1, "--background-split", "val", "--split", "train"]
     result = run(voc, "crf", *options, output=tmp_path)
     assert result.exit_code == 0, result.output
@@ -159,13 +159,13 @@ def test_what_cannot_be_measured(voc, tmp_path):
 
 
 def test_an_unknown_table_is_told_with_those_that_there_are(voc, tmp_path):
-    result = run(voc, "colours", output=tmp_path / "out")
+    result = run(voc, "colors", output=tmp_path / "out")
     assert result.exit_code == 2
-    assert "'colours' is not one of" in result.output
+    assert "'colors' is not one of" in result.output
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bad_photograph_is_told(voc, tmp_path):
+def test_a_bad_image_is_told(voc, tmp_path):
     photograph = voc / "JPEGImages" / "v1.jpg"
     whole = photograph.read_bytes()
     photograph.write_bytes(whole[:200])
@@ -205,7 +205,7 @@ def test_the_walk_as_a_table(tmp_path, voc, affinity_net):
     assert list(rows) == [(series, label) for series in ("CAM", "DCSM", "CAM x DCSM") for label in labels]
     assert (tmp_path / "affinity-known-exponents.png").stat().st_size > 1000
     assert "## The exponent of the background" in (tmp_path / "affinity-known.md").read_text()
-    # The same by the segmenter: labels at the size of the photograph, known classes, no CRF.
+    # The same by the segmenter: labels at the size of the image, known classes, no CRF.
     classifier = load_classifier(voc.parent / "best.safetensors")
     published = SemanticWalk(affinity_net, beta=8, steps=256)
     for label, walk in zip(labels, (None, SemanticWalk(affinity_net), published), strict=True):

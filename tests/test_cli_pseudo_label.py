@@ -47,7 +47,7 @@ def test_a_voc_folder_by_its_lists(tmp_path, scenes):
     first, lines = manifest(tmp_path / "train")
     names = (scenes / "ImageSets/Segmentation/train.txt").read_text().split()
     assert list(lines) == names
-    assert first["labelled"] == len(names)
+    assert first["labeled"] == len(names)
     assert first["settings"]["crf"] is None
     for name, line in lines.items():
         with Image.open(tmp_path / "train" / line["labels"]) as picture:
@@ -71,7 +71,7 @@ def test_a_folder_a_list_and_a_broken_file(tmp_path, scenes):
     assert "1 photographs could not be read" in result.output
     assert "broken.jpg: not an image" in result.output
     first, lines = manifest(tmp_path / "folder")
-    assert (first["labelled"], first["failed"]) == (len(names), 1)
+    assert (first["labeled"], first["failed"]) == (len(names), 1)
     assert "not an image" in lines["broken"]["error"]
 
     listed = tmp_path / "list.txt"
@@ -86,7 +86,7 @@ def test_shards_end_with_one_manifest(tmp_path, scenes):
     arguments = (listed, "--labels", labels, "--output", tmp_path / "out", "--report")
     assert "no report yet" in pseudo_label(*arguments, "--shard", "1/2").output
     assert "report.html, to look at" in pseudo_label(*arguments, "--shard", "0/2").output
-    assert manifest(tmp_path / "out")[0]["labelled"] == len(listed.read_text().splitlines())
+    assert manifest(tmp_path / "out")[0]["labeled"] == len(listed.read_text().splitlines())
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_bad_options_are_told_before_the_work(tmp_path, scenes, options, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_need_labels(tmp_path, scenes):
+def test_images_need_labels(tmp_path, scenes):
     assert "for other pictures pass --labels FILE.csv" in error_of(scenes / "JPEGImages", "--output", tmp_path / "out")
 
 
@@ -121,5 +121,5 @@ def test_the_jobs_of_an_array(tmp_path, scenes):
         subprocess.run(["bash", str(SLURM)], env=variables, check=True, capture_output=True)
     first, lines = manifest(tmp_path / "out")
     names = (scenes / "ImageSets/Segmentation/train.txt").read_text().split()
-    assert (first["labelled"], list(lines)) == (len(names), names)
+    assert (first["labeled"], list(lines)) == (len(names), names)
     assert all(name in (tmp_path / "out" / "report.html").read_text(encoding="utf-8") for name in names)

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 
 
 def collection(total):
-    return Collection(("a",), tuple(Photograph(str(i), Path(f"{i}.png"), (0,)) for i in range(total)))
+    return Collection(("a",), tuple(LabeledImage(str(i), Path(f"{i}.png"), (0,)) for i in range(total)))
 
 
 def chosen(total, count):

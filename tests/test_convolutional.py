@@ -8,8 +8,8 @@ import torchvision
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.models.backbone import copied_trunk
-from dcsm_attr.models.fully_convolutional import convolution_of, fully_convolutional, rectified_head
+from dcsm_attr.models.backbone import copy_backbone
+from dcsm_attr.models.fully_convolutional import fully_convolutional, linear_to_convolution, rectified_head
 
 # One of each family of torchvision: name, trained size, and whether its head commutes with the mean over positions.
 FAMILIES = [
@@ -150,7 +150,7 @@ def test_it_can_be_explained():
 
 def test_a_linear_layer_over_a_map_as_a_convolution():
     linear = nn.Linear(2 * 3 * 3, 5)
-    convolution = convolution_of(linear, 2)
+    convolution = linear_to_convolution(linear, 2)
     maps = torch.randn(4, 2, 3, 3)
     assert torch.allclose(convolution(maps)[:, :, 0, 0], linear(maps.flatten(1)), atol=1e-6)
     assert convolution(torch.randn(1, 2, 5, 6)).shape == (1, 5, 3, 4)
@@ -159,7 +159,7 @@ def test_a_linear_layer_over_a_map_as_a_convolution():
     padded[:, :, 1:2, :2] = small
     assert torch.equal(convolution(small), convolution(padded))
     with pytest.raises(ValueError, match=r"4 \* k \* k features; it takes 18"):
-        convolution_of(linear, 4)
+        linear_to_convolution(linear, 4)
 
 
 def test_the_rectified_head_by_hand():
@@ -207,9 +207,9 @@ def test_the_extended_head_stands_on_the_models_own_scores(name):
     assert sum(isinstance(layer, nn.ReLU) for layer in network.head) == (3 if name == "vgg11" else 1)
 
 
-def test_the_copy_of_a_trunk_changes_its_mode_and_shares_nothing():
+def test_the_copy_of_a_backbone_changes_its_mode_and_shares_nothing():
     network = fully_convolutional(model_named("resnet18"), 2, head="linear").eval()
-    copied = copied_trunk(network.trunk)
+    copied = copy_backbone(network.trunk)
     images = torch.randn(2, 3, 64, 64)
     before = network.trunk(images)["map"]
     assert torch.equal(copied.train().eval()(images)["map"], before)

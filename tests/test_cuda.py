@@ -8,15 +8,15 @@ from conftest import PooledCNN, TinyVGG
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
 from dcsm_attr.attribution import gradients
 from dcsm_attr.datasets.preprocess import Preprocess
-from dcsm_attr.models.affinity_net import affinities, neighbour_offsets
+from dcsm_attr.models.affinity_net import affinities, neighbor_offsets
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 from dcsm_attr.models.segmentation_net import SegmentationNet
-from dcsm_attr.models.stochastic import StochasticSelection, drawing_from
+from dcsm_attr.models.stochastic import StochasticSelection, use_generator
 from dcsm_attr.wsss.ficklenet import stochastic_maps
 from dcsm_attr.wsss.inference import label_probabilities
 from dcsm_attr.wsss.losses import OBJECTIVES
 from dcsm_attr.wsss.random_walk import random_walk
-from dcsm_attr.wsss.region_growing import grown_seeds
+from dcsm_attr.wsss.region_growing import grow_seeds
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -114,7 +114,7 @@ def test_the_crf_equals_that_of_the_cpu(labels, widths):
     assert (result.argmax(1) == expected.argmax(1)).float().mean() >= 0.999
 
 
-def test_photographs_stay_on_the_gpu_until_the_result():
+def test_images_stay_on_the_gpu_until_the_result():
     model = TinyVGG(4).eval()
     photograph = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8)
     expected = Segmenter(model, preprocess=Preprocess(size=80)).segment(photograph, [0, 1])
@@ -156,7 +156,7 @@ def test_triton_gives_what_the_plain_operations_give(labels):
 
 
 def test_affinities_and_walks_equal_those_of_the_cpu():
-    offsets = neighbour_offsets()
+    offsets = neighbor_offsets()
     on_cpu = torch.randn(3, 16, 20, 23, requires_grad=True)
     on_gpu = on_cpu.detach().cuda().requires_grad_()
     expected, result = affinities(on_cpu, offsets, "mean"), affinities(on_gpu, offsets, "mean")
@@ -173,11 +173,11 @@ def test_affinities_and_walks_equal_those_of_the_cpu():
 
 def test_stochastic_selection_draws_and_computes_as_on_the_cpu():
     layer, x = StochasticSelection(8, 4, window=5, rate=0.9), torch.randn(2, 8, 11, 13)
-    with drawing_from(torch.Generator().manual_seed(0)):
+    with use_generator(torch.Generator().manual_seed(0)):
         expected = layer(x)
     maps = list(stochastic_maps(layer, x[:1], [0, 3], 4))
     layer, x = layer.cuda(), x.cuda()
-    with drawing_from(torch.Generator().manual_seed(0)):
+    with use_generator(torch.Generator().manual_seed(0)):
         scores = layer(x)
     torch.testing.assert_close(scores.cpu(), expected, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(stochastic_maps(layer, x[:1], [0, 3], 4), maps, strict=True):
@@ -187,8 +187,8 @@ def test_stochastic_selection_draws_and_computes_as_on_the_cpu():
 def test_regions_grow_as_on_the_cpu():
     seeds, present = torch.rand(3, 4, 30, 40) < 0.05, torch.ones(3, 3, dtype=torch.bool)
     probabilities = (4 * torch.randn(3, 4, 30, 40)).softmax(dim=1)
-    expected = grown_seeds(seeds, probabilities, present, 0.5, 0.5)
-    assert torch.equal(grown_seeds(seeds.cuda(), probabilities.cuda(), present.cuda(), 0.5, 0.5).cpu(), expected)
+    expected = grow_seeds(seeds, probabilities, present, 0.5, 0.5)
+    assert torch.equal(grow_seeds(seeds.cuda(), probabilities.cuda(), present.cuda(), 0.5, 0.5).cpu(), expected)
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))

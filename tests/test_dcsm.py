@@ -88,7 +88,7 @@ def test_paper_variant_equals_the_float64_reference(vgg, guided, subtract):
         assert expected[c].max() > 0.1
 
 
-def _confident(vgg):
+def _confident_labels_of_batch(vgg):
     """Biases that put two classes above 0.5 and one at some scales only."""
     with torch.no_grad():
         vgg.classifier[2].bias.copy_(torch.tensor([0.4, -0.6, 0.3, -0.2, -0.5, -0.4]))
@@ -98,7 +98,7 @@ def _confident(vgg):
 @pytest.mark.parametrize("seed", range(4))
 def test_matconvnet_variant_equals_the_float64_reference(seed):
     torch.manual_seed(seed)
-    vgg = _confident(TinyVGG(classes=6).eval())
+    vgg = _confident_labels_of_batch(TinyVGG(classes=6).eval())
     x = torch.randn(3, 24, 24)
     candidates, accumulated, pictures = reference.matconvnet(vgg, _layers(vgg), x)
     dcs = DistinctClassSaliency(vgg.float(), CONVOLUTIONS, variant="matconvnet")
@@ -111,7 +111,7 @@ def test_matconvnet_variant_equals_the_float64_reference(seed):
     for k, c in enumerate(result.classes[0].tolist()):
         if c in accumulated:
             np.testing.assert_allclose(result.maps[0, k].numpy(), accumulated[c] / terms, atol=2e-5)
-            picture = eq.matconvnet_picture(result.maps[:, k : k + 1], 3.0)[0, 0]
+            picture = eq.matconvnet_image(result.maps[:, k : k + 1], 3.0)[0, 0]
             np.testing.assert_allclose(picture.numpy(), pictures[c], atol=1e-4)
 
 
@@ -143,7 +143,7 @@ def test_the_variants_differ(vgg, images):
 @pytest.mark.parametrize("variant", ["paper", "matconvnet", "caffe"])
 def test_what_an_image_gets_does_not_depend_on_the_batch(vgg, variant):
     x = torch.randn(4, 3, 20, 24)
-    dcs = DistinctClassSaliency(_confident(TinyVGG(6)).eval(), variant=variant)
+    dcs = DistinctClassSaliency(_confident_labels_of_batch(TinyVGG(6)).eval(), variant=variant)
     together = dcs.class_maps(x)
     for n in range(4):
         alone, one = dcs.class_maps(x[n : n + 1]), together[n]

@@ -7,7 +7,7 @@ import torch
 
 from dcsm_attr.datasets.images import read_image
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
-from dcsm_attr.demo import STEPS, UNSEEN_SEED, run_demo, scene_segmenter, step_labels
+from dcsm_attr.demo import STEPS, TEST_SCENE_SEED, run_demo, scene_segmenter, step_labels
 from dcsm_attr.evaluation.metrics import mean_iou
 from dcsm_attr.models.scene_net import load_scene_net
 from dcsm_attr.training.scenes import train_scene_net
@@ -58,7 +58,7 @@ def test_the_means_are_those_of_the_confusions(result):
 
 
 def test_the_figure_shows_the_richest_scenes(result):
-    counts = sorted((int(generate_scene(i, UNSEEN_SEED).present.sum()) for i in range(60)), reverse=True)
+    counts = sorted((int(generate_scene(i, TEST_SCENE_SEED).present.sum()) for i in range(60)), reverse=True)
     assert [int(one.scene.present.sum()) for one in result.shown] == counts[:3]
 
 

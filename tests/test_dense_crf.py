@@ -13,7 +13,7 @@ DEEPLAB = {"bilateral_weight": 10, "bilateral_xy": 80, "bilateral_rgb": 13, "gau
 
 
 def _picture(height, width, seed=0):
-    """Smooth colours with noise, grey areas and saturated ones: also where rounding decides on lattice vertices."""
+    """Smooth colors with noise, gray areas and saturated ones: also where rounding decides on lattice vertices."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 5, 6, generator=generator)
     image = (
@@ -54,7 +54,7 @@ def test_backends_agree_without_one_of_the_kernels(left_out):
 
 @pytest.mark.parametrize("labels", [2, 4, 21])
 @pytest.mark.parametrize("settings", [{}, DEEPLAB], ids=["paper", "deeplab"])
-def test_backends_agree_on_photographs(shared, labels, settings):
+def test_backends_agree_on_images(shared, labels, settings):
     pytest.importorskip("pydensecrf", reason="the reference CRF is an extra: pip install 'dcsm_attr[pydensecrf]'")
     for name in ("dog-and-cat.png", "puppy-and-kitten.jpg", "horse-and-rider.jpg"):
         photograph = np.array(Image.open(shared / "images" / name).convert("RGB"))
@@ -106,7 +106,7 @@ def test_no_lattice_is_built_twice(monkeypatch):
     monkeypatch.setattr(dense_crf_module, "PermutohedralLattice", counted)
     crf = DenseCRF(iterations=1)
     crf.alternatives(_probabilities(6, 3, 12, 14), _picture(12, 14)[0])
-    assert dimensions == [2, 5], "once for all labellings"
+    assert dimensions == [2, 5], "once for all labelings"
     dimensions.clear()
     crf(_probabilities(3, 3, 12, 14), _picture(12, 14).expand(3, 3, 12, 14))
     assert dimensions == [2, 5, 5, 5], "that of the positions once for all images"
@@ -128,8 +128,8 @@ def test_it_recovers_regions_from_noisy_unaries():
     truth = torch.zeros(1, 48, 64, dtype=torch.long)
     truth[0, 10:38, 12:40] = 1
     truth[0, 20:44, 44:60] = 2
-    colours = torch.tensor([[60, 90, 60], [200, 60, 50], [60, 80, 220]])
-    image = (colours[truth].permute(0, 3, 1, 2) + torch.randn(1, 3, 48, 64) * 8).clamp(0, 255).to(torch.uint8)
+    colors = torch.tensor([[60, 90, 60], [200, 60, 50], [60, 80, 220]])
+    image = (colors[truth].permute(0, 3, 1, 2) + torch.randn(1, 3, 48, 64) * 8).clamp(0, 255).to(torch.uint8)
     probabilities = (F.one_hot(truth, 3).permute(0, 3, 1, 2) * 1.2 + torch.randn(1, 3, 48, 64)).softmax(1)
     before = (probabilities.argmax(1) == truth).float().mean()
     after = (DenseCRF(**DEEPLAB)(probabilities, image).argmax(1) == truth).float().mean()

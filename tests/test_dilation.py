@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model, resnet50
 
-from dcsm_attr.models.backbone import keep_resolution
+from dcsm_attr.models.backbone import replace_stride_with_dilation
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_dilated():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         fully_convolutional(Chain(), 2, cut="features", head="linear", output_stride=0)
     with pytest.raises(TypeError, match="traced trunk.*Chain"):
-        keep_resolution(Chain(), 8)
+        replace_stride_with_dilation(Chain(), 8)
 
 
 def test_the_file_of_a_classifier_brings_its_stride(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from docs_pages.comparisons import comparisons
 from typer.testing import CliRunner
 
 import dcsm_attr
@@ -20,9 +21,8 @@ from docs_pages.ablations import ablation, by_title, sections
 from docs_pages.accuracy import accuracy
 from docs_pages.benchmarks import benchmarks
 from docs_pages.commands import commands_page, split_help
-from docs_pages.contests import contests
 from docs_pages.contract import file_tables, imports_of, layers, package_table, packages, picture, purpose
-from docs_pages.evaluations import comparison, each_class, given_options, label_table
+from docs_pages.evaluations import comparison, given_options, label_table, rows_per_class
 from docs_pages.name_links import linked_names
 from docs_pages.repository_links import linked_files, place, relinked, shown
 from docs_pages.results import Results, origin
@@ -135,7 +135,9 @@ def test_options_are_those_that_say_what_was_evaluated():
 
 
 def test_each_class_has_a_row_for_what_occurs_and_what_does_not():
-    text = each_class("a", {"data": "Split.", "measured": MEASURED, "evaluations": [_evaluation("known", 0.25, None)]})
+    text = rows_per_class(
+        "a", {"data": "Split.", "measured": MEASURED, "evaluations": [_evaluation("known", 0.25, None)]}
+    )
     assert text.startswith('??? note "Each class: a"\n\n    Split.')
     assert "    | IoU in % | known, before the CRF |" in text
     assert "    | cat | 25.0 |\n    | dog | - |" in text
@@ -203,11 +205,15 @@ def test_tables_of_the_paper_come_first_in_its_order_and_networks_are_tabs():
     ]
 
 
-def test_contests_keep_median_fastest_slowest_and_memory():
+def test_comparisons_keep_median_fastest_slowest_and_memory():
     times = {"median": 1.2, "fastest": 1.1, "slowest": 2.0}
-    contest = {"title": "vgg16", "seconds": {"dcsm_attr": times, "other": {**times, "median": 1.8}}}
-    content = {"contests": [contest | {"peak memory in bytes": {"other": 2**21}}], "scaling": [], "measured": MEASURED}
-    _, table, _ = contests(content)
+    comparison = {"title": "vgg16", "seconds": {"dcsm_attr": times, "other": {**times, "median": 1.8}}}
+    content = {
+        "comparisons": [comparison | {"peak memory in bytes": {"other": 2**21}}],
+        "scaling": [],
+        "measured": MEASURED,
+    }
+    _, table, _ = comparisons(content)
     assert table.splitlines()[2:] == [
         "| dcsm_attr | 1200 | 1100 | 2000 | 1.00 | - |",
         "| other | 1800 | 1100 | 2000 | 1.50 | 2 |",
@@ -216,7 +222,7 @@ def test_contests_keep_median_fastest_slowest_and_memory():
 
 def test_a_line_over_counts_is_drawn_again_from_its_seconds():
     scaling = {"title": "vgg16, by the number of images", "seconds": {"1": 1.0, "2": 3.0, "3": 5.0}}
-    _, text, _ = contests({"contests": [], "scaling": [scaling], "measured": MEASURED})
+    _, text, _ = comparisons({"comparisons": [], "scaling": [scaling], "measured": MEASURED})
     assert "| images | 1 | 2 | 3 |" in text
     assert "2000 ms for each of the images explains 1.0000 of the variance." in text
 
@@ -295,7 +301,7 @@ def test_a_command_may_have_other_parameters_than_its_function():
     assert "| <code>--count INTEGER</code> | `3` |" in commands_page(typer.main.get_command(tool), "tool")
 
 
-def _rows_of_picture():
+def _image_rows():
     rows = {}
     for y, name in re.findall(
         r'<text x="[\d.]+" y="(\d+)">(\w+)</text>', picture(layers(ROOT / "setup.cfg", "dcsm_attr"))
@@ -311,14 +317,12 @@ def test_contributing_tells_what_each_package_is_for_by_its_docstring():
 
 def test_the_picture_of_the_packages_is_the_contract_of_import_linter():
     contract = (ROOT / "setup.cfg").read_text().split("\nlayers =\n")[1].split("\n[")[0]
-    assert _rows_of_picture() == [
-        re.findall(r"dcsm_attr\.(\w+)", line) for line in contract.splitlines() if line.strip()
-    ]
+    assert _image_rows() == [re.findall(r"dcsm_attr\.(\w+)", line) for line in contract.splitlines() if line.strip()]
 
 
 def test_every_package_is_in_the_picture_and_in_the_table_once():
     there = sorted(module.name for module in pkgutil.iter_modules(dcsm_attr.__path__) if module.name != "__main__")
-    assert sorted(name for row in _rows_of_picture() for name in row) == there
+    assert sorted(name for row in _image_rows() for name in row) == there
     assert re.findall(r'id="package-(\w+)"', package_table(PACKAGE)) == there
 
 
@@ -331,7 +335,7 @@ def test_every_file_has_its_line():
 
 
 def test_packages_import_those_below_them_alone():
-    rows = _rows_of_picture()
+    rows = _image_rows()
     level = {name: number for number, row in enumerate(rows) for name in row}
     found = {name: imports_of(source, "dcsm_attr") for name, source in packages(PACKAGE).items()}
     assert "maps" in found["attribution"]
@@ -395,7 +399,7 @@ def test_files_that_linked_files_link_to_come_too(repository):
     assert linked_files(texts, repository, text_of) == {"res/r.md", "res/p.png", "GUIDE.md"}
 
 
-def test_code_and_folders_are_shown_as_pages_and_pictures_as_they_are(repository):
+def test_code_and_folders_are_shown_as_pages_and_images_as_they_are(repository):
     assert "# src/x.py\n\n``````python\nsrc/x.py\n``````" in shown("src/x.py", repository)
     assert "- `p.png`\n- `r.md`\n" in shown("res", repository)
     assert shown("res/p.png", repository) is None

@@ -1,4 +1,4 @@
-"""Evaluating a segmenter: against counting pixels, with bad files, cut off and gone on with."""
+"""Evaluating a segmenter: against counting pixels, with bad files, interrupted and resumed."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from dcsm_attr import DenseCRF, Segmenter
 from dcsm_attr.cli.evaluate import evaluate as evaluate_command
-from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.datasets.masks import VOC_CLASSES, VOID, label_picture
+from dcsm_attr.datasets.collection import Collection, LabeledImage
+from dcsm_attr.datasets.masks import VOC_CLASSES, VOID, label_image
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
 from dcsm_attr.demo import scene_segmenter
 from dcsm_attr.evaluation import evaluate as protocols
@@ -33,14 +33,14 @@ COUNT = 7
 
 
 def write_scene(folder, number, size=64):
-    """A scene as a photograph and its mask, with a frame of void."""
+    """A scene as an image and its mask, with a frame of void."""
     scene = generate_scene(number, seed=5, size=size)
     labels = scene.labels.numpy().copy()
     labels[:2], labels[-2:] = VOID, VOID
     path, mask = folder / f"{number}.png", folder / f"{number}-mask.png"
     Image.fromarray(scene.image.permute(1, 2, 0).numpy()).save(path)
-    label_picture(labels).save(mask)
-    return Photograph(f"scene {number}", path, tuple(scene.present.nonzero()[:, 0].tolist()), mask)
+    label_image(labels).save(mask)
+    return LabeledImage(f"scene {number}", path, tuple(scene.present.nonzero()[:, 0].tolist()), mask)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def same(first, second):
 
 
 def counted_by_hand(segmenter, collection, known):
-    """IoU of each label before and after the CRF, from sets of pixels of one photograph after the other."""
+    """IoU of each label before and after the CRF, from sets of pixels of one image after the other."""
     labels = 1 + len(CLASS_NAMES)
     overlap, union = np.zeros((2, labels)), np.zeros((2, labels))
     for photograph in collection:
@@ -148,7 +148,7 @@ class Silent(nn.Module):
         return self.network(x) - 1000
 
 
-def test_photographs_in_which_nothing_is_detected_are_named(collection, segmenter):
+def test_images_in_which_nothing_is_detected_are_named(collection, segmenter):
     silent = Segmenter(Silent(), crf=None, class_names=CLASS_NAMES, preprocess=segmenter.preprocess)
     detected = measured(silent, collection)
     assert detected.nothing_detected == detected.photographs
@@ -156,7 +156,7 @@ def test_photographs_in_which_nothing_is_detected_are_named(collection, segmente
     assert torch.equal(detected.unrefined.counts, detected.refined.counts), "there is no CRF"
 
 
-def harm_photograph(photograph):
+def damage_image(photograph):
     photograph.path.write_bytes(photograph.path.read_bytes()[:900])
     return photograph, photograph.path.name
 
@@ -176,7 +176,7 @@ def remove_mask(photograph):
     return photograph, "no such file"
 
 
-def colour_mask(photograph):
+def color_mask(photograph):
     Image.open(photograph.mask).convert("RGB").save(photograph.mask)
     return photograph, "RGB"
 
@@ -184,7 +184,7 @@ def colour_mask(photograph):
 def strange_label(photograph):
     labels = np.array(Image.open(photograph.mask))
     labels[10, 10] = len(CLASS_NAMES) + 1
-    label_picture(labels).save(photograph.mask)
+    label_image(labels).save(photograph.mask)
     return photograph, f"got {len(CLASS_NAMES) + 1}"
 
 
@@ -193,7 +193,7 @@ def forget_classes(photograph):
 
 
 @pytest.mark.parametrize(
-    "harm", [harm_photograph, harm_mask, shrink_mask, remove_mask, colour_mask, strange_label, forget_classes]
+    "harm", [damage_image, harm_mask, shrink_mask, remove_mask, color_mask, strange_label, forget_classes]
 )
 def test_a_bad_file_is_named_and_not_counted(segmenter, collection, harm, caplog):
     bad = 3
@@ -210,7 +210,7 @@ def test_a_bad_file_is_named_and_not_counted(segmenter, collection, harm, caplog
 
 
 def test_a_bad_file_among_a_batch(segmenter, collection):
-    harm_photograph(collection.photographs[1])
+    damage_image(collection.photographs[1])
     evaluation = measured(segmenter, collection, batch_size=4)
     assert list(evaluation.skipped) == ["scene 1"]
     assert evaluation.photographs == tuple(f"scene {i}" for i in (0, 2, 3, 4, 5, 6))
@@ -219,7 +219,7 @@ def test_a_bad_file_among_a_batch(segmenter, collection):
 
 def test_only_bad_files(segmenter, collection):
     for photograph in collection:
-        harm_photograph(photograph)
+        damage_image(photograph)
     evaluation = measured(segmenter, collection)
     assert len(evaluation.skipped) == COUNT
     assert evaluation.photographs == ()
@@ -248,7 +248,7 @@ def interrupted(segmenter, after):
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_run_that_was_killed_goes_on(segmenter, collection, tmp_path, after):
-    harm_photograph(collection.photographs[1])
+    damage_image(collection.photographs[1])
     expected = measured(segmenter, collection, batch_size=3)
     state = tmp_path / "deep" / "state.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -314,7 +314,7 @@ def test_a_state_of_other_settings_is_refused(segmenter, collection, tmp_path):
     with torch.no_grad():
         network.classifier[4].bias[0] += 1e-3
     trained = Segmenter(network, crf=segmenter.crf, class_names=CLASS_NAMES, preprocess=segmenter.preprocess)
-    relabelled = replace(collection.photographs[0], classes=(0,))
+    relabeled = replace(collection.photographs[0], classes=(0,))
     for arguments, options, difference in (
         ((weaker, collection), {}, r"crf.iterations \(2 before, 5 now\)\. Remove"),
         ((trained, collection), {}, r"parameters \([0-9a-f]+ before, [0-9a-f]+ now\)\. Remove"),
@@ -322,7 +322,7 @@ def test_a_state_of_other_settings_is_refused(segmenter, collection, tmp_path):
         ((segmenter, collection), {"batch_size": 2}, r"batch_size \(4 before, 2 now\)\. Remove"),
         ((segmenter, replace(collection, photographs=collection.photographs[:3])), {}, r"photographs \(7 before, 3"),
         (
-            (segmenter, replace(collection, photographs=(relabelled, *collection.photographs[1:]))),
+            (segmenter, replace(collection, photographs=(relabeled, *collection.photographs[1:]))),
             {},
             "image-level labels",
         ),
@@ -431,7 +431,7 @@ def voc(tmp_path, small_canvas):
     for i in range(4):
         scene = generate_scene(i, seed=6, size=40)
         Image.fromarray(scene.image.permute(1, 2, 0).numpy()).save(root / "JPEGImages" / f"s{i}.jpg")
-        label_picture(scene.labels.numpy()).save(root / "SegmentationClass" / f"s{i}.png")
+        label_image(scene.labels.numpy()).save(root / "SegmentationClass" / f"s{i}.png")
         lines.append(f"s{i},val,{' '.join(VOC_CLASSES[c] for c in scene.present.nonzero()[:, 0].tolist())}")
     (root / "image_labels.csv").write_text("\n".join(lines) + "\n")
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text("".join(f"s{i}\n" for i in range(4)))
@@ -498,7 +498,7 @@ def test_the_command_goes_on_where_asked(voc, tmp_path):
     assert state.read_bytes() != before
 
 
-def test_the_command_names_bad_photographs(voc, tmp_path):
+def test_the_command_names_bad_images(voc, tmp_path):
     photograph = voc / "JPEGImages" / "s2.jpg"
     photograph.write_bytes(photograph.read_bytes()[:300])
     result = run(voc, "--output", tmp_path / "out")
@@ -517,7 +517,7 @@ def test_the_commands_help_teaches_by_example(voc):
 def test_a_real_voc_folder(shared, tmp_path, small_canvas):
     root = shared / "data" / "voc2012-subset"
     if not root.is_dir():
-        pytest.skip("needs a folder of PASCAL VOC beside the photographs")
+        pytest.skip("needs a folder of PASCAL VOC beside the images")
     network = torchvision.models.squeezenet1_1(weights=None, num_classes=len(VOC_CLASSES))
     save_file(network.state_dict(), tmp_path / "net.safetensors")
     app = typer.Typer()

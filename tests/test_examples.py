@@ -69,7 +69,7 @@ def test_refine_probabilities(tmp_path, run):
     present = torch.nn.functional.one_hot(scene.labels, 1 + len(CLASS_NAMES)).permute(2, 0, 1)[None].float()
     coarse = upsample(torch.nn.functional.avg_pool2d(present, 16), (128, 128))[0]
     np.save(tmp_path / "probabilities.npy", coarse.numpy())
-    printed = run("refine_probabilities.py", "scenes/0.png", "probabilities.npy", "--colour", 4)
+    printed = run("refine_probabilities.py", "scenes/0.png", "probabilities.npy", "--color", 4)
     assert "labels.png" in printed
     with Image.open(tmp_path / "labels.png") as picture:
         refined = torch.from_numpy(np.array(picture)).long()
@@ -113,7 +113,7 @@ def test_train_and_segment(tmp_path, run):
         assert picture.size == (64, 64)
 
 
-def test_segment_photograph(tmp_path, run, shared):
+def test_segment_image(tmp_path, run, shared):
     weights = shared / "models" / "squeezenet1_1-imagenet1k.safetensors"
     photograph = shared / "images" / "dog-and-cat.png"
     options = ["--model", "squeezenet1_1", "--weights", weights, "--output", tmp_path / "out"]
@@ -122,7 +122,7 @@ def test_segment_photograph(tmp_path, run, shared):
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
-def test_draw_pictures(tmp_path, run):
+def test_draw_images(tmp_path, run):
     run("draw_pictures.py", tmp_path, "--scenes", 8)
     names = {"demo.png", "scene-sheet.png", "subtraction.png", "layers.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
@@ -180,7 +180,7 @@ def test_pseudo_label_on_ray(tmp_path):
     # A process of its own: the actors find what to build by the name of this script.
     command = [sys.executable, str(EXAMPLES / "pseudo_label_on_ray.py"), "--count", "5", "--actors", "1"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "labelled, report.html" in result.stdout, result.stderr
+    assert "labeled, report.html" in result.stdout, result.stderr
     assert (tmp_path / "out/ray/labels/report.html").is_file()
 
 

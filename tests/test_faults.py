@@ -23,13 +23,13 @@ from dcsm_attr import (
     Simonyan,
 )
 from dcsm_attr.attribution import maps as eq
-from dcsm_attr.attribution.candidates import choose_candidates, class_scores, given_candidates, resolve_target
+from dcsm_attr.attribution.candidates import choose_candidates, class_scores, explicit_candidates, resolve_target
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.fusion import fused
-from dcsm_attr.attribution.gradients import ConstantParameters, Tap, record
+from dcsm_attr.attribution.gradients import DetachedParameters, GradientTap, record
 from dcsm_attr.attribution.inputs import rescaled
 from dcsm_attr.attribution.layers import default_layers
-from dcsm_attr.attribution.linear_head import ClassEvidence, _Followed
+from dcsm_attr.attribution.linear_head import CamFeatures, _LinearLayerTracer
 from dcsm_attr.crf.dense_crf import mean_field
 from dcsm_attr.crf.permutohedral import PermutohedralLattice
 from dcsm_attr.datasets.preprocess import Preprocess
@@ -107,16 +107,16 @@ STAGES = {
     "canvas": Preprocess.__call__,
     "scale": rescaled,
     "recording": record,
-    "layer tap": Tap.forward,
+    "layer tap": GradientTap.forward,
     "rectifier": GuidedRectifiers.__torch_function__,
-    "parameters": ConstantParameters.__torch_function__,
+    "parameters": DetachedParameters.__torch_function__,
     "scores": class_scores,
     "candidate selection": choose_candidates,
-    "backward": Tap.backward,
+    "backward": GradientTap.backward,
     "channel maximum": eq.absolute_channel_maximum,
     "upsampling": eq.upsample,
     "subtraction": eq.subtract,
-    "normalisation": eq.squash,
+    "normalization": eq.squash,
     "division": eq.divide_by_maximum,
     "averaging": ClassMaps.mapped,
     "joining": ClassMaps.concatenated,
@@ -164,22 +164,25 @@ def test_a_fault_in_the_forward_of_each_module(images, name, number):
 OTHER_STAGES = {
     "default layers": (lambda m, x: DistinctClassSaliency(m).attribute(x, 1), default_layers),
     "target": (lambda m, x: DistinctClassSaliency(m, "conv2").attribute(x, 1), resolve_target),
-    "given candidates": (lambda m, x: DistinctClassSaliency(m, "conv2").class_maps(x, None, [1, 2]), given_candidates),
+    "given candidates": (
+        lambda m, x: DistinctClassSaliency(m, "conv2").class_maps(x, None, [1, 2]),
+        explicit_candidates,
+    ),
     "signed maximum": (
         lambda m, x: DistinctClassSaliency(m, "conv2", variant="caffe").attribute(x, 1),
         eq.signed_channel_maximum,
     ),
-    "kept gradients": (lambda m, x: DistinctClassSaliency(m, "conv2").keep_gradients(x), Tap.backward),
+    "kept gradients": (lambda m, x: DistinctClassSaliency(m, "conv2").compute_gradients(x), GradientTap.backward),
     "the second part of a batch": (
         lambda m, x: DistinctClassSaliency(m, "conv2", scales=(1.0,), internal_batch_size=1).attribute(x, 1),
         class_scores,
     ),
-    "images": (lambda m, x: Simonyan(m).attribute(x, 1), Tap.backward),
+    "images": (lambda m, x: Simonyan(m).attribute(x, 1), GradientTap.backward),
     "following a forward pass": (
         lambda m, x: ClassActivationMaps(m).attribute(x, 1),
-        _Followed.__torch_function__,
+        _LinearLayerTracer.__torch_function__,
     ),
-    "what a score is made of": (lambda m, x: ClassActivationMaps(m).attribute(x, 1), ClassEvidence.maps),
+    "what a score is made of": (lambda m, x: ClassActivationMaps(m).attribute(x, 1), CamFeatures.maps),
     "fusion": (lambda m, x: FusedSaliency(ClassActivationMaps(m), Simonyan(m)).class_maps(x, [1]), fused),
 }
 

@@ -10,11 +10,11 @@ from torch import nn
 import dcsm_attr.training.classifier as module
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
 from dcsm_attr.models.fully_convolutional import fully_convolutional
-from dcsm_attr.models.stochastic import StochasticSelection, drawing_from
+from dcsm_attr.models.stochastic import StochasticSelection, use_generator
 from dcsm_attr.training.classifier import train_classifier
 from dcsm_attr.training.loop import Settings
 
-ARCHITECTURE = Architecture("squeezenet1_1", 2, "features.4", "fickle", window=3, rate=0.5, centre_kept=False)
+ARCHITECTURE = Architecture("squeezenet1_1", 2, "features.4", "fickle", window=3, rate=0.5, keep_center=False)
 
 
 def fickle():
@@ -33,11 +33,11 @@ def test_the_file_brings_window_rate_and_kind(tmp_path):
     assert found.architecture == ARCHITECTURE
     (selection,) = found.network.head
     assert isinstance(selection, StochasticSelection)
-    assert (selection.kernel_size, selection.rate, selection.centre_kept) == ((3, 3), 0.5, False)
+    assert (selection.kernel_size, selection.rate, selection.keep_center) == ((3, 3), 0.5, False)
     images = torch.randn(1, 3, 48, 48)
     scores = []
     for network in (built.network.eval(), found.network):
-        with torch.no_grad(), drawing_from(torch.Generator().manual_seed(3)):
+        with torch.no_grad(), use_generator(torch.Generator().manual_seed(3)):
             scores.append(network(images))
     assert torch.equal(*scores)
 
@@ -53,7 +53,7 @@ def test_only_what_a_network_has_is_told():
         "head": "fickle",
         "window": 3,
         "rate": 0.5,
-        "centre_kept": False,
+        "keep_center": False,
     }
     dilated = replace(ARCHITECTURE, output_stride=8)
     assert Architecture(**dilated.plain()) == dilated

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from dcsm_attr.io import atomic_path, writable_folder
+from dcsm_attr.io import atomic_path, make_writable_folder
 
 
 def test_the_file_appears_when_it_is_complete(tmp_path):
@@ -48,7 +48,7 @@ def test_the_umask_stays_as_it_is_meanwhile(tmp_path, monkeypatch):
 
 
 def test_writable_folder_makes_parents_and_leaves_nothing(tmp_path):
-    folder = writable_folder(tmp_path / "a" / "b")
+    folder = make_writable_folder(tmp_path / "a" / "b")
     assert folder.is_dir()
     assert list(folder.iterdir()) == []
 
@@ -56,7 +56,7 @@ def test_writable_folder_makes_parents_and_leaves_nothing(tmp_path):
 def test_folders_that_cannot_be_written_to_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write to the folder .*file"):
-        writable_folder(tmp_path / "file")
+        make_writable_folder(tmp_path / "file")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write anywhere")
@@ -64,4 +64,4 @@ def test_missing_permission_is_named(tmp_path):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     with pytest.raises(OSError, match="cannot write to the folder"):
-        writable_folder(locked)
+        make_writable_folder(locked)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dcsm_attr import DenseCRF
 from dcsm_attr.crf.permutohedral import RowSums
-from dcsm_attr.crf.triton import in_short_sums
+from dcsm_attr.crf.triton import split_long_sums
 
 # Triton decides when it is imported whether it interprets: a process of its own.
 _SCRIPT = """
@@ -61,6 +61,6 @@ def test_short_sums_add_up_to_the_long_ones(lengths, seed):
     weights = torch.rand(entries, generator=generator, dtype=torch.float64)
     table = RowSums(rows, weights, (ends - torch.tensor(lengths)).int())
     values = torch.randn(20, 3, generator=generator, dtype=torch.float64)
-    pieces, of_sums = in_short_sums(table)
+    pieces, of_sums = split_long_sums(table)
     torch.testing.assert_close(of_sums(pieces(values)), table(values))
     assert torch.diff(pieces.first, append=torch.tensor([entries])).max() <= 32

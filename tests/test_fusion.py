@@ -21,7 +21,7 @@ def test_heat_maps_by_hand():
 
 
 def test_probabilities_are_resized_not_scores():
-    # Sigmoids 1/2 and 9/10 at half-pixel centres: 1/2, 3/4 + 1/4 of the way, 9/10.
+    # Sigmoids 1/2 and 9/10 at half-pixel centers: 1/2, 3/4 + 1/4 of the way, 9/10.
     heat = heat_maps(torch.tensor([[[[0.0, math.log(9)]]]]), (1, 4))
     assert heat.flatten().tolist() == pytest.approx([0.5 / 0.9, 0.6 / 0.9, 0.8 / 0.9, 1.0])
 

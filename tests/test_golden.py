@@ -45,7 +45,7 @@ from dcsm_attr.models.checkpoint import Architecture, build_classifier
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 from dcsm_attr.models.scene_net import MEAN, STD, SceneNet, load_scene_net
 from dcsm_attr.models.segmentation_net import SegmentationNet, TrainedSegmentationNet
-from dcsm_attr.segmentation.presets import preset_segmenter
+from dcsm_attr.segmentation.presets import build_preset_segmenter
 from dcsm_attr.segmentation.segmenter import Segmenter
 from dcsm_attr.training.affinity import train_affinity_net
 from dcsm_attr.training.classifier import train_classifier
@@ -163,7 +163,7 @@ def class_maps(network, method):
 
 OF_SCENES = {"class_names": CLASS_NAMES, "preprocess": SCENE_CANVAS}
 SEGMENTERS = {
-    **{name: partial(preset_segmenter, preset=name, **OF_SCENES) for name in ("paper", "tuned")},
+    **{name: partial(build_preset_segmenter, preset=name, **OF_SCENES) for name in ("paper", "tuned")},
     "sharp": partial(Segmenter, crf=DenseCRF(bilateral_weight=4), **OF_SCENES),
     "no_crf": partial(Segmenter, crf=None, **OF_SCENES),
 }

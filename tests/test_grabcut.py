@@ -16,13 +16,13 @@ def cv2():
 
 
 def picture(*squares, size=(60, 80), seed=0):
-    """Squares ``(top, left, side, colour)`` on grey, with noise; and the truth of each, ``(K, H, W)`` bool."""
+    """Squares ``(top, left, side, color)`` on gray, with noise; and the truth of each, ``(K, H, W)`` bool."""
     rng = np.random.default_rng(seed)
     pixels = np.full((*size, 3), 110.0)
     truth = np.zeros((len(squares), *size), dtype=bool)
-    for region, (top, left, side, colour) in zip(truth, squares, strict=True):
+    for region, (top, left, side, color) in zip(truth, squares, strict=True):
         region[top : top + side, left : left + side] = True
-        pixels[region] = colour
+        pixels[region] = color
     noisy = np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
     return noisy, torch.from_numpy(truth)
 
@@ -47,7 +47,7 @@ def test_the_whole_square_is_found_from_saliency_in_parts_of_it(cv2):
     assert torch.equal(region, truth)
 
 
-def test_an_object_that_is_mostly_unknown_is_found_by_its_colour(cv2):
+def test_an_object_that_is_mostly_unknown_is_found_by_its_color(cv2):
     # Nearly half of the picture, of which 5 % are seeds; one cut is enough.
     photograph, (truth,) = picture((4, 4, 50, RED), size=(60, 90))
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +81,7 @@ def test_maps_that_are_zero_almost_everywhere_have_seeds(cv2):
 
 
 def test_the_same_input_gives_the_same_output_whatever_opencv_drew_before(cv2):
-    # On this scene the colour models differ with the centres that OpenCV draws for them.
+    # On this scene the color models differ with the centers that OpenCV draws for them.
     scene = generate_scene(0)
     photograph = scene.image.permute(1, 2, 0).numpy()
     saliency = torch.rand(128, 128) + (scene.labels > 0)
@@ -122,7 +122,7 @@ def test_a_constant_map_has_an_empty_region(cv2):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 9), (3, 3)])
-def test_tiny_photographs(cv2, size):
+def test_tiny_images(cv2, size):
     photograph = np.zeros((*size, 3), dtype=np.uint8)
     photograph[-1, -1] = 255
     saliency = torch.zeros(size)
@@ -160,20 +160,20 @@ def test_classes_without_a_region_and_no_class_at_all(cv2):
     assert torch.equal(grabcut_labels(photograph, maps[:0]), torch.zeros(60, 80, dtype=torch.int64))
 
 
-PHOTOGRAPH, MAP = np.zeros((4, 5, 3), dtype=np.uint8), torch.rand(4, 5)
+IMAGE_ARRAY, MAP = np.zeros((4, 5, 3), dtype=np.uint8), torch.rand(4, 5)
 
 
 @pytest.mark.parametrize(
     ("photograph", "saliency", "options", "error", "message"),
     [
-        (PHOTOGRAPH.astype(float), MAP, {}, TypeError, "photograph must be uint8, got float64"),
-        (PHOTOGRAPH[..., 0], MAP, {}, ValueError, r"shape \(H, W, 3\) and hold a pixel, got \(4, 5\)"),
-        (PHOTOGRAPH[:0], MAP[:0], {}, ValueError, r"hold a pixel, got \(0, 5, 3\)"),
-        (PHOTOGRAPH, MAP.T, {}, ValueError, r"size of its photograph, \(4, 5\); got \(5, 4\)"),
-        (PHOTOGRAPH, MAP / 0, {}, ValueError, "saliency must be finite"),
-        (PHOTOGRAPH, MAP, {"foreground_quantile": 0.2}, ValueError, "got background_quantile=0.3, foreground_quan"),
-        (PHOTOGRAPH, MAP, {"foreground_quantile": 1.2}, ValueError, "quantiles must lie between 0 and 1"),
-        (PHOTOGRAPH, MAP, {"iterations": 0}, ValueError, "iterations must be at least 1, got 0"),
+        (IMAGE_ARRAY.astype(float), MAP, {}, TypeError, "photograph must be uint8, got float64"),
+        (IMAGE_ARRAY[..., 0], MAP, {}, ValueError, r"shape \(H, W, 3\) and hold a pixel, got \(4, 5\)"),
+        (IMAGE_ARRAY[:0], MAP[:0], {}, ValueError, r"hold a pixel, got \(0, 5, 3\)"),
+        (IMAGE_ARRAY, MAP.T, {}, ValueError, r"size of its image, \(4, 5\); got \(5, 4\)"),
+        (IMAGE_ARRAY, MAP / 0, {}, ValueError, "saliency must be finite"),
+        (IMAGE_ARRAY, MAP, {"foreground_quantile": 0.2}, ValueError, "got background_quantile=0.3, foreground_quan"),
+        (IMAGE_ARRAY, MAP, {"foreground_quantile": 1.2}, ValueError, "quantiles must lie between 0 and 1"),
+        (IMAGE_ARRAY, MAP, {"iterations": 0}, ValueError, "iterations must be at least 1, got 0"),
     ],
 )
 def test_what_the_caller_can_mend(cv2, photograph, saliency, options, error, message):
@@ -183,10 +183,10 @@ def test_what_the_caller_can_mend(cv2, photograph, saliency, options, error, mes
 
 def test_maps_that_do_not_fit():
     with pytest.raises(ValueError, match=r"maps must have shape \(K, H, W\).*\(4, 5\); got \(4, 5\)"):
-        grabcut_labels(PHOTOGRAPH, MAP)
+        grabcut_labels(IMAGE_ARRAY, MAP)
 
 
 def test_without_opencv_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ImportError, match=r'pip install "dcsm_attr\[grabcut\]"'):
-        grabcut(PHOTOGRAPH, MAP)
+        grabcut(IMAGE_ARRAY, MAP)

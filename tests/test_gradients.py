@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dcsm_attr.attribution import maps as eq
-from dcsm_attr.attribution.gradients import ConstantParameters, LayerPoint, record
+from dcsm_attr.attribution.gradients import DetachedParameters, LayerPoint, record
 
 
 def _record(model, x, points, guided=True, reduction=eq.absolute_channel_maximum, arguments=()):
@@ -22,14 +22,14 @@ def _points(modules, at_input):
 
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("at_input", [True, False])
-@pytest.mark.parametrize("classes_at_once", [1, 2, 3])
-def test_channel_maxima_equal_float64_at_every_layer(vgg, guided, at_input, classes_at_once):
+@pytest.mark.parametrize("class_chunk_size", [1, 2, 3])
+def test_channel_maxima_equal_float64_at_every_layer(vgg, guided, at_input, class_chunk_size):
     vgg = vgg.double()
     convolutions = [m for m in vgg.features if isinstance(m, nn.Conv2d)]
     x = torch.randn(2, 3, 20, 24, dtype=torch.float64)
     recording = _record(vgg, x, _points(convolutions, at_input), guided)
     classes = torch.tensor([[0, 2, 3], [3, 1, -1]])
-    layers = recording.channel_maxima(classes, classes_at_once=classes_at_once)
+    layers = recording.channel_maxima(classes, class_chunk_size=class_chunk_size)
     assert torch.equal(recording.logits, vgg(x).detach())
     for n in range(2):
         for k in range(3):
@@ -139,7 +139,7 @@ def test_operations_without_a_batched_backward_are_taken_one_by_one(vgg, images)
 
     classes = torch.tensor([[0, 1, 3], [2, 1, 0]])
     point = [LayerPoint("x", vgg.features[5], True)]
-    (batched,) = _record(Model(), images, point).channel_maxima(classes, classes_at_once=3)
+    (batched,) = _record(Model(), images, point).channel_maxima(classes, class_chunk_size=3)
     (plain,) = _record(vgg, images, point).channel_maxima(classes)
     torch.testing.assert_close(batched, 2 * plain)
 
@@ -266,11 +266,11 @@ class _FailsInBackward(torch.autograd.Function):
         raise RuntimeError("a fault of its own")
 
 
-@pytest.mark.parametrize("classes_at_once", [1, 2])
-def test_a_fault_of_the_backward_is_not_taken_for_a_missing_batched_one(vgg, images, classes_at_once):
+@pytest.mark.parametrize("class_chunk_size", [1, 2])
+def test_a_fault_of_the_backward_is_not_taken_for_a_missing_batched_one(vgg, images, class_chunk_size):
     recording = _record(lambda x: _FailsInBackward.apply(vgg(x)), images, _points([vgg.features[8]], True))
     with pytest.raises(RuntimeError, match="a fault of its own"):
-        recording.channel_maxima(torch.tensor([[0, 1], [1, 0]]), classes_at_once=classes_at_once)
+        recording.channel_maxima(torch.tensor([[0, 1], [1, 0]]), class_chunk_size=class_chunk_size)
 
 
 class _Vector(nn.Module):
@@ -320,7 +320,7 @@ def test_layers_that_do_not_run_or_do_not_count_are_named(images):
 def test_constant_parameters_leave_the_parameters_alone():
     layer = nn.Linear(3, 2)
     x = torch.randn(4, 3, requires_grad=True)
-    with ConstantParameters():
+    with DetachedParameters():
         y = layer(x)
         assert layer.weight.requires_grad
     y.sum().backward()
@@ -341,7 +341,7 @@ def test_batch_norm_in_evaluation_is_a_scale_and_a_shift(shape, settings):
                 tensor.copy_(torch.rand(3) + 0.5)
     expected = layer(x)
     (expected_gradient,) = torch.autograd.grad(expected, x, seed)
-    with ConstantParameters():
+    with DetachedParameters():
         found = layer(x)
     (gradient,) = torch.autograd.grad(found, x, seed)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -352,7 +352,7 @@ def test_batch_norm_in_evaluation_is_a_scale_and_a_shift(shape, settings):
 
 def test_batch_norm_of_another_type_than_its_input_is_left_alone():
     layer = nn.BatchNorm2d(3).eval()
-    with ConstantParameters():
+    with DetachedParameters():
         found = layer(torch.randn(2, 3, 5, 4, dtype=torch.bfloat16, requires_grad=True))
     assert found.dtype == torch.bfloat16
 
@@ -360,7 +360,7 @@ def test_batch_norm_of_another_type_than_its_input_is_left_alone():
 def test_batch_norm_in_training_keeps_its_statistics_going():
     layer = nn.BatchNorm2d(3)
     x = torch.randn(2, 3, 5, 4, requires_grad=True)
-    with ConstantParameters():
+    with DetachedParameters():
         found = layer(x)
     assert "BatchNorm" in type(found.grad_fn).__name__
     assert layer.num_batches_tracked == 1

@@ -11,7 +11,7 @@ from torch import nn
 from untouched import no_graph_left, untouched
 
 from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, Simonyan
-from dcsm_attr.attribution.model import evaluation_mode, preserved_random_state
+from dcsm_attr.attribution.model import evaluation_mode, preserve_rng_state
 
 METHODS = {
     "dcsm": lambda m: DistinctClassSaliency(m),
@@ -148,7 +148,7 @@ def test_random_state_is_preserved():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    with preserved_random_state(torch.device("cpu")):
+    with preserve_rng_state(torch.device("cpu")):
         torch.rand(100)
     assert torch.equal(torch.rand(4), expected)
 
@@ -159,8 +159,8 @@ def test_of_calls_that_overlap_the_last_gives_back_what_the_first_found(first_to
     may_end, has_begun = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
 
     def call(i):
-        with preserved_random_state(torch.device("cpu")):
-            with preserved_random_state(torch.device("cpu")):
+        with preserve_rng_state(torch.device("cpu")):
+            with preserve_rng_state(torch.device("cpu")):
                 torch.rand(100)
             torch.rand(10)
             has_begun[i].set()
@@ -178,10 +178,10 @@ def test_of_calls_that_overlap_the_last_gives_back_what_the_first_found(first_to
 
 
 def test_a_call_within_a_call_gives_back_what_it_found():
-    with preserved_random_state(torch.device("cpu")):
+    with preserve_rng_state(torch.device("cpu")):
         torch.rand(3)
         found = torch.get_rng_state()
-        with preserved_random_state(torch.device("cpu")):
+        with preserve_rng_state(torch.device("cpu")):
             torch.rand(3)
         assert torch.equal(torch.get_rng_state(), found)
 

@@ -16,7 +16,14 @@ from torch import nn
 
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
 from dcsm_attr.models.scene_net import load_scene_net
-from dcsm_attr.models.weights import ProgramError, WeightsError, load_model, load_plain, load_weights, read_weights
+from dcsm_attr.models.weights import (
+    UnsafeFileError,
+    WeightsError,
+    load_model,
+    load_weights,
+    load_weights_only,
+    read_weights,
+)
 from dcsm_attr.training.checkpoints import CheckpointError, load_checkpoint
 
 
@@ -88,8 +95,8 @@ def test_programs_are_refused_and_never_executed(tmp_path):
     victim, path = tmp_path / "victim", tmp_path / "evil.pth"
     torch.jit.script(EvilScript(str(victim))).save(path)
     assert "it is a TorchScript archive, which holds a program; nothing in it was executed" in refused(path)
-    with pytest.raises(ProgramError, match="TorchScript"):
-        load_plain(path)
+    with pytest.raises(UnsafeFileError, match="TorchScript"):
+        load_weights_only(path)
     with pytest.raises(CheckpointError, match="TorchScript"):
         load_checkpoint(path, nn.Identity(), None, None, settings={})
     assert not victim.exists()
@@ -206,7 +213,7 @@ def test_a_refused_file_changes_nothing(vgg):
         # A hundred bytes that announce ten thousand million classes.
         lambda tensor: torch.zeros(1, 512, 1, 1).expand(10**10, 512, 1, 1),
     ],
-    ids=["sparse", "meta", "quantised", "expanded"],
+    ids=["sparse", "meta", "quantized", "expanded"],
 )
 def test_tensors_that_are_not_all_there(tmp_path, state, change):
     torch.save({**state, "classifier.1.weight": change(state["classifier.1.weight"])}, tmp_path / "w.pth")

@@ -1,4 +1,4 @@
-"""Picture files as they come, through the commands: each is read right, or named with the reason, and ends nothing."""
+"""Image files as they come, through the commands: each is read right, or named with the reason, and ends nothing."""
 
 import csv
 import json
@@ -13,13 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dcsm_attr.cli import app
-from dcsm_attr.datasets.images import ImageReadError, opened_picture, picture_endings, read_image
-from dcsm_attr.datasets.masks import label_picture
+from dcsm_attr.datasets.images import ImageReadError, image_extensions, open_image_file, read_image
+from dcsm_attr.datasets.masks import label_image
 from dcsm_attr.datasets.scenes import generate_scene
 from dcsm_attr.segmentation import Segmentation, visualization
 
 SIDE = 40
-NETWORK = ("--weights", "demo", "--device", "cpu")
+NETWORK_FILE = ("--weights", "demo", "--device", "cpu")
 
 
 def scene(number=0):
@@ -38,29 +38,29 @@ def run(*arguments):
 def no_sheets(monkeypatch):
     """Without the figures, which take most of the time."""
     monkeypatch.setattr(Segmentation, "sheet", lambda self: Figure(figsize=(1, 1)))
-    monkeypatch.setattr(visualization, "attribution_sheet", lambda *_: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(visualization, "plot_attribution", lambda *_: Figure(figsize=(1, 1)))
 
 
 def write_readable(folder):
     """Files that are whole, of every kind; what each must look like, and how far its pixels may be off."""
     first, second = scene(0), scene(1)
-    grey = np.asarray(first.convert("L"))
+    gray = np.asarray(first.convert("L"))
     with_alpha = first.copy()
     with_alpha.putalpha(
-        Image.fromarray(np.where(np.arange(SIDE)[:, None] < SIDE // 2, 255, 0).astype(np.uint8) + 0 * grey)
+        Image.fromarray(np.where(np.arange(SIDE)[:, None] < SIDE // 2, 255, 0).astype(np.uint8) + 0 * gray)
     )
     on_white = np.array(first)
     on_white[SIDE // 2 :] = 255
     palette = first.quantize(64)
-    colours = np.asarray(palette.convert("RGB"))
-    through = colours.copy()
+    colors = np.asarray(palette.convert("RGB"))
+    through = colors.copy()
     through[np.asarray(palette) == 5] = 255
     turned = Image.Exif()
     turned[0x0112] = 8  # to be turned by 90 degrees to the left
     moving = {"save_all": True, "append_images": [second], "duration": 100}
     first.save(folder / "rgb.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "sixteen.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "sixteen.tif")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(folder / "sixteen.png")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(folder / "sixteen.tif")
     first.convert("CMYK").save(folder / "cmyk.tif")
     first.convert("CMYK").save(folder / "cmyk.jpg", quality=98)
     with_alpha.save(folder / "alpha.png")
@@ -73,17 +73,17 @@ def write_readable(folder):
     first.save(folder / "turned.png", exif=turned)
     first.save(folder / "really-png.jpg", "PNG")
     rgb = np.asarray(first)
-    from_grey = np.repeat(grey[..., None], 3, axis=2)
+    from_gray = np.repeat(gray[..., None], 3, axis=2)
     exact = {
         "rgb.png": rgb,
-        "sixteen.png": from_grey,
-        "sixteen.tif": from_grey,
+        "sixteen.png": from_gray,
+        "sixteen.tif": from_gray,
         "cmyk.tif": rgb,
         "alpha.png": on_white,
         "alpha.webp": on_white,
-        "palette.png": colours,
+        "palette.png": colors,
         "through.png": through,
-        "moving.gif": colours,
+        "moving.gif": colors,
         "moving.png": rgb,
         "moving.webp": rgb,
         "turned.png": np.rot90(rgb),
@@ -134,7 +134,7 @@ def test_none_ends_a_run(tmp_path, no_sheets, command, last):
     folder.mkdir()
     unreadable, readable = write_unreadable(folder), write_readable(folder)
     # In a folder it is left out; here it is asked for.
-    result = run(command, folder, folder / "program.eps", *NETWORK, "--max-pixels", 50_000, "--output", out)
+    result = run(command, folder, folder / "program.eps", *NETWORK_FILE, "--max-pixels", 50_000, "--output", out)
     assert result.exit_code == 1, result.output
     manifest = json.loads((out / "run.json").read_text())
     assert manifest["photographs"] == len(readable) + len(unreadable)
@@ -156,7 +156,7 @@ def test_none_ends_a_run(tmp_path, no_sheets, command, last):
 
 @pytest.fixture
 def voc(tmp_path):
-    """A VOC folder of eight photographs; one photograph and one mask of each list cannot be read."""
+    """A VOC folder of eight photographs; one image and one mask of each list cannot be read."""
     root = tmp_path / "voc"
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True)
@@ -164,7 +164,7 @@ def voc(tmp_path):
     for number in range(8):
         drawn = generate_scene(number, 7, SIDE)
         Image.fromarray(drawn.image.permute(1, 2, 0).numpy()).save(root / "JPEGImages" / f"{number}.jpg")
-        label_picture(np.full((SIDE, SIDE), 1 + number % 2)).save(root / "SegmentationClass" / f"{number}.png")
+        label_image(np.full((SIDE, SIDE), 1 + number % 2)).save(root / "SegmentationClass" / f"{number}.png")
         rows.append(f"{number},{('train', 'val')[number // 4]},{('house', 'tree')[number % 2]}")
     for number in (1, 5):
         (root / "JPEGImages" / f"{number}.jpg").write_bytes(b"no picture")
@@ -180,7 +180,7 @@ def test_evaluate_leaves_out_what_it_cannot_read(voc, tmp_path):
     from dcsm_attr.datasets.scenes import CLASS_NAMES
 
     (voc / "classes.txt").write_text("\n".join(CLASS_NAMES))
-    result = run("evaluate", voc, *NETWORK, "--no-crf", "--output", tmp_path / "out")
+    result = run("evaluate", voc, *NETWORK_FILE, "--no-crf", "--output", tmp_path / "out")
     assert result.exit_code == 1, result.output
     (evaluation,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["evaluations"]
     assert evaluation["photographs"] == 2
@@ -194,10 +194,10 @@ def test_evaluate_passes_the_limit_on(voc, tmp_path):
 
     (voc / "classes.txt").write_text("\n".join(CLASS_NAMES))
     Image.new("RGB", (50, 40)).save(voc / "JPEGImages" / "4.jpg")
-    result = run("evaluate", voc, *NETWORK, "--no-crf", "--max-pixels", SIDE**2, "--output", tmp_path / "out")
+    result = run("evaluate", voc, *NETWORK_FILE, "--no-crf", "--max-pixels", SIDE**2, "--output", tmp_path / "out")
     assert "4.jpg: has more than 1600 pixels" in result.output
     Image.new("P", (50, 40)).save(voc / "SegmentationClass" / "7.png")
-    result = run("evaluate", voc, *NETWORK, "--no-crf", "--max-pixels", SIDE**2, "--output", tmp_path / "out")
+    result = run("evaluate", voc, *NETWORK_FILE, "--no-crf", "--max-pixels", SIDE**2, "--output", tmp_path / "out")
     assert "7.png: has more than 1600 pixels" in result.output
 
 
@@ -231,13 +231,13 @@ def test_train_remembers_what_it_could_not_read_before_an_interruption(voc, tmp_
     damaged.write_bytes(whole.read_bytes())
     (tmp_path / "net" / "unreadable.json").unlink()
     # Nothing is left to be trained: what stands there is what was remembered.
-    from dcsm_attr.models.weights import load_plain
+    from dcsm_attr.models.weights import load_weights_only
 
-    kept = load_plain(tmp_path / "net" / "last.pt")["progress"]["failures"]
+    kept = load_weights_only(tmp_path / "net" / "last.pt")["progress"]["failures"]
     assert [failure.split("JPEGImages/")[1][:5] for failure in kept] == ["1.jpg", "5.jpg"]
 
 
-def test_train_says_where_no_photograph_of_the_validation_can_be_read(voc, tmp_path):
+def test_train_says_where_no_image_of_the_validation_can_be_read(voc, tmp_path):
     (voc / "classes.txt").write_text("house\ntree\n")
     for number in range(4, 8):
         (voc / "JPEGImages" / f"{number}.jpg").write_bytes(b"")
@@ -272,7 +272,7 @@ def test_names_of_every_kind(tmp_path, no_sheets, monkeypatch):
     (folder / "broken\n.png").write_bytes(b"")
     monkeypatch.chdir(sandbox)
     paths = [f"../in/{name}" for name in (*NAMES, "a.jpg", "a.jpg", "a-2.jpg", "broken\n.png")]
-    assert run("attribute", *paths, *NETWORK).exit_code == 1
+    assert run("attribute", *paths, *NETWORK_FILE).exit_code == 1
     manifest = json.loads((sandbox / "out" / "run.json").read_text())
     assert [entry["photograph"] for entry in manifest["results"]] == paths[:-1]
     assert [entry["photograph"] for entry in manifest["failures"]] == paths[-1:]
@@ -292,7 +292,7 @@ def test_a_name_that_is_no_text(tmp_path):
     """In a process, with its terminal: such a name cannot be printed."""
     name = os.fsdecode(b"Stra\xdfe.png")
     scene().save(tmp_path / name)
-    command = [sys.executable, "-m", "dcsm_attr", "attribute", name, *NETWORK, "--min-candidates", "1"]
+    command = [sys.executable, "-m", "dcsm_attr", "attribute", name, *NETWORK_FILE, "--min-candidates", "1"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr.decode(errors="replace")
@@ -306,7 +306,7 @@ def test_a_name_that_is_no_text(tmp_path):
 def test_a_leading_dash_on_the_command_line(tmp_path, no_sheets, monkeypatch):
     scene().save(tmp_path / "-dash.png")
     monkeypatch.chdir(tmp_path)
-    assert run("attribute", *NETWORK, "--", "-dash.png").exit_code == 0
+    assert run("attribute", *NETWORK_FILE, "--", "-dash.png").exit_code == 0
     assert (tmp_path / "out" / "-dash" / "attribution.json").is_file()
 
 
@@ -320,16 +320,16 @@ def test_a_run_that_breaks_off_says_what_it_came_to(tmp_path, no_sheets, monkeyp
     def save(self, folder, **options):
         if folder.name == "b":
             raise KeyboardInterrupt
-        assert not (tmp_path / "out" / "run.json").exists(), "an old manifest must not vouch for new files"
+        assert not (tmp_path / "out" / "run.json").exists(), "an old manifest must not describe new files"
         return whole(self, folder, **options)
 
     monkeypatch.setattr(Segmentation, "save_attribution", save)
-    run("attribute", tmp_path, *NETWORK, "--output", tmp_path / "out")
+    run("attribute", tmp_path, *NETWORK_FILE, "--output", tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "run.json").read_text())
     assert manifest["photographs"] == 3
     assert [entry["folder"] for entry in manifest["results"]] == ["a"]
     monkeypatch.setattr(Segmentation, "save_attribution", whole)
-    result = run("attribute", tmp_path, *NETWORK, "--output", tmp_path / "out", "--resume")
+    result = run("attribute", tmp_path, *NETWORK_FILE, "--output", tmp_path / "out", "--resume")
     assert "1 of 3 photographs are finished already" in result.output
     manifest = json.loads((tmp_path / "out" / "run.json").read_text())
     assert [entry["folder"] for entry in manifest["results"]] == ["a", "b", "c"]
@@ -343,7 +343,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         read_image(tmp_path / "pipe.png")
 
 
-def test_a_picture_that_is_a_program_is_not_executed(tmp_path, monkeypatch):
+def test_an_image_that_is_a_program_is_not_executed(tmp_path, monkeypatch):
     path = tmp_path / "looks-like.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     with Image.open(path) as opened:
@@ -351,13 +351,13 @@ def test_a_picture_that_is_a_program_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("it was executed"))
     with pytest.raises(ImageReadError, match="not an image"):
         read_image(path)
-    assert ".eps" not in picture_endings()
+    assert ".eps" not in image_extensions()
 
 
-def test_endings_are_those_of_pictures_that_can_be_read():
-    assert picture_endings() >= {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+def test_endings_are_those_of_images_that_can_be_read():
+    assert image_extensions() >= {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
     # PIL writes PDF files, but reads none.
-    assert ".pdf" not in picture_endings()
+    assert ".pdf" not in image_extensions()
 
 
 @pytest.mark.parametrize(
@@ -379,5 +379,5 @@ def test_whatever_a_decoder_raises_is_the_files_fault(tmp_path, monkeypatch, err
 
 def test_an_interruption_is_not(tmp_path):
     scene().save(tmp_path / "a.png")
-    with pytest.raises(KeyboardInterrupt), opened_picture(tmp_path / "a.png"):
+    with pytest.raises(KeyboardInterrupt), open_image_file(tmp_path / "a.png"):
         raise KeyboardInterrupt

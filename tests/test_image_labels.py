@@ -117,7 +117,7 @@ def test_other_programs_see_three_columns(tmp_path_factory, labels):
         ("id,labels\na\n", r"line 2: has 1 fields"),
         ("id,labels\na,cat\n ,cat\n", r"line 3: the id is empty"),
         ("id,labels\na,cat\nb,cat\n a,dog\n", r"line 4: the id 'a' is listed twice, first in line 2"),
-        ("id,labels\na,cat\nb,\n", r"line 3: 'b' has no label; each photograph must show at least one class"),
+        ("id,labels\na,cat\nb,\n", r"line 3: 'b' has no label; each image must show at least one class"),
         ("id,labels\na,cat\nb,;\n", r"line 3: 'b' has no label"),
         ("id,labels\na,cat\n\nb,dgo cat\n", r"line 4: there is no class 'dgo' among the 3 .*Near it: dog\. Names with"),
         ("id,labels\na,hot dog\n", r"line 2: there is no class 'hot' .*Names with blanks in them are separated by ';'"),

@@ -55,7 +55,7 @@ def test_exif_orientation_is_applied(picture, tmp_path):
 
 
 def test_the_first_frame_of_an_animation_is_taken(tmp_path):
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert np.asarray(read_image(tmp_path / "moving.gif"))[0, 0].tolist() == [255, 0, 0]
     with Image.open(tmp_path / "moving.gif") as opened:
@@ -79,12 +79,12 @@ def test_arrays_and_tensors(picture):
         (np.zeros((0, 4, 3), dtype=np.uint8), r"\(0, 4, 3\)"),
         (torch.zeros(4, 4, 3), r"\(3, H, W\), got \(4, 4, 3\)"),
         (torch.zeros(1, 3, 4, 4), r"\(3, H, W\)"),
-        (torch.full((3, 4, 4), 2.0), "not normalised.* to 2"),
-        (torch.full((3, 4, 4), torch.nan), "not normalised"),
+        (torch.full((3, 4, 4), 2.0), "not normalized.* to 2"),
+        (torch.full((3, 4, 4), torch.nan), "not normalized"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), "int64"),
     ],
 )
-def test_arrays_and_tensors_that_are_no_pictures(source, message):
+def test_arrays_and_tensors_that_are_no_images(source, message):
     with pytest.raises(ImageReadError, match=message):
         read_image(source)
 
@@ -134,8 +134,8 @@ def test_decompression_bombs_are_refused_with_the_limit(tmp_path, side):
 def test_bombs_are_refused_without_a_filter_of_warnings(picture, tmp_path, monkeypatch):
     """Filters are those of all threads: one that reads must not change what the others find."""
     found = []
-    original = images._as_rgb
-    monkeypatch.setattr(images, "_as_rgb", lambda opened: found.append(list(warnings.filters)) or original(opened))
+    original = images._to_rgb
+    monkeypatch.setattr(images, "_to_rgb", lambda opened: found.append(list(warnings.filters)) or original(opened))
     _bomb(tmp_path / "bomb.png", 11_000)
     picture.save(tmp_path / "picture.png")
     with warnings.catch_warnings():

@@ -118,7 +118,7 @@ def test_no_permission(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_picture_is_written_as_a_whole_or_not_at_all(tmp_path, error):
+def test_an_image_is_written_as_a_whole_or_not_at_all(tmp_path, error):
     final = tmp_path / "a.png"
     with atomic_buffer(final) as file:
         Image.new("RGB", (9, 7)).save(file, "PNG")
@@ -138,7 +138,7 @@ _WRITES = {"write_text": None, "write_bytes": None, "savez_compressed": 0, "save
 # Written line by line: what reads it again knows a last line that was cut off, or the writer is TensorBoard's own.
 _GROWING = {"evaluation/state.py"}
 # Encoded in memory: storage.py writes it, through the door.
-_IN_MEMORY = {"pipelines/labeller.py", "pipelines/report_thumbnails.py"}
+_IN_MEMORY = {"pipelines/labeler.py", "pipelines/report_thumbnails.py"}
 # Not a file but a switch of the kernel.
 _SWITCHES = {"benchmark/memory.py"}
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency, Simonyan
-from dcsm_attr.attribution.kept_gradients import KeptGradients, KeptRun
+from dcsm_attr.attribution.cached_gradients import CachedGradients, CachedRun
 
 ALL = ["features.2", "features.5", "features.8"]
 LAYERS = ["features.5", "features.8"]
@@ -40,14 +40,14 @@ def same(first, second):
     return True
 
 
-def equal_from_kept(method, images, keep=None, at_input=True, **request):
+def equal_from_cached(method, images, keep=None, at_input=True, **request):
     """Whether the maps of an image and those of its gradients are the same, whoever took the gradients."""
     taken = {} if isinstance(method, Simonyan) else {"attribute_to_layer_input": at_input}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # A single candidate is among the cases.
         direct = method.class_maps(images, **request, **taken, raw=True)
-    kept = (keep or method).keep_gradients(images, **request, **taken)
-    assert same(method.class_maps_of(kept, **request, raw=True), direct)
+    kept = (keep or method).compute_gradients(images, **request, **taken)
+    assert same(method.class_maps_from_gradients(kept, **request, raw=True), direct)
     return direct
 
 
@@ -58,14 +58,14 @@ def equal_from_kept(method, images, keep=None, at_input=True, **request):
 def test_bit_for_bit(network, images, variant, guided, subtract, at_input):
     # Known classes, for the MatConvNet release detects at every scale.
     method = saliency(network, variant=variant, guided=guided, subtract=subtract)
-    found = equal_from_kept(method, images, classes=[[0, 3], [5]], at_input=at_input)
+    found = equal_from_cached(method, images, classes=[[0, 3], [5]], at_input=at_input)
     assert found.subtracted.all() == subtract
 
 
 def test_detected_classes_of_which_images_have_different_numbers(network):
     images = torch.randn(3, 3, 20, 24) * torch.tensor([1.0, 0.0, 4.0])[:, None, None, None]
     for settings in ({"min_candidates": 1}, {"min_candidates": 3}, {"variant": "caffe"}):
-        found = equal_from_kept(saliency(network, **settings), images)
+        found = equal_from_cached(saliency(network, **settings), images)
         counts = (found.classes >= 0).sum(dim=1).tolist()
         assert (len(set(counts)) > 1) == (settings != {"variant": "caffe"}), counts
 
@@ -73,9 +73,9 @@ def test_detected_classes_of_which_images_have_different_numbers(network):
 @pytest.mark.parametrize("variant", ["paper", "matconvnet", "caffe"])
 def test_candidates_given_and_different_numbers_of_them(network, images, variant):
     method = saliency(network, variant=variant)
-    equal_from_kept(method, images, candidates=[[4, 0, 2], [1, 3]], classes=[[2], [3]])
-    equal_from_kept(method, images, candidates=[5, 1])
-    equal_from_kept(method, images, candidates=[[4], [1, 3, 0]])
+    equal_from_cached(method, images, candidates=[[4, 0, 2], [1, 3]], classes=[[2], [3]])
+    equal_from_cached(method, images, candidates=[5, 1])
+    equal_from_cached(method, images, candidates=[[4], [1, 3, 0]])
 
 
 @pytest.mark.parametrize("variant", ["paper", "matconvnet", "caffe"])
@@ -83,18 +83,18 @@ def test_nothing_detected(network, images, variant):
     with torch.no_grad():
         network.classifier[2].bias.fill_(-1000)
         network.classifier[2].weight.mul_(1e-3)
-    found = equal_from_kept(saliency(network, variant=variant), images)
+    found = equal_from_cached(saliency(network, variant=variant), images)
     assert found.nothing_detected.all() == (variant != "caffe")
 
 
 def test_softmax_scores_of_a_plain_classifier(cnn, images):
-    equal_from_kept(DistinctClassSaliency(cnn, ["conv2", "conv3"]), images)
-    equal_from_kept(DistinctClassSaliency(cnn), images, classes=[1])
+    equal_from_cached(DistinctClassSaliency(cnn, ["conv2", "conv3"]), images)
+    equal_from_cached(DistinctClassSaliency(cnn), images, classes=[1])
 
 
 def test_simonyan(network, images):
-    equal_from_kept(Simonyan(network), images)
-    equal_from_kept(Simonyan(network, alpha=2.0), images, keep=Simonyan(network), classes=[[0, 4], [2]])
+    equal_from_cached(Simonyan(network), images)
+    equal_from_cached(Simonyan(network, alpha=2.0), images, keep=Simonyan(network), classes=[[0, 4], [2]])
 
 
 OTHERS = {
@@ -115,7 +115,7 @@ OTHERS = {
 def test_settings_share_what_was_kept(network, images, settings):
     keep = saliency(network, layer=ALL, min_candidates=6)
     request = {"classes": [[0, 1], [4]]}
-    found = equal_from_kept(saliency(network, **settings), images, keep=keep, **request)
+    found = equal_from_cached(saliency(network, **settings), images, keep=keep, **request)
     paper = saliency(network).class_maps(images, **request, attribute_to_layer_input=True)
     changes_nothing = settings in (OTHERS["parts of a batch"], OTHERS["a threshold that known classes pass"])
     assert torch.equal(found.maps[:, :1], paper.maps[:, :1]) == changes_nothing
@@ -123,20 +123,20 @@ def test_settings_share_what_was_kept(network, images, settings):
 
 def test_scales_of_two_calls_are_put_together(network, images):
     request = {"classes": [[0, 1], [4]]}
-    first = saliency(network, scales=(0.8, 1.0)).keep_gradients(images, **request, attribute_to_layer_input=True)
-    second = saliency(network, scales=(0.6, 1.4)).keep_gradients(images, **request, attribute_to_layer_input=True)
+    first = saliency(network, scales=(0.8, 1.0)).compute_gradients(images, **request, attribute_to_layer_input=True)
+    second = saliency(network, scales=(0.6, 1.4)).compute_gradients(images, **request, attribute_to_layer_input=True)
     method = saliency(network, scales=(0.6, 0.8, 1.0, 1.4))
     direct = method.class_maps(images, **request, attribute_to_layer_input=True)
     for kept in (first + second, second + first):
-        assert same(method.class_maps_of(kept, **request), direct)
+        assert same(method.class_maps_from_gradients(kept, **request), direct)
 
 
 def test_they_come_back_from_a_file(network, images, tmp_path):
     request = {"candidates": [[4, 0, 2], [1, 3]]}
     method = saliency(network)
-    kept = method.keep_gradients(images, **request, attribute_to_layer_input=True)
+    kept = method.compute_gradients(images, **request, attribute_to_layer_input=True)
     save_file(kept.tensors(), tmp_path / "kept.safetensors")
-    loaded = KeptGradients.from_tensors(load_file(tmp_path / "kept.safetensors"), LAYERS)
+    loaded = CachedGradients.from_tensors(load_file(tmp_path / "kept.safetensors"), LAYERS)
     assert loaded.size == kept.size == (20, 24)
     for ours in kept.runs:
         theirs = loaded.run(ours.scale)
@@ -144,18 +144,18 @@ def test_they_come_back_from_a_file(network, images, tmp_path):
         assert torch.equal(theirs.logits, ours.logits)
         assert torch.equal(theirs.classes, torch.tensor([[4, 0, 2], [1, 3, -1]]))
         assert all(torch.equal(a, b) for a, b in zip(theirs.maps, ours.maps, strict=True))
-    assert same(method.class_maps_of(loaded, **request), method.class_maps_of(kept, **request))
+    assert same(method.class_maps_from_gradients(loaded, **request), method.class_maps_from_gradients(kept, **request))
 
 
 def test_they_are_small(network):
-    kept = saliency(network, layer=["features.8"]).keep_gradients(torch.randn(1, 3, 64, 64), classes=[0, 1, 2])
+    kept = saliency(network, layer=["features.8"]).compute_gradients(torch.randn(1, 3, 64, 64), classes=[0, 1, 2])
     # Sides of 51, 64 and 77 pixels, halved twice.
     assert sum(maps.numel() for run in kept.runs for maps in run.maps) == 3 * (12**2 + 16**2 + 19**2)
 
 
 def by_hand():
     """Two images of two points; image 1 has one class."""
-    return KeptRun(
+    return CachedRun(
         1.0,
         torch.zeros(2, 9),
         ["a", "b"],
@@ -180,7 +180,7 @@ def test_what_was_not_kept(network, images):
         by_hand().channel_maxima(torch.tensor([[7, 2], [3, 2]]))
     with pytest.raises(ValueError, match="name a class, not a position"):
         by_hand().channel_maxima(torch.tensor([[7], [5]]), positions=torch.tensor([0, 0]))
-    kept = saliency(network).keep_gradients(images, candidates=[1, 2, 3], attribute_to_layer_input=True)
+    kept = saliency(network).compute_gradients(images, candidates=[1, 2, 3], attribute_to_layer_input=True)
     for settings, request, message in (
         ({"layer": ALL}, {}, r"no gradients were kept at features\.2; kept are features\.5, features\.8"),
         ({"scales": (0.8, 0.5)}, {}, r"no gradients were kept at scale 0\.5; kept are \[1\.0, 0\.8, 1\.2\]"),
@@ -189,9 +189,9 @@ def test_what_was_not_kept(network, images):
         ({}, {"classes": [[1], [2], [3]]}, "classes must have a row for each of the 2 images, got 3"),
     ):
         with pytest.raises(ValueError, match=message):
-            saliency(network, **settings).class_maps_of(kept, **{"candidates": [1, 2], **request})
+            saliency(network, **settings).class_maps_from_gradients(kept, **{"candidates": [1, 2], **request})
     with pytest.raises(ValueError, match="no gradients were kept at images"):
-        Simonyan(network).class_maps_of(kept)
+        Simonyan(network).class_maps_from_gradients(kept)
 
 
 class Twofold(nn.Module):
@@ -212,32 +212,32 @@ def test_a_layer_with_several_maps_is_refused(images):
     method = DistinctClassSaliency(Twofold(), "layer")
     assert method.class_maps(images).maps.max() > 0
     with pytest.raises(ValueError, match="a layer has several maps: layer, layer. Choose layers with one tensor each"):
-        method.keep_gradients(images)
+        method.compute_gradients(images)
 
 
 @pytest.mark.parametrize("missing", ["size", "1.0|classes", "0.8|map|features.5"])
 def test_incomplete_tensors(network, images, missing):
-    named = saliency(network).keep_gradients(images, classes=[1], attribute_to_layer_input=True).tensors()
+    named = saliency(network).compute_gradients(images, classes=[1], attribute_to_layer_input=True).tensors()
     del named[missing]
     with pytest.raises(ValueError, match="these are not kept gradients: .* is missing"):
-        KeptGradients.from_tensors(named, LAYERS)
+        CachedGradients.from_tensors(named, LAYERS)
 
 
 def test_other_tensors():
     for named in ({}, {"weight": torch.zeros(3)}):
         with pytest.raises(ValueError, match="not kept gradients"):
-            KeptGradients.from_tensors(named, LAYERS)
+            CachedGradients.from_tensors(named, LAYERS)
 
 
-def test_the_model_is_a_guest(cnn, images):
+def test_the_model_is_left_unchanged(cnn, images):
     cnn.train()
     state = {name: value.clone() for name, value in cnn.state_dict().items()}
     cnn.conv1.weight.grad = torch.ones_like(cnn.conv1.weight)
     torch.manual_seed(3)
     random = torch.get_rng_state()
     method = DistinctClassSaliency(cnn)
-    kept = method.keep_gradients(images.requires_grad_(), classes=[1])
-    method.class_maps_of(kept, classes=[1])
+    kept = method.compute_gradients(images.requires_grad_(), classes=[1])
+    method.class_maps_from_gradients(kept, classes=[1])
     assert cnn.training
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, state[name]) for name, value in cnn.state_dict().items())
@@ -254,6 +254,6 @@ def test_bad_requests_are_refused_before_gradients_are_taken(network, images):
         ({"classes": [4], "candidates": [1, 2]}, "candidates must include all classes"),
     ):
         with pytest.raises(ValueError, match=message):
-            saliency(network).keep_gradients(images, **request)
+            saliency(network).compute_gradients(images, **request)
     with pytest.raises(ValueError, match="the model has no rectifier"):
-        DistinctClassSaliency(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), "1").keep_gradients(images)
+        DistinctClassSaliency(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), "1").compute_gradients(images)

@@ -6,7 +6,7 @@ import warnings
 import pytest
 from PIL import Image
 
-from dcsm_attr.datasets.collection import Photograph, folder_collection, pictures_in
+from dcsm_attr.datasets.collection import LabeledImage, folder_collection, list_images
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def test_ids_with_and_without_endings(images, labels):
         collection = folder_collection(images, labels("c.d,,dog", "b.PNG,,cat dog", "a,,ant"))
     assert collection.class_names == ("ant", "cat", "dog")
     assert collection.photographs == (
-        Photograph("c.d", images / "c.d.webp", (2,)),
-        Photograph("b", images / "b.PNG", (1, 2)),
-        Photograph("a", images / "a.jpg", (0,)),
+        LabeledImage("c.d", images / "c.d.webp", (2,)),
+        LabeledImage("b", images / "b.PNG", (1, 2)),
+        LabeledImage("a", images / "a.jpg", (0,)),
     )
 
 
@@ -57,7 +57,7 @@ def test_class_numbers_are_those_of_the_given_names(images, labels):
         folder_collection(images, path, class_names=["dog", "ant"])
 
 
-def test_a_split_has_its_photographs_and_the_classes_of_all(images, labels):
+def test_a_split_has_its_images_and_the_classes_of_all(images, labels):
     # The pictures of the other split may lie elsewhere.
     path = labels("a,train,dog", "b,val,cat", "c.d,train,dog", "elsewhere,val,ant")
     with warnings.catch_warnings():
@@ -84,13 +84,13 @@ def test_masks(images, labels, tmp_path):
         Image.new("L", (4, 3)).save(masks / f"{name}.png")
     collection = folder_collection(images, path, split="train", masks=masks)
     assert [photograph.mask for photograph in collection] == [masks / "a.png", masks / "b.png"]
-    with pytest.raises(ValueError, match=r"masks: 1 of 3 masks are missing: c\.d\.png\. Each photograph"):
+    with pytest.raises(ValueError, match=r"masks: 1 of 3 masks are missing: c\.d\.png\. Each image"):
         folder_collection(images, path, masks=masks)
     with pytest.raises(ValueError, match=r"nowhere: 3 of 3 masks are missing: a\.png, b\.png, c\.d\.png"):
         folder_collection(images, path, masks=tmp_path / "nowhere")
 
 
-def test_pictures_without_a_row_are_left_out_with_one_warning(images, labels):
+def test_images_without_a_row_are_left_out_with_one_warning(images, labels):
     for i in range(6):
         Image.new("RGB", (4, 3)).save(images / f"x{i}.png")
     path = labels("a,train,dog", "b.PNG,val,cat")
@@ -104,7 +104,7 @@ def test_pictures_without_a_row_are_left_out_with_one_warning(images, labels):
     assert [photograph.name for photograph in collection] == ["a"]
 
 
-def test_ids_without_a_picture_are_counted_and_five_named(images, labels):
+def test_ids_without_an_image_are_counted_and_five_named(images, labels):
     rows = [f"none{i},,dog" for i in range(8)]
     expected = (
         r"labels\.csv: 8 of 9 ids have no picture in .*photos: none0, none1, none2, none3, none4 and 3 more\. An id"
@@ -114,23 +114,23 @@ def test_ids_without_a_picture_are_counted_and_five_named(images, labels):
 
 
 @pytest.mark.parametrize("name", ["notes", "notes.txt", "older", "A", "a.png", "older/../a.jpg"])
-def test_ids_that_mean_no_picture_of_the_folder(images, labels, name):
+def test_ids_that_mean_no_image_of_the_folder(images, labels, name):
     with pytest.raises(ValueError, match=f"1 of 1 ids have no picture .*: {re.escape(name)}"):
         folder_collection(images, labels(f"{name},,dog"))
 
 
-def test_two_ids_of_one_picture(images, labels):
+def test_two_ids_of_one_image(images, labels):
     with pytest.raises(ValueError, match=r"the ids 'a' and 'a\.jpg' mean one picture, .*a\.jpg\. Remove one row"):
         folder_collection(images, labels("a,,dog", "b,,dog", "c.d,,dog", "a.jpg,,cat"))
 
 
-def test_two_pictures_of_one_name(images, labels):
+def test_two_images_of_one_name(images, labels):
     Image.new("RGB", (4, 3)).save(images / "a.png")
     with pytest.raises(ValueError, match=r"photos: a\.jpg and a\.png differ in their endings only"):
         folder_collection(images, labels("b,,dog"))
 
 
-def test_folders_without_pictures(images, labels, tmp_path):
+def test_folders_without_images(images, labels, tmp_path):
     with pytest.raises(ValueError, match="older: the folder holds no pictures"):
         folder_collection(images / "older", labels("a,,dog"))
     with pytest.raises(ValueError, match="nowhere: there is no such folder"):
@@ -142,5 +142,5 @@ def test_empty_label_files(images, labels):
         folder_collection(images, labels())
 
 
-def test_pictures_in_a_folder(images):
-    assert [path.name for path in pictures_in(images)] == ["a.jpg", "b.PNG", "c.d.webp"]
+def test_images_in_a_folder(images):
+    assert [path.name for path in list_images(images)] == ["a.jpg", "b.PNG", "c.d.webp"]

@@ -34,7 +34,7 @@ def test_what_it_measures_is_what_a_segmenter_gives_and_what_its_text_says(monke
 
 
 @pytest.mark.slow
-def test_it_runs_with_a_photograph(tmp_path, monkeypatch, shared):
+def test_it_runs_with_an_image(tmp_path, monkeypatch, shared):
     monkeypatch.setitem(os.environ, "IPYTHONDIR", str(tmp_path))
     monkeypatch.setitem(os.environ, "DCSM_ATTR_SHARED", str(shared))
     notebook = nbformat.read(NOTEBOOK, as_version=4)

@@ -8,7 +8,7 @@ from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.attribution.layers import (
-    GatingRectifiers,
+    RandomlyGatedRectifiers,
     default_layers,
     is_constant,
     layer_blocks,
@@ -168,7 +168,7 @@ def test_layers_are_the_same_before_and_after_training(name):
 def test_gates_show_which_rectifiers_lie_behind_whatever_their_inputs_are():
     x = torch.full((1, 2, 3, 4), 1e-6, requires_grad=True)
     scale = torch.full((1, 2, 1, 1), 1e-6, requires_grad=True)
-    with GatingRectifiers():
+    with RandomlyGatedRectifiers():
         y = nn.functional.silu(x)
         z = y * nn.functional.relu(scale)
     assert torch.equal(y, nn.functional.silu(x))
@@ -197,15 +197,15 @@ def test_a_convolution_that_runs_twice_counts_once_with_its_last_run():
 
 
 class _SeveralInputs(nn.Module):
-    """A photograph, an image of depth, and how much the latter counts."""
+    """An image, an image of depth, and how much the latter counts."""
 
     def __init__(self):
         super().__init__()
-        self.colour, self.depth = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(1, 6, 3, padding=1)
+        self.color, self.depth = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(1, 6, 3, padding=1)
         self.conv, self.fc = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 4)
 
-    def forward(self, colour, depth, weight):
-        x = torch.relu(self.colour(colour) + weight[:, None, None, None] * self.depth(depth))
+    def forward(self, color, depth, weight):
+        x = torch.relu(self.color(color) + weight[:, None, None, None] * self.depth(depth))
         return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
 
 
@@ -215,12 +215,12 @@ def test_layers_of_a_model_with_several_inputs_and_arguments():
     dcs = DistinctClassSaliency(model)
     with pytest.raises(RuntimeError, match=r"does not run on \(1, 3, 224, 224\).*known after the first call"):
         _ = dcs.layers
-    colour, depth = dcs.attribute(inputs, 1, additional_forward_args=weight)
+    color, depth = dcs.attribute(inputs, 1, additional_forward_args=weight)
     assert dcs.layers == ("conv",)
-    assert torch.equal(colour, depth)
+    assert torch.equal(color, depth)
     other = dcs.attribute((inputs[0], inputs[1] + 1), 1, additional_forward_args=weight)[0]
-    assert torch.equal(other[0], colour[0]), "the depth of the first photograph counts nothing"
-    assert not torch.equal(other[1], colour[1])
+    assert torch.equal(other[0], color[0]), "the depth of the first image counts nothing"
+    assert not torch.equal(other[1], color[1])
 
 
 def test_a_model_that_fails_on_its_own_images_says_what_it_said(images):

@@ -14,12 +14,12 @@ from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.attribution.guided import GuidedRectifiers
 from dcsm_attr.attribution.maps import divide_by_maximum
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
-from dcsm_attr.models.stochastic import StochasticSelection, drawing_from, gathered_convolution
+from dcsm_attr.models.stochastic import StochasticSelection, gathered_convolution, use_generator
 from dcsm_attr.wsss.ficklenet import aggregated, fickle_maps, grad_cam, stochastic_maps
 from dcsm_attr.wsss.stochastic_saliency import ActiveDropout, stochastic_class_maps
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
@@ -44,7 +44,7 @@ def by_autograd(head, x, classes, form, seed, draws):
     result = []
     for _ in range(draws):
         x = x.detach().requires_grad_()
-        with drawing_from(generator):
+        with use_generator(generator):
             maps = head(x)[0]
         one = []
         for c in classes:
@@ -61,7 +61,7 @@ def by_autograd(head, x, classes, form, seed, draws):
     [
         selection,
         lambda: nn.Sequential(selection(rescale=True)),
-        lambda: nn.Sequential(selection(centre_kept=False)),
+        lambda: nn.Sequential(selection(keep_center=False)),
         lambda: nn.Sequential(selection(), nn.ReLU(inplace=True), nn.Conv2d(4, 3, 1)),
     ],
     ids=["layer", "rescaled", "ordinary dropout", "deeper head"],
@@ -80,8 +80,8 @@ def test_the_maps_are_those_of_autograd_draw_by_draw(form, make):
 
 
 def test_elementwise_by_hand():
-    # One channel, one row of two pixels, a window of three: weights 1 for the left cell, 2 for the centre, 4 for the
-    # right. The window at the left keeps everything, that at the right its centre alone.
+    # One channel, one row of two pixels, a window of three: weights 1 for the left cell, 2 for the center, 4 for the
+    # right. The window at the left keeps everything, that at the right its center alone.
     x = torch.tensor([[[[3.0, 5.0]]]], requires_grad=True)
     weight = torch.zeros(1, 1, 3, 3)
     weight[0, 0, 1] = torch.tensor([1.0, 2.0, 4.0])
@@ -104,8 +104,8 @@ def test_elementwise_by_hand():
 def test_how_many_are_computed_together_changes_nothing(make, form):
     head, x = make().double(), features_of_one().double()
     runs = [
-        torch.stack(list(stochastic_maps(head, x, [0, 1], 7, form=form, draws_at_once=at_once, seed=2)))
-        for at_once in (1, 3, 100)
+        torch.stack(list(stochastic_maps(head, x, [0, 1], 7, form=form, draw_chunk_size=chunk_size, seed=2)))
+        for chunk_size in (1, 3, 100)
     ]
     for other in runs[1:]:
         torch.testing.assert_close(other, runs[0], rtol=1e-12, atol=1e-15)
@@ -134,8 +134,8 @@ def test_the_mean_map_converges_with_the_root_of_the_number_of_draws():
         assert few / many == pytest.approx(2, rel=0.2)
 
 
-def test_the_trunk_runs_once_and_nothing_is_computed_before_it_is_asked_for():
-    network = ScoreMapNetwork(Trunk(), nn.Sequential(selection()))
+def test_the_backbone_runs_once_and_nothing_is_computed_before_it_is_asked_for():
+    network = ScoreMapNetwork(Backbone(), nn.Sequential(selection()))
     maps = fickle_maps(network, torch.randn(1, 3, 14, 16), [0, 1], 60)
     assert network.trunk.runs == 0
     next(maps)
@@ -145,15 +145,15 @@ def test_the_trunk_runs_once_and_nothing_is_computed_before_it_is_asked_for():
 
 
 @pytest.mark.parametrize("deeper", [[], [nn.Dropout(0.5), nn.Conv2d(4, 3, 1)]])
-def test_the_network_is_a_guest_also_between_two_maps(deeper):
-    network = ScoreMapNetwork(Trunk(), nn.Sequential(selection(), *deeper)).train()
+def test_the_network_is_left_unchanged_also_between_two_maps(deeper):
+    network = ScoreMapNetwork(Backbone(), nn.Sequential(selection(), *deeper)).train()
     network.trunk.body.eval()
     network.head[0].weight.grad = torch.ones_like(network.head[0].weight)
     image = torch.randn(1, 3, 14, 16)
     list(fickle_maps(network, image, [0], 1))
     network.trunk.runs = 1
     with untouched(network, image):
-        maps = fickle_maps(network, image, [0, 1], 4, draws_at_once=2)
+        maps = fickle_maps(network, image, [0, 1], 4, draw_chunk_size=2)
         network.trunk.runs = 0
         next(maps)
     with untouched(network, image):
@@ -173,19 +173,19 @@ def test_neither_the_mode_nor_guidance_around_it_changes_the_maps():
     assert torch.equal(got, expected)
 
 
-def test_the_network_is_a_guest_after_an_exception():
+def test_the_network_is_left_unchanged_after_an_exception():
     class Failing(nn.Module):
         def forward(self, x):
             raise KeyError("of the user's own")
 
-    network = ScoreMapNetwork(Trunk(), nn.Sequential(selection(), Failing())).train()
+    network = ScoreMapNetwork(Backbone(), nn.Sequential(selection(), Failing())).train()
     x = features_of_one()
     with untouched(network, x), pytest.raises(KeyError):
         next(stochastic_maps(network.head, x, [0]))
 
 
 def test_maps_are_resized_where_a_size_is_asked_for():
-    network = ScoreMapNetwork(Trunk(), nn.Sequential(selection(rate=0.0)))
+    network = ScoreMapNetwork(Backbone(), nn.Sequential(selection(rate=0.0)))
     image = torch.randn(1, 3, 14, 16)
     (small,) = fickle_maps(network, image, [0, 1], 1)
     (large,) = fickle_maps(network, image, [0, 1], 1, size=(14, 16))
@@ -249,16 +249,16 @@ def test_maps_are_left_as_they_are_and_a_map_without_a_value_counts_as_zero():
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 6), st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
-def test_what_is_labelled_grows_with_the_number_of_maps_and_shrinks_with_the_threshold(seed, fewer, more, low, high):
+def test_what_is_labeled_grows_with_the_number_of_maps_and_shrinks_with_the_threshold(seed, fewer, more, low, high):
     low, high = sorted((low, high))
     maps = list(torch.rand(fewer + more, 3, 4, 5, generator=torch.Generator().manual_seed(seed)) ** 3)
-    labelled = {
+    labeled = {
         (count, threshold): aggregated(maps[:count]).labels([0, 1, 2], threshold) != 255
         for count in (fewer, fewer + more)
         for threshold in (low, high)
     }
-    assert not (labelled[fewer, low] & ~labelled[fewer + more, low]).any()
-    assert not (labelled[fewer, high] & ~labelled[fewer, low]).any()
+    assert not (labeled[fewer, low] & ~labeled[fewer + more, low]).any()
+    assert not (labeled[fewer, high] & ~labeled[fewer, low]).any()
 
 
 @given(st.integers(0, 10_000), st.integers(1, 8))
@@ -266,15 +266,15 @@ def test_what_is_labelled_grows_with_the_number_of_maps_and_shrinks_with_the_thr
 def test_running_equals_all_maps_at_once(seed, count):
     maps = torch.rand(count, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     result = aggregated(maps)
-    normalised = divide_by_maximum(maps)
-    torch.testing.assert_close(result.mean, normalised.mean(dim=0), rtol=1e-12, atol=0)
-    assert torch.equal(result.highest, normalised.amax(dim=0))
+    normalized = divide_by_maximum(maps)
+    torch.testing.assert_close(result.mean, normalized.mean(dim=0), rtol=1e-12, atol=0)
+    assert torch.equal(result.highest, normalized.amax(dim=0))
     labels = torch.full((3, 4), 255)
     for y in range(3):
         for x in range(4):
-            sure = [c for c in range(2) if normalised[:, c, y, x].max() > 0.35]
+            sure = [c for c in range(2) if normalized[:, c, y, x].max() > 0.35]
             if sure:
-                labels[y, x] = 1 + max(sure, key=lambda c: normalised[:, c, y, x].mean())
+                labels[y, x] = 1 + max(sure, key=lambda c: normalized[:, c, y, x].mean())
     assert torch.equal(result.labels([0, 1]), labels)
 
 
@@ -370,8 +370,8 @@ def test_bad_arguments():
         next(stochastic_maps(nn.Sequential(head, nn.Identity()), x, []))
     with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
         next(stochastic_maps(head, x, [0], 0))
-    with pytest.raises(ValueError, match="draws_at_once must be at least 1, got 0"):
-        next(stochastic_maps(head, x, [0], draws_at_once=0))
+    with pytest.raises(ValueError, match="draw_chunk_size must be at least 1, got 0"):
+        next(stochastic_maps(head, x, [0], draw_chunk_size=0))
     with pytest.raises(ValueError, match="form must be 'elementwise' or 'pooled', got 'mean'"):
         next(stochastic_maps(head, x, [0], form="mean"))
     with pytest.raises(ValueError, match="form must be 'elementwise' or 'pooled', got 'mean'"):
@@ -379,7 +379,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"features must be of one picture.*got \(2, 6, 7, 8\)"):
         next(stochastic_maps(head, x.expand(2, -1, -1, -1), [0]))
     with pytest.raises(ValueError, match=r"image must be one picture.*got \(2, 3, 14, 16\)"):
-        next(fickle_maps(ScoreMapNetwork(Trunk(), nn.Sequential(head)), torch.zeros(2, 3, 14, 16), [0]))
+        next(fickle_maps(ScoreMapNetwork(Backbone(), nn.Sequential(head)), torch.zeros(2, 3, 14, 16), [0]))
     method = DistinctClassSaliency(droppy())
     with pytest.raises(ValueError, match=r"image must be one picture.*got \(2, 3, 8, 8\)"):
         next(stochastic_class_maps(method, torch.zeros(2, 3, 8, 8), [0]))

@@ -44,7 +44,7 @@ def test_both_forms_of_eq4_agree_also_with_ties(seed, classes, ties):
     maps = _random_maps(seed, classes, 4, 3)
     if ties:
         maps = (maps * 4).floor()
-    torch.testing.assert_close(eq._subtract_sorted(maps), eq._subtract_pairs(maps), rtol=0, atol=1e-12)
+    torch.testing.assert_close(eq._contrast_sorted(maps), eq._contrast_pairs(maps), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("classes", [2, 3, eq._SORT_FROM])
@@ -93,12 +93,12 @@ def test_reducing_before_upsampling_bounds_the_paper_from_above_and_agrees_on_th
     before = eq.upsample(eq.absolute_channel_maximum(gradient), (12, 15))
     after = eq.absolute_channel_maximum(eq.upsample(gradient, (12, 15)))
     assert (before - after).min() >= -1e-12
-    # With half-pixel centres and a factor of three, every third pixel from the second is a position of the layer.
+    # With half-pixel centers and a factor of three, every third pixel from the second is a position of the layer.
     torch.testing.assert_close(before[..., 1::3, 1::3], after[..., 1::3, 1::3], rtol=0, atol=1e-12)
 
 
 def _half_pixel(row, length):
-    """Bilinear weights at half-pixel centres, edges repeated: what MATLAB's imresize does when it enlarges."""
+    """Bilinear weights at half-pixel centers, edges repeated: what MATLAB's imresize does when it enlarges."""
     scale = len(row) / length
     result = []
     for i in range(length):
@@ -110,7 +110,7 @@ def _half_pixel(row, length):
     return result
 
 
-def test_upsample_has_half_pixel_centres():
+def test_upsample_has_half_pixel_centers():
     row = [0.0, 3.0, 1.0, 7.0]
     result = eq.upsample(torch.tensor(row, dtype=torch.float64).view(1, 1, 1, 4), (1, 9))
     np.testing.assert_allclose(result.flatten().numpy(), _half_pixel(row, 9), atol=1e-12)
@@ -169,7 +169,7 @@ def test_matconvnet_differences_equal_dcsm_m():
                 squashed = np.tanh(3 * difference / difference.max())
                 squashed[squashed <= 0] = 1e-20
                 expected[n, t] += squashed
-    np.testing.assert_allclose(eq.matconvnet_differences(maps, 3.0).numpy() * 3, expected, rtol=1e-12, atol=1e-25)
+    np.testing.assert_allclose(eq.matconvnet_contrast(maps, 3.0).numpy() * 3, expected, rtol=1e-12, atol=1e-25)
 
 
 def test_the_defect_that_the_matconvnet_guard_removes_is_real():
@@ -179,11 +179,11 @@ def test_the_defect_that_the_matconvnet_guard_removes_is_real():
     literal = np.tanh(3 * difference / difference.max())
     assert literal.min() == pytest.approx(math.tanh(3))
     maps = torch.tensor(np.stack([lower, higher]))[None]
-    assert eq.matconvnet_differences(maps, 3.0)[0, 0].count_nonzero() == 0
+    assert eq.matconvnet_contrast(maps, 3.0)[0, 0].count_nonzero() == 0
 
 
-def test_matconvnet_picture_by_hand():
-    picture = eq.matconvnet_picture(torch.tensor([[[[2.0, 1.0, 0.0]]]]), 3.0)
+def test_matconvnet_image_by_hand():
+    picture = eq.matconvnet_image(torch.tensor([[[[2.0, 1.0, 0.0]]]]), 3.0)
     expected = [math.tanh(3), math.tanh(1.5), 1e-20]
     np.testing.assert_allclose(picture.flatten().numpy(), expected, rtol=1e-6)
 
@@ -201,17 +201,17 @@ def test_caffe_differences_equal_the_layers_of_the_release():
                 if other != e and difference.max() > 0:
                     stacked += np.tanh(3 * difference / difference.max())
             expected[n, e] = np.tanh(3 * stacked / stacked.max()) if stacked.max() > 0 else 0
-    np.testing.assert_allclose(eq.caffe_differences(maps, 3.0).numpy(), expected, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(eq.caffe_contrast(maps, 3.0).numpy(), expected, rtol=1e-11, atol=1e-12)
 
 
 def test_matconvnet_differences_by_hand():
     """One pair of classes; at the last pixel they agree, which is no victory."""
     maps = torch.tensor([[[[4.0, 1.0, 2.0]], [[2.0, 2.0, 2.0]]]], dtype=torch.float64)
-    result = eq.matconvnet_differences(maps, 3.0)
+    result = eq.matconvnet_contrast(maps, 3.0)
     # Class 0 is ahead by 2, -1 and 0, class 1 by -2, 1 and 0; each is divided by its maximum.
     expected = [math.tanh(3), 1e-20, 1e-20, 1e-20, math.tanh(3), 1e-20]
     assert result.flatten().tolist() == pytest.approx(expected, rel=1e-12, abs=0)
-    assert eq.matconvnet_differences(torch.ones(1, 2, 3, 3), 3.0).count_nonzero() == 0
+    assert eq.matconvnet_contrast(torch.ones(1, 2, 3, 3), 3.0).count_nonzero() == 0
 
 
 def test_nothing_is_made_on_the_default_device():
@@ -221,8 +221,8 @@ def test_nothing_is_made_on_the_default_device():
         return [
             eq.upsample_from_corner(maps, (9, 11)),
             eq.subtract(many),
-            eq.matconvnet_differences(maps, 3.0),
-            eq.caffe_differences(maps, 3.0),
+            eq.matconvnet_contrast(maps, 3.0),
+            eq.caffe_contrast(maps, 3.0),
         ]
 
     expected = results()
@@ -232,7 +232,7 @@ def test_nothing_is_made_on_the_default_device():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("differences", [eq.matconvnet_differences, eq.caffe_differences])
+@pytest.mark.parametrize("differences", [eq.matconvnet_contrast, eq.caffe_contrast])
 def test_pairwise_variants_ignore_empty_slots(differences):
     maps = _random_maps(5, 4, 4, 4)
     valid = torch.tensor([[True, True, False, True], [True] * 4])
@@ -298,5 +298,5 @@ def test_label_probabilities_are_a_distribution_with_the_same_winner(seed, foreg
     torch.testing.assert_close(labels.sum(1), torch.ones(2, 4, 4, dtype=torch.float64))
     assert labels.min() >= 0
     assert labels[:, 1:][~flags].count_nonzero() == 0
-    unnormalised = torch.cat([eq.background(maps, flags), maps * flags[:, :, None, None]], dim=1)
-    assert torch.equal(labels.argmax(1), unnormalised.argmax(1))
+    unnormalized = torch.cat([eq.background(maps, flags), maps * flags[:, :, None, None]], dim=1)
+    assert torch.equal(labels.argmax(1), unnormalized.argmax(1))

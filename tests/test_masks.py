@@ -1,4 +1,4 @@
-"""Masks: the pixel values are the labels, whatever the colours, and what is no mask is named."""
+"""Masks: the pixel values are the labels, whatever the colors, and what is no mask is named."""
 
 import numpy as np
 import pytest
@@ -7,17 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dcsm_attr.datasets.masks import VOC_CLASSES, MaskError, classes_in_mask, label_picture, read_mask
+from dcsm_attr.datasets.masks import VOC_CLASSES, MaskError, classes_in_mask, label_image, read_mask
 
 LABELS = np.array([[0, 1, 20], [255, 15, 7]], dtype=np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["palette", "grey", "black palette", "16 bits"])
-def test_values_are_labels_whatever_the_colours(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["palette", "gray", "black palette", "16 bits"])
+def test_values_are_labels_whatever_the_colors(tmp_path, kind):
     pictures = {
-        "palette": label_picture(LABELS),
-        "grey": Image.fromarray(LABELS),
-        "black palette": label_picture(LABELS),
+        "palette": label_image(LABELS),
+        "gray": Image.fromarray(LABELS),
+        "black palette": label_image(LABELS),
         "16 bits": Image.fromarray(LABELS.astype(np.uint16)),
     }
     pictures["black palette"].putpalette([0] * 768)
@@ -28,7 +28,7 @@ def test_values_are_labels_whatever_the_colours(tmp_path, kind):
 
 
 def test_transparency_does_not_hide_labels(tmp_path):
-    label_picture(LABELS).save(tmp_path / "mask.png", transparency=0)
+    label_image(LABELS).save(tmp_path / "mask.png", transparency=0)
     assert read_mask(tmp_path / "mask.png").tolist() == LABELS.tolist()
 
 
@@ -39,35 +39,35 @@ def test_one_bit_is_background_and_one_class(tmp_path):
 
 def test_the_number_of_classes(tmp_path):
     path = tmp_path / "mask.png"
-    label_picture(np.array([[0, 9, 255]])).save(path)
+    label_image(np.array([[0, 9, 255]])).save(path)
     assert read_mask(path, class_count=9).tolist() == [[0, 9, 255]]
     with pytest.raises(MaskError, match=r"mask\.png: labels must be 0 .background., 1 to 8 .*255 .void.; got 9\."):
         read_mask(path, class_count=8)
 
 
 def test_the_first_five_strange_labels_are_named(tmp_path):
-    label_picture(np.arange(18, 30)[None]).save(tmp_path / "mask.png")
+    label_image(np.arange(18, 30)[None]).save(tmp_path / "mask.png")
     with pytest.raises(MaskError, match=r"1 to 20 .*; got 21, 22, 23, 24, 25 and 4 more"):
         read_mask(tmp_path / "mask.png")
 
 
-def test_the_size_is_that_of_the_photograph(tmp_path):
-    label_picture(LABELS).save(tmp_path / "mask.png")
+def test_the_size_is_that_of_the_image(tmp_path):
+    label_image(LABELS).save(tmp_path / "mask.png")
     with pytest.raises(MaskError, match=r"mask\.png: .*photograph, 2 x 3 pixels; it has 3 x 2"):
         read_mask(tmp_path / "mask.png", (3, 2))
 
 
 @pytest.mark.parametrize(("mode", "ending"), [("RGB", "png"), ("RGBA", "png"), ("LA", "png"), ("F", "tiff")])
-def test_colours_and_fractions_are_no_labels(tmp_path, mode, ending):
+def test_colors_and_fractions_are_no_labels(tmp_path, mode, ending):
     path = tmp_path / f"mask.{ending}"
     Image.fromarray(LABELS).convert(mode).save(path)
-    with pytest.raises(MaskError, match=rf"mask\.{ending}: a mask must be a palette or grey .* the mode {mode}\."):
+    with pytest.raises(MaskError, match=rf"mask\.{ending}: a mask must be a palette or gray .* the mode {mode}\."):
         read_mask(path)
 
 
 def test_files_that_cannot_be_read(tmp_path):
     whole = tmp_path / "whole.png"
-    label_picture(LABELS).save(whole)
+    label_image(LABELS).save(whole)
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[:-30])
     (tmp_path / "text.png").write_text("no picture")
     for name, message in [

@@ -13,10 +13,10 @@ class _Exact:
 
     def __init__(self, features, weight):
         matrix = torch.exp(-0.5 * torch.cdist(features, features) ** 2)
-        normalisation = matrix.sum(1, keepdim=True).rsqrt()
-        self.matrix = weight * normalisation * matrix * normalisation.T
+        normalization = matrix.sum(1, keepdim=True).rsqrt()
+        self.matrix = weight * normalization * matrix * normalization.T
 
-    def on_vertices(self, q):
+    def vertex_values(self, q):
         return q.clone()
 
     def messages(self, q, points):
@@ -36,7 +36,7 @@ def test_updates_equal_the_formula_term_by_term():
     features, unary = _problem(30)
     k = torch.exp(-0.5 * torch.cdist(features, features) ** 2)
     d = k.sum(1)
-    normalised = k / (d[:, None] * d[None]).sqrt()
+    normalized = k / (d[:, None] * d[None]).sqrt()
     q = torch.zeros_like(unary)
     for i in range(30):
         q[i] = torch.exp(-unary[i]) / torch.exp(-unary[i]).sum()
@@ -45,7 +45,7 @@ def test_updates_equal_the_formula_term_by_term():
         for i in range(30):
             energy = -unary[i].clone()
             for j in range(30):
-                energy += 2.5 * normalised[i, j] * q[j]
+                energy += 2.5 * normalized[i, j] * q[j]
             new[i] = torch.exp(energy) / torch.exp(energy).sum()
         q = new
     torch.testing.assert_close(mean_field(unary, _Exact(features, 2.5), 4), q, rtol=1e-10, atol=1e-12)
@@ -85,7 +85,7 @@ def test_the_unary_is_not_changed():
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_labellings_of_the_same_points_do_not_see_each_other(exact):
+def test_labelings_of_the_same_points_do_not_see_each_other(exact):
     features, _ = _problem()
     unary = torch.rand(120, 2, 3, 4, dtype=torch.float64) * 3
     pairwise = (_Exact if exact else _lattice_kernel)(features, 2.0)
@@ -98,7 +98,7 @@ def test_labellings_of_the_same_points_do_not_see_each_other(exact):
 
 
 def test_kernels_that_are_put_together_are_the_sum_of_the_formula():
-    """Each kernel by its lattice's own filter, with its normalisation and weight, one after the other."""
+    """Each kernel by its lattice's own filter, with its normalization and weight, one after the other."""
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(200, d, dtype=torch.float64, generator=generator) for d in (2, 5)]
     weights = (0.7, 4.0)
@@ -109,9 +109,9 @@ def test_kernels_that_are_put_together_are_the_sum_of_the_formula():
         mass = lattice.filter(torch.ones(200, 1, dtype=torch.float64))
         expected += weight * lattice.filter(q / mass.sqrt()) / mass.sqrt()
     kernels = GaussianKernels.build(list(zip(lattices, weights, strict=True)))
-    on_vertices = kernels.on_vertices(q)
+    vertex_values = kernels.vertex_values(q)
     for points in (slice(0, 200), slice(3, 77), slice(199, 400)):
-        torch.testing.assert_close(kernels.messages(on_vertices, points), expected[points], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(kernels.messages(vertex_values, points), expected[points], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("labels", [2, 4, 12, 13, 21])
@@ -142,7 +142,7 @@ def test_uniform_unaries_stay_uniform():
     torch.testing.assert_close(q, torch.full_like(q, 0.25))
 
 
-def test_neighbours_agree():
+def test_neighbors_agree():
     """Two clusters far apart; in each, one point of five is told otherwise and is overruled."""
     features = torch.cat([torch.zeros(5, 2), torch.full((5, 2), 50.0)]).double()
     unary = torch.zeros(10, 2, dtype=torch.float64)

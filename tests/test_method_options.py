@@ -13,7 +13,7 @@ from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, FusedSaliency,
 from dcsm_attr.cli import app
 from dcsm_attr.cli.building import SaliencyOptions, build_saliency
 from dcsm_attr.cli.options import MethodChoice, VariantChoice
-from dcsm_attr.datasets.masks import VOC_CLASSES, label_picture
+from dcsm_attr.datasets.masks import VOC_CLASSES, label_image
 from dcsm_attr.datasets.scenes import generate_scene, write_scene_folder
 from dcsm_attr.demo import scene_classifier
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("small_canvas")
 SIMONYAN, CAM, FUSION = MethodChoice.SIMONYAN, MethodChoice.CAM, MethodChoice.FUSION
 DCSM_ONLY = {
     "--variant=paper": {"variant": VariantChoice.PAPER},
-    "--no-subtract": {"no_subtract": True},
+    "--no-subtract": {"no_contrast": True},
     "--no-guided": {"no_guided": True},
     "--min-candidates=2": {"min_candidates": 2},
 }
@@ -50,7 +50,7 @@ def test_without_options_the_methods_own_defaults_hold(vgg):
 
 
 def test_each_option_reaches_the_method(vgg):
-    options = {"variant": VariantChoice.CAFFE, "no_subtract": True, "no_guided": True, "alpha": 4.5}
+    options = {"variant": VariantChoice.CAFFE, "no_contrast": True, "no_guided": True, "alpha": 4.5}
     method = built(vgg, **options, min_candidates=2)
     expected = DistinctClassSaliency(
         vgg,
@@ -74,7 +74,7 @@ def test_each_option_reaches_the_method(vgg):
 def test_the_arguments_give_the_options_back():
     options = SaliencyOptions(SIMONYAN, alpha=9.0)
     assert options.arguments() == ["--method=simonyan", "--alpha=9.0"]
-    options = SaliencyOptions(variant=VariantChoice.CAFFE, no_subtract=True, no_guided=True, min_candidates=5)
+    options = SaliencyOptions(variant=VariantChoice.CAFFE, no_contrast=True, no_guided=True, min_candidates=5)
     assert options.arguments() == ["--variant=caffe", "--no-subtract", "--no-guided", "--min-candidates=5"]
 
 
@@ -94,7 +94,7 @@ def test_simonyan_has_no_options_of_dcsm(argument):
 
 def test_all_contradictions_are_named_together():
     with pytest.raises(ValueError, match="--no-subtract, --no-guided belong to --method dcsm"):
-        SaliencyOptions(SIMONYAN, no_subtract=True, no_guided=True)
+        SaliencyOptions(SIMONYAN, no_contrast=True, no_guided=True)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def voc(tmp_path):
     for i in range(2):
         scene = generate_scene(i, seed=6, size=40)
         Image.fromarray(scene.image.permute(1, 2, 0).numpy()).save(root / "JPEGImages" / f"s{i}.jpg")
-        label_picture(scene.labels.numpy()).save(root / "SegmentationClass" / f"s{i}.png")
+        label_image(scene.labels.numpy()).save(root / "SegmentationClass" / f"s{i}.png")
         lines.append(f"s{i},val,{' '.join(VOC_CLASSES[c] for c in scene.present.nonzero()[:, 0].tolist())}")
     (root / "image_labels.csv").write_text("\n".join(lines) + "\n")
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text("s0\ns1\n")
@@ -166,7 +166,7 @@ def test_a_trained_classifier_is_named_in_full(voc):
 
 
 @pytest.mark.parametrize("command", ["segment", "attribute"])
-def test_photographs_take_the_same_options(voc, tmp_path, command):
+def test_images_take_the_same_options(voc, tmp_path, command):
     network = (
         "--model",
         "vgg16",

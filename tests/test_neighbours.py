@@ -1,4 +1,4 @@
-"""Pairs of neighbours: how many, which of them are inside, and which ones the released code misses."""
+"""Pairs of neighbors: how many, which of them are inside, and which ones the released code misses."""
 
 import pytest
 import torch
@@ -6,22 +6,22 @@ from affinity_reference import offsets_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsm_attr.models.affinity_net import neighbour_offsets, overlap, pair_mask
+from dcsm_attr.models.affinity_net import neighbor_offsets, overlap, pair_mask
 
-FIVE = neighbour_offsets(5)
+FIVE = neighbor_offsets(5)
 
 
 def test_the_half_disc():
-    assert neighbour_offsets(1) == ()
-    assert neighbour_offsets(2) == ((0, 1), (1, -1), (1, 0), (1, 1))
+    assert neighbor_offsets(1) == ()
+    assert neighbor_offsets(2) == ((0, 1), (1, -1), (1, 0), (1, 1))
     assert len(FIVE) == 34
     assert (3, 4) not in FIVE, "at a distance of exactly 5"
-    assert neighbour_offsets() == FIVE
+    assert neighbor_offsets() == FIVE
 
 
 @pytest.mark.parametrize("radius", range(1, 9))
-def test_every_neighbour_once(radius):
-    offsets = neighbour_offsets(radius)
+def test_every_neighbor_once(radius):
+    offsets = neighbor_offsets(radius)
     assert sorted(offsets) == sorted(offsets_within(radius))
     both = {*offsets, *((-dy, -dx) for dy, dx in offsets)}
     assert len(both) == 2 * len(offsets)
@@ -30,7 +30,7 @@ def test_every_neighbour_once(radius):
 @pytest.mark.parametrize("radius", [0, -3])
 def test_a_radius_without_a_disc(radius):
     with pytest.raises(ValueError, match=f"at least 1.*got {radius}"):
-        neighbour_offsets(radius)
+        neighbor_offsets(radius)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(-11, 11), st.integers(-11, 11))
@@ -47,7 +47,7 @@ def test_overlapping_parts_are_the_ends_of_pairs(height, width, dy, dx):
 
 
 def degrees(mask, offsets):
-    """How many neighbours each position has, itself among them."""
+    """How many neighbors each position has, itself among them."""
     _, height, width = mask.shape
     count = torch.ones(height, width, dtype=torch.int64)
     for pairs, (dy, dx) in zip(mask, offsets, strict=True):
@@ -88,7 +88,7 @@ def test_degrees_at_the_full_border():
 @given(st.integers(1, 10), st.integers(1, 10), st.integers(1, 5))
 @settings(max_examples=50)
 def test_released_pairs_are_some_of_all_pairs(height, width, radius):
-    offsets = neighbour_offsets(radius)
+    offsets = neighbor_offsets(radius)
     full, released = pair_mask(height, width, offsets), pair_mask(height, width, offsets, "released")
     assert not (released & ~full).any()
     reach = radius - 1

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier
-from dcsm_attr.models.fully_convolutional import fully_convolutional, normalised_head
+from dcsm_attr.models.fully_convolutional import fully_convolutional, normalized_head
 from dcsm_attr.training.classifier import train_classifier
 from dcsm_attr.training.loop import Settings
 from dcsm_attr.training.optimizer import ClassifierPreset
@@ -22,14 +22,14 @@ PRESET = ClassifierPreset(
 )
 
 
-def normalised(x, norm):
+def normalized(x, norm):
     """Of each channel: less the running mean, by the running deviation, then scale and shift."""
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return (x - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
 
 
 def test_by_hand():
-    head = normalised_head(2, 3, width=4, dropout=0.5)
+    head = normalized_head(2, 3, width=4, dropout=0.5)
     norms = [layer for layer in head if isinstance(layer, nn.BatchNorm2d)]
     with torch.no_grad():
         for norm in norms:
@@ -39,8 +39,8 @@ def test_by_hand():
             norm.bias.uniform_(-1, 1)
     first, second, last = (layer for layer in head if isinstance(layer, nn.Conv2d))
     x = torch.randn(2, 2, 5, 6)
-    hidden = torch.relu(normalised(F.conv2d(x, first.weight, padding=1), norms[0]))
-    hidden = torch.relu(normalised(F.conv2d(hidden, second.weight, padding=1), norms[1]))
+    hidden = torch.relu(normalized(F.conv2d(x, first.weight, padding=1), norms[0]))
+    hidden = torch.relu(normalized(F.conv2d(hidden, second.weight, padding=1), norms[1]))
     torch.testing.assert_close(head.eval()(x), F.conv2d(hidden, last.weight, last.bias))
     assert first.bias is None
     assert second.bias is None
@@ -50,7 +50,7 @@ def test_by_hand():
 def test_it_stands_on_a_cut_network():
     import torchvision
 
-    network = fully_convolutional(torchvision.models.resnet18(weights=None), 4, cut="layer1", head="normalised")
+    network = fully_convolutional(torchvision.models.resnet18(weights=None), 4, cut="layer1", head="normalized")
     assert network(torch.randn(2, 3, 32, 48)).shape == (2, 4, 8, 12)
     assert sum(isinstance(layer, nn.BatchNorm2d) for layer in network.head) == 2
 
@@ -64,15 +64,15 @@ def training(tmp_path):
         pixels[8:24, 8:24, i % 2] = 250
         path = tmp_path / f"{i}.png"
         Image.fromarray(pixels.numpy()).save(path)
-        photographs.append(Photograph(str(i), path, (i % 2,)))
+        photographs.append(LabeledImage(str(i), path, (i % 2,)))
     return Collection(NAMES, tuple(photographs))
 
 
 @pytest.mark.parametrize("head_only", [0, 4])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_its_batch_norms_learn_while_the_trunks_are_frozen(training, tmp_path, frozen, head_only):
+def test_its_batch_norms_learn_while_the_backbones_are_frozen(training, tmp_path, frozen, head_only):
     torch.manual_seed(1)
-    start = build_classifier(Architecture("resnet18", 2, "layer1", "normalised"), None, NAMES, Preprocess(size=32))
+    start = build_classifier(Architecture("resnet18", 2, "layer1", "normalized"), None, NAMES, Preprocess(size=32))
     before = {name: value.clone() for name, value in start.network.state_dict().items()}
     settings = Settings(replace(PRESET, head_only=head_only), frozen_batch_norm=frozen, validate_every=4)
     train_classifier(start, training, training, tmp_path / "out", settings, workers=0, progress=False)
@@ -83,6 +83,6 @@ def test_its_batch_norms_learn_while_the_trunks_are_frozen(training, tmp_path, f
     trunk = {name for name in changed if name.startswith("trunk.") and ".bn" in name}
     assert bool(trunk) == (not frozen and head_only == 0)
     assert ("trunk.conv1.weight" in changed) == (head_only == 0)
-    # What was learnt is used: the file gives the network back with the head's statistics.
+    # What was learned is used: the file gives the network back with the head's statistics.
     best = load_classifier(tmp_path / "out" / "best.safetensors").network.state_dict()
     assert all(torch.equal(best[name], after[name]) for name in best)

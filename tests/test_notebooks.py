@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 def folder(tmp_path, monkeypatch):
     """Where a notebook runs; whatever photograph the environment names, it is not taken."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    for name in ("PHOTOGRAPH", "WEIGHTS", "MODEL", "CLASSES"):
+    for name in ("IMAGE_ARRAY", "WEIGHTS", "MODEL", "CLASSES"):
         monkeypatch.delenv(f"DCSM_ATTR_{name}", raising=False)
     return tmp_path
 
@@ -45,7 +45,7 @@ def test_it_runs(path, folder):
         ("03", "in the picture: bull mastiff, tabby"),
     ],
 )
-def test_it_runs_on_a_photograph(start, said, folder, monkeypatch, shared):
+def test_it_runs_on_an_image(start, said, folder, monkeypatch, shared):
     monkeypatch.setenv("DCSM_ATTR_PHOTOGRAPH", str(shared / "images" / "dog-and-cat.png"))
     monkeypatch.setenv("DCSM_ATTR_WEIGHTS", str(shared / "models" / "squeezenet1_1-imagenet1k.safetensors"))
     monkeypatch.setenv("DCSM_ATTR_CLASSES", "bull mastiff,tabby")

@@ -6,7 +6,7 @@ import pytest
 from test_pseudo_label_runs import BATCH, OUTPUTS, collection, contents, run, tiny, undisturbed  # noqa: F401
 
 from dcsm_attr.datasets.collection import Collection
-from dcsm_attr.io import opened_storage, read_uri
+from dcsm_attr.io import open_storage, read_uri
 from dcsm_attr.pipelines.report import write_report
 from dcsm_attr.pipelines.run import pseudo_label
 
@@ -44,7 +44,7 @@ def stored(bucket, folder):
 
 def test_objects_are_what_was_written_and_nothing_else(bucket):
     bucket, where = bucket
-    storage = opened_storage(f"s3://pictures/run{where}")
+    storage = open_storage(f"s3://pictures/run{where}")
     assert storage.names("labels") == set()
     storage.write("labels/a.png", b"one")
     storage.write("labels/a.png", b"two")
@@ -63,7 +63,7 @@ def test_a_run_goes_on_and_gives_the_same_files(bucket, collection, undisturbed)
         bucket.put_object(Key=f"photographs/{photograph.path.name}", Body=photograph.path.read_bytes())
         there.append(replace(photograph, path=f"s3://pictures/photographs/{photograph.path.name}{where}"))
     there = Collection(collection.class_names, tuple(there))
-    storage = opened_storage(f"s3://pictures/run{where}")
+    storage = open_storage(f"s3://pictures/run{where}")
     calls = []
 
     def dying():
@@ -83,7 +83,7 @@ def test_a_run_goes_on_and_gives_the_same_files(bucket, collection, undisturbed)
     with pytest.raises(KeyboardInterrupt):
         pseudo_label(dying, there, storage, **options)
     assert storage.names("parts") == {"00000000.jsonl"}
-    assert pseudo_label(tiny, there, storage, **options).labelled == len(collection)
+    assert pseudo_label(tiny, there, storage, **options).labeled == len(collection)
     write_report(storage)
     found = stored(bucket, "run")
     expected = {name: content for name, content in contents(undisturbed).items() if name != "settings.json"}

@@ -12,12 +12,12 @@ from dcsm_attr.cli.options import with_option_groups
 
 @dataclass(frozen=True)
 class Paint:
-    colour: Annotated[str, typer.Option(help="Of the wall.")] = "white"
+    color: Annotated[str, typer.Option(help="Of the wall.")] = "white"
     two_coats: Annotated[bool, typer.Option("--two-coats")] = False
 
     def __post_init__(self):
-        if self.colour == "plaid":
-            raise ValueError("plaid is no colour")
+        if self.color == "plaid":
+            raise ValueError("plaid is no color")
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def painted():
 
 
 def test_a_command_is_given_the_dataclass(painted):
-    painted("north", "--colour", "blue", "--two-coats", "--hours", "2")
+    painted("north", "--color", "blue", "--two-coats", "--hours", "2")
     _, given = painted("south")
     assert given == [("north", Paint("blue", two_coats=True), 2), ("south", Paint(), 3)]
 
@@ -49,12 +49,12 @@ def test_a_command_is_given_the_dataclass(painted):
 def test_the_help_names_the_fields_and_not_the_group(painted):
     text = painted("--help")[0].output
     assert "Paint a wall." in text
-    assert "--colour" in text
+    assert "--color" in text
     assert "Of the wall." in text
     assert "--paint" not in text
 
 
 def test_what_the_dataclass_refuses_ends_the_command(painted):
-    result, given = painted("north", "--colour", "plaid")
-    assert str(result.exception) == "plaid is no colour"
+    result, given = painted("north", "--color", "plaid")
+    assert str(result.exception) == "plaid is no color"
     assert not given

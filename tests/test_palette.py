@@ -1,14 +1,14 @@
-"""The colours of VOC, palette pictures and overlays."""
+"""The colors of VOC, palette pictures and overlays."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dcsm_attr.datasets.masks import VOC_CLASSES, label_picture, overlay, voc_colours
+from dcsm_attr.datasets.masks import VOC_CLASSES, label_image, overlay, voc_colors
 
 
-def test_colours_are_those_of_the_development_kit():
-    colours = voc_colours()
+def test_colors_are_those_of_the_development_kit():
+    colors = voc_colors()
     known = {
         0: (0, 0, 0),
         1: (128, 0, 0),
@@ -18,25 +18,25 @@ def test_colours_are_those_of_the_development_kit():
         20: (0, 64, 128),
         255: (224, 224, 192),
     }
-    for label, colour in known.items():
-        assert tuple(colours[label]) == colour
-    assert len({tuple(c) for c in colours.tolist()}) == 256
+    for label, color in known.items():
+        assert tuple(colors[label]) == color
+    assert len({tuple(c) for c in colors.tolist()}) == 256
     assert (len(VOC_CLASSES), VOC_CLASSES[0], VOC_CLASSES[19]) == (20, "aeroplane", "tvmonitor")
 
 
-def test_label_pictures_survive_a_file(tmp_path):
+def test_label_images_survive_a_file(tmp_path):
     labels = np.array([[0, 1, 20], [255, 15, 7]])
-    label_picture(labels).save(tmp_path / "labels.png")
+    label_image(labels).save(tmp_path / "labels.png")
     with Image.open(tmp_path / "labels.png") as picture:
         assert picture.mode == "P"
         assert np.array_equal(np.array(picture), labels)
-        assert np.array_equal(np.array(picture.convert("RGB")), voc_colours()[labels])
+        assert np.array_equal(np.array(picture.convert("RGB")), voc_colors()[labels])
 
 
 @pytest.mark.parametrize("label", [-1, 256])
 def test_labels_that_do_not_fit(label):
     with pytest.raises(ValueError, match="between 0 and 255"):
-        label_picture(np.array([[0, label]]))
+        label_image(np.array([[0, label]]))
 
 
 def test_real_masks_have_this_palette(shared):
@@ -44,7 +44,7 @@ def test_real_masks_have_this_palette(shared):
     mask = next(iter(sorted(folder.iterdir())))
     with Image.open(mask) as picture:
         palette = np.array(picture.getpalette(), dtype=np.uint8).reshape(-1, 3)
-        assert np.array_equal(palette, voc_colours()[: len(palette)])
+        assert np.array_equal(palette, voc_colors()[: len(palette)])
 
 
 def test_overlay_by_hand():
@@ -55,6 +55,6 @@ def test_overlay_by_hand():
     assert (result[:, :2] == 100).all()
     assert (result[:, 2] == 255).all()
     assert (result[:, 3] == (114, 50, 50)).all()
-    other = overlay(image, labels, opacity=1, colours=np.array([[9, 9, 9], [1, 2, 3]], dtype=np.uint8))
+    other = overlay(image, labels, opacity=1, colors=np.array([[9, 9, 9], [1, 2, 3]], dtype=np.uint8))
     assert (other[:, 3] == (1, 2, 3)).all()
     assert (other[:, :2] == 100).all()

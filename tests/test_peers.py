@@ -12,10 +12,10 @@ from conftest import TinyVGG
 from torch import nn
 from untouched import changes, no_graph_left, snapshot
 
-from benchmarks.peers import PEERS, peer_maps
+from benchmarks.peers import REFERENCE_METHODS, reference_maps
 from benchmarks.peers.from_grad_cam import most_similar
 from dcsm_attr.attribution.maps import divide_by_maximum, upsample
-from dcsm_attr.attribution.model import pooled_scores
+from dcsm_attr.attribution.model import pool_score_maps
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork, fully_convolutional
 
 _REASON = "the other libraries are an extra: pip install 'dcsm_attr[peers]'"
@@ -30,7 +30,7 @@ IMAGE = torch.tensor(np.stack([FIRST, SECOND, np.zeros((2, 2))]), dtype=torch.fl
 NOWHERE = [[0, 0], [0, 0]]
 
 
-class _Trunk(nn.Module):
+class _Backbone(nn.Module):
     """Layers by the names of the model that they are from, giving a map as torchvision's feature extractors do."""
 
     def __init__(self, features):
@@ -51,38 +51,38 @@ def _convolution(weights, biases=None):
 
 
 def _by_hand(*head):
-    """Features are the image's first two colours; each class is weighted as above."""
-    trunk = _Trunk(nn.Sequential(_convolution([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), nn.ReLU(inplace=True)))
+    """Features are the image's first two colors; each class is weighted as above."""
+    trunk = _Backbone(nn.Sequential(_convolution([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), nn.ReLU(inplace=True)))
     return ScoreMapNetwork(trunk, nn.Sequential(*(head or (_convolution(WEIGHTS, BIASES),)))).eval()
 
 
 def _tiny(model=TinyVGG, **arguments):
     model = model(**arguments)
-    return ScoreMapNetwork(_Trunk(model.features), model.classifier).eval()
+    return ScoreMapNetwork(_Backbone(model.features), model.classifier).eval()
 
 
 @pytest.mark.parametrize("pooling", ["average", "max"])
 @pytest.mark.parametrize("name", ["cam", "grad-cam"])
 def test_cam_and_grad_cam_by_hand(name, pooling):
     """Behind one linear layer, CAM needs no gradient, and the mean of Grad-CAM's is the weight over the positions."""
-    maps = peer_maps(name, _by_hand(), pooling, IMAGE, [0, 1, 2, 3])
+    maps = reference_maps(name, _by_hand(), pooling, IMAGE, [0, 1, 2, 3])
     # A1 - A2, 2 A2 - A1, A1 + 3 A2, -A1 - A2
     expected = [[[0, 2 / 3], [0, 1]], [[1, 0], [2 / 3, 0]], [[1, 2 / 7], [3 / 7, 3 / 7]], NOWHERE]
     torch.testing.assert_close(maps, torch.tensor(expected))
 
 
 def test_layer_cam_by_hand():
-    maps = peer_maps("layer-cam", _by_hand(), "average", IMAGE, [0, 1, 2, 3])
+    maps = reference_maps("layer-cam", _by_hand(), "average", IMAGE, [0, 1, 2, 3])
     # The positive weights alone: A1, A2, A1 + 3 A2, nothing.
     expected = [[[1 / 3, 2 / 3], [0, 1]], [[1, 0], [0.5, 0]], [[1, 2 / 7], [3 / 7, 3 / 7]], NOWHERE]
     torch.testing.assert_close(maps, torch.tensor(expected))
     # The gradient of a maximum is at one position.
-    maps = peer_maps("layer-cam", _by_hand(), "max", IMAGE, [2, 0])
+    maps = reference_maps("layer-cam", _by_hand(), "max", IMAGE, [2, 0])
     torch.testing.assert_close(maps, torch.tensor([[[1.0, 0], [0, 0]], [[0, 0], [0, 1]]]))
 
 
 def test_grad_cam_plus_plus_by_hand():
-    maps = peer_maps("grad-cam++", _by_hand(), "max", IMAGE, [0, 1, 2, 3])
+    maps = reference_maps("grad-cam++", _by_hand(), "max", IMAGE, [0, 1, 2, 3])
     # Class 2, whose maximum is at the top left: alpha = 1 / (2 + 6 * 1) and 9 / (18 + 3 * 27), so that the map is
     # A1 / 8 + 3 A2 / 11. Of the others one feature counts: A1, A2, none.
     both = [[1, 22 / 59], [24 / 59, 33 / 59]]
@@ -91,7 +91,7 @@ def test_grad_cam_plus_plus_by_hand():
 
 
 def test_guided_grad_cam_by_hand():
-    maps = peer_maps("guided-grad-cam", _by_hand(), "average", IMAGE, [0, 2, 3])
+    maps = reference_maps("guided-grad-cam", _by_hand(), "average", IMAGE, [0, 2, 3])
     # Class 2: the guided gradient is 1/4 where A1 is positive and 3/4 where A2 is; the larger, times A1 + 3 A2.
     expected = [[[0, 2 / 3], [0, 1]], [[1, 2 / 21], [3 / 7, 1 / 7]], NOWHERE]
     torch.testing.assert_close(maps, torch.tensor(expected))
@@ -108,7 +108,7 @@ def test_finer_cam_by_hand(c):
     slopes = -q * (1 + scores[others] - q @ scores[others])
     weights = WEIGHTS[c] + slopes @ WEIGHTS[others]
     expected = np.maximum(np.tensordot(weights, features, 1), 0)
-    maps = peer_maps("finer-cam", _by_hand(_convolution(WEIGHTS, biases)), "average", IMAGE, [c])
+    maps = reference_maps("finer-cam", _by_hand(_convolution(WEIGHTS, biases)), "average", IMAGE, [c])
     assert (expected.max() > 0) == (c != 3)
     np.testing.assert_allclose(maps[0], expected / (expected.max() or 1), atol=1e-5)
 
@@ -129,12 +129,12 @@ def test_cam_behind_hidden_layers_is_the_score_map_without_its_bias():
     with torch.no_grad():
         scores = network(image)[:, [1, 3]] + 0.5
     expected = divide_by_maximum(upsample(scores.clamp(min=0), (16, 20)))[0]
-    torch.testing.assert_close(peer_maps("cam", network, "max", image, [1, 3]), expected)
+    torch.testing.assert_close(reference_maps("cam", network, "max", image, [1, 3]), expected)
 
 
 def test_cam_of_rectified_scores_is_the_score_map():
     network = _by_hand(_convolution(WEIGHTS, BIASES), nn.ReLU(inplace=True))
-    maps = peer_maps("cam", network, "average", IMAGE, [0, 1])
+    maps = reference_maps("cam", network, "average", IMAGE, [0, 1])
     torch.testing.assert_close(maps, torch.tensor([[[0, 5 / 7], [0, 1]], [[1, 0], [0.5, 0]]]))
 
 
@@ -142,8 +142,10 @@ def test_cam_of_rectified_scores_is_the_score_map():
 def test_grad_cam_behind_average_pooling_and_a_linear_layer_is_cam(name):
     network = _torchvision(name, head="linear")
     image = torch.randn(1, 3, 96, 64)
-    maps = peer_maps("cam", network, "average", image, range(6))
-    torch.testing.assert_close(peer_maps("grad-cam", network, "average", image, range(6)), maps, rtol=1e-3, atol=1e-4)
+    maps = reference_maps("cam", network, "average", image, range(6))
+    torch.testing.assert_close(
+        reference_maps("grad-cam", network, "average", image, range(6)), maps, rtol=1e-3, atol=1e-4
+    )
     assert set(maps.amax((1, 2)).tolist()) <= {0.0, 1.0}
     assert maps.amax() == 1
 
@@ -157,7 +159,7 @@ def _torchvision(name, classes=6, **arguments):
 
 
 @pytest.mark.parametrize("pooling", ["max", "average", "logsumexp"])
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", REFERENCE_METHODS)
 @pytest.mark.parametrize(
     ("model", "arguments"),
     [
@@ -170,13 +172,13 @@ def _torchvision(name, classes=6, **arguments):
 def test_every_peer_on_every_kind_of_head(name, pooling, model, arguments):
     network = _torchvision(model, **arguments)
     image = torch.randn(1, 3, 80, 112)
-    maps = peer_maps(name, network, pooling, image, [5, 0, 3])
+    maps = reference_maps(name, network, pooling, image, [5, 0, 3])
     assert (maps.shape, maps.dtype, maps.device.type) == ((3, 80, 112), torch.float32, "cpu")
     assert maps.min() >= 0
     assert set(maps.amax((1, 2)).tolist()) <= {0.0, 1.0}
     assert maps.amax() == 1
     # A class's map does not depend on the others that are asked for.
-    torch.testing.assert_close(peer_maps(name, network, pooling, image, [3])[0], maps[2])
+    torch.testing.assert_close(reference_maps(name, network, pooling, image, [3])[0], maps[2])
 
 
 # The libraries against each other: what the second gives with its own settings, on the same network.
@@ -192,7 +194,7 @@ def parity():
             self.network = network
 
         def forward(self, images):
-            return pooled_scores(self.network(images), "max")
+            return pool_score_maps(self.network(images), "max")
 
     return network, Scores().eval(), image
 
@@ -200,7 +202,7 @@ def parity():
 @pytest.mark.parametrize(("name", "other"), [("grad-cam", "GradCAM"), ("layer-cam", "LayerCAM")])
 def test_torchcam_agrees_with_pytorch_grad_cam(parity, name, other):
     network, scores, image = parity
-    ours = peer_maps(name, network, "max", image, range(12))
+    ours = reference_maps(name, network, "max", image, range(12))
     # pytorch-grad-cam subtracts the minimum, which changes nothing where that is zero.
     comparable = [c for c in range(12) if (ours[c].min(), ours[c].max()) == (0, 1)]
     assert len(comparable) >= 3
@@ -215,24 +217,24 @@ def test_torchcam_agrees_with_captum(parity):
     method = LayerGradCam(scores, network.trunk.features)
     raw = torch.cat([method.attribute(image, c, relu_attributions=True) for c in range(12)], dim=1).detach()
     expected = divide_by_maximum(upsample(raw, (32, 40)))[0]
-    torch.testing.assert_close(peer_maps("grad-cam", network, "max", image, range(12)), expected)
+    torch.testing.assert_close(reference_maps("grad-cam", network, "max", image, range(12)), expected)
 
 
 @pytest.mark.skipif(not hasattr(torchcam, "FinerCAM"), reason="torchcam has FinerCAM from 0.5")
 def test_pytorch_grad_cam_agrees_with_torchcam_on_two_classes():
     """With one class to compare with, there is nothing to be weighted, which the libraries do differently."""
     network, image = _tiny(classes=2), torch.randn(1, 3, 32, 40)
-    ours = peer_maps("finer-cam", network, "average", image, [0, 1])
+    ours = reference_maps("finer-cam", network, "average", image, [0, 1])
     assert ours.amax() == 1
     with torchcam.FinerCAM(network, network.trunk.features, gamma=1.0, num_references=1) as extractor:
         for c in range(2):
-            scores = pooled_scores(network(image), "average")
+            scores = pool_score_maps(network(image), "average")
             raw = extractor(c, scores, normalized=False)[0]
             expected = divide_by_maximum(upsample(raw[None], (32, 40)))[0, 0]
             torch.testing.assert_close(ours[c], expected, rtol=1e-3, atol=1e-4)
 
 
-HOOKING = [name for name in PEERS if name != "cam"]
+HOOKING = [name for name in REFERENCE_METHODS if name != "cam"]
 
 
 @pytest.mark.parametrize("name", HOOKING)
@@ -240,11 +242,11 @@ def test_a_named_layer_is_its_output_also_before_a_rectifier_in_place(name):
     """A library that hooked the convolution itself would see what the rectifier made of its output."""
     separate, overwriting, image = _tiny(in_place=False), _tiny(in_place=True), torch.randn(1, 3, 16, 20)
     overwriting.load_state_dict(separate.state_dict())
-    expected = peer_maps(name, separate, "max", image, [0, 1], "trunk.features.5")
-    torch.testing.assert_close(peer_maps(name, overwriting, "max", image, [0, 1], "trunk.features.5"), expected)
-    by_module = peer_maps(name, overwriting, "max", image, [0, 1], overwriting.trunk.features[5])
+    expected = reference_maps(name, separate, "max", image, [0, 1], "trunk.features.5")
+    torch.testing.assert_close(reference_maps(name, overwriting, "max", image, [0, 1], "trunk.features.5"), expected)
+    by_module = reference_maps(name, overwriting, "max", image, [0, 1], overwriting.trunk.features[5])
     torch.testing.assert_close(by_module, expected)
-    assert not torch.equal(expected, peer_maps(name, separate, "max", image, [0, 1], "trunk.features.2"))
+    assert not torch.equal(expected, reference_maps(name, separate, "max", image, [0, 1], "trunk.features.2"))
 
 
 def test_grad_cam_of_a_named_layer_against_autograd(images):
@@ -255,7 +257,7 @@ def test_grad_cam_of_a_named_layer_against_autograd(images):
     (gradient,) = torch.autograd.grad(score, features)
     raw = (gradient.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).clamp(min=0)
     resized = F.interpolate(raw, image.shape[2:], mode="bilinear", align_corners=False)[0, 0]
-    maps = peer_maps("grad-cam", network, "average", image, [2], "trunk.features.5")
+    maps = reference_maps("grad-cam", network, "average", image, [2], "trunk.features.5")
     torch.testing.assert_close(maps[0], (resized / resized.max()).float())
 
 
@@ -263,7 +265,7 @@ def test_grad_cam_of_a_named_layer_against_autograd(images):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", REFERENCE_METHODS)
 def test_nothing_is_left_behind(name, training, images):
     network = _tiny().train(training)
     for p in list(network.parameters())[:2]:
@@ -274,7 +276,7 @@ def test_nothing_is_left_behind(name, training, images):
     network.head.register_forward_hook(lambda *_: calls.append(1))
     before, image = snapshot(network), images[:1].clone()
     gradients = [p.grad.clone() for p in list(network.parameters())[:2]]
-    peer_maps(name, network, "max", image, [0, 1])
+    reference_maps(name, network, "max", image, [0, 1])
     assert changes(before, snapshot(network)) == []
     for p, gradient in zip(network.parameters(), gradients, strict=False):
         assert torch.equal(p.grad, gradient)
@@ -304,13 +306,13 @@ class _ForwardFault(nn.Module):
         raise IndexError("a fault of the model")
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", REFERENCE_METHODS)
 def test_nothing_is_left_behind_after_a_fault_of_the_network(name, images):
     network = _tiny().train()
     network.head.append(_ForwardFault())
     before = snapshot(network)
     with pytest.raises(IndexError, match="a fault of the model"):
-        peer_maps(name, network, "max", images[:1], [0, 1])
+        reference_maps(name, network, "max", images[:1], [0, 1])
     assert changes(before, snapshot(network)) == []
 
 
@@ -320,28 +322,28 @@ def test_nothing_is_left_behind_after_a_fault_in_the_backward(name, images):
     network.head.append(_BackwardFault())
     before = snapshot(network)
     with pytest.raises(KeyError, match="a fault in the backward"):
-        peer_maps(name, network, "max", images[:1], [0, 1])
+        reference_maps(name, network, "max", images[:1], [0, 1])
     assert changes(before, snapshot(network)) == []
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", REFERENCE_METHODS)
 def test_maps_are_the_same_in_training_mode_frozen_and_under_no_grad(name):
     network, image = _tiny(), torch.randn(1, 3, 16, 20)
     network.head.insert(0, nn.Dropout())
     network.eval()
-    expected = peer_maps(name, network, "max", image, [0, 2])
-    assert torch.equal(peer_maps(name, network.train(), "max", image, [0, 2]), expected)
+    expected = reference_maps(name, network, "max", image, [0, 2])
+    assert torch.equal(reference_maps(name, network.train(), "max", image, [0, 2]), expected)
     with torch.no_grad():
-        assert torch.equal(peer_maps(name, network, "max", image, [0, 2]), expected)
+        assert torch.equal(reference_maps(name, network, "max", image, [0, 2]), expected)
     network.requires_grad_(False)
-    assert torch.equal(peer_maps(name, network, "max", image, [0, 2]), expected)
+    assert torch.equal(reference_maps(name, network, "max", image, [0, 2]), expected)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", REFERENCE_METHODS)
 def test_no_graph_is_kept(name, images):
     network = _tiny()
     with no_graph_left():
-        peer_maps(name, network, "max", images[:1], [0, 1])
+        reference_maps(name, network, "max", images[:1], [0, 1])
 
 
 # What is refused.
@@ -349,26 +351,26 @@ def test_no_graph_is_kept(name, images):
 
 @pytest.mark.parametrize("name", ["cam", "grad-cam", "grad-cam++", "layer-cam", "finer-cam"])
 def test_a_missing_library_is_named_together_with_the_extra(name, monkeypatch):
-    module = {"torchcam": "torchcam.methods", "grad-cam": "pytorch_grad_cam"}[PEERS[name].distribution]
+    module = {"torchcam": "torchcam.methods", "grad-cam": "pytorch_grad_cam"}[REFERENCE_METHODS[name].distribution]
     for loaded in [m for m in sys.modules if m.split(".")[0] == module.split(".")[0]]:
         monkeypatch.setitem(sys.modules, loaded, None)
     network = _by_hand()
     before = snapshot(network)
     with pytest.raises(ImportError, match=rf'{module}.*pip install "dcsm_attr\[peers\]"'):
-        peer_maps(name, network, "max", IMAGE, [0])
+        reference_maps(name, network, "max", IMAGE, [0])
     assert changes(before, snapshot(network)) == []
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", REFERENCE_METHODS)
 @pytest.mark.parametrize("classes", [[0, 4], [-1]])
 def test_classes_that_are_not_there(name, classes):
     with pytest.raises(ValueError, match=f"classes must be in 0 to 3, got {classes[-1]}"):
-        peer_maps(name, _by_hand(), "max", IMAGE, classes)
+        reference_maps(name, _by_hand(), "max", IMAGE, classes)
 
 
 def test_finer_cam_needs_another_class():
     with pytest.raises(ValueError, match="at least two classes"):
-        peer_maps("finer-cam", _by_hand(_convolution([[1.0, 1.0]])), "max", IMAGE, [0])
+        reference_maps("finer-cam", _by_hand(_convolution([[1.0, 1.0]])), "max", IMAGE, [0])
 
 
 @pytest.mark.parametrize(
@@ -387,14 +389,14 @@ def test_finer_cam_needs_another_class():
 def test_bad_arguments(arguments, message):
     usual = {"name": "grad-cam", "network": _by_hand(), "pooling": "max", "images": IMAGE, "classes": [0]}
     with pytest.raises(ValueError, match=message):
-        peer_maps(**usual | arguments)
+        reference_maps(**usual | arguments)
 
 
 def test_a_layer_must_run_once():
     relu = nn.ReLU()
     network = _by_hand(relu, _convolution(WEIGHTS), relu)
     with pytest.raises(ValueError, match=r"layer 'head.0' must run once in a forward pass, but it runs 2 times"):
-        peer_maps("grad-cam", network, "max", IMAGE, [0], "head.0")
+        reference_maps("grad-cam", network, "max", IMAGE, [0], "head.0")
     traced = _torchvision("resnet18", head="linear")
     with pytest.raises(ValueError, match=r"'trunk.layer4.1' .* runs 0 times: .*innermost"):
-        peer_maps("grad-cam", traced, "max", torch.randn(1, 3, 64, 64), [0], "trunk.layer4.1")
+        reference_maps("grad-cam", traced, "max", torch.randn(1, 3, 64, 64), [0], "trunk.layer4.1")

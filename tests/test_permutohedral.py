@@ -85,7 +85,7 @@ def test_it_approximates_the_gaussian():
     values = torch.rand(700, 2, dtype=torch.float64)
     lattice = PermutohedralLattice(features).filter(values)
     exact = torch.exp(-0.5 * torch.cdist(features, features) ** 2) @ values
-    # Up to one constant factor, which normalised filtering removes.
+    # Up to one constant factor, which normalized filtering removes.
     factor = (lattice * exact).sum() / lattice.square().sum()
     assert (factor * lattice - exact).abs().max() < 0.06 * exact.max()
 

@@ -35,7 +35,7 @@ def test_subtraction_puts_more_of_each_map_on_its_own_animal(segmenter, animal_s
 
 
 def test_each_animal_gets_its_own_label(segmenter, animal_share, shared):
-    """After the CRF, what is labelled as an animal lies in the box drawn around it by eye.
+    """After the CRF, what is labeled as an animal lies in the box drawn around it by eye.
 
     It is a part of the animal only: the network was trained to tell a thousand classes apart by their most telling
     parts, not to find all of a few.
@@ -43,10 +43,10 @@ def test_each_animal_gets_its_own_label(segmenter, animal_share, shared):
     animals = BOXES["puppy-and-kitten.jpg"]
     result = segmenter.segment(shared / "images" / "puppy-and-kitten.jpg", list(animals))
     for name, boxes in animals.items():
-        labelled = result.labels == result.class_names.index(name) + 1
+        labeled = result.labels == result.class_names.index(name) + 1
         mask = animal_share.animal_mask(boxes, result.image.shape[:2])
-        assert labelled.float().mean() > 0.01, name
-        assert (labelled & mask).sum() > 0.95 * labelled.sum(), name
+        assert labeled.float().mean() > 0.01, name
+        assert (labeled & mask).sum() > 0.95 * labeled.sum(), name
 
 
 def test_unknown_classes_are_detected(segmenter, shared):

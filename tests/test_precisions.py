@@ -37,21 +37,21 @@ def maps_of(model, x):
     return DistinctClassSaliency(model, subtract=False).class_maps(x, candidates=CANDIDATES)
 
 
-def check_near(result, expected, at_most):
+def check_near(result, expected, max_images):
     assert result.maps.dtype == torch.float32
     assert result.maps.isfinite().all()
     assert result.classes.tolist() == expected.classes.tolist()
-    assert (result.maps - expected.maps).abs().mean() < at_most
+    assert (result.maps - expected.maps).abs().mean() < max_images
 
 
 # Mean differences of the maps, which lie in [0, 1]: two to three times the largest seen.
-@pytest.mark.parametrize(("dtype", "at_most"), [(torch.bfloat16, 0.06), (torch.float16, 0.02)])
-def test_autocast_stays_near_float32(model, photographs, dtype, at_most):
+@pytest.mark.parametrize(("dtype", "max_images"), [(torch.bfloat16, 0.06), (torch.float16, 0.02)])
+def test_autocast_stays_near_float32(model, photographs, dtype, max_images):
     expected = maps_of(model, photographs)
     with torch.autocast("cpu", dtype):
         assert model(photographs).dtype == dtype
         result = maps_of(model, photographs)
-    check_near(result, expected, at_most)
+    check_near(result, expected, max_images)
 
 
 def test_a_bfloat16_model_stays_near_float32(model, photographs):

@@ -1,4 +1,4 @@
-"""The three canvases, normalisation, and the way back to the photograph."""
+"""The three canvases, normalization, and the way back to the image."""
 
 import numpy as np
 import pytest
@@ -8,23 +8,23 @@ from PIL import Image
 from dcsm_attr.datasets.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 
-def _photograph(width, height, colour=(200, 100, 50)):
-    return Image.new("RGB", (width, height), colour)
+def _open_image(width, height, color=(200, 100, 50)):
+    return Image.new("RGB", (width, height), color)
 
 
-def _normalised(colour):
-    return [(c / 255 - m) / s for c, m, s in zip(colour, IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+def _normalize(color):
+    return [(c / 255 - m) / s for c, m, s in zip(color, IMAGENET_MEAN, IMAGENET_STD, strict=True)]
 
 
 @pytest.mark.parametrize(
     ("width", "height", "inner"), [(250, 125, (250, 500)), (1000, 2000, (500, 250)), (333, 500, (500, 333))]
 )
 def test_the_papers_canvas(width, height, inner):
-    prepared = Preprocess()(_photograph(width, height))
+    prepared = Preprocess()(_open_image(width, height))
     assert prepared.tensor.shape == (3, 500, 500)
     assert tuple(prepared.pixels.shape[1:]) == inner
     assert (prepared.top, prepared.left) == (0, 0)
-    assert prepared.tensor[:, 0, 0].tolist() == pytest.approx(_normalised((200, 100, 50)), rel=1e-5)
+    assert prepared.tensor[:, 0, 0].tolist() == pytest.approx(_normalize((200, 100, 50)), rel=1e-5)
     outside = prepared.tensor[:, inner[0] :, :] if inner[0] < 500 else prepared.tensor[:, :, inner[1] :]
     assert outside.numel() == 0 or outside.count_nonzero() == 0
 
@@ -32,32 +32,32 @@ def test_the_papers_canvas(width, height, inner):
 @pytest.mark.parametrize(("length", "start"), [(500, 0), (499, 1), (498, 1), (375, 63), (100, 200)])
 def test_the_matconvnet_canvas_starts_where_the_release_does(length, start):
     # 1-based start (500 - n + mod(n, 2)) / 2 + 1 in the release.
-    prepared = Preprocess("matconvnet")(_photograph(length, 100))
+    prepared = Preprocess("matconvnet")(_open_image(length, 100))
     assert prepared.left == (500 - length + length % 2) // 2 == start
     assert prepared.tensor[:, 250, start].tolist() != prepared.tensor[:, 250, 0].tolist() or start == 0
     if start:
-        # Zeros before normalisation: black, not the mean.
-        assert prepared.tensor[:, 0, 0].tolist() == pytest.approx(_normalised((0, 0, 0)), rel=1e-5)
+        # Zeros before normalization: black, not the mean.
+        assert prepared.tensor[:, 0, 0].tolist() == pytest.approx(_normalize((0, 0, 0)), rel=1e-5)
     assert torch.equal(prepared.crop(prepared.tensor)[:, 0, 0], prepared.crop(prepared.tensor)[:, -1, -1])
 
 
 def test_the_matconvnet_canvas_refuses_what_the_release_cannot_take():
     with pytest.raises(ValueError, match=r"\(501, 10\) exceeds its 500 pixels"):
-        Preprocess("matconvnet")(_photograph(501, 10))
+        Preprocess("matconvnet")(_open_image(501, 10))
 
 
 def test_the_caffe_canvas_warps():
-    photograph = _photograph(100, 300)
+    photograph = _open_image(100, 300)
     photograph.paste((0, 0, 255), (0, 0, 50, 300))
     prepared = Preprocess("caffe")(photograph)
     assert prepared.tensor.shape == (3, 512, 512)
     halves = prepared.pixels[:, :, 250], prepared.pixels[:, :, 262]
-    for half, colour in zip(halves, ((0, 0, 255), (200, 100, 50)), strict=True):
-        assert torch.equal(half, torch.tensor(colour, dtype=torch.uint8)[:, None].expand(3, 512))
+    for half, color in zip(halves, ((0, 0, 255), (200, 100, 50)), strict=True):
+        assert torch.equal(half, torch.tensor(color, dtype=torch.uint8)[:, None].expand(3, 512))
     assert torch.equal(prepared.crop(prepared.tensor), prepared.tensor)
 
 
-def test_cropping_and_restoring_find_the_photograph_again():
+def test_cropping_and_restoring_find_the_image_again():
     ramp = np.linspace(0, 255, 200, dtype=np.uint8)
     photograph = Image.fromarray(np.broadcast_to(ramp[None, :, None], (100, 200, 3)).copy())
     prepared = Preprocess(size=400, mean=(0, 0, 0), std=(1, 1, 1))(photograph)
@@ -86,7 +86,7 @@ def test_bad_settings(options, message):
 
 
 @pytest.mark.parametrize("canvas", ["paper", "matconvnet", "caffe"])
-def test_pixels_undo_the_normalisation(canvas):
+def test_pixels_undo_the_normalization(canvas):
     image = Image.effect_noise((40, 30), 90).convert("RGB")
     preprocess = Preprocess(canvas, 48)
     prepared = preprocess(image)

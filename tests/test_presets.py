@@ -14,7 +14,7 @@ from dcsm_attr.attribution.layers import default_layers
 from dcsm_attr.cli import app
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
-from dcsm_attr.segmentation.presets import preset_segmenter
+from dcsm_attr.segmentation.presets import build_preset_segmenter
 
 PREPROCESS = Preprocess(size=48)
 
@@ -25,7 +25,7 @@ def photograph():
 
 
 def test_the_papers_preset_is_the_default_segmenter(vgg):
-    segmenter = preset_segmenter(vgg, "paper")
+    segmenter = build_preset_segmenter(vgg, "paper")
     assert segmenter.settings["saliency"] == DistinctClassSaliency(vgg).settings
     assert (segmenter.crf, segmenter.background_exponent) == (DenseCRF(), 1.0)
 
@@ -33,8 +33,8 @@ def test_the_papers_preset_is_the_default_segmenter(vgg):
 def test_the_tuned_preset_by_hand(vgg, photograph):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # One class alone has nothing to be subtracted, as is asked for.
-        alone = preset_segmenter(vgg, "tuned", preprocess=PREPROCESS).segment(photograph, [2])
-        both = preset_segmenter(vgg, "tuned", preprocess=PREPROCESS).segment(photograph, [2, 0])
+        alone = build_preset_segmenter(vgg, "tuned", preprocess=PREPROCESS).segment(photograph, [2])
+        both = build_preset_segmenter(vgg, "tuned", preprocess=PREPROCESS).segment(photograph, [2, 0])
     prepared = PREPROCESS(photograph)
     for segmentation, classes in ((alone, [2]), (both, [2, 0])):
         layers = default_layers(vgg)[-1:]
@@ -64,7 +64,7 @@ def test_deepest_is_checked(vgg, options):
 
 def test_an_unknown_preset():
     with pytest.raises(ValueError, match="preset must be one of 'paper', 'tuned'; got 'best'"):
-        preset_segmenter(TinyVGG(), "best")
+        build_preset_segmenter(TinyVGG(), "best")
 
 
 def test_on_the_command_line(tmp_path, photograph):

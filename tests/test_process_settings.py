@@ -24,7 +24,7 @@ def _default_dtype(dtype):
 
 @contextmanager
 def _deterministic():
-    """Uninitialised memory is filled with NaN, and what rounds differently from run to run is an error."""
+    """Uninitialized memory is filled with NaN, and what rounds differently from run to run is an error."""
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -61,11 +61,15 @@ def test_maps(setting, vgg, images, variant):
         dcs = DistinctClassSaliency(vgg, variant=variant, scales=(0.8, 1.0))
         by_name = DistinctClassSaliency(vgg, dcs.layers, variant=variant, subtract=False)
         detected, known = dcs.class_maps(images, raw=True), dcs.class_maps(images, [[1], [0, 2]])
-        kept = dcs.keep_gradients(images, candidates=[2, 0])
+        kept = dcs.compute_gradients(images, candidates=[2, 0])
         return [
             *(dcs.attribute(images), dcs.attribute(images, [1, 2]), dcs.attribute(images, -1, candidates=[[3, 1]] * 2)),
             *(detected.maps, detected.raw, detected.classes, detected.detected, detected.scores, known.maps),
-            *(by_name.attribute(images), kept.run(1.0).maps[0], dcs.class_maps_of(kept, candidates=[0, 2]).maps),
+            *(
+                by_name.attribute(images),
+                kept.run(1.0).maps[0],
+                dcs.class_maps_from_gradients(kept, candidates=[0, 2]).maps,
+            ),
             *(Simonyan(vgg).attribute(images, (2,)), dcs.class_maps(images)[1].best()),
         ]
 

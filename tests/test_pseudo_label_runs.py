@@ -15,13 +15,13 @@ from conftest import TinyVGG
 from PIL import Image
 
 from dcsm_attr import DenseCRF, Segmenter
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.io import FolderStorage
 from dcsm_attr.pipelines import local
 from dcsm_attr.pipelines.batches import Outputs
 from dcsm_attr.pipelines.label_files import Shard
-from dcsm_attr.pipelines.local import InProcesses
+from dcsm_attr.pipelines.local import MultiprocessEngine
 from dcsm_attr.pipelines.run import pseudo_label
 
 NAMES = ("ant", "bee", "cow", "dog")
@@ -46,7 +46,7 @@ def collection(tmp_path):
         path = folder / f"p{i}.png"
         pixels = random.integers(0, 255, (6, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((40 + 9 * (i % 3), 36 + 7 * (i % 2))).save(path)
-        photographs.append(Photograph(path.stem, path, classes))
+        photographs.append(LabeledImage(path.stem, path, classes))
     return Collection(NAMES, tuple(photographs))
 
 
@@ -95,11 +95,11 @@ class Failing(FolderStorage):
         super().write(name, content)
 
 
-def test_every_photograph_gets_what_the_segmenter_gives_it(collection, undisturbed):
+def test_every_image_gets_what_the_segmenter_gives_it(collection, undisturbed):
     segmenter = tiny()
     first, lines = manifest(undisturbed)
     assert [line["name"] for line in lines] == [photograph.name for photograph in collection]
-    counted = {"photographs": 8, "labelled": 8, "failed": 0, "class_names": list(NAMES)}
+    counted = {"photographs": 8, "labeled": 8, "failed": 0, "class_names": list(NAMES)}
     assert {name: first[name] for name in counted} == counted
     assert first["settings"]["crf"]["iterations"] == 2
     for start in range(0, 8, BATCH):
@@ -130,7 +130,7 @@ def test_every_photograph_gets_what_the_segmenter_gives_it(collection, undisturb
             assert np.array_equal(maps["probabilities"], result.probabilities.numpy().astype(np.float16))
 
 
-def test_a_photograph_without_a_class_is_background(collection, undisturbed):
+def test_an_image_without_a_class_is_background(collection, undisturbed):
     line = manifest(undisturbed)[1][CLASSES.index(())]
     labels = np.asarray(Image.open(undisturbed / line["labels"]))
     assert list(labels.shape) == line["size"]
@@ -168,7 +168,7 @@ def test_cut_off_at_any_file_and_gone_on_with(tmp_path, collection, undisturbed,
 
 def test_a_second_run_does_nothing(tmp_path, collection, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.png")}
-    assert run(collection, undisturbed).labelled == 8
+    assert run(collection, undisturbed).labeled == 8
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.png")} == before
 
 
@@ -187,7 +187,7 @@ def test_a_full_disk_is_told_and_costs_nothing(tmp_path, collection, undisturbed
         pseudo_label(tiny, collection, OneFile(folder, 14, full), outputs=OUTPUTS, batch_size=BATCH, progress=False)
     first, lines = manifest(folder)
     assert "no space left" in first["stopped"]
-    assert first["labelled"] == len(lines) == BATCH
+    assert first["labeled"] == len(lines) == BATCH
     run(collection, folder)
     assert_alike(folder, undisturbed)
     assert "stopped" not in manifest(folder)[0]
@@ -202,25 +202,25 @@ def test_where_nothing_can_be_written_any_more_the_cause_is_told(tmp_path, colle
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_shards_together_are_the_whole(tmp_path, collection, undisturbed, order):
     folder = tmp_path / "sharded"
-    labelled = []
+    labeled = []
     for index in order:
         assert not (folder / "manifest.jsonl").exists()
-        labelled.append(run(collection, folder, shard=Shard(index, 3)).labelled)
-    assert [labelled[order.index(i)] for i in range(3)] == [3, 3, 2]
+        labeled.append(run(collection, folder, shard=Shard(index, 3)).labeled)
+    assert [labeled[order.index(i)] for i in range(3)] == [3, 3, 2]
     assert_alike(folder, undisturbed)
 
 
-def test_unreadable_photographs_end_nothing(tmp_path, collection, undisturbed):
+def test_unreadable_images_end_nothing(tmp_path, collection, undisturbed):
     broken = {1: b"no picture", 3: b"", 4: collection.photographs[4].path.read_bytes()[:60]}
     whole = {i: collection.photographs[i].path.read_bytes() for i in broken}
     for i, content in broken.items():
         collection.photographs[i].path.write_bytes(content)
     folder = tmp_path / "broken"
     found = run(collection, folder)
-    assert found.labelled == 5
+    assert found.labeled == 5
     assert set(found.failures) == {"p1", "p3", "p4"}
     first, lines = manifest(folder)
-    assert (first["labelled"], first["failed"]) == (5, 3)
+    assert (first["labeled"], first["failed"]) == (5, 3)
     for i, line in enumerate(lines):
         assert ("error" in line) == (i in broken)
         if i in broken:
@@ -236,7 +236,7 @@ def test_unreadable_photographs_end_nothing(tmp_path, collection, undisturbed):
     assert_alike(folder, undisturbed)
 
 
-def test_other_settings_or_photographs_are_refused(tmp_path, collection, undisturbed):
+def test_other_settings_or_images_are_refused(tmp_path, collection, undisturbed):
     with pytest.raises(ValueError, match=r"holds pseudo-labels of other settings.*crf\.iterations \(2 before, 3 now\)"):
         run(collection, undisturbed, partial(tiny, 3))
     with pytest.raises(ValueError, match=r"batch_size \(3 before, 2 now\)"):
@@ -263,7 +263,7 @@ def test_several_processes_write_the_same_even_if_one_is_killed(tmp_path, collec
     marks = tmp_path / "marks"
     marks.mkdir()
     folder = tmp_path / "several"
-    run(collection, folder, partial(_dies, os.getpid(), marks, 1), engine=InProcesses(2))
+    run(collection, folder, partial(_dies, os.getpid(), marks, 1), engine=MultiprocessEngine(2))
     assert len(list(marks.iterdir())) == 1
     assert_alike(folder, undisturbed)
 
@@ -271,10 +271,10 @@ def test_several_processes_write_the_same_even_if_one_is_killed(tmp_path, collec
 def test_processes_that_die_again_and_again_end_the_run(tmp_path, collection, monkeypatch):
     marks = tmp_path / "marks"
     marks.mkdir()
-    monkeypatch.setattr(local, "_DEATHS", 1)
+    monkeypatch.setattr(local, "_MAX_WORKER_DEATHS", 1)
     # What the command line tells in one line, without a traceback.
     with pytest.raises(ChildProcessError, match="a process was killed before a batch was finished.* the same command"):
-        run(collection, tmp_path / "dead", partial(_dies, os.getpid(), marks, 99), engine=InProcesses(1))
+        run(collection, tmp_path / "dead", partial(_dies, os.getpid(), marks, 99), engine=MultiprocessEngine(1))
     assert contents(tmp_path / "dead").keys() == {"settings.json"}
 
 

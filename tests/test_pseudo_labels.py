@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import dcsm_attr.pipelines.label_files as label_files
 from dcsm_attr import ClassActivationMaps, DenseCRF, Segmenter
 from dcsm_attr.cli import app, main
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.evaluation.label_maps import evaluate_label_maps
 from dcsm_attr.pipelines.label_files import Confidence, Shard, write_confident_labels, write_pseudo_labels
@@ -31,7 +31,7 @@ def photographs(folder, classes, corrupt=()):
         Image.fromarray(pixels).save(path)
         if i in corrupt:
             path.write_bytes(b"broken")
-        made.append(Photograph(str(i), path, tuple(of_one)))
+        made.append(LabeledImage(str(i), path, tuple(of_one)))
     return Collection(NAMES, tuple(made))
 
 
@@ -83,7 +83,7 @@ def test_pseudo_labels_of_a_collection(tmp_path, vgg):
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, vgg, monkeypatch, write, killed_at):
     collection = photographs(tmp_path / "p", [(i % 4,) for i in range(7)])
     write(segmenter(vgg), collection, tmp_path / "whole", batch_size=3, progress=False)
-    calls, original = [], label_files.label_picture
+    calls, original = [], label_files.label_image
 
     def failing(labels):
         calls.append(1)
@@ -91,14 +91,14 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, vgg, monkeypa
             raise KeyboardInterrupt
         return original(labels)
 
-    monkeypatch.setattr(label_files, "label_picture", failing)
+    monkeypatch.setattr(label_files, "label_image", failing)
     with pytest.raises(KeyboardInterrupt):
         write(segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
     assert len(written(tmp_path / "cut")) == killed_at - 1
-    monkeypatch.setattr(label_files, "label_picture", original)
+    monkeypatch.setattr(label_files, "label_image", original)
     write(segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
     assert written(tmp_path / "cut") == written(tmp_path / "whole")
-    monkeypatch.setattr(label_files, "label_picture", failing)
+    monkeypatch.setattr(label_files, "label_image", failing)
     calls[:] = [1] * killed_at
     write(segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
     assert len(calls) == killed_at
@@ -136,7 +136,7 @@ def test_other_settings_are_refused_by_name(tmp_path, vgg):
         write_pseudo_labels(segmenter(vgg), collection, tmp_path / "m", progress=False)
 
 
-def test_corrupt_photographs_are_named_and_end_nothing(tmp_path, vgg, caplog):
+def test_corrupt_images_are_named_and_end_nothing(tmp_path, vgg, caplog):
     collection = photographs(tmp_path / "p", [(0,), (1,), (), (2,)], corrupt=(1, 2))
     for number, write in enumerate((write_confident_labels, write_pseudo_labels)):
         skipped = write(segmenter(vgg), collection, tmp_path / str(number), progress=False)
@@ -153,7 +153,9 @@ def masks(folder, maps):
 
 
 def with_masks(tmp_path, names):
-    return Collection(("a", "b"), tuple(Photograph(n, tmp_path / n, (0,), tmp_path / "t" / f"{n}.png") for n in names))
+    return Collection(
+        ("a", "b"), tuple(LabeledImage(n, tmp_path / n, (0,), tmp_path / "t" / f"{n}.png") for n in names)
+    )
 
 
 def test_label_maps_against_masks_by_hand(tmp_path):
@@ -193,7 +195,7 @@ def scenes(tmp_path_factory):
     return folder
 
 
-def test_the_command_from_photographs_to_pseudo_labels(tmp_path, scenes):
+def test_the_command_from_images_to_pseudo_labels(tmp_path, scenes):
     out = tmp_path / "out"
     command = ["affinity", scenes, "--weights", "demo", "--method", "fusion", "--steps", 2, "--batch-size", 2]
     command += ["--workers", 0, "--walk-steps", 16, "--radius", 3, "--output", out, "--also", "val"]

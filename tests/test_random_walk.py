@@ -11,11 +11,11 @@ from affinity_reference import dense_walk, dense_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsm_attr.models.affinity_net import affinities, neighbour_offsets, pair_mask
-from dcsm_attr.wsss import random_walk as compressed_rows
+from dcsm_attr.models.affinity_net import affinities, neighbor_offsets, pair_mask
+from dcsm_attr.wsss import random_walk as build_csr_matrix
 from dcsm_attr.wsss.random_walk import apply_power, chebyshev_coefficients, random_walk, transition_matrix
 
-FIVE = neighbour_offsets(5)
+FIVE = neighbor_offsets(5)
 
 
 def smooth(images, height, width, dtype=torch.float64):
@@ -90,7 +90,7 @@ def test_no_steps_and_one():
     )
 
 
-def test_without_neighbours_nothing_moves():
+def test_without_neighbors_nothing_moves():
     maps = torch.rand(2, 3, 4, 5)
     assert torch.equal(random_walk(maps, torch.rand(2, 0, 4, 5), ()), maps)
     # Too low for any pair of the released code.
@@ -100,14 +100,14 @@ def test_without_neighbours_nothing_moves():
 def test_what_moves_less_than_rounding_is_not_stored():
     """Of two positions with affinity a, a to the eighth is how much goes over in a step."""
     stored = []
-    original = compressed_rows.compressed_rows
+    original = build_csr_matrix.build_csr_matrix
 
     def noted(*table):
         stored.append(original(*table))
         return stored[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[random_walk.__module__], "compressed_rows", noted)
+        patch.setattr(sys.modules[random_walk.__module__], "build_csr_matrix", noted)
         for affinity in (1e-1, 1e-2):
             random_walk(torch.rand(1, 1, 1, 2), torch.full((1, 1, 1, 2), affinity), ((0, 1),))
     assert [matrix.values().numel() for matrix in stored] == [4, 2]
@@ -158,14 +158,14 @@ def test_oracle_affinities_mend_a_blurred_map():
     assert walked[truth].std() < 0.02 * blurred[0, 0][truth].std()
 
 
-def test_a_photographs_walk(shared):
+def test_an_images_walk(shared):
     """Smooth, as photographs are: where the rounding of products in float32 would add up."""
     from PIL import Image
 
     path = min((shared / "images").glob("*.jpg"))
     with Image.open(path) as image:
-        colours = np.asarray(image.convert("RGB").resize((24, 18))) / 64
-    features = torch.from_numpy(colours).permute(2, 0, 1)[None].float()
+        colors = np.asarray(image.convert("RGB").resize((24, 18))) / 64
+    features = torch.from_numpy(colors).permute(2, 0, 1)[None].float()
     maps, pairs = torch.rand(1, 2, 18, 24), affinities(features, FIVE)
     expected = dense_walk(maps[0], pairs[0].numpy(), FIVE, 8, squarings=8)
     np.testing.assert_allclose(random_walk(maps, pairs, FIVE)[0], expected, rtol=0, atol=5e-7)
@@ -204,7 +204,7 @@ def test_views_walk_like_copies():
 def test_no_warning_reaches_the_user(monkeypatch):
     """PyTorch warns once in a process; here it is made to do so whenever it would the first time."""
     none = torch.zeros(0, dtype=torch.int32)
-    monkeypatch.setattr(compressed_rows, "_told", False)
+    monkeypatch.setattr(build_csr_matrix, "_warning_silenced", False)
     before = torch.is_warn_always_enabled()
     torch.set_warn_always(True)
     try:
@@ -213,7 +213,7 @@ def test_no_warning_reaches_the_user(monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             filters = list(warnings.filters)
-            compressed_rows._hear_the_notice()
+            build_csr_matrix._silence_beta_warning()
             assert warnings.filters == filters
             torch.set_warn_always(False)
             maps, pairs = smooth(1, 5, 5, torch.float32)
@@ -271,7 +271,7 @@ def test_the_products_of_256_steps():
 def _problems(draw):
     torch.manual_seed(draw(st.integers(0, 10_000)))
     images, labels, height, width = (draw(st.integers(1, most)) for most in (3, 4, 9, 9))
-    offsets = neighbour_offsets(draw(st.integers(1, 5)))
+    offsets = neighbor_offsets(draw(st.integers(1, 5)))
     pairs = torch.rand(images, len(offsets), height, width)
     kind = draw(st.sampled_from(["any", "none", "all", "one or none"]))
     if kind != "any":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_pseudo_label_runs import BATCH, assert_alike, collection, contents, manifest, run, tiny, undisturbed  # noqa: F401
 
-from dcsm_attr.pipelines.ray import OnRay
+from dcsm_attr.pipelines.ray import RayEngine
 
 pytestmark = pytest.mark.slow
 
@@ -26,23 +26,23 @@ def _cluster():
 
 def test_the_same_files(tmp_path, collection, undisturbed):  # noqa: F811
     folder = tmp_path / "ray"
-    assert run(collection, folder, engine=OnRay((2, 2))).labelled == 8
+    assert run(collection, folder, engine=RayEngine((2, 2))).labeled == 8
     assert_alike(folder, undisturbed)
-    assert run(collection, folder, engine=OnRay((2, 2))).labelled == 8
+    assert run(collection, folder, engine=RayEngine((2, 2))).labeled == 8
 
 
 def test_an_actor_that_is_killed_is_replaced(tmp_path, collection, undisturbed):  # noqa: F811
     folder, marks = tmp_path / "killed", tmp_path / "marks"
     marks.mkdir()
-    run(collection, folder, partial(_mortal, os.getpid(), marks), engine=OnRay())
+    run(collection, folder, partial(_mortal, os.getpid(), marks), engine=RayEngine())
     assert len(list(marks.iterdir())) == 2, "another actor took its place"
     assert_alike(folder, undisturbed)
 
 
 def test_failures_are_told(tmp_path, collection):  # noqa: F811
     collection.photographs[1].path.write_bytes(b"no picture")
-    found = run(collection, tmp_path / "ray", engine=OnRay())
-    assert (found.labelled, list(found.failures)) == (7, ["p1"])
+    found = run(collection, tmp_path / "ray", engine=RayEngine())
+    assert (found.labeled, list(found.failures)) == (7, ["p1"])
     assert "not an image" in manifest(tmp_path / "ray")[1][1]["error"]
 
 
@@ -50,9 +50,9 @@ def test_what_cannot_be_written_ends_the_run_with_its_own_error(tmp_path, collec
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "labels").write_text("in the way")
     with pytest.raises(OSError, match="labels"):
-        run(collection, tmp_path / "ray", engine=OnRay())
+        run(collection, tmp_path / "ray", engine=RayEngine())
     (tmp_path / "ray" / "labels").unlink()
-    assert run(collection, tmp_path / "ray", engine=OnRay()).labelled == 8
+    assert run(collection, tmp_path / "ray", engine=RayEngine()).labeled == 8
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_what_cannot_be_written_ends_the_run_with_its_own_error(tmp_path, collec
 )
 def test_numbers_are_checked(wrong, said):
     with pytest.raises(ValueError, match=said):
-        OnRay(**wrong)
+        RayEngine(**wrong)
 
 
 def _mortal(run_itself, marks):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcsm_attr.wsss import region_growing as components
-from dcsm_attr.wsss.region_growing import _numbered, confident_labels, connected_components, grown_seeds
+from dcsm_attr.wsss.region_growing import _numbered, confident_labels, connected_components, grow_seeds
 
 SETTINGS = settings(max_examples=60, deadline=None)
 
@@ -39,7 +39,7 @@ def flooded(mask):
 
 
 def pixel_by_pixel(seeds, probabilities, present, foreground=0.85, background=0.99):
-    """Add one neighbour after the other until nothing changes; one picture, arrays of (L, h, w)."""
+    """Add one neighbor after the other until nothing changes; one picture, arrays of (L, h, w)."""
     labels, height, width = seeds.shape
     there = [0] + [c + 1 for c in range(labels - 1) if present[c]]
     region = np.zeros_like(seeds)
@@ -134,11 +134,11 @@ def test_components_of_awkward_shapes(mask):
 
 def test_a_few_rounds_are_enough_for_the_longest_path(monkeypatch):
     rounds = []
-    highest = components._highest_neighbour
-    monkeypatch.setattr(components, "_highest_neighbour", lambda numbers: rounds.append(1) or highest(numbers))
+    highest = components._max_neighbor
+    monkeypatch.setattr(components, "_max_neighbor", lambda numbers: rounds.append(1) or highest(numbers))
     path = spiral(60)
     connected_components(path[None])
-    # One neighbour a round would take as many as the path has pixels.
+    # One neighbor a round would take as many as the path has pixels.
     assert path.sum() > 1500
     assert len(rounds) <= 10
 
@@ -184,16 +184,16 @@ def test_growing_by_hand():
     seeds = torch.zeros(1, 3, 1, 7, dtype=torch.bool)
     seeds[0, 1, 0, 3] = True
     present = torch.tensor([[True, False]])
-    grown = grown_seeds(seeds, p, present)
+    grown = grow_seeds(seeds, p, present)
     assert grown[0, 1, 0].tolist() == [False, False, True, True, True, False, False]
     # The background has no seed, the absent class neither.
     assert grown.sum() == 3
     # With the background seeded and the other class present: that one has no seed either.
     seeds[0, 0, 0, 0] = True
-    assert grown_seeds(seeds, p, torch.tensor([[True, True]]))[0, 0, 0].tolist() == [True] + [False] * 6
+    assert grow_seeds(seeds, p, torch.tensor([[True, True]]))[0, 0, 0].tolist() == [True] + [False] * 6
     # Seeds bridge what the network is not sure of.
     seeds[0, 1, 0, 5] = True
-    assert grown_seeds(seeds, p, present)[0, 1, 0].tolist() == [False, False, True, True, True, True, True]
+    assert grow_seeds(seeds, p, present)[0, 1, 0].tolist() == [False, False, True, True, True, True, True]
 
 
 def test_the_thresholds_are_exceeded_not_met():
@@ -205,7 +205,7 @@ def test_the_thresholds_are_exceeded_not_met():
     assert labels[0].tolist() == [[0, 0, 0, -1]]
 
 
-def test_the_best_label_is_one_of_those_in_the_picture():
+def test_the_best_label_is_one_of_those_in_the_image():
     p = torch.tensor([0.0, 0.4, 0.6]).view(1, 3, 1, 1)
     for present, expected in (([True, True], 2), ([True, False], 1), ([False, False], -1)):
         assert confident_labels(p, torch.tensor([present]), 0.3).item() == expected
@@ -219,7 +219,7 @@ def test_who_gets_a_pixel_that_seeds_and_network_contradict():
     seeds[0, 1, 0, 0] = True
     seeds[0, 2, 0, 2] = True
     seeds[0, 2, 0, 4] = seeds[0, 3, 0, 4] = True
-    grown = grown_seeds(seeds, p, torch.ones(1, 3, dtype=torch.bool))
+    grown = grow_seeds(seeds, p, torch.ones(1, 3, dtype=torch.bool))
     # Not where exactly one seed of another class lies, though growth goes on behind it; also where two do.
     assert grown[0, 1, 0].tolist() == [True, True, False, True, True, True]
     assert grown[0, 2, 0].tolist() == [False, False, True, False, True, False]
@@ -230,7 +230,7 @@ def test_who_gets_a_pixel_that_seeds_and_network_contradict():
 @SETTINGS
 def test_growing_equals_growth_pixel_by_pixel(seed, height, width, foreground, background):
     seeds, probabilities, present = problem(seed, size=(height, width))
-    grown = grown_seeds(seeds, probabilities, present, foreground, background)
+    grown = grow_seeds(seeds, probabilities, present, foreground, background)
     for n in range(len(seeds)):
         expected = pixel_by_pixel(
             seeds[n].numpy(), probabilities[n].double().numpy(), present[n].tolist(), foreground, background
@@ -243,8 +243,8 @@ def test_growing_equals_growth_pixel_by_pixel(seed, height, width, foreground, b
 def test_growing_again_adds_nothing_and_seeds_are_never_lost(seed):
     seeds, probabilities, present = problem(seed)
     before = seeds.clone()
-    grown = grown_seeds(seeds, probabilities, present, 0.5, 0.6)
-    assert torch.equal(grown_seeds(grown, probabilities, present, 0.5, 0.6), grown)
+    grown = grow_seeds(seeds, probabilities, present, 0.5, 0.6)
+    assert torch.equal(grow_seeds(grown, probabilities, present, 0.5, 0.6), grown)
     assert not (seeds & ~grown).any()
     assert torch.equal(seeds, before)
     absent = ~present[:, :, None, None].expand_as(seeds[:, 1:])
@@ -256,8 +256,8 @@ def test_growing_again_adds_nothing_and_seeds_are_never_lost(seed):
 def test_lower_thresholds_grow_more_where_the_network_agrees_with_the_seeds(seed, low, high):
     low, high = sorted((low, high))
     seeds, probabilities, present = problem(seed, agreeing=True)
-    less = grown_seeds(seeds, probabilities, present, high, high)
-    more = grown_seeds(seeds, probabilities, present, low, low)
+    less = grow_seeds(seeds, probabilities, present, high, high)
+    more = grow_seeds(seeds, probabilities, present, low, low)
     assert not (less & ~more).any()
 
 
@@ -267,25 +267,25 @@ def test_a_lower_threshold_may_grow_less_where_the_network_contradicts_a_seed():
     seeds = torch.zeros(1, 3, 1, 2, dtype=torch.bool)
     seeds[0, 1, 0, 1] = True
     present = torch.ones(1, 2, dtype=torch.bool)
-    assert grown_seeds(seeds, p, present, 0.85)[0, 1, 0].tolist() == [True, True]
-    assert grown_seeds(seeds, p, present, 0.55)[0, 1, 0].tolist() == [False, True]
+    assert grow_seeds(seeds, p, present, 0.85)[0, 1, 0].tolist() == [True, True]
+    assert grow_seeds(seeds, p, present, 0.55)[0, 1, 0].tolist() == [False, True]
 
 
-def test_pictures_of_a_batch_do_not_see_each_other():
+def test_images_of_a_batch_do_not_see_each_other():
     seeds, probabilities, present = problem(5, count=3)
-    together = grown_seeds(seeds, probabilities, present, 0.4, 0.4)
+    together = grow_seeds(seeds, probabilities, present, 0.4, 0.4)
     for n in range(3):
         part = slice(n, n + 1)
-        assert torch.equal(together[part], grown_seeds(seeds[part], probabilities[part], present[part], 0.4, 0.4))
+        assert torch.equal(together[part], grow_seeds(seeds[part], probabilities[part], present[part], 0.4, 0.4))
 
 
 def test_bad_arguments():
     seeds, probabilities, present = problem(0)
     with pytest.raises(ValueError, match=r"same shape \(N, L, h, w\); got \(2, 3, 6, 7\) and \(2, 4, 6, 7\)"):
-        grown_seeds(seeds[:, :3], probabilities, present)
+        grow_seeds(seeds[:, :3], probabilities, present)
     with pytest.raises(ValueError, match=r"present must have shape \(N, L - 1\) = \(2, 3\).*got \(2, 2\)"):
-        grown_seeds(seeds, probabilities, present[:, :2])
+        grow_seeds(seeds, probabilities, present[:, :2])
     with pytest.raises(TypeError, match="seeds must be bool, got torch.float32"):
-        grown_seeds(seeds.float(), probabilities, present)
+        grow_seeds(seeds.float(), probabilities, present)
     with pytest.raises(TypeError, match="present must be bool, got torch.int64"):
-        grown_seeds(seeds, probabilities, present.long())
+        grow_seeds(seeds, probabilities, present.long())

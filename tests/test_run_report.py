@@ -19,13 +19,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dcsm_attr.cli import app
-from dcsm_attr.datasets.masks import VOC_CLASSES, label_picture, voc_colours
+from dcsm_attr.datasets.masks import VOC_CLASSES, label_image, voc_colors
 from dcsm_attr.io import FolderStorage
-from dcsm_attr.pipelines.report import RunFigures, failure_kind, thumbnail, write_report
+from dcsm_attr.pipelines.report import RunStatistics, failure_kind, thumbnail, write_report
 
 ANT, BEE, COW = range(3)
 CLASS_NAMES = ["ant", "bee", "cow"]
-GREY = (120, 120, 120)
+GRAY = (120, 120, 120)
 HOSTILE = "</script ><!-- <script >window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&amp;\u2028"
 
 
@@ -33,7 +33,7 @@ def known(number, score, share):
     return {"class": number, "name": CLASS_NAMES[number], "value": number + 1, "score": score, "share": share}
 
 
-def labelled(name, *classes, confidence=0.5, read=0.125, label=0.5, **changes):
+def labeled(name, *classes, confidence=0.5, read=0.125, label=0.5, **changes):
     entry = {
         "name": name,
         "photograph": f"photographs/{name}.png",
@@ -53,11 +53,11 @@ def failed(name, error="{photograph}: cannot be read."):
 
 # Of four photographs that have labels, and one that has none.
 ENTRIES = [
-    labelled("a", known(ANT, 0.9, 0.5), known(BEE, 0.25, 0.25), confidence=0.75),
-    labelled("b", known(ANT, 0.4, 0.1), confidence=0.55, label=1.5),
+    labeled("a", known(ANT, 0.9, 0.5), known(BEE, 0.25, 0.25), confidence=0.75),
+    labeled("b", known(ANT, 0.4, 0.1), confidence=0.55, label=1.5),
     failed("c"),
-    labelled("d", confidence=1.0),
-    labelled("e", known(BEE, 1.0, 0.05), confidence=0.95),
+    labeled("d", confidence=1.0),
+    labeled("e", known(BEE, 1.0, 0.05), confidence=0.95),
 ]
 
 
@@ -66,7 +66,7 @@ def head(entries, **changes):
     run = {
         "dcsm_attr": "0.1.0",
         "photographs": len(entries),
-        "labelled": len(entries) - failures,
+        "labeled": len(entries) - failures,
         "failed": failures,
         "class_names": CLASS_NAMES,
         "settings": {"model": "Net", "crf": {"iterations": 10}},
@@ -81,7 +81,7 @@ def write_manifest(folder, entries, **changes):
     (folder / "manifest.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def half_labelled(size=(30, 40), value=1):
+def half_labeled(size=(30, 40), value=1):
     """Labels whose right half is of a class."""
     labels = np.zeros(size, dtype=np.uint8)
     labels[:, size[1] // 2 :] = value
@@ -89,15 +89,15 @@ def half_labelled(size=(30, 40), value=1):
 
 
 def make_run(folder, entries=ENTRIES, **changes):
-    """A run in a folder: grey photographs, whose right half is labelled as an ant."""
+    """A run in a folder: gray photographs, whose right half is labeled as an ant."""
     for kind in ("photographs", "labels"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     placed = []
     for number, entry in enumerate(entries):
         photograph = folder / "photographs" / f"{number}.png"
         if "error" not in entry:
-            Image.new("RGB", (40, 30), GREY).save(photograph)
-            label_picture(half_labelled()).save(folder / "labels" / f"{number}.png")
+            Image.new("RGB", (40, 30), GRAY).save(photograph)
+            label_image(half_labeled()).save(folder / "labels" / f"{number}.png")
             entry = {**entry, "photograph": str(photograph), "labels": f"labels/{number}.png"}
         placed.append(entry)
     write_manifest(folder, placed, **changes)
@@ -139,7 +139,7 @@ def test_the_figures_by_hand(tmp_path):
     assert content["run"] == {
         "version": "0.1.0",
         "photographs": 5,
-        "labelled": 4,
+        "labeled": 4,
         "failed": 1,
         "unfinished": 0,
         "class_count": 3,
@@ -150,8 +150,8 @@ def test_the_figures_by_hand(tmp_path):
         "confidence": {"counts": bars(_5=1, _7=1, _9=2), "count": 4, "mean": 0.8125},
     }
     ant, bee, none = content["classes"]
-    assert (ant["class"], ant["name"], ant["value"], ant["photographs"], ant["colour"]) == (0, "ant", 1, 2, "#800000")
-    assert (bee["class"], bee["name"], bee["value"], bee["photographs"], bee["colour"]) == (1, "bee", 2, 2, "#008000")
+    assert (ant["class"], ant["name"], ant["value"], ant["photographs"], ant["color"]) == (0, "ant", 1, 2, "#800000")
+    assert (bee["class"], bee["name"], bee["value"], bee["photographs"], bee["color"]) == (1, "bee", 2, 2, "#008000")
     assert ant["histograms"]["score"] == {"counts": bars(_4=1, _9=1), "count": 2, "mean": 0.65}
     assert ant["histograms"]["confidence"] == {"counts": bars(_5=1, _7=1), "count": 2, "mean": 0.65}
     assert bee["histograms"]["share"] == {"counts": bars(_0=1, _2=1), "count": 2, "mean": 0.15}
@@ -182,12 +182,12 @@ def test_the_figures_by_hand(tmp_path):
 def test_an_interrupted_run(tmp_path):
     _, content = written(make_run(tmp_path, photographs=12))
     assert content["run"]["unfinished"] == 7
-    assert content["run"]["labelled"] == 4
+    assert content["run"]["labeled"] == 4
 
 
 def test_a_run_without_a_label(tmp_path):
     _, content = written(make_run(tmp_path, [failed("a"), failed("b")]))
-    assert (content["run"]["labelled"], content["speed"], content["classes"]) == (0, None, [])
+    assert (content["run"]["labeled"], content["speed"], content["classes"]) == (0, None, [])
     assert content["histograms"]["score"] == {"counts": bars(), "count": 0, "mean": None}
     assert content["failures"][0]["count"] == 2
 
@@ -198,10 +198,10 @@ thousandths = st.integers(0, 1000)
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 2), thousandths, thousandths), max_size=3), max_size=120))
 def test_the_figures_against_all_lines_at_once(photographs):
-    figures = RunFigures()
+    figures = RunStatistics()
     for number, classes in enumerate(photographs):
         entry = [known(one, score / 1000, share / 1000) for one, score, share in classes]
-        figures.add_labelled(labelled(str(number), *entry))
+        figures.add_labeled(labeled(str(number), *entry))
     content = figures.content()
     for key, position in (("score", 1), ("share", 2)):
         values = [one[position] for classes in photographs for one in classes]
@@ -220,10 +220,10 @@ def test_the_figures_against_all_lines_at_once(photographs):
 
 
 def test_of_many_disagreements_the_lowest_are_kept():
-    figures = RunFigures()
+    figures = RunStatistics()
     scores = [number * 37 % 100 for number in range(200)]
     for number, score in enumerate(scores):
-        figures.add_labelled(labelled(str(number), known(ANT, score / 100, 0.5)))
+        figures.add_labeled(labeled(str(number), known(ANT, score / 100, 0.5)))
     content = figures.content()
     assert content["disagreeing"] == 100
     found = [(one["score"], one["name"]) for one in content["disagreements"]]
@@ -233,11 +233,11 @@ def test_of_many_disagreements_the_lowest_are_kept():
 
 
 def test_memory_hardly_grows_with_the_run():
-    figures = RunFigures()
+    figures = RunStatistics()
 
     def add(count):
         for number in range(count):
-            figures.add_labelled(labelled(f"photograph {number}", known(ANT, number % 97 / 97, 0.2)))
+            figures.add_labeled(labeled(f"photograph {number}", known(ANT, number % 97 / 97, 0.2)))
             figures.add_failed(failed(f"failure {number}"))
 
     add(500)
@@ -276,7 +276,7 @@ def test_many_failures_are_told_by_kind(tmp_path):
 
 
 def test_kinds_without_end_are_gathered():
-    figures = RunFigures()
+    figures = RunStatistics()
     for number in range(80):
         figures.add_failed(failed(str(number), "word" + "x" * number))
     kinds = {one["kind"]: one["count"] for one in figures.content()["failures"]}
@@ -285,7 +285,7 @@ def test_kinds_without_end_are_gathered():
 
 
 def test_thumbnails_are_spread_evenly(tmp_path):
-    entries = [labelled(str(number), known(ANT, 0.05 * number, 0.5)) for number in range(10)]
+    entries = [labeled(str(number), known(ANT, 0.05 * number, 0.5)) for number in range(10)]
     entries.insert(1, failed("failed"))
     storage = make_run(tmp_path, entries)
     _, content = written(storage, photographs=4)
@@ -298,22 +298,22 @@ def test_thumbnails_are_spread_evenly(tmp_path):
 def test_a_thumbnail_by_its_pixels(tmp_path):
     storage = FolderStorage(tmp_path)
     path = tmp_path / "photo.png"
-    Image.new("RGB", (400, 300), GREY).save(path)
+    Image.new("RGB", (400, 300), GRAY).save(path)
     (tmp_path / "labels").mkdir()
-    label_picture(half_labelled((300, 400), value=2)).save(tmp_path / "labels" / "a.png")
-    entry = labelled("a", photograph=str(path), size=[300, 400])
+    label_image(half_labeled((300, 400), value=2)).save(tmp_path / "labels" / "a.png")
+    entry = labeled("a", photograph=str(path), size=[300, 400])
     found = thumbnail(storage, entry)
     photograph, labels = as_array(found.photograph), as_array(found.labels)
     assert photograph.shape == labels.shape == (150, 200, 3)
     # JPEG is not exact; its blocks are of 16 pixels, so that the line between the regions reaches no further.
-    assert abs(photograph - GREY).max() <= 2
-    assert abs(labels[:, :80] - GREY).max() <= 3
-    mixed = 0.45 * np.array(GREY) + 0.55 * voc_colours()[2]
+    assert abs(photograph - GRAY).max() <= 2
+    assert abs(labels[:, :80] - GRAY).max() <= 3
+    mixed = 0.45 * np.array(GRAY) + 0.55 * voc_colors()[2]
     assert abs(labels[:, 120:] - mixed).max() <= 3
     assert labels[:, 100].min() > 220
 
 
-def test_of_a_photograph_that_is_gone_the_labels_are_shown(tmp_path):
+def test_of_an_image_that_is_gone_the_labels_are_shown(tmp_path):
     storage = make_run(tmp_path)
     (tmp_path / "photographs" / "0.png").unlink()
     _, content = written(storage)
@@ -322,7 +322,7 @@ def test_of_a_photograph_that_is_gone_the_labels_are_shown(tmp_path):
     labels = decoded(first["with_labels"])
     assert labels.shape == (30, 40, 3)
     assert abs(labels[:16, 2:14]).max() <= 3
-    assert abs(labels[:16, 34:] - voc_colours()[1]).max() <= 3
+    assert abs(labels[:16, 34:] - voc_colors()[1]).max() <= 3
     assert second["alone"] is not None
 
 
@@ -331,22 +331,22 @@ def test_of_a_photograph_that_is_gone_the_labels_are_shown(tmp_path):
     [
         lambda path: path.unlink(),
         lambda path: path.write_bytes(path.read_bytes()[:60]),
-        lambda path: label_picture(half_labelled((10, 10))).save(path),
+        lambda path: label_image(half_labeled((10, 10))).save(path),
         lambda path: Image.new("RGB", (40, 30)).save(path),
     ],
-    ids=["missing", "cut off", "of another size", "not a label picture"],
+    ids=["missing", "cut off", "of another size", "not a label image"],
 )
-def test_without_a_label_picture_the_photograph_stands_alone(tmp_path, broken):
+def test_without_a_label_image_the_image_stands_alone(tmp_path, broken):
     storage = make_run(tmp_path)
     broken(tmp_path / "labels" / "0.png")
     _, content = written(storage)
     assert content["thumbnails"][0]["with_labels"] is None
-    assert abs(decoded(content["thumbnails"][0]["alone"]) - GREY).max() <= 2
+    assert abs(decoded(content["thumbnails"][0]["alone"]) - GRAY).max() <= 2
 
 
-def test_a_photograph_with_more_pixels_than_in_the_run_is_another(tmp_path):
+def test_an_image_with_more_pixels_than_in_the_run_is_another(tmp_path):
     storage = make_run(tmp_path)
-    Image.new("RGB", (41, 30), GREY).save(tmp_path / "photographs" / "0.png")
+    Image.new("RGB", (41, 30), GRAY).save(tmp_path / "photographs" / "0.png")
     assert written(storage)[1]["thumbnails"][0]["alone"] is None
 
 
@@ -358,11 +358,11 @@ def test_what_the_run_could_read_is_not_too_large(tmp_path, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-def test_photographs_that_are_named_by_uris(tmp_path):
+def test_images_that_are_named_by_uris(tmp_path):
     pytest.importorskip("pyarrow", reason="needs pyarrow: pip install pyarrow")
     storage = make_run(tmp_path)
-    entry = labelled("a", photograph=(tmp_path / "photographs" / "0.png").as_uri(), labels="labels/0.png")
-    assert abs(as_array(thumbnail(storage, entry).photograph) - GREY).max() <= 2
+    entry = labeled("a", photograph=(tmp_path / "photographs" / "0.png").as_uri(), labels="labels/0.png")
+    assert abs(as_array(thumbnail(storage, entry).photograph) - GRAY).max() <= 2
     assert thumbnail(storage, {**entry, "photograph": entry["photograph"] + "x"}).photograph is None
     assert thumbnail(storage, {**entry, "photograph": "nonsense://a/b"}).photograph is None
 
@@ -394,8 +394,8 @@ class Markup(HTMLParser):
 def hostile_run(folder):
     """Everything that comes from files would be markup if it could."""
     entries = [
-        labelled(HOSTILE, {**known(ANT, 0.1, 0.5), "name": HOSTILE}),
-        labelled("\udc80 is no text", known(BEE, 0.9, 0.5)),
+        labeled(HOSTILE, {**known(ANT, 0.1, 0.5), "name": HOSTILE}),
+        labeled("\udc80 is no text", known(BEE, 0.9, 0.5)),
         failed(HOSTILE, HOSTILE),
     ]
     return make_run(folder, entries, settings={HOSTILE: HOSTILE}, dcsm_attr=HOSTILE)
@@ -454,7 +454,7 @@ def test_a_run_that_is_not_there(tmp_path):
         write_report(FolderStorage(tmp_path))
 
 
-def test_the_number_of_photographs(tmp_path):
+def test_the_number_of_images(tmp_path):
     with pytest.raises(ValueError, match="at least 0, got -1"):
         write_report(make_run(tmp_path), photographs=-1)
 
@@ -476,8 +476,8 @@ def changed(number, **changes):
         (cut_off, "line 6 of manifest.jsonl is not as a run writes it"),
         (lambda lines: [*lines, "\n"], "line 7 of manifest.jsonl is not"),
         (lambda lines: [*lines[:2], '"a"\n', *lines[3:]], "line 3 of manifest.jsonl is not"),
-        (lambda lines: lines[:-1], "counts, 4 labelled and 1 failed; it has 3 and 1"),
-        (changed(0, labelled=None), "line 1 of manifest.jsonl is not"),
+        (lambda lines: lines[:-1], "counts, 4 labeled and 1 failed; it has 3 and 1"),
+        (changed(0, labeled=None), "line 1 of manifest.jsonl is not"),
         (changed(1, classes=[known(ANT, 1.5, 0.5)]), r"line 2 .*must be in \[0, 1\], got 1.5"),
         (changed(1, classes=[known(ANT, float("nan"), 0.5)]), r"line 2 .*must be in \[0, 1\], got nan"),
         (changed(1, confidence=-0.1), r"line 2 .*must be in \[0, 1\], got -0.1"),
@@ -546,12 +546,12 @@ def real_run(folder, voc, count):
             {"class": v - 1, "name": VOC_CLASSES[v - 1], "value": v, "score": 0.9, "share": float((labels == v).mean())}
             for v in values
         ]
-        entries.append(labelled(name, *classes, photograph=str(photograph), size=list(labels.shape)))
+        entries.append(labeled(name, *classes, photograph=str(photograph), size=list(labels.shape)))
     write_manifest(folder, entries, class_names=list(VOC_CLASSES))
     return FolderStorage(folder), entries
 
 
-def test_real_photographs(shared, tmp_path):
+def test_real_images(shared, tmp_path):
     storage, entries = real_run(tmp_path, shared / "data" / "voc2012-subset", 12)
     page, content = written(storage)
     assert len(page) < 12 * 40_000 + 60_000
@@ -564,7 +564,7 @@ def test_real_photographs(shared, tmp_path):
         with Image.open(entry["photograph"]) as photograph:
             mean = np.asarray(photograph.convert("RGB")).mean(axis=(0, 1))
         assert abs(alone.mean(axis=(0, 1)) - mean).max() < 3
-        # The photograph is as it was where the label is 0, away from the lines around the regions.
+        # The image is as it was where the label is 0, away from the lines around the regions.
         with Image.open(tmp_path / entry["labels"]) as mask:
             labels = np.asarray(mask.resize((alone.shape[1], alone.shape[0]), Image.Resampling.NEAREST))
         far = np.asarray(Image.fromarray(labels > 0).convert("L").resize((25, 25), Image.Resampling.BOX)) == 0
@@ -637,14 +637,14 @@ def test_the_page_tells_the_figures(report, opened):
     page = opened(report)
     assert page.locator("h1").inner_text() == "Pseudo-labels of 5 photographs"
     told = dict(zip(*(page.locator(f"#figures {tag}").all_inner_texts() for tag in ("dt", "dd")), strict=True))
-    assert [told[name] for name in ("photographs", "labelled", "failed", "unfinished")] == ["5", "4", "1", "0"]
-    assert told["images a second"].startswith("1.14\n")
+    assert [told[name] for name in ("photographs", "labeled", "failed", "unfinished")] == ["5", "4", "1", "0"]
+    assert told["images per second"].startswith("1.14\n")
     assert told["median time"].startswith("0.625 s\n")
     assert told["slowest stage"] == "label\n86 % of the seconds, median 0.5 s"
     assert not page.locator("#unfinished").is_visible()
     rows = [" ".join(row.split()) for row in page.locator("#class-rows tr").all_inner_texts()]
     assert rows == ["1 ant 2 30 % 0.65", "2 bee 2 15 % 0.63", "– no class 1 – –"]
-    assert page.locator("#absent").inner_text() == "1 more class occurs in no photograph."
+    assert page.locator("#absent").inner_text() == "1 more class occurs in no image."
     assert [bar_counts(page, chart) for chart in range(3)] == [
         bars(_2=1, _4=1, _9=2),
         bars(_0=1, _1=1, _2=1, _5=1),
@@ -719,9 +719,9 @@ def brightness(page, selector):
     )
 
 
-def test_pictures_with_and_without_labels(report, opened):
+def test_images_with_and_without_labels(report, opened):
     page = opened(report)
-    plain, under_ant = GREY[1], round(0.45 * GREY[1])
+    plain, under_ant = GRAY[1], round(0.45 * GRAY[1])
     image = "#grid img"
     assert brightness(page, image) == pytest.approx([plain, under_ant], abs=4)
     page.locator(".card").first.hover()
@@ -735,7 +735,7 @@ def test_pictures_with_and_without_labels(report, opened):
     assert brightness(page, image) == pytest.approx([plain, under_ant], abs=4)
 
 
-def test_one_photograph_enlarged(report, opened):
+def test_one_image_enlarged(report, opened):
     page = opened(report)
     dialog = page.locator("#enlarged")
     page.locator(".card").nth(1).press("Enter")
@@ -769,20 +769,20 @@ def test_what_is_missing_is_told(tmp_path, opened):
     page = opened(storage)
     assert "2 photographs have neither labels nor an error yet" in page.locator("#unfinished").inner_text()
     told = page.locator("#unreadable").inner_text()
-    assert "2 photographs cannot be read any more, and only the label picture is shown." in told
+    assert "2 photographs cannot be read any more, and only the label image is shown." in told
     assert "2 photographs cannot be shown with labels" in told
     page.locator('[data-sort="name"]').click()
     notes = [page.locator(".card").nth(number).locator(".missing").all_inner_texts() for number in range(4)]
     assert notes == [
         ["the photograph cannot be read any more: labels alone"],
-        ["the label picture cannot be read: photograph alone"],
-        ["neither the photograph nor its label picture can be read"],
+        ["the label image cannot be read: photograph alone"],
+        ["neither the image nor its label image can be read"],
         [],
     ]
     assert page.locator(".card img").count() == 3
     written(storage, photographs=2)
     page = opened(storage)
-    assert page.locator("#spread").inner_text().startswith("Of 4 labelled photographs, 2 have a thumbnail")
+    assert page.locator("#spread").inner_text().startswith("Of 4 labeled photographs, 2 have a thumbnail")
 
 
 def test_names_that_would_be_markup(tmp_path, opened):
@@ -804,19 +804,19 @@ def test_an_empty_run(tmp_path, opened):
     written(storage)
     page = opened(storage)
     assert page.locator("#shown").inner_text() == "0 of 0 thumbnails shown"
-    assert page.locator("#failures-told").inner_text() == "None: no photograph failed."
+    assert page.locator("#failures-told").inner_text() == "None: no image failed."
     assert bar_counts(page, 0) == bars()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_screen(tmp_path, opened, scheme):
     long = "a-name-without-a-place-to-break-it-" * 6
-    entries = [*ENTRIES, labelled(long, {**known(COW, 0.1, 0.01), "name": long}), failed(long)]
+    entries = [*ENTRIES, labeled(long, {**known(COW, 0.1, 0.01), "name": long}), failed(long)]
     storage = make_run(tmp_path, entries)
     written(storage)
     page = opened(storage, color_scheme=scheme)
-    colours = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
-    paper, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in colours)
+    colors = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+    paper, ink = (sum(map(int, re.findall(r"\d+", color)[:3])) / 3 for color in colors)
     assert paper - ink > 150 if scheme == "light" else ink - paper > 150
     for width in (1400, 820, 360):
         page.set_viewport_size({"width": width, "height": 800})

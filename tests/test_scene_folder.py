@@ -51,7 +51,7 @@ def test_the_files_hold_the_scenes(tmp_path):
             assert difference.mean() < 4, "JPEG loses little"
 
 
-def test_a_class_is_visible_from_one_hundredth_of_the_picture_on():
+def test_a_class_is_visible_from_one_hundredth_of_the_image_on():
     labels = np.zeros((40, 40), dtype=np.int64)
     labels[0, :16] = 3
     labels[1, :15] = 5

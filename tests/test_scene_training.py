@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from dcsm_attr.attribution.model import pooled_scores
+from dcsm_attr.attribution.model import pool_score_maps
 from dcsm_attr.datasets.scenes import CLASS_NAMES, Scenes
 from dcsm_attr.models.scene_net import SceneNet, load_scene_net
 from dcsm_attr.models.weights import WeightsError
@@ -23,7 +23,7 @@ def test_the_loss_is_cross_entropy_of_each_class_at_its_maximum():
     score_maps = torch.full((1, 2, 3, 3), -5.0)
     score_maps[0, 0, 1, 2] = 2.0
     score_maps[0, 1, 0, 0] = -1.0
-    logits = pooled_scores(score_maps)
+    logits = pool_score_maps(score_maps)
     loss = multi_label_loss(logits, torch.tensor([[1.0, 0.0]]))
     expected = -math.log(1 / (1 + math.exp(-2.0))) - math.log(1 - 1 / (1 + math.exp(1.0)))
     assert loss.item() == pytest.approx(expected, rel=1e-6)
@@ -31,7 +31,7 @@ def test_the_loss_is_cross_entropy_of_each_class_at_its_maximum():
     assert both.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_hidden_cells_have_the_mean_colour_and_others_stay():
+def test_hidden_cells_have_the_mean_color_and_others_stay():
     images = torch.randn(4, 3, 64, 48)
     hidden = hide_patches(images, 0.8)
     changed = (hidden != images).any(dim=1)
@@ -45,7 +45,7 @@ def test_hidden_cells_have_the_mean_colour_and_others_stay():
 
 def test_the_scaled_network_starts_with_unit_variance():
     network = SceneNet(8)
-    images = training._normalised(torch.stack([image for image, _ in Scenes(16, 3, 64)]))
+    images = training._normalize(torch.stack([image for image, _ in Scenes(16, 3, 64)]))
     training._scale_weights(network, images)
     with torch.no_grad():
         for module in network.features:
@@ -83,10 +83,10 @@ def test_it_learns():
     """A few scenes shown again and again are told apart soon."""
     images, present = (torch.stack(column) for column in zip(*Scenes(6, 2, 64), strict=True))
     network = SceneNet(len(CLASS_NAMES))
-    training._scale_weights(network, training._normalised(images))
+    training._scale_weights(network, training._normalize(images))
     training._fit(network, tqdm([(images, present)] * 120, disable=True), 120)
     with torch.no_grad():
-        logits = network(training._normalised(images)).amax(dim=(2, 3))
+        logits = network(training._normalize(images)).amax(dim=(2, 3))
     assert torch.equal(logits > 0, present > 0)
 
 

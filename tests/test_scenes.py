@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dcsm_attr.datasets.scenes import CLASS_NAMES, SMALLEST_VISIBLE_SHARE, Scenes, generate_scene
-from dcsm_attr.demo import UNSEEN_SEED
+from dcsm_attr.datasets.scenes import CLASS_NAMES, MIN_VISIBLE_SHARE, Scenes, generate_scene
+from dcsm_attr.demo import TEST_SCENE_SEED
 from dcsm_attr.training.scenes import FIRST_TRAINING_SEED
 
 
@@ -33,7 +33,7 @@ def test_labels_of_the_image_say_what_its_mask_shows(drawn):
         assert scene.image.dtype == torch.uint8
         assert scene.labels.shape == (96, 96)
         shown = torch.bincount(scene.labels.flatten(), minlength=1 + len(CLASS_NAMES))[1:] / 96**2
-        assert torch.equal(scene.present, shown >= SMALLEST_VISIBLE_SHARE)
+        assert torch.equal(scene.present, shown >= MIN_VISIBLE_SHARE)
         assert shown.sum() < 0.9, "there is always some background"
 
 
@@ -45,14 +45,14 @@ def test_most_scenes_hold_several_classes_and_every_class_is_common(drawn):
 
 
 def test_the_hue_does_not_give_the_class_away(drawn):
-    """Lightness taken out, the mean colours of objects differ far more within a class than between classes."""
-    colours = [[] for _ in CLASS_NAMES]
+    """Lightness taken out, the mean colors of objects differ far more within a class than between classes."""
+    colors = [[] for _ in CLASS_NAMES]
     for scene in drawn:
         for c in scene.present.nonzero()[:, 0].tolist():
-            colour = scene.image[:, scene.labels == c + 1].float().mean(dim=1)
-            colours[c].append(colour - colour.mean())
-    within = torch.stack([torch.stack(one).var(dim=0).mean() for one in colours]).mean()
-    between = torch.stack([torch.stack(one).mean(dim=0) for one in colours]).var(dim=0).mean()
+            color = scene.image[:, scene.labels == c + 1].float().mean(dim=1)
+            colors[c].append(color - color.mean())
+    within = torch.stack([torch.stack(one).var(dim=0).mean() for one in colors]).mean()
+    between = torch.stack([torch.stack(one).mean(dim=0) for one in colors]).var(dim=0).mean()
     assert between < 0.05 * within
 
 
@@ -79,7 +79,7 @@ def test_the_training_set_has_no_masks():
 
 
 def test_the_demo_draws_other_scenes_than_training():
-    assert UNSEEN_SEED < FIRST_TRAINING_SEED
+    assert TEST_SCENE_SEED < FIRST_TRAINING_SEED
 
 
 @pytest.mark.parametrize("size", [32, 47, 200])

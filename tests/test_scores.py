@@ -8,7 +8,7 @@ from conftest import PooledCNN
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.attribution.model import scores_of
+from dcsm_attr.attribution.model import find_scores
 
 SCORES = torch.randn(2, 5)
 OTHER = torch.randn(2, 5)
@@ -24,7 +24,7 @@ OUTPUTS = {
 
 @pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
 def test_the_scores_are_found(output):
-    assert scores_of(output) is SCORES
+    assert find_scores(output) is SCORES
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_scores_are_found(output):
 )
 def test_what_does_not_say_where_its_scores_are_is_refused(output, said):
     with pytest.raises(TypeError, match=rf"\(N, C\) or \(N, C, h, w\), or hold one under 'out' or 'logits'.*{said}"):
-        scores_of(output)
+        find_scores(output)
 
 
 @pytest.mark.parametrize("wrapped", [lambda y: {"out": y, "aux": -y}, lambda y: Auxiliary(y, None)])

@@ -1,4 +1,4 @@
-"""Seeds of whole photographs and of folders, from class maps and from FickleNet; and the commands from end to end."""
+"""Seeds of whole images and of folders, from class maps and from FickleNet; and the commands from end to end."""
 
 import json
 import sys
@@ -18,12 +18,12 @@ from dcsm_attr.cli import main
 from dcsm_attr.datasets.masks import VOID
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.fully_convolutional import fully_convolutional
-from dcsm_attr.pipelines.label_files import BackgroundSeeds, middle_layer, photograph_seeds, write_seeds
-from dcsm_attr.wsss.ficklenet import FickleLocaliser, aggregated, aggregates, fickle_maps
-from dcsm_attr.wsss.seeds import MapLocaliser, middle_layer_saliency
+from dcsm_attr.pipelines.label_files import BackgroundSeedSettings, image_seeds, middle_layer, write_seeds
+from dcsm_attr.wsss.ficklenet import FickleLocalizer, aggregated, aggregates, fickle_maps
+from dcsm_attr.wsss.seeds import MapLocalizer, middle_layer_saliency
 
 CANVAS = Preprocess(size=48)
-BACKGROUND = BackgroundSeeds("features.5", 0.25)
+BACKGROUND = BackgroundSeedSettings("features.5", 0.25)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def photograph(folder):
 
 
 def expected_seeds(network, layer, prepared, foreground, maps, classes):
-    """By hand, pixel for pixel, on the part of the canvas where the photograph lies."""
+    """By hand, pixel for pixel, on the part of the canvas where the image lies."""
     height, width = prepared.pixels.shape[1:]
     saliency = middle_layer_saliency(network, prepared.tensor[None], layer)[0, 0]
     padded = np.pad(saliency.numpy(), 1, mode="edge")
@@ -65,7 +65,7 @@ def test_seeds_of_maps_by_hand(tmp_path, vgg):
     prepared = photograph(tmp_path)
     saliency = ClassActivationMaps(vgg)
     with untouched(vgg):
-        found = photograph_seeds(vgg, MapLocaliser(saliency, 0.5), prepared, (3, 1), BACKGROUND)
+        found = image_seeds(vgg, MapLocalizer(saliency, 0.5), prepared, (3, 1), BACKGROUND)
     maps = saliency.class_maps(prepared.tensor[None], [[3, 1]])
     order = [maps.classes[0].tolist().index(c) for c in (3, 1)]
     inside = prepared.crop(maps.maps[0, order])
@@ -78,19 +78,23 @@ def test_seeds_of_ficklenet_by_hand(tmp_path, fickle):
     prepared = photograph(tmp_path)
     layer = "trunk.features.5"
     with untouched(fickle):
-        found = photograph_seeds(
-            fickle, FickleLocaliser(fickle, 7, 0.8), prepared, (1, 3), BackgroundSeeds(layer, BACKGROUND.share)
+        found = image_seeds(
+            fickle, FickleLocalizer(fickle, 7, 0.8), prepared, (1, 3), BackgroundSeedSettings(layer, BACKGROUND.share)
         )
     drawn = [prepared.crop(one) for one in fickle_maps(fickle, prepared.tensor[None], (1, 3), 7, size=(48, 48), seed=0)]
-    normalised = torch.stack([one / one.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12) for one in drawn])
-    foreground, mean = (normalised > 0.8).any(dim=0), normalised.mean(dim=0)
-    from dcsm_attr.models.stochastic import drawing_from
+    normalized = torch.stack([one / one.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12) for one in drawn])
+    foreground, mean = (normalized > 0.8).any(dim=0), normalized.mean(dim=0)
+    from dcsm_attr.models.stochastic import use_generator
 
-    with drawing_from(torch.Generator().manual_seed(0)):
+    with use_generator(torch.Generator().manual_seed(0)):
         expected = expected_seeds(fickle, layer, prepared, foreground, mean, (1, 3))
     assert (found == expected).float().mean() > 0.999
-    again = photograph_seeds(
-        fickle, FickleLocaliser(fickle, 7, 0.8, seed=1), prepared, (1, 3), BackgroundSeeds(layer, BACKGROUND.share)
+    again = image_seeds(
+        fickle,
+        FickleLocalizer(fickle, 7, 0.8, seed=1),
+        prepared,
+        (1, 3),
+        BackgroundSeedSettings(layer, BACKGROUND.share),
     )
     assert not torch.equal(found, again)
 
@@ -107,12 +111,12 @@ def test_each_prefix_of_the_maps_is_aggregated_as_alone():
 def test_networks_that_select_nothing(vgg):
     network = fully_convolutional(vgg, 4, cut="features", head="linear")
     with pytest.raises(ValueError, match="selects no hidden units at random"):
-        FickleLocaliser(network)
+        FickleLocalizer(network)
 
 
 def test_a_threshold_that_is_none(fickle):
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 1.5"):
-        FickleLocaliser(fickle, threshold=1.5)
+        FickleLocalizer(fickle, threshold=1.5)
 
 
 def test_the_middle_of_vgg_is_where_sec_looks():
@@ -126,23 +130,23 @@ def test_the_middle_of_vgg_is_where_sec_looks():
 
 def test_a_folder_of_seeds_goes_on(tmp_path, vgg):
     collection = photographs(tmp_path / "p", [(0,), (1, 3), (), (2,)], corrupt=(3,))
-    localiser = MapLocaliser(ClassActivationMaps(vgg))
+    localizer = MapLocalizer(ClassActivationMaps(vgg))
 
     def write(folder, background=BACKGROUND):
-        return write_seeds(vgg, localiser, collection, folder, CANVAS, background, progress=False)
+        return write_seeds(vgg, localizer, collection, folder, CANVAS, background, progress=False)
 
     with untouched(vgg):
         assert set(write(tmp_path / "s")) == {"3"}
     before = written(tmp_path / "s")
     assert set(before) == {"0.png", "1.png", "2.png"}
     prepared = CANVAS(Image.open(tmp_path / "p" / "1.png"))
-    expected = photograph_seeds(vgg, localiser, prepared, (1, 3), BACKGROUND)
+    expected = image_seeds(vgg, localizer, prepared, (1, 3), BACKGROUND)
     assert np.array_equal(np.array(Image.open(tmp_path / "s" / "1.png")), expected.numpy())
     (tmp_path / "s" / "0.png").unlink()
     write(tmp_path / "s")
     assert written(tmp_path / "s") == before
     with pytest.raises(ValueError, match=r"background\.share \(0\.25 before, 0\.1 now\)"):
-        write(tmp_path / "s", BackgroundSeeds("features.5"))
+        write(tmp_path / "s", BackgroundSeedSettings("features.5"))
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +195,7 @@ def test_from_a_fickle_classifier_to_an_evaluated_network(tmp_path, scenes):
     assert (tmp_path / "o" / picture.stem / "labels.png").exists()
 
 
-def test_seeds_of_a_method_and_a_network_on_the_classifiers_trunk(tmp_path, scenes):
+def test_seeds_of_a_method_and_a_network_on_the_classifiers_backbone(tmp_path, scenes):
     for method in ("cam", "dcsm"):
         done("seeds", scenes, "--weights", "demo", "--method", method, "--output", tmp_path / method)
     assert written(tmp_path / "cam") != written(tmp_path / "dcsm")

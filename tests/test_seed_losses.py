@@ -59,7 +59,7 @@ def test_the_seed_loss_by_hand():
     assert seed_loss(P, SEEDS).item() == pytest.approx(-(math.log(0.7) + math.log(0.6) + math.log(0.8)) / 3)
 
 
-def test_the_seed_loss_of_a_batch_is_the_mean_over_pictures_not_over_seeds():
+def test_the_seed_loss_of_a_batch_is_the_mean_over_images_not_over_seeds():
     one_seed = SEEDS.clone()
     one_seed[0, :2] = False
     both = seed_loss(torch.cat([P, P]), torch.cat([SEEDS, one_seed]))
@@ -72,7 +72,7 @@ def test_the_balanced_loss_by_hand():
     assert balanced_seed_loss(P, SEEDS).item() == pytest.approx(expected)
 
 
-def test_kinds_of_seeds_that_a_picture_has_none_of_count_as_zero():
+def test_kinds_of_seeds_that_an_image_has_none_of_count_as_zero():
     background, classes = SEEDS.clone(), SEEDS.clone()
     background[:, 1:], classes[:, 0] = False, False
     assert balanced_seed_loss(P, background).item() == pytest.approx(-math.log(0.7))
@@ -108,7 +108,7 @@ def test_the_decay_leads_from_the_mean_to_the_maximum(decay, share):
     assert loss == pytest.approx(-math.log(share) - math.log(0.2) - math.log(0.375), rel=1e-9)
 
 
-def test_a_present_class_may_fill_the_picture():
+def test_a_present_class_may_fill_the_image():
     certain = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
     certain[:, 1], certain[:, 0] = 1.0, 0.25
     certain.requires_grad_()
@@ -225,17 +225,17 @@ def test_the_gradients_are_right(loss):
 
 
 def exact_mean_field(scores, image, iterations=10):
-    """Both kernels as whole matrices, normalised symmetrically; SEC's constants for a grid of 41 x 41."""
+    """Both kernels as whole matrices, normalized symmetrically; SEC's constants for a grid of 41 x 41."""
     labels, height, width = scores.shape
     rows, columns = np.mgrid[:height, :width]
     places = np.stack([columns.ravel(), rows.ravel()], axis=1).astype(float)
-    colours = image.reshape(3, -1).T.astype(float)
+    colors = image.reshape(3, -1).T.astype(float)
 
     def distances(values):
         return ((values[:, None] - values[None]) ** 2).sum(-1)
 
     kernels = [
-        (10.0, np.exp(-distances(places) / (2 * (80 / 12) ** 2) - distances(colours) / (2 * 13.0**2))),
+        (10.0, np.exp(-distances(places) / (2 * (80 / 12) ** 2) - distances(colors) / (2 * 13.0**2))),
         (3.0, np.exp(-distances(places) / (2 * (3 / 12) ** 2))),
     ]
     energy = scores.reshape(labels, -1)
@@ -299,7 +299,7 @@ def test_without_kernels_the_scores_come_back():
     torch.testing.assert_close(result, scores.softmax(dim=1), rtol=1e-5, atol=1e-4)
 
 
-def test_photographs_are_resized_as_sec_resizes_them():
+def test_images_are_resized_as_sec_resizes_them():
     zoom = pytest.importorskip("scipy.ndimage", reason="SciPy resizes as SEC's code does").zoom
     seen = []
 
@@ -314,8 +314,8 @@ def test_photographs_are_resized_as_sec_resizes_them():
     assert np.abs(seen[0][0].numpy() - expected).max() <= 0.5 + 1e-3
 
 
-def test_photographs_are_what_moves_the_boundary():
-    """A left and a right half of another colour; the scores put the border one column too far left."""
+def test_images_are_what_moves_the_boundary():
+    """A left and a right half of another color; the scores put the border one column too far left."""
     image = torch.zeros(1, 3, 10, 10, dtype=torch.uint8)
     image[..., 5:] = 255
     scores = torch.zeros(1, 2, 10, 10)

@@ -10,13 +10,13 @@ from untouched import untouched
 
 from dcsm_attr.attribution.guided import GuidedRectifiers
 from dcsm_attr.wsss.seeds import (
-    above_share_of_maximum,
-    highest_share,
-    lowest_share,
-    median_filtered,
+    above_fraction_of_maximum,
+    bottom_fraction,
+    labels_to_seeds,
+    median_filter_3x3,
     middle_layer_saliency,
     seed_labels,
-    seeds_of_labels,
+    top_fraction,
 )
 
 
@@ -25,37 +25,43 @@ def row(*values):
 
 
 def test_above_a_share_of_the_maximum_by_hand():
-    assert above_share_of_maximum(row(0.2, 0.5, 0.1, 1.0, 0.21)).flatten().tolist() == [False, True, False, True, True]
+    assert above_fraction_of_maximum(row(0.2, 0.5, 0.1, 1.0, 0.21)).flatten().tolist() == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
     # Each map by its own maximum; one without a positive value has no seed.
     maps = torch.tensor([[[[4.0, 1.0]], [[0.4, 0.1]], [[0.0, 0.0]], [[-1.0, -2.0]]]])
-    assert above_share_of_maximum(maps, 0.3).tolist() == [[[[True, False]]] * 2 + [[[False, False]]] * 2]
-    assert above_share_of_maximum(maps, 0.0)[0, 2:].count_nonzero() == 0
+    assert above_fraction_of_maximum(maps, 0.3).tolist() == [[[[True, False]]] * 2 + [[[False, False]]] * 2]
+    assert above_fraction_of_maximum(maps, 0.0)[0, 2:].count_nonzero() == 0
 
 
 def test_the_highest_and_lowest_share_by_hand():
     values = row(0.5, 0.1, 0.9, 0.3, 0.7, 0.0, 0.2, 0.4, 0.6, 0.8)
-    assert highest_share(values).nonzero()[:, 3].tolist() == [2, 9]
-    assert lowest_share(values).nonzero()[:, 3].tolist() == [5]
-    assert lowest_share(values, 0.3).nonzero()[:, 3].tolist() == [1, 5, 6]
+    assert top_fraction(values).nonzero()[:, 3].tolist() == [2, 9]
+    assert bottom_fraction(values).nonzero()[:, 3].tolist() == [5]
+    assert bottom_fraction(values, 0.3).nonzero()[:, 3].tolist() == [1, 5, 6]
     # 0.29 * 100 lies below 29 in binary.
-    assert lowest_share(torch.arange(100.0).view(1, 1, 10, 10), 0.29).sum() == 29
+    assert bottom_fraction(torch.arange(100.0).view(1, 1, 10, 10), 0.29).sum() == 29
 
 
 def test_of_equal_values_the_first_are_taken_and_what_is_zero_is_no_foreground():
-    assert lowest_share(row(0.0, 0.0, 0.0, 1.0, 0.0), 0.4).flatten().tolist() == [True, True, False, False, False]
-    assert highest_share(row(0.0, 0.0, 0.0, 1.0, 0.0), 0.4).flatten().tolist() == [False, False, False, True, False]
+    assert bottom_fraction(row(0.0, 0.0, 0.0, 1.0, 0.0), 0.4).flatten().tolist() == [True, True, False, False, False]
+    assert top_fraction(row(0.0, 0.0, 0.0, 1.0, 0.0), 0.4).flatten().tolist() == [False, False, False, True, False]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 7), st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
 def test_how_many_there_are_and_that_none_left_out_is_better(seed, height, width, share):
     maps = torch.rand(2, 2, height, width, generator=torch.Generator().manual_seed(seed)) + 0.1
-    low, high = lowest_share(maps, share), highest_share(maps, share)
+    low, high = bottom_fraction(maps, share), top_fraction(maps, share)
     for seeds in (low, high):
         assert (seeds.sum(dim=(2, 3)) == int(share * height * width + 1e-6)).all()
     outside = maps.masked_fill(low, torch.inf).amin(dim=(2, 3))
     assert (maps.masked_fill(~low, -torch.inf).amax(dim=(2, 3)) <= outside).all()
-    assert torch.equal(high, lowest_share(-maps, share))
+    assert torch.equal(high, bottom_fraction(-maps, share))
 
 
 def test_the_median_by_hand():
@@ -63,7 +69,7 @@ def test_the_median_by_hand():
     maps = torch.zeros(1, 2, 3, 4)
     maps[0, 0, 1, 1] = 9.0
     maps[0, 1] = torch.arange(12.0).view(3, 4)
-    result = median_filtered(maps)
+    result = median_filter_3x3(maps)
     assert result[0, 0].count_nonzero() == 0
     # Around the top left corner: 0 four times, 1 twice, 4 twice, 5.
     assert result[0, 1, 0, 0] == 1.0
@@ -74,7 +80,7 @@ def test_the_median_equals_scipy_s():
     median_filter = pytest.importorskip("scipy.ndimage", reason="SciPy is what medians are compared with").median_filter
     maps = torch.rand(2, 3, 6, 5, generator=torch.Generator().manual_seed(0))
     expected = np.stack([[median_filter(one, size=3) for one in of_image] for of_image in maps.numpy()])
-    assert np.array_equal(median_filtered(maps).numpy(), expected)
+    assert np.array_equal(median_filter_3x3(maps).numpy(), expected)
 
 
 def test_labels_by_hand():
@@ -104,7 +110,7 @@ def test_labels_and_the_seeds_of_them(seed):
     classes = torch.stack([torch.randperm(6, generator=generator)[:3] for _ in range(2)])
     classes[1, 2] = -1
     labels = seed_labels(foreground, background, maps, classes)
-    seeds = seeds_of_labels(labels, 7)
+    seeds = labels_to_seeds(labels, 7)
     for n in range(2):
         for y in range(4):
             for x in range(5):
@@ -146,7 +152,7 @@ def test_saliency_of_a_plain_classifier_by_name(cnn):
     torch.testing.assert_close(result, gradient.abs().amax(dim=1, keepdim=True), rtol=1e-4, atol=1e-8)
 
 
-def test_the_model_is_a_guest(cnn):
+def test_the_model_is_left_unchanged(cnn):
     cnn.train()
     cnn.bn.eval()
     images = torch.randn(1, 3, 20, 24)
@@ -167,13 +173,13 @@ def test_neither_the_mode_nor_guidance_around_it_changes_the_saliency(cnn):
         assert torch.equal(middle_layer_saliency(cnn, images, "conv2"), expected)
 
 
-def test_the_whole_way_of_sec_on_a_picture(vgg):
+def test_the_whole_way_of_sec_on_an_image(vgg):
     """Low saliency is background, high maps are seeds of their class, and the rest has none."""
     images = torch.randn(1, 3, 20, 24)
-    saliency = median_filtered(middle_layer_saliency(vgg, images, vgg.features[5]))
+    saliency = median_filter_3x3(middle_layer_saliency(vgg, images, vgg.features[5]))
     maps = vgg(images).detach().relu()[:, [2, 0]]
-    background = nn.functional.interpolate(lowest_share(saliency).float(), maps.shape[2:]) > 0
-    labels = seed_labels(above_share_of_maximum(maps), background, maps, torch.tensor([[2, 0]]))
+    background = nn.functional.interpolate(bottom_fraction(saliency).float(), maps.shape[2:]) > 0
+    labels = seed_labels(above_fraction_of_maximum(maps), background, maps, torch.tensor([[2, 0]]))
     assert labels.shape == (1, 5, 6)
     assert set(labels.unique().tolist()) <= {0, 1, 3, 255}
 
@@ -181,11 +187,11 @@ def test_the_whole_way_of_sec_on_a_picture(vgg):
 def test_bad_arguments():
     maps = torch.ones(1, 2, 3, 3)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\), so that .*; got 1.0"):
-        above_share_of_maximum(maps, 1.0)
-    for function in (highest_share, lowest_share):
+        above_fraction_of_maximum(maps, 1.0)
+    for function in (top_fraction, bottom_fraction):
         with pytest.raises(ValueError, match=r"share is one of the pixels and must lie in \[0, 1\], got 20"):
             function(maps, 20)
     with pytest.raises(ValueError, match=r"must have the shapes.*\(1, 1, 3, 3\).*got \[\(1, 2, 3, 3\)"):
         seed_labels(maps > 0, maps > 0, maps, torch.zeros(1, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="labels must be in 0 to 2, or 255 for none; got 7"):
-        seeds_of_labels(torch.tensor([[[0, 7, 255]]]), 3)
+        labels_to_seeds(torch.tensor([[[0, 7, 255]]]), 3)

@@ -1,4 +1,4 @@
-"""Segmentation networks: heads by hand, files, and label maps of photographs from several scales."""
+"""Segmentation networks: heads by hand, files, and label maps of images from several scales."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 from untouched import changes, snapshot, untouched
 
 from dcsm_attr.crf import DenseCRF
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.evaluation.evaluate import evaluate
 from dcsm_attr.evaluation.result import parameters_digest
@@ -32,8 +32,8 @@ from dcsm_attr.models.segmentation_net import (
 )
 from dcsm_attr.models.weights import WeightsError
 from dcsm_attr.pipelines.label_files import write_pseudo_labels
-from dcsm_attr.wsss.inference import LabelMaps, NetworkSegmenter, label_probabilities
-from dcsm_attr.wsss.region_growing import TEST_CRF, crf_on_canvas
+from dcsm_attr.wsss.inference import NetworkSegmenter, SegmentationNetSaliency, label_probabilities
+from dcsm_attr.wsss.region_growing import TEST_CRF, crf_for_canvas
 
 NAMES = ("red", "green")
 CANVAS = Preprocess("caffe", 32)
@@ -84,7 +84,7 @@ def test_one_map_of_logits_a_label(head):
     assert logits.shape == (2, 3, 9, 7)
 
 
-def test_the_trunk_is_a_copy_with_a_stride_of_its_own():
+def test_the_backbone_is_a_copy_with_a_stride_of_its_own():
     torch.manual_seed(0)
     classifier = build_classifier(Architecture("resnet18", 2, head="linear"), None, NAMES, CANVAS).network.eval()
     images = torch.rand(1, 3, 64, 64)
@@ -184,7 +184,7 @@ def test_probabilities_are_the_mean_over_scales_and_mirrors():
         label_probabilities(network, images, ())
 
 
-def test_the_network_is_a_guest():
+def test_the_network_is_left_unchanged():
     network, images = net("deeplab").network.train(), torch.rand(1, 3, 32, 32)
     with untouched(network, images):
         label_probabilities(network, images)
@@ -229,15 +229,15 @@ def test_the_crf_is_as_wide_on_any_canvas(side, widths):
     assert (crf.bilateral_weight, crf.gaussian_weight, crf.iterations) == (10, 3, 10)
     assert NetworkSegmenter(trained, crf=TEST_CRF).crf is TEST_CRF
     with pytest.raises(ValueError, match="side must be at least 1, got 0"):
-        crf_on_canvas(0)
+        crf_for_canvas(0)
 
 
 COLUMNS = [[0.6, 0.3, 0.1], [0.1, 0.3, 0.6], [0.3, 0.4, 0.3], [0.5, 0.1, 0.4]]
-PHOTOGRAPH = np.full((4, 4, 3), 128, dtype=np.uint8)
+IMAGE_ARRAY = np.full((4, 4, 3), 128, dtype=np.uint8)
 
 
 def test_all_classes_compete_where_none_is_known():
-    result = stub(COLUMNS).segment(PHOTOGRAPH)
+    result = stub(COLUMNS).segment(IMAGE_ARRAY)
     assert result.labels.tolist() == [[0, 2, 1, 0]] * 4
     assert result.names == NAMES
     assert torch.allclose(result.probabilities[:, 0].T, torch.tensor(COLUMNS), atol=1e-5)
@@ -245,27 +245,29 @@ def test_all_classes_compete_where_none_is_known():
 
 
 def test_known_classes_leave_the_others_out():
-    result = stub(COLUMNS).segment(PHOTOGRAPH, ["red"])
+    result = stub(COLUMNS).segment(IMAGE_ARRAY, ["red"])
     assert result.labels.tolist() == [[0, 1, 1, 0]] * 4
     expected = torch.tensor([[0.6, 0.3], [0.1, 0.3], [0.3, 0.4], [0.5, 0.1]])
     expected = expected / expected.sum(dim=1, keepdim=True)
     assert torch.allclose(result.probabilities[:, 0].T, expected, atol=1e-5)
     with pytest.raises(ValueError, match="classes must be in 0 to 1, got 5"):
-        stub(COLUMNS).segment(PHOTOGRAPH, [5])
+        stub(COLUMNS).segment(IMAGE_ARRAY, [5])
     with pytest.raises(ValueError, match="one entry for each image: got 2 for 1"):
-        LabelMaps(Stub(torch.tensor(COLUMNS).T[:, None, :])).class_maps(torch.rand(1, 3, 4, 4), [[0], [1]])
+        SegmentationNetSaliency(Stub(torch.tensor(COLUMNS).T[:, None, :])).class_maps(
+            torch.rand(1, 3, 4, 4), [[0], [1]]
+        )
 
 
-def test_a_picture_of_background_alone():
-    result = stub([[0.9, 0.06, 0.04]] * 4).segment(PHOTOGRAPH)
+def test_an_image_of_background_alone():
+    result = stub([[0.9, 0.06, 0.04]] * 4).segment(IMAGE_ARRAY)
     assert result.labels.tolist() == [[0] * 4] * 4
     assert result.fallback
 
 
 def test_the_crf_refines_the_probabilities():
     crf = DenseCRF(bilateral_xy=3, iterations=3)
-    result = stub(COLUMNS, crf=crf).segment(PHOTOGRAPH)
-    expected = crf(result.unrefined[None], torch.from_numpy(PHOTOGRAPH).permute(2, 0, 1)[None])[0]
+    result = stub(COLUMNS, crf=crf).segment(IMAGE_ARRAY)
+    expected = crf(result.unrefined[None], torch.from_numpy(IMAGE_ARRAY).permute(2, 0, 1)[None])[0]
     assert torch.allclose(result.probabilities, expected, atol=1e-5)
     assert not torch.allclose(result.probabilities, result.unrefined, atol=1e-2)
     assert result.settings["saliency"] == {"method": "segmentation network", "scales": [1.0], "mirrored": False}
@@ -274,9 +276,9 @@ def test_the_crf_refines_the_probabilities():
 
 def test_evaluation_with_image_labels_and_without(tmp_path):
     mask = np.array([[0, 2, 1, 1]] * 4, dtype=np.uint8)
-    Image.fromarray(PHOTOGRAPH).save(tmp_path / "p.png")
+    Image.fromarray(IMAGE_ARRAY).save(tmp_path / "p.png")
     Image.fromarray(mask).save(tmp_path / "m.png")
-    collection = Collection(NAMES, (Photograph("p", tmp_path / "p.png", (0,), tmp_path / "m.png"),))
+    collection = Collection(NAMES, (LabeledImage("p", tmp_path / "p.png", (0,), tmp_path / "m.png"),))
     detected = evaluate(stub(COLUMNS), collection, "detected", progress=False)
     # Truth 0 2 1 1, found 0 2 1 0: of the background 1 of 2, of red 1 of 2, of green all.
     assert detected.refined.mean_iou == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Of maps of one
 
 
 @st.composite
-def _photographs(draw):
+def _images(draw):
     random = np.random.default_rng(draw(st.integers(0, 10_000)))
     count = draw(st.integers(1, 3))
     shapes = [(draw(st.integers(1, 60)), draw(st.integers(1, 60)), 3) for _ in range(count)]
@@ -38,7 +38,7 @@ def _segmenters(draw):
     )
 
 
-@given(_segmenters(), _photographs())
+@given(_segmenters(), _images())
 @settings(max_examples=40, deadline=None)
 def test_labels_and_probabilities_say_the_same(segmenter, photographs):
     for photograph, result in zip(photographs, segmenter.segment_batch(photographs), strict=True):
@@ -54,7 +54,7 @@ def test_labels_and_probabilities_say_the_same(segmenter, photographs):
         assert ((result.saliency.maps >= 0) & (result.saliency.maps <= 1 + 1e-6)).all()
 
 
-@given(_segmenters(), _photographs())
+@given(_segmenters(), _images())
 @settings(max_examples=15, deadline=None)
 def test_turning_the_batch_round_turns_the_results_round(segmenter, photographs):
     segmenter.model.double()

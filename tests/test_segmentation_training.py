@@ -16,11 +16,11 @@ from test_segmentation_net import CANVAS, NAMES, net
 from torch import nn
 
 import dcsm_attr.training.segmentation as module
-from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.datasets.masks import VOID, label_picture
+from dcsm_attr.datasets.collection import Collection, LabeledImage
+from dcsm_attr.datasets.masks import VOID, label_image
 from dcsm_attr.evaluation.result import parameters_digest
 from dcsm_attr.training.checkpoints import CheckpointError
-from dcsm_attr.training.data import LabelledBatch
+from dcsm_attr.training.data import LabeledBatch
 from dcsm_attr.training.loop import Settings
 from dcsm_attr.training.optimizer import Preset
 from dcsm_attr.training.segmentation import PRESETS, train_segmentation_net
@@ -120,15 +120,17 @@ def pictures(folder, count):
         seeds[8:24, : middle - 6] = 1 + i % 2
         seeds[8:24, middle + 4 :] = 0
         Image.fromarray(pixels).save(folder / f"{i}.png")
-        label_picture(labels).save(folder / "labels" / f"{i}.png")
-        label_picture(seeds).save(folder / "seeds" / f"{i}.png")
+        label_image(labels).save(folder / "labels" / f"{i}.png")
+        label_image(seeds).save(folder / "seeds" / f"{i}.png")
     return collection_of(folder, count)
 
 
 def collection_of(folder, count):
     return Collection(
         NAMES,
-        tuple(Photograph(str(i), folder / f"{i}.png", (i % 2,), folder / "labels" / f"{i}.png") for i in range(count)),
+        tuple(
+            LabeledImage(str(i), folder / f"{i}.png", (i % 2,), folder / "labels" / f"{i}.png") for i in range(count)
+        ),
     )
 
 
@@ -192,7 +194,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch, 
     collection = pictures(tmp_path / "p", 5)
     seeds = tmp_path / "p" / "seeds"
     whole = train(tmp_path / "whole", collection, seeds, objective)
-    calls, original = [], module.grid_labels
+    calls, original = [], module.downsample_labels
 
     def failing(labels, size):
         calls.append(1)
@@ -200,10 +202,10 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch, 
             raise KeyboardInterrupt
         return original(labels, size)
 
-    monkeypatch.setattr(module, "grid_labels", failing)
+    monkeypatch.setattr(module, "downsample_labels", failing)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", collection, seeds, objective)
-    monkeypatch.setattr(module, "grid_labels", original)
+    monkeypatch.setattr(module, "downsample_labels", original)
     resumed = train(tmp_path / "cut", collection, seeds, objective)
     assert parameters_digest(resumed.network) == parameters_digest(whole.network)
     assert parameters_digest(whole.network) != parameters_digest(net().network)
@@ -232,7 +234,7 @@ for objective in ("pseudo", "sec"):
 
 def train_steadily(folder, collection, seeds, objective):
     """Without dropout and batch norms, which differ between processes, and without what magnifies rounding."""
-    preset = replace(PRESET, optimiser="sgd", schedule="poly", learning_rate=1e-2, steps=3, head_only=1)
+    preset = replace(PRESET, optimizer="sgd", schedule="poly", learning_rate=1e-2, steps=3, head_only=1)
     start = net("largefov")
     for layer in start.network.modules():
         if isinstance(layer, nn.Dropout):
@@ -289,14 +291,14 @@ def test_missing_and_broken_labels_end_nothing(tmp_path):
 
 def test_one_image_twice_has_the_loss_of_one(tmp_path):
     collection = pictures(tmp_path / "p", 2)
-    task = module._Segmentation(net("fcn"), collection, tmp_path / "p" / "labels", "pseudo", None)
+    task = module._SegmentationTask(net("fcn"), collection, tmp_path / "p" / "labels", "pseudo", None)
     task.network.eval()
     canvas = CANVAS(Image.open(tmp_path / "p" / "1.png")).tensor
     labels = torch.from_numpy(np.array(Image.open(tmp_path / "p" / "labels" / "1.png")))
-    batch = LabelledBatch(torch.tensor([1]), canvas[None], labels[None], ())
+    batch = LabeledBatch(torch.tensor([1]), canvas[None], labels[None], ())
     loss = task.loss(task.network, batch, 1.0)
     logits = task.network(canvas[None])
-    on_grid = module.grid_labels(labels[None], logits.shape[2:])
+    on_grid = module.downsample_labels(labels[None], logits.shape[2:])
     assert float(loss.detach()) == pytest.approx(float(nn.functional.cross_entropy(logits.detach(), on_grid)), rel=1e-5)
 
 
@@ -323,5 +325,5 @@ def test_the_published_solvers():
     assert (sec.batch_size, sec.learning_rate, sec.decay, sec.steps) == (15, 1e-3, (2000, 0.1), 8000)
     assert (dsrg.batch_size, dsrg.learning_rate, dsrg.decay, dsrg.steps) == (20, 5e-4, (1000, 0.33), 8000)
     assert (again.batch_size, again.learning_rate, again.schedule, again.steps) == (10, 1e-3, "poly", 20_000)
-    assert {(p.optimiser, p.momentum, p.weight_decay) for p in (sec, dsrg, again)} == {("sgd", 0.9, 5e-4)}
+    assert {(p.optimizer, p.momentum, p.weight_decay) for p in (sec, dsrg, again)} == {("sgd", 0.9, 5e-4)}
     assert all(PRESETS[name]["modern"].steps == 500 for name in PRESETS)

@@ -11,7 +11,7 @@ from PIL import Image
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
 from dcsm_attr.attribution import maps as eq
 from dcsm_attr.datasets.images import ImageReadError
-from dcsm_attr.datasets.masks import voc_colours
+from dcsm_attr.datasets.masks import voc_colors
 from dcsm_attr.datasets.preprocess import Preprocess
 
 NAMES = ("ant", "bee", "cow", "dog")
@@ -104,7 +104,7 @@ def test_bad_exponents(vgg, exponent):
         Segmenter(vgg, background_exponent=exponent)
 
 
-def test_the_crf_refines_the_unaries_with_the_photograph_on_the_canvas(segmenter, photograph):
+def test_the_crf_refines_the_unaries_with_the_image_on_the_canvas(segmenter, photograph):
     square = photograph.resize((40, 40))
     result = segmenter.segment(square)
     pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None]
@@ -112,7 +112,7 @@ def test_the_crf_refines_the_unaries_with_the_photograph_on_the_canvas(segmenter
     assert (result.probabilities - result.unrefined).abs().max() > 0.01
 
 
-def test_a_batch_of_different_sizes_equals_single_photographs(segmenter, photograph):
+def test_a_batch_of_different_sizes_equals_single_images(segmenter, photograph):
     images = [photograph, photograph.resize((36, 60)), photograph.crop((5, 5, 45, 30)), photograph.transpose(0)]
     classes = [["ant"], [1, 2], ["bee", "dog"], [3]]
     for known in (None, classes):
@@ -159,7 +159,7 @@ def test_save_writes_everything_and_the_manifest_says_what(segmenter, photograph
     labels = Image.open(folder / "labels.png")
     assert labels.mode == "P"
     assert np.array_equal(np.array(labels), result.labels.numpy())
-    assert np.array_equal(np.array(labels.getpalette(), dtype=np.uint8).reshape(-1, 3), voc_colours())
+    assert np.array_equal(np.array(labels.getpalette(), dtype=np.uint8).reshape(-1, 3), voc_colors())
     with np.load(folder / "maps.npz") as arrays:
         assert np.array_equal(arrays["maps"], result.saliency.maps[0].numpy())
         assert np.array_equal(arrays["raw"], result.saliency.raw[0].numpy())
@@ -274,12 +274,12 @@ def test_other_bad_input(segmenter, vgg, photograph, tmp_path):
         segmenter.segment(broken)
 
 
-def test_the_matconvnet_picture_is_not_the_unary(vgg, photograph):
+def test_the_matconvnet_image_is_not_the_unary(vgg, photograph):
     """The second tanh of the release would leave the background next to nothing."""
     saliency = DistinctClassSaliency(vgg, variant="matconvnet")
     result = Segmenter(vgg, saliency=saliency, crf=None, preprocess=SMALL).segment(photograph, [0, 1])
     kept = result.saliency.maps[:, [result.candidates.index(c) for c in (0, 1)]]
-    picture = eq.matconvnet_picture(kept, 3.0)
+    picture = eq.matconvnet_image(kept, 3.0)
     assert picture.mean() > 1.2 * kept.mean()
     inflated = eq.background(picture, torch.ones(1, 2, dtype=torch.bool))
     assert inflated.mean() < result.unrefined[0].mean()

@@ -17,12 +17,12 @@ from dcsm_attr.models import stochastic_expansion as expansion
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
 from dcsm_attr.models.stochastic import (
     StochasticSelection,
-    drawing_from,
     gathered_convolution,
-    seen_from_pixels,
     selected_convolution,
     selection_masks,
     shifted_convolution,
+    transpose_masks,
+    use_generator,
 )
 from dcsm_attr.models.stochastic_expansion import expanded_convolution
 
@@ -30,7 +30,7 @@ FORMS = [expanded_convolution, shifted_convolution, gathered_convolution]
 
 
 def drawn(seed, count=2, size=(5, 7), window=3, rate=0.5, **options):
-    with drawing_from(torch.Generator().manual_seed(seed)):
+    with use_generator(torch.Generator().manual_seed(seed)):
         return selection_masks(count, size, window, rate, **options)
 
 
@@ -72,7 +72,7 @@ def test_each_form_equals_the_loop_over_windows(form, size, window):
 @settings(max_examples=25, deadline=None)
 def test_all_forms_agree_for_any_mask_and_size(seed, height, width, window, rate):
     x, weight, masks = problem(seed, size=(height, width), window=window, rate=rate)
-    # Any mask at all, also one that drops a centre.
+    # Any mask at all, also one that drops a center.
     masks = masks & (torch.rand(masks.shape, generator=torch.Generator().manual_seed(seed)) < 0.8)
     expected = window_by_window(x, weight, masks)
     for form in (*FORMS, lambda *given: selected_convolution(*given, rate)):
@@ -106,20 +106,20 @@ def test_the_tiles_laid_out_and_convolved_by_strides_are_the_paper_s_expansion()
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_nothing_dropped_is_the_padded_convolution_and_all_dropped_the_centre(form):
+def test_nothing_dropped_is_the_padded_convolution_and_all_dropped_the_center(form):
     x, weight, _ = problem(window=5)
     whole = form(x, weight, drawn(0, window=5, rate=0.0))
     torch.testing.assert_close(whole, F.conv2d(x, weight, padding=2), rtol=1e-12, atol=1e-12)
-    centre = form(x, weight, drawn(0, window=5, rate=1.0))
-    torch.testing.assert_close(centre, F.conv2d(x, weight[:, :, 2:3, 2:3]), rtol=1e-12, atol=1e-12)
+    center = form(x, weight, drawn(0, window=5, rate=1.0))
+    torch.testing.assert_close(center, F.conv2d(x, weight[:, :, 2:3, 2:3]), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("form", "module"), [(expanded_convolution, expansion), (shifted_convolution, shifts)])
-@pytest.mark.parametrize("at_once", [1, 150, 10_000])
-def test_parts_give_the_whole(form, module, at_once, monkeypatch):
+@pytest.mark.parametrize("chunk_size", [1, 150, 10_000])
+def test_parts_give_the_whole(form, module, chunk_size, monkeypatch):
     x, weight, masks = problem(count=3, classes=4)
     expected = window_by_window(x, weight, masks)
-    monkeypatch.setattr(module, "_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "_CHUNK_SIZE", chunk_size)
     torch.testing.assert_close(form(x, weight, masks), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -136,7 +136,7 @@ def test_memory_is_bounded_where_the_whole_expansion_would_not_be(monkeypatch):
     x, weight, masks = problem(count=1, channels=64, size=(48, 48), window=9)
     expanded_convolution(x, weight, masks)
     assert sum(largest) == 64 * 81 * 48 * 48
-    assert max(largest) <= expansion._AT_ONCE < sum(largest)
+    assert max(largest) <= expansion._CHUNK_SIZE < sum(largest)
 
 
 def test_seen_from_pixels_by_hand():
@@ -144,8 +144,8 @@ def test_seen_from_pixels_by_hand():
     masks = torch.zeros(1, 9, 1, 3, dtype=torch.bool)
     masks[0, 3:6, 0, 2] = True
     masks[0, 5, 0, 1] = True
-    seen = seen_from_pixels(masks)
-    # As its left cell, the right window keeps the middle pixel; as its centre, the right one. The right pixel is kept
+    seen = transpose_masks(masks)
+    # As its left cell, the right window keeps the middle pixel; as its center, the right one. The right pixel is kept
     # as right cell by the middle window. The right window's own right cell lies outside.
     assert seen.nonzero().tolist() == [[0, 3, 0, 1], [0, 4, 0, 2], [0, 5, 0, 2]]
 
@@ -154,7 +154,7 @@ def test_seen_from_pixels_by_hand():
 @settings(max_examples=15, deadline=None)
 def test_a_pixel_is_seen_as_the_cell_of_the_window_it_lies_in(seed):
     masks = drawn(seed, size=(4, 5), window=5)
-    seen = seen_from_pixels(masks)
+    seen = transpose_masks(masks)
     for n, cell, row, column in masks.nonzero().tolist():
         y, z = row + cell // 5 - 2, column + cell % 5 - 2
         if 0 <= y < 4 and 0 <= z < 5:
@@ -167,7 +167,7 @@ def test_a_pixel_is_seen_as_the_cell_of_the_window_it_lies_in(seed):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.9, 1.0])
-def test_the_centre_is_never_dropped_and_the_others_at_the_rate(rate):
+def test_the_center_is_never_dropped_and_the_others_at_the_rate(rate):
     masks = drawn(1, count=4, size=(41, 41), window=9, rate=rate)
     assert masks[:, 40].all()
     others = torch.cat([masks[:, :40], masks[:, 41:]], dim=1)
@@ -175,21 +175,21 @@ def test_the_centre_is_never_dropped_and_the_others_at_the_rate(rate):
     assert abs(others.double().mean().item() - (1 - rate)) <= 5 * math.sqrt(rate * (1 - rate) / others.numel())
 
 
-def test_ordinary_dropout_drops_centres_too():
-    masks = drawn(1, count=4, size=(41, 41), rate=0.9, centre_kept=False)
+def test_ordinary_dropout_drops_centers_too():
+    masks = drawn(1, count=4, size=(41, 41), rate=0.9, keep_center=False)
     assert 0.06 < masks[:, 4].double().mean() < 0.14
 
 
-def test_windows_that_share_a_pixel_and_pictures_have_masks_of_their_own():
-    seen = seen_from_pixels(drawn(0, size=(41, 41), window=9, rate=0.5))
-    as_centre_of_the_next = torch.cat([seen[:, 39, :, 1:], seen[:, 41, :, :-1]]).double()
-    assert 0.45 < as_centre_of_the_next.mean() < 0.55
+def test_windows_that_share_a_pixel_and_images_have_masks_of_their_own():
+    seen = transpose_masks(drawn(0, size=(41, 41), window=9, rate=0.5))
+    as_center_of_the_next = torch.cat([seen[:, 39, :, 1:], seen[:, 41, :, :-1]]).double()
+    assert 0.45 < as_center_of_the_next.mean() < 0.55
     assert 0.45 < (seen[0, :40] ^ seen[1, :40])[:, 4:-4, 4:-4].double().mean() < 0.55
 
 
 def test_many_masks_are_those_drawn_one_by_one():
     together = drawn(3, count=5)
-    with drawing_from(torch.Generator().manual_seed(3)):
+    with use_generator(torch.Generator().manual_seed(3)):
         apart = torch.cat([selection_masks(1, (5, 7), 3, 0.5) for _ in range(5)])
     assert torch.equal(together, apart)
 
@@ -205,7 +205,7 @@ def test_a_generator_of_one_s_own_leaves_the_global_one_alone():
 
 
 def test_the_generator_is_forgotten_after_an_exception():
-    with pytest.raises(KeyError), drawing_from(torch.Generator()):
+    with pytest.raises(KeyError), use_generator(torch.Generator()):
         raise KeyError
     before = torch.get_rng_state()
     selection_masks(1, (3, 3), 3, 0.5)
@@ -218,7 +218,7 @@ def test_the_generator_is_forgotten_after_an_exception():
 def test_the_layer_is_the_selection_plus_a_bias():
     layer = StochasticSelection(4, 3, window=3, rate=0.5)
     x = torch.randn(2, 4, 5, 7)
-    with drawing_from(torch.Generator().manual_seed(0)):
+    with use_generator(torch.Generator().manual_seed(0)):
         scores = layer(x)
     expected = window_by_window(x.double(), layer.weight.double(), drawn(0)) + layer.bias.double()[:, None, None]
     torch.testing.assert_close(scores.double(), expected, rtol=1e-5, atol=1e-6)
@@ -238,14 +238,14 @@ def test_without_dropout_it_is_an_ordinary_convolution():
 
 
 @pytest.mark.parametrize("rescale", [True, False])
-@pytest.mark.parametrize("centre_kept", [True, False])
-def test_the_mean_over_passes_is_the_convolution_with_the_weights_times_how_often_they_count(centre_kept, rescale):
-    layer = StochasticSelection(2, 1, window=3, rate=0.5, centre_kept=centre_kept, rescale=rescale).double()
+@pytest.mark.parametrize("keep_center", [True, False])
+def test_the_mean_over_passes_is_the_convolution_with_the_weights_times_how_often_they_count(keep_center, rescale):
+    layer = StochasticSelection(2, 1, window=3, rate=0.5, keep_center=keep_center, rescale=rescale).double()
     x = torch.rand(1, 2, 4, 4, dtype=torch.float64)
-    with torch.no_grad(), drawing_from(torch.Generator().manual_seed(0)):
+    with torch.no_grad(), use_generator(torch.Generator().manual_seed(0)):
         passes = layer(x.expand(4000, -1, -1, -1))
     share = torch.full((3, 3), 1.0 if rescale else 0.5, dtype=torch.float64)
-    if centre_kept:
+    if keep_center:
         share[1, 1] = 1.0
     expected = F.conv2d(x, layer.weight * share, layer.bias, padding=1)[0]
     errors = (passes.mean(dim=0) - expected) / (passes.std(dim=0) / math.sqrt(len(passes)))
@@ -258,7 +258,7 @@ def test_the_gradient_of_a_training_step_reaches_weights_bias_and_features():
         x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
 
         def scores(x, weight, bias, layer=layer):
-            with drawing_from(torch.Generator().manual_seed(5)):
+            with use_generator(torch.Generator().manual_seed(5)):
                 return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
 
         assert torch.autograd.gradcheck(scores, (x, layer.weight, layer.bias))
@@ -274,7 +274,7 @@ def test_it_works_under_autocast_and_in_other_number_types():
             (torch.autocast("cpu", torch.bfloat16), x.bfloat16(), layer),
             (torch.autocast("cpu", enabled=False), x.bfloat16(), copy.deepcopy(layer).bfloat16()),
         ):
-            with context, drawing_from(torch.Generator().manual_seed(0)):
+            with context, use_generator(torch.Generator().manual_seed(0)):
                 results.append(module(features).float())
         for other in results[1:]:
             torch.testing.assert_close(other, results[0], rtol=0.02, atol=0.02)
@@ -285,17 +285,17 @@ def test_it_copies_pickles_and_loads_like_any_layer():
     x = torch.randn(1, 4, 5, 5)
     fresh = StochasticSelection(4, 3, window=3, rate=0.7)
     fresh.load_state_dict(layer.state_dict())
-    with drawing_from(torch.Generator().manual_seed(0)):
+    with use_generator(torch.Generator().manual_seed(0)):
         expected = layer(x)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh):
-        with drawing_from(torch.Generator().manual_seed(0)):
+        with use_generator(torch.Generator().manual_seed(0)):
             assert torch.equal(other(x), expected)
 
 
 def test_a_network_with_it_is_explained_like_any_other():
     trunk = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1))
 
-    class Trunk(nn.Module):
+    class Backbone(nn.Module):
         def __init__(self):
             super().__init__()
             self.body = trunk
@@ -303,19 +303,19 @@ def test_a_network_with_it_is_explained_like_any_other():
         def forward(self, x):
             return {"map": self.body(x).relu()}
 
-    network = ScoreMapNetwork(Trunk(), nn.Sequential(StochasticSelection(8, 4, window=3))).eval()
+    network = ScoreMapNetwork(Backbone(), nn.Sequential(StochasticSelection(8, 4, window=3))).eval()
     x = torch.randn(2, 3, 12, 12)
     method = DistinctClassSaliency(network, layer="trunk.body.3", scales=(1.0,))
-    with drawing_from(torch.Generator().manual_seed(0)):
+    with use_generator(torch.Generator().manual_seed(0)):
         first, second = method.class_maps(x, [0, 1, 2]).maps, method.class_maps(x, [0, 1, 2]).maps
-    with drawing_from(torch.Generator().manual_seed(0)):
+    with use_generator(torch.Generator().manual_seed(0)):
         again = method.class_maps(x, [0, 1, 2]).maps
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="window must be odd, so that it has a centre; got 4"):
+    with pytest.raises(ValueError, match="window must be odd, so that it has a center; got 4"):
         StochasticSelection(4, 3, window=4)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 1.5"):
         StochasticSelection(4, 3, rate=1.5)
@@ -323,4 +323,4 @@ def test_bad_arguments():
         StochasticSelection(4, 3, rate=1, rescale=True)
     with pytest.raises(ValueError, match="window must be odd"):
         selection_masks(1, (3, 3), 2, 0.5)
-    assert "rate=0.9, centre_kept=True, rescale=False" in repr(StochasticSelection(4, 3))
+    assert "rate=0.9, keep_center=True, rescale=False" in repr(StochasticSelection(4, 3))

@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 from dcsm_attr.datasets.images import ImageReadError, read_image
-from dcsm_attr.io import FolderStorage, ObjectStorage, claim_storage, is_uri, opened_storage
+from dcsm_attr.io import FolderStorage, ObjectStorage, check_run_settings, is_uri, open_storage
 
 
 @pytest.fixture(params=["folder", "scratch", "objects"])
 def storage(request, tmp_path):
     if request.param == "objects":
         pytest.importorskip("pyarrow", reason="needs pyarrow, which comes with the extra ray")
-        return opened_storage((tmp_path / "run").as_uri())
-    return opened_storage(tmp_path / "run", ".unfinished" if request.param == "scratch" else None)
+        return open_storage((tmp_path / "run").as_uri())
+    return open_storage(tmp_path / "run", ".unfinished" if request.param == "scratch" else None)
 
 
 def test_files_by_their_names(storage):
@@ -40,12 +40,12 @@ def test_files_by_their_names(storage):
 
 
 def test_settings_claim_a_place(storage):
-    claim_storage(storage, {"crf": {"iterations": 5}}, "label maps")
-    claim_storage(storage, {"crf": {"iterations": 5}}, "label maps")
+    check_run_settings(storage, {"crf": {"iterations": 5}}, "label maps")
+    check_run_settings(storage, {"crf": {"iterations": 5}}, "label maps")
     with pytest.raises(
         ValueError, match=r"run: holds label maps of other settings.*crf.iterations \(5 before, 6 now\)"
     ):
-        claim_storage(storage, {"crf": {"iterations": 6}}, "label maps")
+        check_run_settings(storage, {"crf": {"iterations": 6}}, "label maps")
 
 
 def test_what_was_left_behind_can_be_removed(tmp_path):
@@ -76,7 +76,7 @@ def test_what_is_a_uri():
     assert not any(map(is_uri, ("photos/a.jpg", "/photos", Path("s3://bucket"), "C:/photos")))
 
 
-def test_photographs_by_uri(tmp_path):
+def test_images_by_uri(tmp_path):
     pytest.importorskip("pyarrow", reason="needs pyarrow, which comes with the extra ray")
     Image.new("RGB", (5, 4), "red").save(tmp_path / "a.png")
     assert read_image((tmp_path / "a.png").as_uri()).getpixel((4, 3)) == (255, 0, 0)
@@ -90,7 +90,7 @@ def test_photographs_by_uri(tmp_path):
         read_image("nowhere://x")
 
 
-def test_without_pyarrow_no_photograph_is_called_unreadable(monkeypatch):
+def test_without_pyarrow_no_image_is_called_unreadable(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.fs", None)
     with pytest.raises(ImportError, match=r"^s3://bucket/photo.jpg: .*pip install pyarrow"):
         read_image("s3://bucket/photo.jpg")

@@ -15,7 +15,7 @@ from dcsm_attr import DenseCRF, Segmenter
 from dcsm_attr.datasets.images import ImageReadError
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.segmentation import stream as pipeline
-from dcsm_attr.segmentation.stream import pipelined
+from dcsm_attr.segmentation.stream import run_pipeline
 
 NAMES = ("ant", "bee", "cow", "dog")
 COUNT = 7
@@ -65,7 +65,7 @@ def assert_same(first, second):
 
 @pytest.mark.parametrize("known", [None, CLASSES], ids=["detected", "known"])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 10])
-def test_each_photograph_gets_what_its_batch_gives_it(segmenter, paths, batch_size, known):
+def test_each_image_gets_what_its_batch_gives_it(segmenter, paths, batch_size, known):
     expected = []
     for numbers in batches(range(COUNT), batch_size):
         rows = None if known is None else [known[i] for i in numbers]
@@ -94,7 +94,7 @@ def test_the_random_state_and_the_gradient_mode_are_the_callers(segmenter, paths
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_an_unreadable_photograph_ends_the_stream_when_its_batch_is_due(segmenter, paths):
+def test_an_unreadable_image_ends_the_stream_when_its_batch_is_due(segmenter, paths):
     paths[5].write_bytes(paths[5].read_bytes()[:60])
     stream = segmenter.segment_stream(paths, batch_size=2)
     assert [result.source for result in islice(stream, 4)] == [str(path) for path in paths[:4]]
@@ -103,7 +103,7 @@ def test_an_unreadable_photograph_ends_the_stream_when_its_batch_is_due(segmente
     assert list(stream) == []
 
 
-def test_an_excused_photograph_is_given_as_its_exception(segmenter, paths):
+def test_an_excused_image_is_given_as_its_exception(segmenter, paths):
     paths[1].write_bytes(b"no picture")
     paths[6].unlink()
     result = list(segmenter.segment_stream(paths, batch_size=3, excused=ImageReadError))
@@ -139,7 +139,7 @@ def test_classes_of_another_length(segmenter, paths, classes, message):
 
 def test_classes_known_of_some_alone(segmenter, paths):
     photographs = [segmenter.prepared(paths[0], ["ant"]), segmenter.prepared(paths[1])]
-    with pytest.raises(ValueError, match="of all photographs .* or of none; they are of 1 of 2"):
+    with pytest.raises(ValueError, match="of all images .* or of none; they are of 1 of 2"):
         segmenter.attributed(photographs)
 
 
@@ -162,7 +162,7 @@ def test_without_threads_nothing_is_read_ahead():
     def noting(step):
         return lambda value: (events.append((step, value)), value)[1]
 
-    stream = pipelined(iter(range(5)), noting("read"), noting("work"), noting("finish"), batch_size=2, workers=0)
+    stream = run_pipeline(iter(range(5)), noting("read"), noting("work"), noting("finish"), batch_size=2, workers=0)
     assert next(stream) == 0
     assert events == [("read", 0), ("read", 1), ("work", [0, 1]), ("finish", 0)]
     assert list(stream) == [1, 2, 3, 4]
@@ -210,7 +210,7 @@ def test_order_and_batches(length, batch_size, workers, bad):
         return doubled(batch)
 
     options = {"batch_size": batch_size, "workers": workers, "excused": (KeyError, IndexError)}
-    result = list(pipelined(iter(range(length)), read, work, str, **options))
+    result = list(run_pipeline(iter(range(length)), read, work, str, **options))
     assert [one.args[0] if isinstance(one, KeyError) else one for one in result] == [
         item if item in bad else str(2 * item) for item in range(length)
     ]
@@ -237,7 +237,7 @@ def test_it_runs_no_further_ahead_than_it_says(batch_size, workers):
         finished.append(value)
         return value
 
-    stream = pipelined(items(), reading, list, finishing, batch_size=batch_size, workers=workers)
+    stream = run_pipeline(items(), reading, list, finishing, batch_size=batch_size, workers=workers)
     assert not taken, "nothing begins before it is asked for"
     for given_before in range(5 * batch_size):
         assert next(stream) == given_before
@@ -252,7 +252,7 @@ def met(event):
     assert event.wait(LONG), "the step that this one waited for did not run beside it"
 
 
-def test_photographs_are_read_while_others_are_worked_on():
+def test_images_are_read_while_others_are_worked_on():
     reading = [threading.Event() for _ in range(6)]
 
     def read(item):
@@ -265,7 +265,7 @@ def test_photographs_are_read_while_others_are_worked_on():
             met(reading[item])
         return batch
 
-    assert list(pipelined(range(6), read, work, same, batch_size=2, workers=2)) == list(range(6))
+    assert list(run_pipeline(range(6), read, work, same, batch_size=2, workers=2)) == list(range(6))
 
 
 def test_several_are_read_at_a_time():
@@ -275,7 +275,7 @@ def test_several_are_read_at_a_time():
         together.wait(LONG)
         return item
 
-    assert list(pipelined(range(6), read, list, same, batch_size=3, workers=3)) == list(range(6))
+    assert list(run_pipeline(range(6), read, list, same, batch_size=3, workers=3)) == list(range(6))
 
 
 def test_results_are_finished_while_others_are_worked_on():
@@ -294,7 +294,7 @@ def test_results_are_finished_while_others_are_worked_on():
             met(working[1])
         return value
 
-    assert list(pipelined(range(6), same, work, finish, batch_size=2)) == list(range(6))
+    assert list(run_pipeline(range(6), same, work, finish, batch_size=2)) == list(range(6))
 
 
 def test_the_model_runs_in_the_callers_thread_and_the_rest_elsewhere():
@@ -306,7 +306,7 @@ def test_the_model_runs_in_the_callers_thread_and_the_rest_elsewhere():
 
     items = (noted("items", item) for item in range(9))
     steps = [lambda value, step=step: noted(step, value) for step in ("read", "work", "finish")]
-    assert list(pipelined(items, *steps, batch_size=2, workers=2)) == list(range(9))
+    assert list(run_pipeline(items, *steps, batch_size=2, workers=2)) == list(range(9))
     here = {threading.get_ident()}
     assert at["items"] == at["work"] == here
     assert len(at["finish"]) == 1
@@ -342,7 +342,7 @@ def test_an_exception_of_a_step_comes_as_itself_and_when_it_is_due(step, at):
     # An excused exception is one of reading alone.
     excused = () if step == "read" else FaultError
     items = failing_items(at) if step == "items" else range(20)
-    stream = pipelined(items, *steps.values(), batch_size=3, excused=excused)
+    stream = run_pipeline(items, *steps.values(), batch_size=3, excused=excused)
     result = []
     with pytest.raises(FaultError, match=f"^at {at}$"):
         result.extend(stream)
@@ -358,7 +358,7 @@ def test_an_interruption_comes_after_the_results_that_are_there():
 
     result = []
     with pytest.raises(KeyboardInterrupt):
-        result.extend(pipelined(range(20), same, work, same, batch_size=3))
+        result.extend(run_pipeline(range(20), same, work, same, batch_size=3))
     assert result == list(range(6))
 
 
@@ -375,7 +375,7 @@ def test_closing_early_ends_the_threads_and_reads_no_more(results):
         read.append(item)
         return item
 
-    stream = pipelined(count(), reading, list, same, batch_size=3, workers=2)
+    stream = run_pipeline(count(), reading, list, same, batch_size=3, workers=2)
     assert list(islice(stream, results)) == list(range(results))
     assert (threads() > before) is (results > 0)
     stream.close()
@@ -387,7 +387,7 @@ def test_closing_early_ends_the_threads_and_reads_no_more(results):
 
 def test_leaving_the_loop_ends_the_threads():
     before = threads()
-    for value in pipelined(count(), same, list, same):
+    for value in run_pipeline(count(), same, list, same):
         if value == 5:
             assert threads() > before
             break
@@ -414,7 +414,7 @@ def test_closing_does_not_wait_for_what_has_not_begun(monkeypatch):
         return item
 
     monkeypatch.setattr(pipeline, "ThreadPoolExecutor", Pool)
-    stream = pipelined(count(), reading, list, same, batch_size=3, workers=1)
+    stream = run_pipeline(count(), reading, list, same, batch_size=3, workers=1)
     assert next(stream) == 0
     met(begun)
     stream.close()
@@ -423,7 +423,7 @@ def test_closing_does_not_wait_for_what_has_not_begun(monkeypatch):
 
 def test_a_fault_of_the_consumer_ends_the_threads():
     before = threads()
-    stream = pipelined(count(), same, list, same)
+    stream = run_pipeline(count(), same, list, same)
     next(stream)
     with pytest.raises(FaultError):
         stream.throw(FaultError())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcsm_attr.datasets.collection import list_collection
+from dcsm_attr.datasets.collection import image_list_collection
 from dcsm_attr.datasets.labels import read_class_names
 from dcsm_attr.datasets.voc import read_voc_list
 
@@ -11,13 +11,13 @@ def of_voc(path):
     return tuple(entry.name for entry in read_voc_list(path.parents[2], path.stem))
 
 
-def of_pictures(path):
+def image_values(path):
     labels = path.with_suffix(".csv")
     labels.write_text("id,labels\nnaïve,dog\nplain,dog\n", encoding="utf-8")
-    return tuple(photograph.name for photograph in list_collection(path, labels))
+    return tuple(photograph.name for photograph in image_list_collection(path, labels))
 
 
-READERS = {"a list of VOC": of_voc, "a list of pictures": of_pictures, "names of classes": read_class_names}
+READERS = {"a list of VOC": of_voc, "a list of pictures": image_values, "names of classes": read_class_names}
 
 
 @pytest.fixture

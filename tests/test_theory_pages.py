@@ -132,16 +132,16 @@ def test_the_lattices_gain_makes_the_kernel_one_at_a_vertex(dimensions):
     assert heard[0].item() == pytest.approx(1, abs=1e-12)
 
 
-def test_a_kernel_that_is_normalised_symmetrically_has_eigenvalues_between_zero_and_one():
+def test_a_kernel_that_is_normalized_symmetrically_has_eigenvalues_between_zero_and_one():
     features = torch.rand(200, 2, dtype=torch.float64) ** 3 * 9
     kernel = torch.exp(-0.5 * torch.cdist(features, features) ** 2)
-    normalised = kernel * kernel.sum(1).rsqrt() * kernel.sum(1).rsqrt()[:, None]
-    eigenvalues = torch.linalg.eigvalsh(normalised)
+    normalized = kernel * kernel.sum(1).rsqrt() * kernel.sum(1).rsqrt()[:, None]
+    eigenvalues = torch.linalg.eigvalsh(normalized)
     assert eigenvalues[-1].item() == pytest.approx(1)
     assert eigenvalues[0] > -1e-12
 
 
-def test_widths_in_pixels_go_with_the_size_of_the_photograph():
+def test_widths_in_pixels_go_with_the_size_of_the_image():
     """seeded-networks.md: every pixel four times, twice as far apart, is the same scene to kernels twice as wide."""
     image = (torch.rand(1, 3, 6, 8) * 4).floor().repeat_interleave(6, 2).repeat_interleave(6, 3).mul(60).to(torch.uint8)
     unsure = torch.softmax(torch.rand(1, 3, 36, 48) * 2, dim=1)
@@ -155,9 +155,9 @@ def test_widths_in_pixels_go_with_the_size_of_the_photograph():
     assert apart > 0.1 * moved
 
 
-def test_the_smoothness_of_the_training_crf_reaches_no_neighbour():
-    """seeded-networks.md: a quarter of a pixel wide, its normalised kernel is the identity."""
+def test_the_smoothness_of_the_training_crf_reaches_no_neighbor():
+    """seeded-networks.md: a quarter of a pixel wide, its normalized kernel is the identity."""
     positions = torch.cartesian_prod(torch.arange(41.0), torch.arange(41.0))
     kernel = GaussianKernels.build([(PermutohedralLattice(positions / TRAINING_CRF.gaussian_xy), 1.0)])
     q = torch.rand(len(positions), 3)
-    torch.testing.assert_close(kernel.messages(kernel.on_vertices(q), slice(None)), q)
+    torch.testing.assert_close(kernel.messages(kernel.vertex_values(q), slice(None)), q)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.speed.graph_count import rectifiers_in_graph
+from benchmarks.speed.graph_count import count_rectifiers
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.fully_convolutional import fully_convolutional
@@ -53,7 +53,7 @@ def test_the_same_promises(name):
     photograph = np.random.default_rng(0).integers(0, 256, (size - 20, size, 3), dtype=np.uint8)
     segmentation = Segmenter(model, preprocess=Preprocess(size=size)).segment(photograph, [2])
     assert segmentation.labels.shape == photograph.shape[:2]
-    in_graph = rectifiers_in_graph(model.eval()(x.clone().requires_grad_())).total()
+    in_graph = count_rectifiers(model.eval()(x.clone().requires_grad_())).total()
     with GuidedRectifiers() as rule:
         model(x.clone().requires_grad_())
     assert rule.guided == rule.seen == in_graph > 0

@@ -8,10 +8,10 @@ import torch
 import torchvision
 from torch import fx, nn
 
-from benchmarks.speed.graph_count import rectifiers_in_graph
+from benchmarks.speed.graph_count import count_rectifiers
 from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.attribution.gradients import LayerPoint, record
-from dcsm_attr.attribution.linear_head import class_evidence
+from dcsm_attr.attribution.linear_head import find_cam_features
 from dcsm_attr.attribution.maps import absolute_channel_maximum
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.fully_convolutional import fully_convolutional
@@ -104,7 +104,7 @@ def check_class_activation_maps(model, network, x):
         models = [model, network]
     for one in models:
         with torch.no_grad():
-            evidence = class_evidence(one, (x,))
+            evidence = find_cam_features(one, (x,))
             last = [module for module in one.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
             maps = evidence.maps(torch.arange(CLASSES)[None]) + last.bias[:, None, None]
             # SqueezeNet rectifies its scores.
@@ -115,13 +115,13 @@ def check_class_activation_maps(model, network, x):
 
 
 def check_every_rectifier(model, layers, x):
-    in_graph = rectifiers_in_graph(model(x.clone().requires_grad_())).total()
+    in_graph = count_rectifiers(model(x.clone().requires_grad_())).total()
     with GuidedRectifiers() as rule:
         model(x.clone().requires_grad_())
     points = [LayerPoint(name, model.get_submodule(name), at_input=True) for name in layers]
     recording = record(model, (x,), (), points, reduction=absolute_channel_maximum, guided=True)
-    assert rule.guided == rule.seen == in_graph == rectifiers_in_trace(model) == recording.rectifiers_seen
-    assert 0 < recording.rectifiers_guided <= in_graph
+    assert rule.guided == rule.seen == in_graph == rectifiers_in_trace(model) == recording.num_rectifiers
+    assert 0 < recording.num_guided_rectifiers <= in_graph
     return in_graph
 
 

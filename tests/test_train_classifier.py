@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dcsm_attr.training.classifier as module
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.checkpoint import (
     Architecture,
@@ -25,9 +25,9 @@ from dcsm_attr.models.scene_net import load_scene_net
 from dcsm_attr.models.weights import WeightsError
 from dcsm_attr.training.checkpoints import CheckpointError
 from dcsm_attr.training.classifier import train_classifier
-from dcsm_attr.training.distributed import own_device
+from dcsm_attr.training.distributed import local_device
 from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.optimizer import PRESETS, ClassifierPreset, optimisation
+from dcsm_attr.training.optimizer import PRESETS, ClassifierPreset, optimization
 
 NAMES = ("red", "green")
 PRESET = ClassifierPreset(
@@ -50,7 +50,7 @@ def pictures(folder, count, corrupt=()):
         Image.fromarray(pixels.numpy()).save(path)
         if i in corrupt:
             path.write_bytes(b"broken")
-        photographs.append(Photograph(str(i), path, shown))
+        photographs.append(LabeledImage(str(i), path, shown))
     return Collection(NAMES, tuple(photographs))
 
 
@@ -89,7 +89,7 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["preset"]["steps"] == 60
 
 
-def test_the_network_of_the_scenes_starts_from_its_shipped_trunk():
+def test_the_network_of_the_scenes_starts_from_its_shipped_backbone():
     built = build_classifier(Architecture("scene_net", 2), "DEFAULT", NAMES, CANVAS)
     shipped = load_scene_net().features.state_dict()
     trunk = built.network.trunk.state_dict()
@@ -142,11 +142,11 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch, 
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch):
-    assert own_device(torch.device("cpu")) == torch.device("cpu")
-    assert own_device(torch.device("cuda")) == torch.device("cuda", 0)
+    assert local_device(torch.device("cpu")) == torch.device("cpu")
+    assert local_device(torch.device("cuda")) == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert own_device(torch.device("cuda")) == torch.device("cuda", 3)
-    assert own_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert local_device(torch.device("cuda")) == torch.device("cuda", 3)
+    assert local_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
 def test_training_gives_the_random_state_back(tmp_path):
@@ -174,7 +174,7 @@ def test_a_run_with_other_settings_is_refused(tmp_path):
         train(tmp_path / "out", training, training)
 
 
-def test_corrupt_photographs_are_counted_and_do_not_end_the_epoch(tmp_path):
+def test_corrupt_images_are_counted_and_do_not_end_the_epoch(tmp_path):
     training, validation = pictures(tmp_path / "t", 9, corrupt=(1, 4)), pictures(tmp_path / "v", 6, corrupt=(2,))
     settings = replace(SETTINGS, preset=replace(PRESET, batch_size=3, steps=6), validate_every=3)
     train(tmp_path / "out", training, validation, settings)
@@ -325,18 +325,18 @@ def test_the_papers_preset_is_the_papers():
     paper = PRESETS["paper"]
     assert (paper.batch_size, paper.learning_rate, paper.weight_decay) == (2, 1e-5, 5e-4)
     assert (paper.steps, paper.head_only, paper.ratios) == (50_000, 30_000, (0.7, 1.4))
-    assert (paper.optimiser, paper.schedule, paper.pooling) == ("sgd", "constant", "max")
+    assert (paper.optimizer, paper.schedule, paper.pooling) == ("sgd", "constant", "max")
     assert isinstance(classifier(), Classifier)
 
 
 @pytest.mark.parametrize("steps", range(1, 13))
 def test_the_one_cycle_rises_and_falls_in_any_number_of_steps(steps):
     preset = replace(PRESETS["modern"], steps=steps, head_only=0)
-    optimiser, schedule = optimisation(classifier().network, preset)
+    optimizer, schedule = optimization(classifier().network, preset)
     rates = []
     for _ in range(steps):
-        rates.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
         schedule.step()
     top = rates.index(max(rates))
     assert rates[:top] == sorted(rates[:top])
@@ -347,12 +347,12 @@ def test_the_one_cycle_rises_and_falls_in_any_number_of_steps(steps):
 
 
 def test_the_rate_falls_in_steps():
-    preset = replace(PRESET, schedule="step", decay=(2, 0.1), optimiser="sgd")
-    optimiser, schedule = optimisation(classifier().network, preset)
+    preset = replace(PRESET, schedule="step", decay=(2, 0.1), optimizer="sgd")
+    optimizer, schedule = optimization(classifier().network, preset)
     rates = []
     for _ in range(5):
-        rates.append([group["lr"] for group in optimiser.param_groups])
-        optimiser.step()
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
         schedule.step()
     assert [rate[0] for rate in rates] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
     assert [rate[-1] for rate in rates] == pytest.approx([5e-3, 5e-3, 5e-4, 5e-4, 5e-5])

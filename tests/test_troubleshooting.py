@@ -25,7 +25,7 @@ from dcsm_attr.datasets.collection import folder_collection
 from dcsm_attr.datasets.masks import read_mask
 from dcsm_attr.io import atomic_path
 from dcsm_attr.models.weights import load_model, load_weights
-from dcsm_attr.pipelines.ray import OnRay
+from dcsm_attr.pipelines.ray import RayEngine
 from dcsm_attr.training.checkpoints import TensorBoardLog
 from dcsm_attr.training.data import BatchPlan
 
@@ -89,9 +89,9 @@ def with_text(name, content):
     return name
 
 
-def picture(name, size=(8, 6), mode="RGB", colour=0):
+def picture(name, size=(8, 6), mode="RGB", color=0):
     Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(name)
+    Image.new(mode, size, color).save(name)
     return name
 
 
@@ -147,7 +147,7 @@ def saliency(model=None, **options):
     return DistinctClassSaliency(TinyVGG() if model is None else model, **options)
 
 
-def of_picture(image, **options):
+def image_rows(image, **options):
     return Segmenter(TinyVGG(), **options).segment(image)
 
 
@@ -159,7 +159,7 @@ def broken(model):
 X = torch.zeros(1, 3, 16, 16)
 HALVES = torch.full((1, 2, 16, 16), 0.5)
 PIXELS = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-LABELLED = "id,split,labels\na,train,cat\nb,val,cat\n"
+LABELED = "id,split,labels\na,train,cat\nb,val,cat\n"
 
 
 class Squeezed(PooledCNN):
@@ -223,7 +223,7 @@ MISTAKES = {
     "there is no class {name!r} among the {count}": lambda: command(
         "segment", picture("a.png"), "--weights", "demo", "--classes", "dog"
     ),
-    "class_names has": lambda: of_picture(picture("a.png"), class_names=["one"]),
+    "class_names has": lambda: image_rows(picture("a.png"), class_names=["one"]),
     "the model's scores hold NaN": lambda: saliency(broken(TinyVGG())).attribute(X),
     "--method {method}": lambda: command("segment", picture("a.png"), "--method=cam", "--no-subtract"),
     "{told}: there is no walk": lambda: command("segment", picture("a.png"), "--beta", 8),
@@ -237,11 +237,11 @@ MISTAKES = {
     "{path}: not a complete safetensors": lambda: load_model("squeezenet1_1", with_text("cut.safetensors", "{}")),
     "{path}: holds weights, but": lambda: command("seeds", ".", "--weights", weights(strange=torch.zeros(2))),
     "{weights!r} is neither": lambda: load_model("squeezenet1_1", "IMAGENET"),
-    "{name}: there is no such file.": lambda: of_picture("nowhere.jpg"),
-    "{name}: not an image": lambda: of_picture(with_text("text.jpg", "text")),
-    "{name}: cannot be read": lambda: of_picture(cut_off(picture("a.png", (64, 64)))),
-    "{name}: has more than": lambda: of_picture(picture("a.png"), max_pixels=9),
-    "an image tensor must": lambda: of_picture(X[0] - 1),
+    "{name}: there is no such file.": lambda: image_rows("nowhere.jpg"),
+    "{name}: not an image": lambda: image_rows(with_text("text.jpg", "text")),
+    "{name}: cannot be read": lambda: image_rows(cut_off(picture("a.png", (64, 64)))),
+    "{name}: has more than": lambda: image_rows(picture("a.png"), max_pixels=9),
+    "an image tensor must": lambda: image_rows(X[0] - 1),
     "{folder}: the folder holds no": lambda: command("segment", Path(with_text("folder/text", "")).parent),
     "{data}: has no ImageSets": lambda: command("train", Path(picture("photos/a.png")).parent),
     "{path}, line 1: must name": lambda: train("a,train,cat\n"),
@@ -265,7 +265,7 @@ MISTAKES = {
         "--labels=imagenet",
     ),
     "{path}: a mask must be a": lambda: read_mask(picture("mask.png"), class_count=2),
-    "{path}: labels must be": lambda: read_mask(picture("mask.png", mode="L", colour=7), class_count=2),
+    "{path}: labels must be": lambda: read_mask(picture("mask.png", mode="L", color=7), class_count=2),
     "{path}: a mask must have": lambda: read_mask(picture("mask.png", mode="L"), (8, 8), class_count=2),
     "--labels-from": lambda: command("train-seg", scenes(), "--labels-from", "nowhere"),
     "{folder}: holds {holds} of other": lambda: [
@@ -276,10 +276,10 @@ MISTAKES = {
         *("--labels", with_text("labels.csv", "id,labels\na,cat\n")),
     ),
     "{path}: not a complete checkpoint": lambda: train(
-        LABELLED, "--output", Path(with_text("classifier/last.pt", "text")).parent
+        LABELED, "--output", Path(with_text("classifier/last.pt", "text")).parent
     ),
     "batch_size must be a multiple": lambda: BatchPlan(8, 16, 100, 0, processes=3),
-    "{path}: comes from another": lambda: [train(LABELLED, f"--batch-size={size}") for size in (1, 2)],
+    "{path}: comes from another": lambda: [train(LABELED, f"--batch-size={size}") for size in (1, 2)],
     "{folder}: holds another series": lambda: [scenes(f"--seed={seed}") for seed in (0, 1)],
     "--shard must be": lambda: command("pseudo-label", "photos", "--weights=demo", "--shard=3"),
     "a shard's index": lambda: command("pseudo-label", "photos", "--weights=demo", "--shard=8/8"),
@@ -322,10 +322,10 @@ def test_a_doubt_is_a_warning_under_its_heading(beginning, tmp_path, monkeypatch
 # The module that is missing, and what needs it.
 MISSING = {
     "backend='pydensecrf'": ("pydensecrf", lambda: DenseCRF(backend="pydensecrf")(HALVES, PIXELS)),
-    "--engine ray needs": ("ray", lambda: list(OnRay()(None, []))),
+    "--engine ray needs": ("ray", lambda: list(RayEngine()(None, []))),
     "GrabCut needs": ("cv2", lambda: grabcut(np.zeros((8, 8, 3), np.uint8), torch.rand(8, 8))),
     "logs for TensorBoard": ("torch.utils.tensorboard", lambda: TensorBoardLog(Path("logs"), ())),
-    "{uri}: places other": ("pyarrow.fs", lambda: of_picture("s3://bucket/photo.jpg")),
+    "{uri}: places other": ("pyarrow.fs", lambda: image_rows("s3://bucket/photo.jpg")),
     "this method is that": ("torchcam", lambda: library("torchcam")),
 }
 

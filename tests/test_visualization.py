@@ -8,9 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from dcsm_attr import Segmenter
-from dcsm_attr.datasets.masks import overlay, voc_colours
+from dcsm_attr.datasets.masks import overlay, voc_colors
 from dcsm_attr.datasets.preprocess import Preprocess
-from dcsm_attr.segmentation.visualization import attribution_sheet, label_sheet, map_sheet
+from dcsm_attr.segmentation.visualization import plot_attribution, plot_labels, plot_maps
 
 NAMES = ("ant", "a very long name of a class, indeed too long", "cow", "dog")
 
@@ -68,7 +68,7 @@ def test_without_a_crf_there_is_one_label_map(vgg, photograph):
     assert [t for t in _titles(figure) if "CRF" in t] == ["labels, no CRF"]
 
 
-def test_the_sheet_fits_the_photograph_and_is_not_blank(segmenter, photograph):
+def test_the_sheet_fits_the_image_and_is_not_blank(segmenter, photograph):
     figure = segmenter.segment(photograph, raw=True).sheet()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -82,7 +82,7 @@ def test_the_sheet_of_an_attribution(with_raw):
     image = np.zeros((6, 8, 3), dtype=np.uint8)
     maps = [("ant", np.random.default_rng(0).random((6, 8))), ("bee", np.zeros((6, 8)))]
     raw = [np.full((6, 8), 0.25), np.full((6, 8), 0.75)] if with_raw else []
-    figure = attribution_sheet(image, maps, raw)
+    figure = plot_attribution(image, maps, raw)
     expected = (
         ["photograph", "ant\nraw", "bee\nraw", "distinct", "distinct"] if with_raw else ["photograph", "ant", "bee"]
     )
@@ -95,33 +95,33 @@ def test_the_sheet_of_an_attribution(with_raw):
 def test_a_sheet_of_maps_compares_them_on_one_scale():
     image = np.zeros((6, 8, 3), dtype=np.uint8)
     rows = {"ant": [torch.rand(6, 8), torch.rand(3, 4)], "bee": [torch.zeros(6, 8), torch.full((3, 4), 0.5)]}
-    figure = map_sheet(image, rows, ["fine", "coarse"])
+    figure = plot_maps(image, rows, ["fine", "coarse"])
     assert [axes.get_title() for axes in figure.axes] == ["fine", "coarse", "", ""]
     assert [axes.get_ylabel() for axes in figure.axes] == ["ant", "", "bee", ""]
     drawn = [axes.images[-1] for axes in figure.axes]
     for one, values in zip(drawn, [*rows["ant"], *rows["bee"]], strict=True):
         assert np.array_equal(np.asarray(one.get_array()), values.numpy())
         assert one.get_clim() == (0, 1)
-        assert one.get_extent() == figure.axes[0].images[0].get_extent(), "coarse maps cover the photograph"
+        assert one.get_extent() == figure.axes[0].images[0].get_extent(), "coarse maps cover the image"
 
 
 def test_a_sheet_of_maps_wants_a_map_for_each_column():
     with pytest.raises(ValueError, match="2 columns; 'ant' has 1"):
-        map_sheet(np.zeros((6, 8, 3), dtype=np.uint8), {"ant": [np.zeros((6, 8))]}, ["one", "two"])
+        plot_maps(np.zeros((6, 8, 3), dtype=np.uint8), {"ant": [np.zeros((6, 8))]}, ["one", "two"])
 
 
-def test_a_sheet_of_labels_has_the_colours_that_its_legend_names():
+def test_a_sheet_of_labels_has_the_colors_that_its_legend_names():
     image = np.full((6, 8, 3), 200, dtype=np.uint8)
     labels = torch.zeros(6, 8, dtype=torch.int64)
     labels[2:, 3:] = 2
-    figure = label_sheet(image, [("empty", torch.zeros_like(labels)), ("one object", labels)], ["ant", "bee"])
+    figure = plot_labels(image, [("empty", torch.zeros_like(labels)), ("one object", labels)], ["ant", "bee"])
     assert _titles(figure) == ["empty", "one object"]
     assert np.array_equal(_drawn(figure, "empty"), image)
     assert np.array_equal(_drawn(figure, "one object"), overlay(image, labels.numpy()))
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["ant", "bee"]
     shown = [np.array(patch.get_facecolor()[:3]) * 255 for patch in legend.get_patches()]
-    np.testing.assert_allclose(shown, voc_colours()[1:3], atol=1e-6)
+    np.testing.assert_allclose(shown, voc_colors()[1:3], atol=1e-6)
 
 
 def test_show_leaves_the_figure_to_pyplot(segmenter, photograph, monkeypatch):

@@ -10,13 +10,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dcsm_attr.cli.train import labels as labels_command
-from dcsm_attr.datasets.collection import Photograph
+from dcsm_attr.datasets.collection import LabeledImage
 from dcsm_attr.datasets.labels import LabelRow, read_image_labels
-from dcsm_attr.datasets.masks import VOC_CLASSES, classes_in_mask, label_picture, read_mask
+from dcsm_attr.datasets.masks import VOC_CLASSES, classes_in_mask, label_image, read_mask
 from dcsm_attr.datasets.voc import annotated_classes, read_voc_list, voc_collection
 
 AEROPLANE, CAT, DOG, PERSON = map(VOC_CLASSES.index, ("aeroplane", "cat", "dog", "person"))
-# Every photograph and its classes; its mask shows the same ones, and void.
+# Every image and its classes; its mask shows the same ones, and void.
 SHOWN = {"2007_01": (CAT,), "2007_02": (AEROPLANE, PERSON), "2007_03": (DOG,)}
 LISTS = {"train": ["2007_02", "2007_01"], "val": ["2007_03"]}
 
@@ -39,7 +39,7 @@ def root(tmp_path):
         mask = np.zeros((4, 6), dtype=np.uint8)
         mask[0, 0] = 255
         mask[1, : len(classes)] = np.array(classes) + 1
-        label_picture(mask).save(root / "SegmentationClass" / f"{name}.png")
+        label_image(mask).save(root / "SegmentationClass" / f"{name}.png")
     for split, names in LISTS.items():
         write_list(root, split, *names)
     return root
@@ -85,13 +85,13 @@ def test_both_forms_of_an_augmented_list(root):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], r"train\.txt: lists no photograph"),
-        (["", "  "], r"train\.txt: lists no photograph"),
+        ([], r"train\.txt: lists no image"),
+        (["", "  "], r"train\.txt: lists no image"),
         (["a", "b", "", "a"], r"train\.txt, line 4: the id 'a' is listed twice, first in line 1"),
         (["a", "/J/a.jpg /M/a.png"], r"train\.txt, line 2: the id 'a' is listed twice"),
         (["a", "b -1"], r"train\.txt, line 2: must be an id, or the paths .*got 'b -1'"),
         (["JPEGImages/a.jpg"], r"train\.txt, line 1: must be an id"),
-        (["/J/a.jpg /M/b.png"], r"train\.txt, line 1: must be an id, or the paths of a photograph and its mask"),
+        (["/J/a.jpg /M/b.png"], r"train\.txt, line 1: must be an id, or the paths of an image and its mask"),
         (["/J/a.jpg /M/a.png 1"], r"train\.txt, line 1: must be an id"),
     ],
 )
@@ -118,8 +118,8 @@ def test_labels_of_the_file_in_the_folder(root):
     assert collection.class_names == VOC_CLASSES
     masks = root / "SegmentationClass"
     assert collection.photographs == (
-        Photograph("2007_02", root / "JPEGImages" / "2007_02.jpg", (CAT, PERSON), masks / "2007_02.png"),
-        Photograph("2007_01", root / "JPEGImages" / "2007_01.jpg", (DOG,), masks / "2007_01.png"),
+        LabeledImage("2007_02", root / "JPEGImages" / "2007_02.jpg", (CAT, PERSON), masks / "2007_02.png"),
+        LabeledImage("2007_01", root / "JPEGImages" / "2007_01.jpg", (DOG,), masks / "2007_01.png"),
     )
     assert collection.presence().nonzero().tolist() == [[0, CAT], [0, PERSON], [1, DOG]]
 
@@ -167,7 +167,7 @@ def test_training_data_opens_no_mask(root, monkeypatch):
     assert not [path for path in looked_at if "SegmentationClass" in path.parts]
 
 
-def test_missing_photographs_are_counted_and_five_named(root):
+def test_missing_images_are_counted_and_five_named(root):
     names = [f"none{i}" for i in range(7)]
     write_list(root, "train", "2007_01", *names)
     write_labels(root, "2007_01,train,cat\n" + "".join(f"{name},train,cat\n" for name in names))
@@ -178,7 +178,7 @@ def test_missing_photographs_are_counted_and_five_named(root):
         voc_collection(root, "train", masks=False)
 
 
-def test_a_folder_is_no_photograph(root):
+def test_a_folder_is_no_image(root):
     write_annotations(root)
     (root / "JPEGImages" / "2007_03.jpg").unlink()
     (root / "JPEGImages" / "2007_03.jpg").mkdir()
@@ -186,7 +186,7 @@ def test_a_folder_is_no_photograph(root):
         voc_collection(root, "val")
 
 
-def test_photographs_without_a_row_are_counted_and_five_named(root):
+def test_images_without_a_row_are_counted_and_five_named(root):
     names = [f"2007_1{i}" for i in range(6)]
     for name in names:
         shutil.copy(root / "JPEGImages" / "2007_01.jpg", root / "JPEGImages" / f"{name}.jpg")
@@ -274,7 +274,7 @@ def test_annotations_go_before_masks(root, tmp_path):
 
 def test_masks_of_an_augmented_list(root, tmp_path):
     (root / "SegmentationClassAug").mkdir()
-    label_picture(np.array([[0, DOG + 1]])).save(root / "SegmentationClassAug" / "2007_01.png")
+    label_image(np.array([[0, DOG + 1]])).save(root / "SegmentationClassAug" / "2007_01.png")
     write_list(root, "train_aug", "/JPEGImages/2007_01.jpg /SegmentationClassAug/2007_01.png")
     run(root, "--split", "train_aug", "--output", tmp_path / "labels.csv")
     assert (tmp_path / "labels.csv").read_text() == "id,split,labels\n2007_01,train_aug,dog\n"
@@ -300,9 +300,9 @@ def test_a_failure_leaves_the_file_as_it_was(root, tmp_path):
 
     assert "There are: train, val" in error("test")
     assert "1 photographs are in two of the lists: 2007_03" in error("val", "val")
-    label_picture(np.array([[0, 255]])).save(root / "SegmentationClass" / "2007_01.png")
+    label_image(np.array([[0, 255]])).save(root / "SegmentationClass" / "2007_01.png")
     assert "2007_01.png: shows no class" in error("train")
-    label_picture(np.array([[21]])).save(root / "SegmentationClass" / "2007_01.png")
+    label_image(np.array([[21]])).save(root / "SegmentationClass" / "2007_01.png")
     assert "2007_01.png: labels must be" in error("train")
     (root / "SegmentationClass" / "2007_01.png").unlink()
     assert "1 of 2 masks are missing: 2007_01.png. Where there is no folder Annotations" in error("train")

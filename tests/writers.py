@@ -26,7 +26,7 @@ from torch import nn
 from dcsm_attr import DenseCRF, Segmenter
 from dcsm_attr.cli.runs import RunManifest
 from dcsm_attr.datasets.labels import ImageLabels, LabelRow, write_image_labels
-from dcsm_attr.datasets.masks import label_picture
+from dcsm_attr.datasets.masks import label_image
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.datasets.scenes import write_scene_folder
 from dcsm_attr.evaluation.report import write_report
@@ -34,7 +34,7 @@ from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol
 from dcsm_attr.io import FolderStorage
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
 from dcsm_attr.models.scene_net import load_scene_net
-from dcsm_attr.models.weights import load_plain
+from dcsm_attr.models.weights import load_weights_only
 from dcsm_attr.training.checkpoints import TrainingLog, save_checkpoint
 
 # At these sizes a file is cut off: before its first byte, in its header, and further on.
@@ -42,7 +42,7 @@ BYTES = (0, 1, 100, 3_000)
 
 
 def results(folder):
-    """Label maps, maps, figures and the manifest of a photograph."""
+    """Label maps, maps, figures and the manifest of an image."""
     folder.mkdir(parents=True, exist_ok=True)
     _segmentation().save(folder, sheet=True)
 
@@ -78,9 +78,9 @@ def classifier(folder):
 def checkpoint(folder):
     folder.mkdir(parents=True, exist_ok=True)
     network = nn.Conv2d(3, 40, 3)
-    optimiser = torch.optim.SGD(network.parameters(), 0.1)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimiser)
-    save_checkpoint(folder / "last.pt", network, optimiser, schedule, progress={"step": 1}, settings={})
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    save_checkpoint(folder / "last.pt", network, optimizer, schedule, progress={"step": 1}, settings={})
 
 
 def log(folder):
@@ -104,7 +104,7 @@ def storage(folder):
     try:
         if "png" not in _made:
             buffer = BytesIO()
-            label_picture(np.random.default_rng(0).integers(0, 21, (60, 80))).save(buffer, "PNG")
+            label_image(np.random.default_rng(0).integers(0, 21, (60, 80))).save(buffer, "PNG")
             _made["png"] = buffer.getvalue()
         stored.write("labels/a.png", _made["png"])
         stored.write("parts/00000000.jsonl", b'{"name": "a"}\n' * 300)
@@ -150,7 +150,7 @@ def check_whole(path):
         assert load_file(path)
         assert load_classifier(path).class_names
     elif kind == ".pt":
-        assert load_plain(path)["random_state"]
+        assert load_weights_only(path)["random_state"]
     elif kind == ".csv":
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcsm_attr.cli import run_command
-from dcsm_attr.cli.building import chosen_classifier, chosen_device
+from dcsm_attr.cli.building import load_chosen_classifier, resolve_device
 from dcsm_attr.cli.options import Device, DeviceName, VocRoot
-from dcsm_attr.cli.runs import report_skipped
+from dcsm_attr.cli.runs import report_skipped_images
 
 if TYPE_CHECKING:
     from benchmarks.ablation.measure import Measurement
@@ -31,7 +31,7 @@ class TableChoice(str, Enum):
     CRF = "crf"
     VARIANT = "variant"
     FUSION = "fusion"
-    PEERS = "peers"
+    REFERENCE_METHODS = "peers"
     PRESET = "preset"
     AFFINITY = "affinity"
     WALK_BETA = "walk-beta"
@@ -42,7 +42,7 @@ _OF_WALK = (TableChoice.AFFINITY, TableChoice.WALK_BETA, TableChoice.WALK_STEPS)
 
 
 class ProtocolOfTable(str, Enum):
-    """What the method is told about a photograph."""
+    """What the method is told about an image."""
 
     KNOWN = "known"
     DETECTED = "detected"
@@ -78,16 +78,14 @@ def ablate(
     ] = None,
     protocol: Annotated[
         ProtocolOfTable,
-        typer.Option(help="known: the classes of a photograph are given. detected: those that the classifier detects."),
+        typer.Option(help="known: the classes of an image are given. detected: those that the classifier detects."),
     ] = ProtocolOfTable.KNOWN,
     split: Annotated[str, typer.Option(metavar="NAME", help="The list that the figures are of.")] = "val",
-    count: Annotated[int, typer.Option(min=0, help="So many of its photographs, evenly spread; 0: all.")] = 0,
+    count: Annotated[int, typer.Option(min=0, help="So many of its images, evenly spread; 0: all.")] = 0,
     background_split: Annotated[
         str, typer.Option(metavar="NAME", help="The list on which each method's background is chosen.")
     ] = "train",
-    background_count: Annotated[
-        int, typer.Option(min=0, help="So many of its photographs, evenly spread; 0: all.")
-    ] = 64,
+    background_count: Annotated[int, typer.Option(min=0, help="So many of its images, evenly spread; 0: all.")] = 64,
     device: Device = DeviceName.AUTO,
     output: Annotated[
         Path,
@@ -98,9 +96,9 @@ def ablate(
         ),
     ] = Path("out/ablation"),
 ) -> None:
-    """Measure one table of the paper on the photographs of a VOC folder.
+    """Measure one table of the paper on the images of a VOC folder.
 
-    Gradients are taken once for each photograph and kept, about 7 MB each with a canvas of 320 pixels; every table and
+    Gradients are taken once for each image and kept, about 7 MB each with a canvas of 320 pixels; every table and
     setting that can use them does.
 
     Examples:
@@ -112,21 +110,21 @@ def ablate(
 
       python -m benchmarks.ablation affinity VOC --weights best.safetensors --affinity-net affinity_net.safetensors
     """
-    from benchmarks.ablation.measure import measured_table
+    from benchmarks.ablation.measure import measure_table
     from benchmarks.ablation.report import write_ablation
     from benchmarks.ablation.tables import TABLES
     from dcsm_attr.datasets.voc import voc_collection
     from dcsm_attr.evaluation.result import Protocol
-    from dcsm_attr.io import writable_folder
+    from dcsm_attr.io import make_writable_folder
 
-    output = writable_folder(output)
-    classifier = chosen_classifier(weights)
-    classifier.network.to(chosen_device(device.value))
+    output = make_writable_folder(output)
+    classifier = load_chosen_classifier(weights)
+    classifier.network.to(resolve_device(device.value))
     whole, whole_background = voc_collection(voc_root, split), voc_collection(voc_root, background_split)
     chosen, background = whole.spread(count), whole_background.spread(background_count)
     nets = affinity_net or []
     methods = _affinity_table(table, classifier, nets) if table in _OF_WALK else TABLES[table.value](classifier)
-    measurement = measured_table(methods, classifier, background, chosen, Protocol(protocol.value), output)
+    measurement = measure_table(methods, classifier, background, chosen, Protocol(protocol.value), output)
     told = {
         "weights": Path(weights).name,
         "protocol": protocol.value,
@@ -149,11 +147,11 @@ def ablate(
         ),
         data=f"Split {split!r} of a VOC folder: {len(chosen)} of its {len(whole)} photographs; backgrounds chosen on "
         f"{len(background)} of the {len(whole_background)} of split {background_split!r}.",
-        about={"picture": f"{name}.png", **_about(classifier)},
+        about={"picture": f"{name}.png", **_classifier_facts(classifier)},
     )
-    _say(measurement)
+    _print_summary(measurement)
     typer.echo(f"{paths[0]}: the table; {paths[2]}: its picture")
-    report_skipped({**measurement.chosen_on.skipped, **measurement.result.skipped})
+    report_skipped_images({**measurement.chosen_on.skipped, **measurement.result.skipped})
 
 
 def _affinity_table(table: TableChoice, classifier: "Classifier", paths: list[Path]) -> "Table":
@@ -168,7 +166,7 @@ def _affinity_table(table: TableChoice, classifier: "Classifier", paths: list[Pa
     return AFFINITY_TABLES[table.value](classifier, nets)
 
 
-def _about(classifier: "Classifier") -> dict[str, Any]:
+def _classifier_facts(classifier: "Classifier") -> dict[str, Any]:
     from dcsm_attr.evaluation.result import parameters_digest
 
     architecture = classifier.architecture
@@ -183,7 +181,7 @@ def _about(classifier: "Classifier") -> dict[str, Any]:
     }
 
 
-def _say(measurement: "Measurement") -> None:
+def _print_summary(measurement: "Measurement") -> None:
     typer.echo(f"{measurement.table.title}; mean IoU in %, each method with its own background")
     for row in measurement.table.rows:
         before, after = (

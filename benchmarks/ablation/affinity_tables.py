@@ -29,8 +29,8 @@ _PUBLISHED: dict[str, Any] = {"beta": 8.0, "steps": 256}
 _Value = TypeVar("_Value")
 
 
-class _OncePerCase(Generic[_Value]):
-    """Keeps what was computed for the last photograph, which several methods ask for one after the other."""
+class _CachedPerCase(Generic[_Value]):
+    """Keeps what was computed for the last image, which several methods ask for one after the other."""
 
     def __init__(self, compute: Callable[[Case], _Value]) -> None:
         self._compute = compute
@@ -42,7 +42,7 @@ class _OncePerCase(Generic[_Value]):
         return self._last[1]
 
 
-def _of_saliency(saliency: Saliency, case: Case) -> Tensor:
+def _saliency_maps(saliency: Saliency, case: Case) -> Tensor:
     parameter = next(case.classifier.network.parameters())
     found = saliency.class_maps(case.prepared.tensor[None].to(parameter.device), [case.classes])
     return found.of_classes(case.classes).cpu()
@@ -56,8 +56,8 @@ def _seeds(classifier: Classifier) -> dict[str, Method]:
         network, pooling=pooling, min_candidates=tuned.min_candidates, deepest=tuned.deepest
     )
     activation = ClassActivationMaps(network, pooling=pooling)
-    of_cam = _OncePerCase(lambda case: _of_saliency(activation, case))
-    of_dcsm = _OncePerCase(lambda case: _of_saliency(distinct, case))
+    of_cam = _CachedPerCase(lambda case: _saliency_maps(activation, case))
+    of_dcsm = _CachedPerCase(lambda case: _saliency_maps(distinct, case))
     return {
         "CAM": Method("CAM", maps=of_cam),
         "DCSM": Method("DCSM, tuned", maps=of_dcsm),
@@ -65,7 +65,7 @@ def _seeds(classifier: Classifier) -> dict[str, Method]:
     }
 
 
-def _walking(method: Method, walk: SemanticWalk, seen: _OncePerCase[Tensor]) -> Method:
+def _walk_method(method: Method, walk: SemanticWalk, seen: _CachedPerCase[Tensor]) -> Method:
     digest = parameters_digest(walk.net.network)[:12]
     told = f"radius {walk.radius}, beta {walk.beta:g}, {walk.steps} steps, border {walk.border}"
     return replace(
@@ -75,9 +75,9 @@ def _walking(method: Method, walk: SemanticWalk, seen: _OncePerCase[Tensor]) -> 
     )
 
 
-def _affinities_of(net: TrainedAffinityNet) -> _OncePerCase[Tensor]:
+def _affinities_of(net: TrainedAffinityNet) -> _CachedPerCase[Tensor]:
     walk = SemanticWalk(net)
-    return _OncePerCase(lambda case: walk.affinities(case.prepared.crop(case.prepared.tensor)).cpu())
+    return _CachedPerCase(lambda case: walk.affinities(case.prepared.crop(case.prepared.tensor)).cpu())
 
 
 def _affinity(classifier: Classifier, nets: Sequence[TrainedAffinityNet]) -> Table:
@@ -87,9 +87,9 @@ def _affinity(classifier: Classifier, nets: Sequence[TrainedAffinityNet]) -> Tab
     rows = []
     for title, method in _seeds(classifier).items():
         rows.append(Row(title, "no walk", method))
-        rows += [Row(title, label, _walking(method, walk, seen[walk.net.seed])) for label, walk in walks.items()]
+        rows += [Row(title, label, _walk_method(method, walk, seen[walk.net.seed])) for label, walk in walks.items()]
     title = "AffinityNet's random walk: maps of three methods, and networks trained from their labels"
-    return Table(title, "walk", tuple(rows), each_class=True, each_exponent=True)
+    return Table(title, "walk", tuple(rows), rows_per_class=True, per_exponent=True)
 
 
 def _beta(classifier: Classifier, nets: Sequence[TrainedAffinityNet]) -> Table:
@@ -105,7 +105,7 @@ def _steps(classifier: Classifier, nets: Sequence[TrainedAffinityNet]) -> Table:
 def _varied(classifier: Classifier, walks: Mapping[str, SemanticWalk], axis: str, title: str) -> Table:
     seen = _affinities_of(next(iter(walks.values())).net)
     rows = [
-        Row(seed, label, _walking(method, walk, seen))
+        Row(seed, label, _walk_method(method, walk, seen))
         for seed, method in _seeds(classifier).items()
         for label, walk in walks.items()
     ]

@@ -1,4 +1,4 @@
-"""What one method got right and wrong in one photograph, and its line in a file."""
+"""What one method got right and wrong in one image, and its line in a file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dcsm_attr.evaluation.evaluate import SkippedPhotograph, row_reader
+from dcsm_attr.evaluation.evaluate import SkippedImage, row_parser
 
-__all__ = ["CountedCase", "CountsRow", "Reading", "count_row_from_line", "dense", "sparse"]
+__all__ = ["CountedCase", "CountsRow", "Reading", "dense", "parse_counts_row", "sparse"]
 
 
 @dataclass(frozen=True, order=True)
@@ -36,7 +36,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class CountedCase:
-    """A photograph that was measured.
+    """An image that was measured.
 
     Attributes:
         name: its id.
@@ -48,7 +48,7 @@ class CountedCase:
     counts: Mapping[str, list[list[int]]]
 
 
-CountsRow = CountedCase | SkippedPhotograph
+CountsRow = CountedCase | SkippedImage
 
 
 def sparse(confusion: Tensor) -> list[list[int]]:
@@ -65,4 +65,4 @@ def dense(entries: list[list[int]], labels: int) -> Tensor:
     return confusion
 
 
-count_row_from_line: Callable[[str | bytes], CountsRow] = row_reader(CountedCase, "counts")
+parse_counts_row: Callable[[str | bytes], CountsRow] = row_parser(CountedCase, "counts")

@@ -13,10 +13,10 @@ __all__ = ["ablation_figure", "exponents_figure"]
 
 
 _STYLES = ("--", "-", ":", "-.")
-# Apart from each other also for those who see few colours (Okabe and Ito).
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+# Apart from each other also for those who see few colors (Okabe and Ito).
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 # Letters of a label that needs more room than its place.
-_LONG = 8
+_ROTATE_FROM_LENGTH = 8
 
 
 def ablation_figure(measurement: Measurement) -> Figure:
@@ -34,10 +34,10 @@ def ablation_figure(measurement: Measurement) -> Figure:
     series: dict[str, list[Row]] = {}
     for row in measurement.table.rows:
         series.setdefault(row.series, []).append(row)
-    for colour, rows in zip(cycle(_COLOURS), series.values(), strict=False):
+    for color, rows in zip(cycle(_COLORS), series.values(), strict=False):
         for refined in (False, True):
-            _draw(axes, measurement, labels, rows, refined, colour)
-    slanting = max(map(len, labels)) >= _LONG
+            _draw(axes, measurement, labels, rows, refined, color)
+    slanting = max(map(len, labels)) >= _ROTATE_FROM_LENGTH
     axes.set_xticks(range(len(labels)), labels, rotation=30 if slanting else 0, fontsize=8)
     for tick in axes.get_xticklabels():
         tick.set_horizontalalignment("right" if slanting else "center")
@@ -50,7 +50,7 @@ def ablation_figure(measurement: Measurement) -> Figure:
 
 
 def exponents_figure(measurement: Measurement) -> Figure:
-    """Mean IoU over the exponent of the background, on the photographs that it is chosen on.
+    """Mean IoU over the exponent of the background, on the images that it is chosen on.
 
     Args:
         measurement: of a table.
@@ -63,12 +63,12 @@ def exponents_figure(measurement: Measurement) -> Figure:
     series = list(dict.fromkeys(row.series for row in measurement.table.rows))
     styles = dict(zip(dict.fromkeys(row.label for row in measurement.table.rows), cycle(_STYLES), strict=False))
     for row in measurement.table.rows:
-        found = measurement.over_exponents(row.method)
+        found = measurement.confusions_by_exponent(row.method)
         if found:
             axes.plot(
                 list(found),
                 [100 * confusion.mean_iou for confusion in found.values()],
-                color=_COLOURS[series.index(row.series) % len(_COLOURS)],
+                color=_COLORS[series.index(row.series) % len(_COLORS)],
                 linestyle=styles[row.label],
                 marker=".",
                 label=f"{row.series}, {row.label}",
@@ -88,7 +88,7 @@ def _draw(
     labels: list[str],
     rows: list[Row],
     refined: bool,
-    colour: str,
+    color: str,
 ) -> None:
     """Draw the rows of one series, at the places of their labels."""
     found = [
@@ -102,10 +102,10 @@ def _draw(
     style = "-" if refined else "--"
     axes.plot(
         *zip(*found, strict=True),
-        color=colour,
+        color=color,
         linestyle=style if numbers else "none",
         marker="s" if refined else "o",
         markersize=5,
-        markerfacecolor=colour if refined else "white",
+        markerfacecolor=color if refined else "white",
         label=f"{rows[0].series}, {'after' if refined else 'before'} the CRF",
     )

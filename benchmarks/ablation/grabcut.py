@@ -1,4 +1,4 @@
-"""Localisation by GrabCut, with seeds from one saliency map: how Simonyan et al. segment an object."""
+"""Localization by GrabCut, with seeds from one saliency map: how Simonyan et al. segment an object."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,12 +24,12 @@ def grabcut(
 ) -> Tensor:
     """Segment the object that a saliency map points at.
 
-    Simonyan et al., "Deep Inside Convolutional Networks", ICLR 2014 workshop, in their section on localisation: the
-    most salient pixels are seeds of the foreground, the least salient ones of the background; colour models are
+    Simonyan et al., "Deep Inside Convolutional Networks", ICLR 2014 workshop, in their section on localization: the
+    most salient pixels are seeds of the foreground, the least salient ones of the background; color models are
     estimated from the seeds alone, a graph cut labels the others, and the largest connected component is kept. Seeds
     keep their label. The same input gives the same output, and OpenCV's random state is left as it was.
 
-    Differs from the paper: the cut is repeated with colour models that learn from the one before (Rother et al.,
+    Differs from the paper: the cut is repeated with color models that learn from the one before (Rother et al.,
     "GrabCut", SIGGRAPH 2004); ``iterations=1`` does not. Pixels whose saliency *equals* a quantile are seeds too, for a
     map that is zero over large parts has no pixel below its lower quantile; where both quantiles are equal, the
     foreground is what lies above.
@@ -39,7 +39,7 @@ def grabcut(
         saliency: ``(H, W)`` real and finite, on any scale.
         foreground_quantile: of the saliency, from which on a pixel is a seed of the foreground.
         background_quantile: up to which it is one of the background.
-        iterations: cuts; before the second and each later one the colour models learn from all pixels.
+        iterations: cuts; before the second and each later one the color models learn from all pixels.
 
     Returns:
         ``(H, W)`` bool on the device of the saliency. Empty where nothing lies above the lower quantile, as in a
@@ -47,15 +47,14 @@ def grabcut(
 
     Raises:
         ImportError: if OpenCV is not installed.
-        TypeError: if the photograph is not uint8.
+        TypeError: if the image is not uint8.
         ValueError: if shapes do not agree, the saliency is not finite, or a number is out of its range.
     """
-    cv2 = _opencv()
-    _check_photograph(photograph)
+    cv2 = _import_opencv()
+    _check_image(photograph)
     if saliency.shape != photograph.shape[:2]:
         raise ValueError(
-            f"saliency must have the size of its photograph, {tuple(photograph.shape[:2])}; got "
-            f"{tuple(saliency.shape)}."
+            f"saliency must have the size of its image, {tuple(photograph.shape[:2])}; got {tuple(saliency.shape)}."
         )
     if not saliency.isfinite().all():
         raise ValueError("saliency must be finite, or no pixel can be told to be more salient than another.")
@@ -80,7 +79,7 @@ def grabcut_labels(photograph: npt.NDArray[np.uint8], maps: Tensor) -> Tensor:
 
     Args:
         photograph: ``(H, W, 3)`` uint8.
-        maps: ``(K, H, W)``, one a class, comparable with each other.
+        maps: ``(K, H, W)``, one per class, comparable with each other.
 
     Returns:
         ``(H, W)`` int64 on the device of the maps: 0 background, ``k + 1`` for slot ``k``. A pixel in the regions of
@@ -88,13 +87,13 @@ def grabcut_labels(photograph: npt.NDArray[np.uint8], maps: Tensor) -> Tensor:
 
     Raises:
         ImportError: if OpenCV is not installed.
-        TypeError: if the photograph is not uint8.
+        TypeError: if the image is not uint8.
         ValueError: if shapes do not agree, or a map is not finite.
     """
-    _check_photograph(photograph)
+    _check_image(photograph)
     if maps.ndim != 3 or maps.shape[1:] != photograph.shape[:2]:
         raise ValueError(
-            f"maps must have shape (K, H, W) with the size of the photograph, {tuple(photograph.shape[:2])}; got "
+            f"maps must have shape (K, H, W) with the size of the image, {tuple(photograph.shape[:2])}; got "
             f"{tuple(maps.shape)}."
         )
     if not len(maps):
@@ -104,7 +103,7 @@ def grabcut_labels(photograph: npt.NDArray[np.uint8], maps: Tensor) -> Tensor:
     return torch.where(regions.any(dim=0), best + 1, 0)
 
 
-def _check_photograph(photograph: npt.NDArray[np.uint8]) -> None:
+def _check_image(photograph: npt.NDArray[np.uint8]) -> None:
     if photograph.dtype != np.uint8:
         raise TypeError(f"photograph must be uint8, got {photograph.dtype}.")
     if photograph.ndim != 3 or photograph.shape[2] != 3 or photograph.size == 0:
@@ -126,15 +125,15 @@ def _cut(
 ) -> npt.NDArray[np.bool_]:
     """Run GrabCut, ``(H, W)``."""
     cv2.setRNGSeed(_SEED)
-    colours = [np.zeros((1, 65)) for _ in range(2)]
-    # OpenCV knows no unknown pixels, only probable ones, from which its colour models would learn at once: they are
+    colors = [np.zeros((1, 65)) for _ in range(2)]
+    # OpenCV knows no unknown pixels, only probable ones, from which its color models would learn at once: they are
     # estimated from a picture of the seeds alone, and held for the first cut.
     sure = (seeds == cv2.GC_FGD) | (seeds == cv2.GC_BGD)
-    cv2.grabCut(photograph[sure][None], seeds[sure][None], None, *colours, 1, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(photograph[sure][None], seeds[sure][None], None, *colors, 1, cv2.GC_INIT_WITH_MASK)
     labels = seeds.copy()
-    cv2.grabCut(photograph, labels, None, *colours, 1, cv2.GC_EVAL_FREEZE_MODEL)
+    cv2.grabCut(photograph, labels, None, *colors, 1, cv2.GC_EVAL_FREEZE_MODEL)
     if iterations > 1:
-        cv2.grabCut(photograph, labels, None, *colours, iterations - 1, cv2.GC_EVAL)
+        cv2.grabCut(photograph, labels, None, *colors, iterations - 1, cv2.GC_EVAL)
     region: npt.NDArray[np.bool_] = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
     return region
 
@@ -146,7 +145,7 @@ def _largest_component(cv2: Any, region: npt.NDArray[np.bool_]) -> npt.NDArray[n
     return largest
 
 
-def _opencv() -> Any:
+def _import_opencv() -> Any:
     try:
         import cv2
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Gradients on disk: taken once for each photograph, and shared by all settings and runs that need them."""
+"""Gradients on disk: taken once for each image, and shared by all settings and runs that need them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,14 +9,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
-from dcsm_attr.attribution.kept_gradients import KeptGradients
+from dcsm_attr.attribution.cached_gradients import CachedGradients
 from dcsm_attr.attribution.layers import default_layers, layer_blocks
-from dcsm_attr.datasets.preprocess import Prepared
+from dcsm_attr.datasets.preprocess import CanvasImage
 from dcsm_attr.evaluation.result import parameters_digest
-from dcsm_attr.io import atomic_path, claim_folder, writable_folder
+from dcsm_attr.io import atomic_path, make_writable_folder, open_run_folder
 from dcsm_attr.models.checkpoint import Classifier
 
-__all__ = ["OUTER_SCALES", "GradientStore", "PassName", "passes_of"]
+__all__ = ["OUTER_SCALES", "GradientStore", "PassName", "gradient_passes"]
 
 
 PassName = str
@@ -24,13 +24,13 @@ PassName = str
 #: Scales around the paper's three: 300 and 700 pixels of 500.
 OUTER_SCALES = (0.6, 1.4)
 # The paper's Table 4 ends at 15 candidates.
-_MOST_CANDIDATES = 15
-_FEW_CANDIDATES = 4
+_MAX_CANDIDATES = 15
+_MIN_CANDIDATES = 4
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One way to take gradients: what :class:`KeptGradients` depend on.
+    """One way to take gradients: what :class:`CachedGradients` depend on.
 
     Attributes:
         method: takes them.
@@ -45,7 +45,7 @@ class _Pass:
         return list(self.method.layers) if isinstance(self.method, DistinctClassSaliency) else ["images"]
 
 
-def passes_of(classifier: Classifier) -> dict[PassName, _Pass]:
+def gradient_passes(classifier: Classifier) -> dict[PassName, _Pass]:
     """The passes that the ablations need, by name.
 
     ``"guided"``: every block of layers at the paper's three scales, for up to 15 candidates. ``"outer"``: the default
@@ -60,17 +60,17 @@ def passes_of(classifier: Classifier) -> dict[PassName, _Pass]:
         return DistinctClassSaliency(network, layers, pooling=pooling, **settings)
 
     return {
-        "guided": _Pass(at_inputs(blocks), _MOST_CANDIDATES),
-        "outer": _Pass(at_inputs(default, scales=OUTER_SCALES), _FEW_CANDIDATES),
-        "plain": _Pass(at_inputs(default, guided=False), _FEW_CANDIDATES),
+        "guided": _Pass(at_inputs(blocks), _MAX_CANDIDATES),
+        "outer": _Pass(at_inputs(default, scales=OUTER_SCALES), _MIN_CANDIDATES),
+        "plain": _Pass(at_inputs(default, guided=False), _MIN_CANDIDATES),
         "images": _Pass(Simonyan(network, pooling=pooling), 1),
-        "matconvnet": _Pass(at_inputs(default, variant="matconvnet"), _FEW_CANDIDATES),
-        "caffe": _Pass(at_inputs(default, variant="caffe"), _FEW_CANDIDATES),
+        "matconvnet": _Pass(at_inputs(default, variant="matconvnet"), _MIN_CANDIDATES),
+        "caffe": _Pass(at_inputs(default, variant="caffe"), _MIN_CANDIDATES),
     }
 
 
 class GradientStore:
-    """Kept gradients of photographs, one file for each pass and photograph, taken when they are first asked for.
+    """Kept gradients of images, one file for each pass and photograph, taken when they are first asked for.
 
     Several processes may share a folder: files appear when they are complete, and whoever comes second writes the same.
 
@@ -82,27 +82,27 @@ class GradientStore:
         """Open a folder, or begin one.
 
         Args:
-            folder: about 7 MB a photograph with a canvas of 320 pixels, when all passes were asked for.
+            folder: about 7 MB an image with a canvas of 320 pixels, when all passes were asked for.
             classifier: whose gradients they are.
 
         Raises:
             OSError: if the folder cannot be written to.
         """
-        self._folder = writable_folder(folder)
-        self._passes = passes_of(classifier)
+        self._folder = make_writable_folder(folder)
+        self._passes = gradient_passes(classifier)
         self.parameters = parameters_digest(classifier.network)
         self._preprocess = asdict(classifier.preprocess)
         self._checked: set[PassName] = set()
 
     def gradients(
-        self, name: PassName, photograph: str, prepared: Prepared, required: Sequence[int], by_score: Sequence[int]
-    ) -> KeptGradients:
-        """The gradients of one photograph.
+        self, name: PassName, photograph: str, prepared: CanvasImage, required: Sequence[int], by_score: Sequence[int]
+    ) -> CachedGradients:
+        """The gradients of one image.
 
         Args:
             name: of the pass.
             photograph: its id.
-            prepared: the photograph.
+            prepared: the image.
             required: classes that are kept whatever their score.
             by_score: all classes, the best first.
 
@@ -122,12 +122,12 @@ class GradientStore:
                 save_file(kept.tensors(), temporary)
         return kept
 
-    def _taken(self, one: _Pass, prepared: Prepared, candidates: list[int]) -> KeptGradients:
+    def _taken(self, one: _Pass, prepared: CanvasImage, candidates: list[int]) -> CachedGradients:
         parameter = next(one.method.forward_func.parameters())
         images = prepared.tensor[None].to(parameter.device)
         if isinstance(one.method, Simonyan):
-            return _on_cpu(one.method.keep_gradients(images, classes=candidates))
-        return _on_cpu(one.method.keep_gradients(images, candidates=candidates, attribute_to_layer_input=True))
+            return _on_cpu(one.method.compute_gradients(images, classes=candidates))
+        return _on_cpu(one.method.compute_gradients(images, candidates=candidates, attribute_to_layer_input=True))
 
     def _check(self, name: PassName) -> None:
         if name in self._checked:
@@ -135,19 +135,19 @@ class GradientStore:
         one = self._passes[name]
         settings = {**one.method.settings, "points": one.points, "candidates": one.candidates}
         described = {"parameters": self.parameters, "preprocess": self._preprocess, "pass": settings}
-        claim_folder(self._folder / name, described, "gradients")
+        open_run_folder(self._folder / name, described, "gradients")
         self._checked.add(name)
 
 
-def _read(path: Path, points: list[str]) -> KeptGradients | None:
+def _read(path: Path, points: list[str]) -> CachedGradients | None:
     """What the file holds; None if there is none, or it is damaged and has to be made again."""
     try:
-        return KeptGradients.from_tensors(load_file(path), points)
+        return CachedGradients.from_tensors(load_file(path), points)
     except (FileNotFoundError, SafetensorError, ValueError):
         return None
 
 
-def _on_cpu(kept: KeptGradients) -> KeptGradients:
-    return KeptGradients.from_tensors(
+def _on_cpu(kept: CachedGradients) -> CachedGradients:
+    return CachedGradients.from_tensors(
         {name: tensor.cpu() for name, tensor in kept.tensors().items()}, kept.runs[0].points
     )

@@ -1,4 +1,4 @@
-"""One table measured: the background of each method chosen on one set of photographs, its figures taken on another."""
+"""One table measured: the background of each method chosen on one set of images, its figures taken on another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dcsm_attr.evaluation.label_maps import check_collection
 from dcsm_attr.evaluation.result import Confusion, Protocol
 from dcsm_attr.models.checkpoint import Classifier
 
-__all__ = ["EXPONENTS", "FURTHER_EXPONENTS", "Measurement", "measured_table"]
+__all__ = ["EXPONENTS", "FURTHER_EXPONENTS", "Measurement", "measure_table"]
 
 
 #: Exponents of the background among which each method's is chosen; the foreground begins at 0.72, 0.68, 0.62, 0.56,
@@ -38,8 +38,8 @@ class Measurement:
 
     Attributes:
         table: the methods.
-        protocol: what was told about the photographs.
-        exponents: of each method that gives maps, by its name: the best on the photographs it was chosen on.
+        protocol: what was told about the images.
+        exponents: of each method that gives maps, by its name: the best on the images it was chosen on.
         chosen_on: what was counted there.
         result: what was counted on the others.
     """
@@ -68,13 +68,13 @@ class Measurement:
         exponent = self.exponents[method.name] if own_background else _PAPER
         return readings[Reading(exponent, refined)]
 
-    def over_exponents(self, method: Method) -> dict[float, Confusion]:
+    def confusions_by_exponent(self, method: Method) -> dict[float, Confusion]:
         """What was counted where the background of a method was chosen, by its exponent; nothing if it has none."""
         readings = self.chosen_on.confusions.get(method.name, {})
         return {reading.exponent: readings[reading] for reading in sorted(readings)}
 
 
-def measured_table(
+def measure_table(
     table: Table,
     classifier: Classifier,
     chosen_on: Collection,
@@ -94,15 +94,15 @@ def measured_table(
             bring their own. Labels are compared on the canvas.
         measured_on: photographs on which the figures are taken, before and after the CRF, with Eq. 7's background and
             with the chosen one.
-        protocol: what is told about a photograph.
+        protocol: what is told about an image.
         folder: for gradients and counts, which other tables of the classifier share.
         crf: the refinement.
         progress: whether to show bars.
 
     Raises:
         OSError: if the folder cannot be written to.
-        ValueError: if the folder belongs to another classifier or other photographs, or a collection is empty, has no
-            masks or other classes, or none of its photographs can be read.
+        ValueError: if the folder belongs to another classifier or other images, or a collection is empty, has no
+            masks or other classes, or none of its images can be read.
     """
     for collection in (chosen_on, measured_on):
         check_collection(collection, classifier.class_names)

@@ -1,4 +1,4 @@
-"""What is compared: ways to come from a photograph and its classes to maps, or straight to labels."""
+"""What is compared: ways to come from an image and its classes to maps, or straight to labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from benchmarks.ablation.gradient_store import PassName
 from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
 from dcsm_attr.crf import DenseCRF
 
-__all__ = ["Method", "maps_of_classes"]
+__all__ = ["Method", "combine_gradients"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Method:
     Attributes:
         name: unique; says everything that the row depends on beside network, photographs and background.
         maps: a case to maps ``(K, S, S)`` in [0, 1] of its classes, on the canvas. None: it gives labels itself.
-        labels: a case to labels ``(h, w)`` int64 of the photograph on its canvas: 0 background, ``1 + k`` for the k-th
+        labels: a case to labels ``(h, w)`` int64 of the image on its canvas: 0 background, ``1 + k`` for the k-th
             class. None: the labels follow from the maps, a background and the CRF.
         crf: the CRF of this method, which its background is then chosen after. None: that of the table, and the
             background is chosen before it.
@@ -45,12 +45,12 @@ class Method:
             raise ValueError(f"the method {self.name!r} gives labels: there are no scores that could walk.")
 
 
-def maps_of_classes(method: DistinctClassSaliency | Simonyan, case: Case, *passes: PassName) -> Tensor:
+def combine_gradients(method: DistinctClassSaliency | Simonyan, case: Case, *passes: PassName) -> Tensor:
     """Combine kept gradients as a method does.
 
     Args:
         method: whose layers, scales and candidates were kept.
-        case: the photograph.
+        case: the image.
         *passes: their names; scales of several passes are put together.
 
     Returns:
@@ -60,8 +60,8 @@ def maps_of_classes(method: DistinctClassSaliency | Simonyan, case: Case, *passe
     for name in passes[1:]:
         kept = kept + case.kept(name)
     if isinstance(method, Simonyan):
-        found = method.class_maps_of(kept, classes=case.classes)
+        found = method.class_maps_from_gradients(kept, classes=case.classes)
     else:
         # Named, since a released code may choose others, at other scales, whose gradients were not kept.
-        found = method.class_maps_of(kept, case.classes, case.candidates(method.min_candidates))
+        found = method.class_maps_from_gradients(kept, case.classes, case.candidates(method.min_candidates))
     return found.of_classes(case.classes)

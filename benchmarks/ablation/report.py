@@ -9,16 +9,16 @@ from typing import Any
 from benchmarks.ablation.figure import ablation_figure, exponents_figure
 from benchmarks.ablation.measure import Measurement
 from benchmarks.ablation.tables import Row
-from dcsm_attr.evaluation.report import markdown_table, measured_with
+from dcsm_attr.evaluation.report import markdown_table, provenance_section
 from dcsm_attr.evaluation.result import Confusion, Protocol, measured_on
-from dcsm_attr.io import atomic_buffer, atomic_path, writable_folder
+from dcsm_attr.io import atomic_buffer, atomic_path, make_writable_folder
 
 __all__ = ["write_ablation"]
 
 
-_TOLD = {
-    Protocol.DETECTED: "The classes of a photograph are those that the classifier detects.",
-    Protocol.KNOWN: "The classes of a photograph are known (image-level labels).",
+_PROTOCOL_TEXTS = {
+    Protocol.DETECTED: "The classes of an image are those that the classifier detects.",
+    Protocol.KNOWN: "The classes of an image are known (image-level labels).",
 }
 
 # Title, whether after the CRF, whether with the method's own background.
@@ -36,9 +36,9 @@ _SHARES = ("coverage", "mistaken", "spilled")
 def write_ablation(
     measurement: Measurement, folder: str | Path, name: str, *, command: str, data: str, about: Mapping[str, Any]
 ) -> list[Path]:
-    """Write ``NAME.md``, ``NAME.json`` and ``NAME.png`` into a folder, which is made if it is not there.
+    """Write ``NAME.md``, ``NAME.json`` and ``NAME.png`` into a folder, which is created if missing.
 
-    Of a table with :attr:`~benchmarks.ablation.tables.Table.each_exponent`, ``NAME-exponents.png`` too.
+    Of a table with :attr:`~benchmarks.ablation.tables.Table.per_exponent`, ``NAME-exponents.png`` too.
 
     Args:
         measurement: of the table.
@@ -54,7 +54,7 @@ def write_ablation(
     Raises:
         OSError: if the folder cannot be written to.
     """
-    folder = writable_folder(folder)
+    folder = make_writable_folder(folder)
     measured = measured_on(command)
     paths = [folder / f"{name}{ending}" for ending in (".md", ".json", ".png")]
     content = {
@@ -73,14 +73,14 @@ def write_ablation(
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     with atomic_buffer(paths[2]) as file:
         ablation_figure(measurement).savefig(file, dpi=110)
-    if measurement.table.each_exponent:
-        paths.append(folder / _exponents_picture(name))
+    if measurement.table.per_exponent:
+        paths.append(folder / _exponent_figure_name(name))
         with atomic_buffer(paths[3]) as file:
             exponents_figure(measurement).savefig(file, dpi=110)
     return paths
 
 
-def _exponents_picture(name: str) -> str:
+def _exponent_figure_name(name: str) -> str:
     return f"{name}-exponents.png"
 
 
@@ -101,7 +101,7 @@ def _content(measurement: Measurement, row: Row, class_names: Sequence[str]) -> 
         "label": row.label,
         "method": row.method.name,
         "exponent": measurement.exponents.get(row.method.name),
-        **({"mean IoU over exponents": _over_exponents(measurement, row)} if measurement.table.each_exponent else {}),
+        **({"mean IoU over exponents": _rows_by_exponent(measurement, row)} if measurement.table.per_exponent else {}),
         "mean IoU": {title: None if one is None else _number(one.mean_iou) for title, one in figures.items()},
         "IoU": {
             title: None if one is None else dict(zip(labels, map(_number, one.iou.tolist()), strict=True))
@@ -114,9 +114,9 @@ def _content(measurement: Measurement, row: Row, class_names: Sequence[str]) -> 
     }
 
 
-def _over_exponents(measurement: Measurement, row: Row) -> dict[str, float | None]:
+def _rows_by_exponent(measurement: Measurement, row: Row) -> dict[str, float | None]:
     """Where the background was chosen, by the exponent."""
-    found = measurement.over_exponents(row.method)
+    found = measurement.confusions_by_exponent(row.method)
     return {f"{exponent:g}": _number(confusion.mean_iou) for exponent, confusion in found.items()}
 
 
@@ -141,27 +141,27 @@ def _markdown(measurement: Measurement, measured: Mapping[str, Any], data: str, 
     ]
     blocks = [
         f"# {measurement.table.title}",
-        f"Mean IoU in %. {_TOLD[measurement.protocol]} {data} The exponent of the background, which says where the "
-        "foreground begins, is each method's best on the photographs that it was chosen on. The last three columns are "
-        "of the labels with that background before the CRF: coverage is the share of the true foreground that is "
-        "labelled as foreground, mistaken the share of this that has a wrong class, spilled the share of what is "
-        "labelled as foreground that is background.",
+        f"Mean IoU in %. {_PROTOCOL_TEXTS[measurement.protocol]} {data} The exponent of the background, which says "
+        f"where the foreground begins, is each method's best on the images that it was chosen on. The last three "
+        f"columns are of the labels with that background before the CRF: coverage is the share of the true foreground "
+        f"that is labeled as foreground, mistaken the share of this that has a wrong class, spilled the share of what "
+        f"is labeled as foreground that is background.",
         markdown_table(rows),
         f"![{measurement.table.title}]({about['picture']})",
     ]
-    if measurement.table.each_class:
+    if measurement.table.rows_per_class:
         blocks += ["## Each class", _class_table(measurement, about["class_names"])]
-    if measurement.table.each_exponent:
+    if measurement.table.per_exponent:
         blocks += _exponent_section(measurement, about["picture"])
     if measurement.result.skipped:
         skipped = "\n".join(f"- `{name}`: {reason}" for name, reason in measurement.result.skipped.items())
         blocks.append(f"Skipped, in no figure:\n\n{skipped}")
     facts = {**{key: value for key, value in about.items() if key not in ("class_names", "picture")}, **measured}
-    return "\n\n".join([*blocks, measured_with(facts)]) + "\n"
+    return "\n\n".join([*blocks, provenance_section(facts)]) + "\n"
 
 
 def _exponent_section(measurement: Measurement, picture: str) -> list[str]:
-    over = [measurement.over_exponents(row.method) for row in measurement.table.rows]
+    over = [measurement.confusions_by_exponent(row.method) for row in measurement.table.rows]
     exponents = sorted({exponent for one in over for exponent in one})
     rows = [["mean IoU in %", "", *(f"{exponent:g}" for exponent in exponents)]]
     rows += [
@@ -172,7 +172,7 @@ def _exponent_section(measurement: Measurement, picture: str) -> list[str]:
         "## The exponent of the background",
         f"On the {measurement.chosen_on.photographs} photographs that it is chosen on, compared on the canvas.",
         markdown_table(rows),
-        f"![Over the exponent]({_exponents_picture(picture.removesuffix('.png'))})",
+        f"![Over the exponent]({_exponent_figure_name(picture.removesuffix('.png'))})",
     ]
 
 

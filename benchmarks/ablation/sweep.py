@@ -1,4 +1,4 @@
-"""Many methods on the same photographs: each photograph is read once, each CRF built once, each count kept."""
+"""Many methods on the same images: each image is read once, each CRF built once, each count kept."""
 
 import hashlib
 import json
@@ -15,16 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dcsm_attr
-from benchmarks.ablation.case import Case, open_case
-from benchmarks.ablation.counts import CountedCase, CountsRow, Reading, count_row_from_line, dense, sparse
+from benchmarks.ablation.case import Case, load_case
+from benchmarks.ablation.counts import CountedCase, CountsRow, Reading, dense, parse_counts_row, sparse
 from benchmarks.ablation.gradient_store import GradientStore
 from benchmarks.ablation.method import Method
 from dcsm_attr.attribution.maps import label_scores
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import Collection
-from dcsm_attr.datasets.masks import VOID, resized_labels
-from dcsm_attr.evaluation.evaluate import SkippedPhotograph, append_lines, kept_rows, row_line
-from dcsm_attr.evaluation.label_maps import UNMEASURABLE
+from dcsm_attr.datasets.masks import VOID, resize_labels
+from dcsm_attr.evaluation.evaluate import SkippedImage, append_lines, format_row, load_rows
+from dcsm_attr.evaluation.label_maps import SKIPPED_ERRORS
 from dcsm_attr.evaluation.metrics import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, Protocol, labels_digest
 from dcsm_attr.models.checkpoint import Classifier
@@ -37,8 +37,8 @@ _logger = logging.getLogger(__name__)
 # Labels that a method gives itself depend on no background.
 _GIVEN = Reading(1.0, refined=False)
 
-# Labellings of a photograph that go through the CRF together: bounds memory.
-_AT_ONCE = 16
+# Labelings of an image that go through the CRF together: bounds memory.
+_CHUNK_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SweepResult:
     Attributes:
         confusions: by the method's name and the reading.
         photographs: number of those that were counted.
-        skipped: the reason, by the name of each photograph that was not.
+        skipped: the reason, by the name of each image that was not.
     """
 
     confusions: Mapping[str, Mapping[Reading, Confusion]]
@@ -56,7 +56,7 @@ class SweepResult:
     skipped: Mapping[str, str]
 
     def __or__(self, other: "SweepResult") -> "SweepResult":
-        """With further readings of the same photographs."""
+        """With further readings of the same images."""
         readings = {name: dict(of_method) for name, of_method in self.confusions.items()}
         for name, of_method in other.confusions.items():
             readings.setdefault(name, {}).update(of_method)
@@ -70,13 +70,13 @@ class Sweep:
     Attributes:
         classifier: whose maps they are.
         collection: photographs with masks, of the classifier's classes.
-        protocol: what is told about a photograph.
+        protocol: what is told about an image.
         store: of gradients.
-        folder: where the counts are kept, a file for each method; a sweep that was cut off goes on from there, and one
+        folder: where the counts are kept, a file for each method; an interrupted sweep resumes, and one
             with further methods counts these alone.
         crf: refines the readings that ask for it, of the methods that bring none.
         on_canvas: whether labels are compared with the mask on the canvas, which is several times faster and good
-            enough to choose between settings, or at the photograph's own size, as :func:`evaluate` does.
+            enough to choose between settings, or at the image's own size, as :func:`evaluate` does.
         progress: whether to show a bar.
     """
 
@@ -97,7 +97,7 @@ class Sweep:
             description: for the bar.
 
         Returns:
-            The sums over all photographs that could be read.
+            The sums over all images that could be read.
 
         Raises:
             OSError: if the folder cannot be written to.
@@ -109,7 +109,7 @@ class Sweep:
             raise ValueError(f"methods must have different names, got {', '.join(names)}.")
         files = {method: self._path(method, wanted) for method, wanted in readings.items()}
         rows: dict[Method, list[CountsRow]] = {
-            method: kept_rows(files[method], self._described(method, wanted), self._names, 1, count_row_from_line)
+            method: load_rows(files[method], self._described(method, wanted), self._names, 1, parse_counts_row)
             for method, wanted in readings.items()
         }
         done = min(map(len, rows.values()), default=len(self.collection))
@@ -119,7 +119,7 @@ class Sweep:
             for number in range(done, len(self.collection)):
                 due = {method: readings[method] for method in readings if len(rows[method]) == number}
                 for method, row in self._counted(number, due).items():
-                    append_lines(files[method], [row_line(row)])
+                    append_lines(files[method], [format_row(row)])
                     rows[method].append(row)
                 bar.update()
         return self._summed(rows)
@@ -150,10 +150,10 @@ class Sweep:
     def _counted(self, number: int, due: Mapping[Method, Sequence[Reading]]) -> dict[Method, CountsRow]:
         photograph = self.collection.photographs[number]
         try:
-            case = open_case(photograph, self.classifier, self.store, self.protocol)
-        except UNMEASURABLE as error:
+            case = load_case(photograph, self.classifier, self.store, self.protocol)
+        except SKIPPED_ERRORS as error:
             _logger.warning("%s is skipped: %s", photograph.name, error)
-            return {method: SkippedPhotograph(photograph.name, str(error)) for method in due}
+            return {method: SkippedImage(photograph.name, str(error)) for method in due}
         counts = {method: {_GIVEN: method.labels(case)} for method in due if method.labels is not None}
         unrefined = {
             method: _label_probabilities(method, case, readings)
@@ -163,7 +163,7 @@ class Sweep:
         for method, probabilities in self._refined(unrefined, case).items():
             counts[method] = {reading: self._labels(values, case) for reading, values in probabilities.items()}
         labels = 1 + len(self.collection.class_names)
-        mask = resized_labels(case.mask, case.prepared.pixels.shape[1:]) if self.on_canvas else case.mask
+        mask = resize_labels(case.mask, case.prepared.pixels.shape[1:]) if self.on_canvas else case.mask
         return {
             method: CountedCase(
                 case.name,
@@ -189,8 +189,8 @@ class Sweep:
         for method, of_method in result.items():
             of_crf[method.crf or self.crf] += [(method, reading) for reading in of_method if reading.refined]
         for crf, keys in of_crf.items():
-            for start in range(0, len(keys), _AT_ONCE):
-                part = keys[start : start + _AT_ONCE]
+            for start in range(0, len(keys), _CHUNK_SIZE):
+                part = keys[start : start + _CHUNK_SIZE]
                 stacked = torch.stack([result[method][reading] for method, reading in part])
                 refined_part = crf.alternatives(stacked, case.prepared.pixels)
                 for (method, reading), refined in zip(part, refined_part, strict=True):
@@ -205,7 +205,7 @@ class Sweep:
         for method, of_method in rows.items():
             totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros(labels, labels, dtype=torch.int64))
             for row in of_method:
-                if isinstance(row, SkippedPhotograph):
+                if isinstance(row, SkippedImage):
                     skipped[row.name] = row.reason
                     continue
                 counted.add(row.name)
@@ -234,4 +234,4 @@ def _label_probabilities(method: Method, case: Case, readings: Sequence[Reading]
 
 def _of_classes(slots: Tensor, case: Case, mask: Tensor) -> Tensor:
     """From slots (0 background, ``1 + k``) to labels (``1 + c``), at the size of the mask."""
-    return resized_labels(torch.tensor([0, *(1 + c for c in case.classes)])[slots], mask.shape)
+    return resize_labels(torch.tensor([0, *(1 + c for c in case.classes)])[slots], mask.shape)

@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.ablation.case import Case
 from benchmarks.ablation.grabcut import grabcut_labels
 from benchmarks.ablation.gradient_store import OUTER_SCALES, PassName
-from benchmarks.ablation.method import Method, maps_of_classes
-from benchmarks.peers import PEERS, peer_maps
+from benchmarks.ablation.method import Method, combine_gradients
+from benchmarks.peers import REFERENCE_METHODS, reference_maps
 from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
 from dcsm_attr.attribution.fusion import fused, heat_maps
 from dcsm_attr.attribution.layers import default_layers, layer_blocks
@@ -50,15 +50,15 @@ class Table:
         title: what it shows, and which table of the paper it is.
         axis: what varies.
         rows: in order.
-        each_class: whether the report shows the IoU of each class.
-        each_exponent: whether it shows the mean IoU over the exponents among which each background was chosen.
+        rows_per_class: whether the report shows the IoU of each class.
+        per_exponent: whether it shows the mean IoU over the exponents among which each background was chosen.
     """
 
     title: str
     axis: str
     rows: tuple[Row, ...]
-    each_class: bool = False
-    each_exponent: bool = False
+    rows_per_class: bool = False
+    per_exponent: bool = False
 
 
 def dcsm(
@@ -75,13 +75,13 @@ def dcsm(
     saliency = DistinctClassSaliency(
         classifier.network, **{"layer": default_layers(classifier.network), "pooling": classifier.pooling, **settings}
     )
-    return Method(name, maps=lambda case: maps_of_classes(saliency, case, *passes))
+    return Method(name, maps=lambda case: combine_gradients(saliency, case, *passes))
 
 
 def simonyan(classifier: Classifier, alpha: float) -> Method:
     """Simonyan's saliency."""
     saliency = Simonyan(classifier.network, alpha=alpha, pooling=classifier.pooling)
-    return Method(f"Simonyan, alpha {alpha:g}", maps=lambda case: maps_of_classes(saliency, case, "images"))
+    return Method(f"Simonyan, alpha {alpha:g}", maps=lambda case: combine_gradients(saliency, case, "images"))
 
 
 def _raw(classifier: Classifier) -> Method:
@@ -137,7 +137,7 @@ def _size(classifier: Classifier) -> Table:
         every[2:],
         every,
     ]
-    return Table("The sizes of the photograph (Table 3 of the paper)", "longest side in pixels", tuple(map(of, chosen)))
+    return Table("The sizes of the image (Table 3 of the paper)", "longest side in pixels", tuple(map(of, chosen)))
 
 
 def _candidates(classifier: Classifier) -> Table:
@@ -176,7 +176,7 @@ def _crf(classifier: Classifier) -> Table:
         Row("DCSM", "no subtraction", _raw(classifier)),
         Row("Simonyan", "alpha 8", simonyan(classifier, 8)),
     )
-    return Table("Without and with CRF, and each class (Table 6 of the paper)", "method", rows, each_class=True)
+    return Table("Without and with CRF, and each class (Table 6 of the paper)", "method", rows, rows_per_class=True)
 
 
 def _variant(classifier: Classifier) -> Table:
@@ -193,12 +193,12 @@ def _fusion(classifier: Classifier) -> Table:
     simonyans = simonyan(classifier, 8)
     rows = (
         Row("heat map", "alone", Method("heat map", maps=_heat)),
-        Row("heat map", "x raw guided maps", Method("heat map x raw guided maps", maps=_fused_with(raw))),
-        Row("heat map", "x DCSM", Method("heat map x DCSM", maps=_fused_with(distinct))),
+        Row("heat map", "x raw guided maps", Method("heat map x raw guided maps", maps=_fuse_with(raw))),
+        Row("heat map", "x DCSM", Method("heat map x DCSM", maps=_fuse_with(distinct))),
         Row("maps alone", "raw guided maps", raw),
         Row("maps alone", "DCSM", distinct),
         Row("Simonyan", "with the CRF", simonyans),
-        Row("Simonyan", "with GrabCut", Method("Simonyan, GrabCut", labels=_grabcut_of(simonyans))),
+        Row("Simonyan", "with GrabCut", Method("Simonyan, GrabCut", labels=_grabcut_method(simonyans))),
     )
     title = "Class score maps, their fusion with saliency (the slides' FCN with GBP), and Simonyan with GrabCut"
     return Table(title, "maps", rows)
@@ -209,13 +209,13 @@ def _heat(case: Case) -> Tensor:
     return heat_maps(case.logits[:, case.classes], (side, side))[0]
 
 
-def _fused_with(method: Method) -> Callable[[Case], Tensor]:
+def _fuse_with(method: Method) -> Callable[[Case], Tensor]:
     of_saliency = method.maps
     assert of_saliency is not None
     return lambda case: fused(_heat(case)[None], of_saliency(case)[None])[0]
 
 
-def _grabcut_of(method: Method) -> Callable[[Case], Tensor]:
+def _grabcut_method(method: Method) -> Callable[[Case], Tensor]:
     of_saliency = method.maps
     assert of_saliency is not None
 
@@ -228,15 +228,17 @@ def _grabcut_of(method: Method) -> Callable[[Case], Tensor]:
 
 def _peers(classifier: Classifier) -> Table:
     def of(name: str) -> Row:
-        peer = PEERS[name]
-        return Row("peers", peer.title, Method(f"{peer.title} ({peer.distribution})", maps=partial(_of_peer, name)))
+        peer = REFERENCE_METHODS[name]
+        return Row(
+            "peers", peer.title, Method(f"{peer.title} ({peer.distribution})", maps=partial(_reference_maps, name))
+        )
 
     ours = (
         Row("ours", "DCSM", dcsm(classifier)),
         Row("ours", "no subtraction", _raw(classifier)),
         Row("ours", "Simonyan, alpha 8", simonyan(classifier, 8)),
     )
-    return Table("Class activation methods of other libraries", "method", (*map(of, PEERS), *ours))
+    return Table("Class activation methods of other libraries", "method", (*map(of, REFERENCE_METHODS), *ours))
 
 
 def _preset(classifier: Classifier) -> Table:
@@ -265,10 +267,12 @@ def _with_crf(method: Method, name: str, crf: DenseCRF) -> Method:
     return replace(method, name=f"{method.name}, {name}", crf=crf)
 
 
-def _of_peer(name: str, case: Case) -> Tensor:
+def _reference_maps(name: str, case: Case) -> Tensor:
     classifier = case.classifier
     device = next(classifier.network.parameters()).device
-    return peer_maps(name, classifier.network, classifier.pooling, case.prepared.tensor[None].to(device), case.classes)
+    return reference_maps(
+        name, classifier.network, classifier.pooling, case.prepared.tensor[None].to(device), case.classes
+    )
 
 
 TABLES: dict[str, Callable[[Classifier], Table]] = {

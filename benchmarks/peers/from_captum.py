@@ -7,16 +7,16 @@ import torch
 from captum.attr import GuidedGradCam
 from torch import Tensor
 
-from benchmarks.peers.tapped import TappedNetwork
+from benchmarks.peers.tapped import HookableNetwork
 from dcsm_attr.attribution.maps import absolute_channel_maximum
 
 __all__ = ["guided_grad_cam"]
 
 
-def guided_grad_cam(model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+def guided_grad_cam(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
     """Guided Grad-CAM: guided backpropagation to the image, times Grad-CAM, resized bilinearly.
 
-    Of the three colours the largest absolute value counts, as in the class saliency of Simonyan et al. and in Eq. 3 of
+    Of the three colors the largest absolute value counts, as in the class saliency of Simonyan et al. and in Eq. 3 of
     DCSM. Captum guides the modules ``nn.ReLU`` alone: the rectifiers of GoogLeNet, Inception v3 and DenseNet that are
     functions, and those of other kinds, pass plain gradients.
 

@@ -1,7 +1,7 @@
 """Grad-CAM++ and FinerCAM, by pytorch-grad-cam (``grad-cam`` on PyPI).
 
 The library subtracts the minimum of a map and divides by the maximum before it resizes. Here its maps are asked for
-before that, so that all methods are normalised alike.
+before that, so that all methods are normalized alike.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.libraries import library
-from benchmarks.peers.tapped import TappedNetwork
+from benchmarks.peers.tapped import HookableNetwork
 
 __all__ = ["finer_cam", "grad_cam_plus_plus", "most_similar"]
 
@@ -24,7 +24,7 @@ _STRENGTH = 1.0
 _Target = Callable[[Tensor], Tensor]
 
 
-def grad_cam_plus_plus(model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+def grad_cam_plus_plus(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
     r"""Grad-CAM++: weights :math:`\sum_{x,y} \alpha_k \mathrm{ReLU}(g_k)`, Eq. 19 of Chattopadhay et al. for alpha.
 
     The library adds 1e-6 to the denominator :math:`2 g^2 + g^3 \sum A` of alpha. Where gradients are below about 1e-3,
@@ -49,7 +49,7 @@ def grad_cam_plus_plus(model: TappedNetwork, images: Tensor, classes: Sequence[i
         return torch.stack([_unscaled(extractor, extractor, images, target(c)) for c in classes])
 
 
-def finer_cam(model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+def finer_cam(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
     r"""FinerCAM: Grad-CAM of the mean over similar classes d of :math:`S_c - S_d`, weighted by their softmax.
 
     Each class is compared with the three whose scores are nearest to its own, or all others where there are fewer, with

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.libraries import library
-from benchmarks.peers.tapped import TappedNetwork, classifying_layer
+from benchmarks.peers.tapped import HookableNetwork, classification_layer
 
 __all__ = ["cam", "grad_cam", "layer_cam"]
 
 
-def cam(model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+def cam(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
     r"""CAM: :math:`\sum_k w^c_k A_k` with the weights of the classifying layer and its input.
 
     Behind average pooling and one linear layer, this is the definition of Zhou et al. Where rectified layers come
@@ -20,7 +20,7 @@ def cam(model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
     rectifies its scores), nothing can be weighted, and the score map itself is taken, with its bias.
 
     Args:
-        model: tapped at :func:`~benchmarks.peers.tapped.classifying_point`.
+        model: tapped at :func:`~benchmarks.peers.tapped.cam_point`.
         images: ``(1, 3, H, W)``.
         classes: K of them.
 
@@ -30,7 +30,7 @@ def cam(model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
     Raises:
         ImportError: if torchcam is not installed.
     """
-    last = classifying_layer(model.network.head)
+    last = classification_layer(model.network.head)
     if last is None:
         return model.score_maps(images)[0, list(classes)].detach()
     with library("torchcam.methods").CAM(model, model.layer, last) as extractor:
@@ -38,7 +38,7 @@ def cam(model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
         return torch.cat([extractor(c, normalized=False)[0] for c in classes])
 
 
-def grad_cam(model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+def grad_cam(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
     r"""Grad-CAM: :math:`\mathrm{ReLU}(\sum_k w^c_k A_k)`, with the mean over positions of the gradient as weight.
 
     Args:
@@ -55,7 +55,7 @@ def grad_cam(model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> Te
     return _gradient_maps("GradCAM", model, images, classes)
 
 
-def layer_cam(model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+def layer_cam(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
     r"""LayerCAM: :math:`\mathrm{ReLU}(\sum_k \mathrm{ReLU}(g^c_k) A_k)`, each position with a weight of its own.
 
     Args:
@@ -72,7 +72,7 @@ def layer_cam(model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> T
     return _gradient_maps("LayerCAM", model, images, classes)
 
 
-def _gradient_maps(method: str, model: TappedNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+def _gradient_maps(method: str, model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
     with getattr(library("torchcam.methods"), method)(model, model.layer) as extractor:
         scores = model(images)
         return torch.cat([extractor(c, scores, normalized=False, retain_graph=True)[0] for c in classes])

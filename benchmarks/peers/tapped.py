@@ -1,4 +1,4 @@
-"""A score map network as other libraries want it: one score a class, and one module to hook."""
+"""A score map network as other libraries want it: one score per class, and one module to hook."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dcsm_attr.attribution.gradients import ConstantParameters, LayerPoint
-from dcsm_attr.attribution.layers import named_layers
-from dcsm_attr.attribution.model import PoolingName, pooled_scores
+from dcsm_attr.attribution.gradients import DetachedParameters, LayerPoint
+from dcsm_attr.attribution.layers import resolve_layers
+from dcsm_attr.attribution.model import PoolingName, pool_score_maps
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
 
-__all__ = ["TappedNetwork", "classifying_layer", "classifying_point", "feature_point", "tapped"]
+__all__ = ["HookableNetwork", "cam_point", "classification_layer", "feature_point", "tapped"]
 
 
 class _Tap(nn.Module):
@@ -21,7 +21,7 @@ class _Tap(nn.Module):
         return features if features.requires_grad else features.detach().requires_grad_()
 
 
-class TappedNetwork(nn.Module):
+class HookableNetwork(nn.Module):
     """Score maps pooled to scores, and a module of its own through which the map of one layer passes.
 
     A library that hooks :attr:`layer` hooks no module of the network, and finds a tensor there that nothing overwrites,
@@ -59,7 +59,7 @@ class TappedNetwork(nn.Module):
         Returns:
             ``(1, C)``.
         """
-        return pooled_scores(self.score_maps(images), self._pooling)
+        return pool_score_maps(self.score_maps(images), self._pooling)
 
     def score_maps(self, images: Tensor) -> Tensor:
         """Score maps before sigmoid or softmax.
@@ -74,7 +74,7 @@ class TappedNetwork(nn.Module):
             ValueError: if the layer does not run just once, or there is no such class.
         """
         self._runs = 0
-        with ConstantParameters():
+        with DetachedParameters():
             maps: Tensor = self.network(images)
         if self._runs != 1:
             raise ValueError(
@@ -89,7 +89,7 @@ class TappedNetwork(nn.Module):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Do nothing: the gradients of the parameters are the user's."""
 
-    def passed_on(self, features: Any) -> Tensor:
+    def pass_through(self, features: Any) -> Tensor:
         """Lead a layer's map through :attr:`layer`.
 
         Args:
@@ -111,7 +111,7 @@ class TappedNetwork(nn.Module):
 @contextmanager
 def tapped(
     network: ScoreMapNetwork, pooling: PoolingName, classes: Sequence[int], point: LayerPoint
-) -> Iterator[TappedNetwork]:
+) -> Iterator[HookableNetwork]:
     """Lead the map at ``point`` through a module that libraries can hook; the network is left as it was.
 
     Args:
@@ -123,12 +123,12 @@ def tapped(
     Yields:
         The network with that module.
     """
-    model = TappedNetwork(network, pooling, classes, point.name)
+    model = HookableNetwork(network, pooling, classes, point.name)
     assert point.module is not None
     if point.at_input:
-        handle = point.module.register_forward_pre_hook(lambda _, inputs: model.passed_on(inputs[0]))
+        handle = point.module.register_forward_pre_hook(lambda _, inputs: model.pass_through(inputs[0]))
     else:
-        handle = point.module.register_forward_hook(lambda _, inputs, output: model.passed_on(output))
+        handle = point.module.register_forward_hook(lambda _, inputs, output: model.pass_through(output))
     try:
         yield model
     finally:
@@ -151,11 +151,11 @@ def feature_point(network: ScoreMapNetwork, layer: nn.Module | str | None) -> La
     """
     if layer is None:
         return LayerPoint("head", network.head, at_input=True)
-    ((name, module),) = named_layers(network, layer).items()
+    ((name, module),) = resolve_layers(network, layer).items()
     return LayerPoint(name, module, at_input=False)
 
 
-def classifying_point(network: ScoreMapNetwork, layer: nn.Module | str | None) -> LayerPoint:
+def cam_point(network: ScoreMapNetwork, layer: nn.Module | str | None) -> LayerPoint:
     """Where plain CAM looks, which its definition says: at the input of the classifying layer.
 
     Args:
@@ -170,11 +170,11 @@ def classifying_point(network: ScoreMapNetwork, layer: nn.Module | str | None) -
     """
     if layer is not None:
         raise ValueError(f"CAM is defined at the input of the classifying layer alone: leave layer={layer!r} out.")
-    last = classifying_layer(network.head)
+    last = classification_layer(network.head)
     return LayerPoint("head", network.head, at_input=False) if last is None else LayerPoint("head", last, at_input=True)
 
 
-def classifying_layer(head: nn.Sequential) -> nn.Conv2d | None:
+def classification_layer(head: nn.Sequential) -> nn.Conv2d | None:
     """Find the linear layer that ends a head: a 1 x 1 convolution to the classes.
 
     Args:

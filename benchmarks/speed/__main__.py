@@ -11,7 +11,7 @@ from dcsm_attr.cli import run_command
 from dcsm_attr.cli.options import Precision, PrecisionChoice
 
 if TYPE_CHECKING:
-    from benchmarks.speed.contest import Contest, Outcome
+    from benchmarks.speed.comparison import Comparison, Outcome
     from benchmarks.speed.scaling import Scaling
 
 __all__ = ["app", "benchmark"]
@@ -35,9 +35,9 @@ def benchmark(
     part: Annotated[
         Part,
         typer.Argument(
-            help="saliency: class maps of one photograph, beside captum, pytorch-grad-cam, torchcam, plain PyTorch and "
+            help="saliency: class maps of one image, beside captum, pytorch-grad-cam, torchcam, plain PyTorch and "
             "the convolutions alone. scaling: from 1 to 20 classes, from 1 to 16 photographs. crf: the dense CRF "
-            "beside pydensecrf and the bytes that it must move. pipeline: from picture files to label maps, three "
+            "beside pydensecrf and the bytes that it must move. pipeline: from image files to label maps, three "
             "scales and the CRF, and each step alone. walk: AffinityNet's random walk beside plain sparse products and "
             "dense matrices, and its affinities beside plain PyTorch.",
             show_default=False,
@@ -54,16 +54,16 @@ def benchmark(
         list[int], typer.Option(min=1, help="saliency, pipeline: how many are compared; may be given several times.")
     ] = _CLASSES,
     size: Annotated[int, typer.Option(min=32, help="Side of the canvas in pixels.")] = 500,
-    count: Annotated[int, typer.Option(min=1, help="pipeline: so many photographs.")] = 16,
+    count: Annotated[int, typer.Option(min=1, help="pipeline: so many images.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="pipeline: photographs in a pass of the model.")] = 4,
     precision: Precision = PrecisionChoice.FLOAT32,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each contender runs; the median counts.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each implementation runs; the median counts.")] = 5,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too, each in a process of its own.")] = True,
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="For PART.md and PART.json.")] = Path("out/benchmark"),
 ) -> None:
     """Time this package beside what one would use instead, on this machine.
 
-    All contenders do the same work in turn; libraries that are not installed are left out (they come with
+    All implementations do the same work in turn; libraries that are not installed are left out (they come with
     the extras peers and pydensecrf). Networks have random weights, on which no time depends. A GPU is used where there
     is one.
 
@@ -74,12 +74,17 @@ def benchmark(
 
       python -m benchmarks.speed crf --photographs VOCdevkit/VOC2012/JPEGImages
     """
-    from benchmarks.speed.contests import crf_contests, pipeline_contests, saliency_contests, walk_contests
+    from benchmarks.speed.comparisons import (
+        crf_comparisons,
+        pipeline_comparisons,
+        saliency_comparisons,
+        walk_comparisons,
+    )
     from benchmarks.speed.report import scaling_text, write_benchmark
-    from dcsm_attr.datasets.collection import pictures_in
-    from dcsm_attr.io import writable_folder
+    from dcsm_attr.datasets.collection import list_images
+    from dcsm_attr.io import make_writable_folder
 
-    output = writable_folder(output)
+    output = make_writable_folder(output)
     outcomes: list[Outcome] = []
     scalings: list[Scaling] = []
     if part is Part.SCALING:
@@ -87,19 +92,19 @@ def benchmark(
             scalings += _scalings(name, size, rounds)
         typer.echo("\n\n".join(f"{scaling.title}\n\n{scaling_text(scaling)}" for scaling in scalings))
     elif part is Part.SALIENCY:
-        outcomes = _held(saliency_contests(model, size, classes), rounds, memory)
+        outcomes = _held(saliency_comparisons(model, size, classes), rounds, memory)
     elif part is Part.WALK:
-        outcomes = _held(walk_contests(), rounds, memory)
+        outcomes = _held(walk_comparisons(), rounds, memory)
     else:
         if photographs is None:
             raise ValueError(f"{part.value} needs pictures: --photographs FOLDER.")
-        pictures = [str(path) for path in pictures_in(photographs)]
-        contests = (
-            crf_contests(pictures)
+        pictures = [str(path) for path in list_images(photographs)]
+        comparisons = (
+            crf_comparisons(pictures)
             if part is Part.CRF
-            else pipeline_contests(pictures[:count], model, size, classes, batch_size, precision.value)
+            else pipeline_comparisons(pictures[:count], model, size, classes, batch_size, precision.value)
         )
-        outcomes = _held(contests, rounds, memory)
+        outcomes = _held(comparisons, rounds, memory)
     models = [f"--model={name}" for name in model]
     asked = [*models, *(f"--classes={number}" for number in classes), f"--size={size}"]
     arguments = {
@@ -120,29 +125,29 @@ def benchmark(
     typer.echo(f"{paths[0]}: all of it")
 
 
-def _held(contests: "list[Contest]", rounds: int, memory: bool) -> "list[Outcome]":
-    from benchmarks.speed.contest import held
+def _held(comparisons: "list[Comparison]", rounds: int, memory: bool) -> "list[Outcome]":
+    from benchmarks.speed.comparison import held
     from benchmarks.speed.report import outcome_table
 
     outcomes = []
-    for contest in contests:
-        outcomes.append(held(contest, rounds, memory=memory))
-        typer.echo(f"{contest.title}\n\n{outcome_table(outcomes[-1])}\n")
+    for comparison in comparisons:
+        outcomes.append(held(comparison, rounds, memory=memory))
+        typer.echo(f"{comparison.title}\n\n{outcome_table(outcomes[-1])}\n")
     return outcomes
 
 
 def _scalings(model: str, size: int, rounds: int) -> "list[Scaling]":
-    from benchmarks.speed.contest import OURS, held
-    from benchmarks.speed.contests import backward_contest, scaling_contests
+    from benchmarks.speed.comparison import OURS, held
+    from benchmarks.speed.comparisons import backward_comparison, scaling_comparisons
     from benchmarks.speed.saliency import PARTIAL_BACKWARD
     from benchmarks.speed.scaling import Scaling
 
-    backward = held(backward_contest(model, size), rounds).timings[PARTIAL_BACKWARD].median
+    backward = held(backward_comparison(model, size), rounds).timings[PARTIAL_BACKWARD].median
     scalings = []
-    for what, contests in scaling_contests(model, size).items():
-        seconds = [held(contest, rounds).timings[OURS].median for _, contest in contests]
+    for what, comparisons in scaling_comparisons(model, size).items():
+        seconds = [held(comparison, rounds).timings[OURS].median for _, comparison in comparisons]
         title = f"{model}, {size} x {size}, by the number of {what}"
-        counts = [count for count, _ in contests]
+        counts = [count for count, _ in comparisons]
         scalings.append(Scaling(title, what, counts, seconds, backward if what == "classes" else None))
     return scalings
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.speed.contest import OURS
-from dcsm_attr.models.affinity_net import affinities, neighbour_offsets, overlap
+from benchmarks.speed.comparison import OURS
+from dcsm_attr.models.affinity_net import affinities, neighbor_offsets, overlap
 
-__all__ = ["PLAIN", "AffinityWork", "affinity_contenders"]
+__all__ = ["PLAIN", "AffinityWork", "affinity_implementations"]
 
 
 PLAIN = "PyTorch, offset by offset"
 
-_OFFSETS = neighbour_offsets()
+_OFFSETS = neighbor_offsets()
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class AffinityWork:
     side: int
 
 
-def affinity_contenders(work: AffinityWork) -> dict[str, Callable[[], Tensor]]:
+def affinity_implementations(work: AffinityWork) -> dict[str, Callable[[], Tensor]]:
     """Forward and backward through all affinities, to the gradients of the features.
 
     Args:
@@ -55,7 +55,7 @@ def _plain_sum(features: Tensor) -> Tensor:
     height, width = features.shape[2:]
     total = features.new_zeros(())
     for offset in _OFFSETS:
-        (rows, columns), (rows_ahead, columns_ahead) = overlap(height, width, offset)
-        differences = features[:, :, rows, columns] - features[:, :, rows_ahead, columns_ahead]
+        (rows, columns), (target_rows, target_columns) = overlap(height, width, offset)
+        differences = features[:, :, rows, columns] - features[:, :, target_rows, target_columns]
         total = total + differences.abs().sum(dim=1).neg().exp().sum()
     return total

@@ -1,4 +1,4 @@
-"""One piece of work that several contenders do, and what came out."""
+"""One piece of work that several implementations do, and what came out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,25 +7,25 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.speed.memory import peak_memory
-from benchmarks.speed.timing import Timing, timed_in_turn
+from benchmarks.speed.timing import Timing, time_interleaved
 
-__all__ = ["OURS", "Contest", "Outcome", "held"]
+__all__ = ["OURS", "Comparison", "Outcome", "held"]
 
 
-#: The name of this package among the contenders.
+#: The name of this package among the implementations.
 OURS = "dcsm_attr"
 
 
 @dataclass(frozen=True)
-class Contest:
+class Comparison:
     """What is done, and by whom.
 
     Attributes:
         title: for the report.
-        prepare: a function of a module: the work to the contenders, each a function without arguments.
+        prepare: a function of a module: the work to the implementations, each a function without arguments.
         work: its argument; pickles.
-        memory_of: the contenders whose peak memory is measured too.
-        exact: a function of the work: what every contender should give, a tensor. None: that is not asked.
+        memory_of: the implementations whose peak memory is measured too.
+        exact: a function of the work: what every implementation should give, a tensor. None: that is not asked.
     """
 
     title: str
@@ -37,13 +37,13 @@ class Contest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of a contest.
+    """What came out of a comparison.
 
     Attributes:
-        title: of the contest.
-        timings: by contender.
-        memory: peak memory in bytes, by contender, of those for which it was asked.
-        errors: the largest difference from what is exact, by contender, if that is known.
+        title: of the comparison.
+        timings: by implementation.
+        memory: peak memory in bytes, by implementation, of those for which it was asked.
+        errors: the largest difference from what is exact, by implementation, if that is known.
     """
 
     title: str
@@ -52,29 +52,29 @@ class Outcome:
     errors: Mapping[str, float] = field(default_factory=dict)
 
     def ratio(self, name: str) -> float:
-        """How many times as long as ours a contender took, by medians."""
+        """How many times as long as ours an implementation took, by medians."""
         return self.timings[name].median / self.timings[OURS].median
 
 
-def held(contest: Contest, rounds: int, *, memory: bool = True, progress: bool = True) -> Outcome:
-    """Hold a contest.
+def held(comparison: Comparison, rounds: int, *, memory: bool = True, progress: bool = True) -> Outcome:
+    """Hold a comparison.
 
     Args:
-        contest: whose contenders run in turn.
+        comparison: whose implementations run in turn.
         rounds: how often each runs, after one run to warm up.
         memory: whether to measure peak memory too, in a process of its own for each.
         progress: whether to show a bar.
     """
-    contenders = contest.prepare(contest.work)
-    timings = timed_in_turn(contenders, rounds, progress=progress)
-    asked = [name for name in contest.memory_of if memory and name in contenders]
+    implementations = comparison.prepare(comparison.work)
+    timings = time_interleaved(implementations, rounds, progress=progress)
+    asked = [name for name in comparison.memory_of if memory and name in implementations]
     return Outcome(
-        contest.title,
+        comparison.title,
         timings,
-        {name: peak_memory(contest.prepare, (contest.work,), name) for name in asked},
-        {} if contest.exact is None else _errors(contenders, contest.exact(contest.work)),
+        {name: peak_memory(comparison.prepare, (comparison.work,), name) for name in asked},
+        {} if comparison.exact is None else _errors(implementations, comparison.exact(comparison.work)),
     )
 
 
-def _errors(contenders: Mapping[str, Callable[[], Any]], exact: Tensor) -> dict[str, float]:
-    return {name: (run() - exact).abs().max().item() for name, run in contenders.items()}
+def _errors(implementations: Mapping[str, Callable[[], Any]], exact: Tensor) -> dict[str, float]:
+    return {name: (run() - exact).abs().max().item() for name, run in implementations.items()}

@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from benchmarks.speed.contest import OURS
+from benchmarks.speed.comparison import OURS
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.crf.permutohedral import GaussianKernels
 from dcsm_attr.datasets.images import read_image
 
-__all__ = ["CrfWork", "bytes_moved", "crf_contenders"]
+__all__ = ["CrfWork", "bytes_moved", "crf_implementations"]
 
 
 _SIZE = (500, 375)
@@ -35,7 +35,7 @@ class CrfWork:
     labels: int
 
 
-def crf_contenders(work: CrfWork) -> dict[str, Callable[[], Any]]:
+def crf_implementations(work: CrfWork) -> dict[str, Callable[[], Any]]:
     """Ours on the batch; pydensecrf image by image, where it is installed; and the bytes alone.
 
     Ten iterations with the paper's kernels. The unaries are smooth random fields, which put borders everywhere.
@@ -44,15 +44,15 @@ def crf_contenders(work: CrfWork) -> dict[str, Callable[[], Any]]:
         work: what is to be done.
     """
     images, probabilities = _inputs(work)
-    contenders: dict[str, Callable[[], Any]] = {OURS: lambda: DenseCRF()(probabilities, images)}
+    implementations: dict[str, Callable[[], Any]] = {OURS: lambda: DenseCRF()(probabilities, images)}
     try:
         import pydensecrf.densecrf  # noqa: F401
     except ImportError:
         pass
     else:
-        contenders["pydensecrf"] = lambda: DenseCRF(backend="pydensecrf")(probabilities, images)
+        implementations["pydensecrf"] = lambda: DenseCRF(backend="pydensecrf")(probabilities, images)
     if images.is_cuda:
-        contenders["dcsm_attr, Triton"] = lambda: DenseCRF(backend="triton")(probabilities, images)
+        implementations["dcsm_attr, Triton"] = lambda: DenseCRF(backend="triton")(probabilities, images)
     # Copying reads and writes.
     copied = sum(bytes_moved(image[None], work.labels) for image in images) // 2
     source = torch.zeros(_BLOCK, dtype=torch.uint8, device=images.device)
@@ -63,8 +63,8 @@ def crf_contenders(work: CrfWork) -> dict[str, Callable[[], Any]]:
             part = slice(0, min(_BLOCK, copied - start))
             target[part].copy_(source[part])
 
-    contenders["floor, the bytes of ten iterations"] = copy
-    return contenders
+    implementations["floor, the bytes of ten iterations"] = copy
+    return implementations
 
 
 def bytes_moved(image: Tensor, labels: int) -> int:

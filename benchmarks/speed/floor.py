@@ -1,7 +1,7 @@
 """The floor: what the convolutions and matrix products of the work take alone, run one after the other.
 
 Nothing that gives these gradients exactly can be faster on the same kernels: one forward pass, and for each class a
-backward pass down to the first layer. Everything else - rectifiers, pooling, normalisation, maps - is not counted.
+backward pass down to the first layer. Everything else - rectifiers, pooling, normalization, maps - is not counted.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["floor_contenders", "graph_above"]
+__all__ = ["forward_from_layer", "lower_bound_implementations"]
 
 
 _aten = torch.ops.aten
@@ -22,7 +22,7 @@ _COUNTED = (_aten.convolution, _aten.convolution_backward, _aten.addmm, _aten.mm
 _Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
-def floor_contenders(
+def lower_bound_implementations(
     model: nn.Module, first_layer: str, images: Tensor, classes: Sequence[int]
 ) -> dict[str, Callable[[], Any]]:
     """The convolutions alone, in both orders of memory.
@@ -60,14 +60,14 @@ def _shape(x: Tensor) -> Tensor:
 
 def _calls(model: nn.Module, first_layer: str, images: Tensor, classes: Sequence[int]) -> list[_Call]:
     with _Recorder() as recorder, torch.enable_grad():
-        logits, first = graph_above(model, first_layer, images)
+        logits, first = forward_from_layer(model, first_layer, images)
         for c in classes:
             torch.autograd.grad(logits[:, c].sum(), first, retain_graph=True)
     calls: list[_Call] = recorder.calls
     return calls
 
 
-def graph_above(model: nn.Module, first_layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
+def forward_from_layer(model: nn.Module, first_layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
     """One forward pass with a graph that begins at a layer, and without one for weights.
 
     Args:
@@ -107,7 +107,7 @@ def _replayed(calls: Callable[[], list[_Call]], order: torch.memory_format, devi
             filled[key] = values.contiguous(memory_format=order) if values.ndim == 4 else values
         return filled[key]
 
-    # In the first run, which warms up: who asks for another contender alone does not wait for it.
+    # In the first run, which warms up: who asks for another implementation alone does not wait for it.
     prepared = cache(lambda: [(func, *tree_map_only(Tensor, random, (args, kw))) for func, args, kw in calls()])
 
     def run() -> None:

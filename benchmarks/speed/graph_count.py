@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["rectifiers_in_graph"]
+__all__ = ["count_rectifiers"]
 
 
 # Names of autograd's nodes, less the number at the end: "ReluBackward0".
@@ -15,7 +15,7 @@ _NODES = {
 }
 
 
-def rectifiers_in_graph(output: Tensor) -> Counter[str]:
+def count_rectifiers(output: Tensor) -> Counter[str]:
     """Count the rectifiers between a result and whatever required a gradient.
 
     Args:

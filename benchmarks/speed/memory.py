@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-__all__ = ["peak_during", "peak_memory"]
+__all__ = ["measure_peak_memory", "peak_memory"]
 
 
 _STATUS = Path("/proc/self/status")
 
 
 def peak_memory(prepare: Callable[..., Mapping[str, Callable[[], Any]]], arguments: tuple[Any, ...], name: str) -> int:
-    """How much more memory was in use at the peak of a contender's work than before it.
+    """How much more memory was in use at the peak of an implementation's work than before it.
 
     Args:
-        prepare: a function of a module, which gives the contenders. It runs in a new process, so that memory which
-            other contenders left behind does not hide what this one needs.
+        prepare: a function of a module, which gives the implementations. It runs in a new process, so that memory which
+            other implementations left behind does not hide what this one needs.
         arguments: of ``prepare``; must pickle.
-        name: of the contender.
+        name: of the implementation.
 
     Returns:
         Bytes: of the device's allocator on a GPU; of the process's resident memory elsewhere, 0 where the system does
@@ -34,10 +34,10 @@ def peak_memory(prepare: Callable[..., Mapping[str, Callable[[], Any]]], argumen
 
 
 def _measured(prepare: Callable[..., Mapping[str, Callable[[], Any]]], arguments: tuple[Any, ...], name: str) -> int:
-    return peak_during(prepare(*arguments)[name])
+    return measure_peak_memory(prepare(*arguments)[name])
 
 
-def peak_during(run: Callable[[], Any]) -> int:
+def measure_peak_memory(run: Callable[[], Any]) -> int:
     """How much more memory is in use at the peak of ``run`` than before it, in this process.
 
     Returns:

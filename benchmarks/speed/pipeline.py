@@ -1,4 +1,4 @@
-"""The whole way from picture files to label maps: its steps overlapping, one after the other, and each alone."""
+"""The whole way from image files to label maps: its steps overlapping, one after the other, and each alone."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -9,15 +9,15 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks.speed.contest import OURS
-from benchmarks.speed.floor import floor_contenders
+from benchmarks.speed.comparison import OURS
+from benchmarks.speed.floor import lower_bound_implementations
 from dcsm_attr.attribution import DistinctClassSaliency
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.segmentation import Segmenter
 from dcsm_attr.segmentation.segmenter import Precision
-from dcsm_attr.segmentation.stream import AttributedPhotograph, PreparedPhotograph, restored
+from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restored
 
-__all__ = ["PipelineWork", "pipeline_contenders"]
+__all__ = ["PipelineWork", "pipeline_implementations"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PipelineWork:
     precision: Precision = "float32"
 
 
-def pipeline_contenders(work: PipelineWork) -> dict[str, Callable[[], Any]]:
+def pipeline_implementations(work: PipelineWork) -> dict[str, Callable[[], Any]]:
     """The overlapping pipeline, the same one step after the other, each step alone, and the convolutions alone.
 
     Args:
@@ -64,12 +64,12 @@ def pipeline_contenders(work: PipelineWork) -> dict[str, Callable[[], Any]]:
         for batch in _batches(photographs, work.batch_size):
             segmenter.segment_batch(*zip(*batch, strict=True))
 
-    def prepared() -> list[PreparedPhotograph]:
+    def prepared() -> list[PreparedImage]:
         return [segmenter.prepared(*photograph) for photograph in photographs]
 
     ready = prepared()
 
-    def attributed(segmenter: Segmenter) -> list[AttributedPhotograph]:
+    def attributed(segmenter: Segmenter) -> list[AttributedImage]:
         return [one for batch in _batches(ready, work.batch_size) for one in segmenter.attributed(batch)]
 
     with_maps = attributed(segmenter)
@@ -91,7 +91,9 @@ def _convolutions(model: nn.Module, work: PipelineWork, device: str) -> Callable
     sides = [round(work.side * scale) for scale in method.scales]
     together = min(work.batch_size, len(work.photographs))
     floors = [
-        floor_contenders(model, first_layer, torch.randn(together, 3, side, side).to(device), range(work.classes))
+        lower_bound_implementations(
+            model, first_layer, torch.randn(together, 3, side, side).to(device), range(work.classes)
+        )
         for side in sides
     ]
 

@@ -1,4 +1,4 @@
-"""What the contests gave, for a reader and for a program."""
+"""What the comparisons gave, for a reader and for a program."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.contest import OURS, Outcome
+from benchmarks.speed.comparison import OURS, Outcome
 from benchmarks.speed.scaling import Scaling
-from dcsm_attr.evaluation.report import markdown_table, measured_with
+from dcsm_attr.evaluation.report import markdown_table, provenance_section
 from dcsm_attr.evaluation.result import measured_on
-from dcsm_attr.io import atomic_path, writable_folder
+from dcsm_attr.io import atomic_path, make_writable_folder
 
 __all__ = ["outcome_table", "scaling_text", "write_benchmark"]
 
@@ -20,7 +20,7 @@ _MIB = 2**20
 
 
 def outcome_table(outcome: Outcome) -> str:
-    """A Markdown table of one contest: milliseconds, how many times ours, peak memory, errors where they are known."""
+    """A Markdown table of one comparison: milliseconds, how many times ours, peak memory, and errors if known."""
     error = ["largest error"] if outcome.errors else []
     rows = [["", "median ms", "fastest", "slowest", "times ours", "peak memory MiB", *error]]
     for name, timing in outcome.timings.items():
@@ -54,10 +54,10 @@ def scaling_text(scaling: Scaling) -> str:
 def write_benchmark(
     outcomes: Sequence[Outcome], scalings: Sequence[Scaling], folder: str | Path, name: str, *, command: str
 ) -> list[Path]:
-    """Write ``NAME.md`` and ``NAME.json`` into a folder, which is made if it is not there.
+    """Write ``NAME.md`` and ``NAME.json`` into a folder, which is created if missing.
 
     Args:
-        outcomes: of the contests.
+        outcomes: of the comparisons.
         scalings: further measurements.
         folder: where to write; earlier files of the name are replaced.
         name: of the files.
@@ -69,11 +69,11 @@ def write_benchmark(
     Raises:
         OSError: if the folder cannot be written to.
     """
-    folder = writable_folder(folder)
+    folder = make_writable_folder(folder)
     measured = {**measured_on(command), "threads": torch.get_num_threads()}
     content = {
         "measured": measured,
-        "contests": [_content(outcome) for outcome in outcomes],
+        "comparisons": [_content(outcome) for outcome in outcomes],
         "scaling": [scaling.content() for scaling in scalings],
     }
     paths = [folder / f"{name}.md", folder / f"{name}.json"]
@@ -97,11 +97,11 @@ def _content(outcome: Outcome) -> dict[str, Any]:
 def _markdown(outcomes: Sequence[Outcome], scalings: Sequence[Scaling], measured: Mapping[str, Any]) -> str:
     parts = [
         "# Speed",
-        "Contenders run in turn in one process, after one run each to warm up. Peak memory is what a contender used "
-        "more than before it began, in a process of its own.",
+        "Implementations run in turn in one process, after one run each to warm up. Peak memory is what an implementation "
+        "used more than before it began, in a process of its own.",
     ]
     for outcome in outcomes:
         parts += [f"## {outcome.title}", outcome_table(outcome)]
     for scaling in scalings:
         parts += [f"## {scaling.title}", scaling_text(scaling)]
-    return "\n\n".join([*parts, measured_with(measured)]) + "\n"
+    return "\n\n".join([*parts, provenance_section(measured)]) + "\n"

@@ -1,4 +1,4 @@
-"""Class maps of photographs: ours, by other libraries, by loops in plain PyTorch, and the convolutions alone."""
+"""Class maps of images: ours, by other libraries, by loops in plain PyTorch, and the convolutions alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,16 +7,22 @@ from typing import Any
 import torch
 import torchvision
 
-from benchmarks.speed.contest import OURS
-from benchmarks.speed.floor import floor_contenders, graph_above
-from benchmarks.speed.saliency_peers import peer_contenders
+from benchmarks.speed.comparison import OURS
+from benchmarks.speed.floor import forward_from_layer, lower_bound_implementations
+from benchmarks.speed.saliency_peers import library_implementations
 from dcsm_attr.attribution import DistinctClassSaliency
 from dcsm_attr.attribution.layers import default_layers
 
-__all__ = ["PARTIAL_BACKWARD", "SaliencyWork", "backward_contender", "our_contender", "saliency_contenders"]
+__all__ = [
+    "PARTIAL_BACKWARD",
+    "SaliencyWork",
+    "backward_implementation",
+    "our_implementation",
+    "saliency_implementations",
+]
 
 
-#: The name of the contender that shows what one more class must cost.
+#: The name of the implementation that shows what one more class must cost.
 PARTIAL_BACKWARD = "one partial backward pass"
 
 # conv3_1 to conv5_3, the layers of the paper; for other networks the default ones.
@@ -31,7 +37,7 @@ class SaliencyWork:
         model: a name of torchvision; its weights are drawn, which no time depends on.
         side: of the square photographs, in pixels.
         classes: how many are compared.
-        images: how many photographs.
+        images: how many images.
     """
 
     model: str
@@ -40,31 +46,31 @@ class SaliencyWork:
     images: int = 1
 
 
-def our_contender(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
+def our_implementation(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
     """Ours alone."""
     return {OURS: _Prepared(work).ours()}
 
 
-def backward_contender(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
+def backward_implementation(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
     """One backward pass of plain PyTorch, from the score of one class to the first layer."""
     prepared = _Prepared(work)
     images = prepared.images.contiguous(memory_format=torch.channels_last)
-    logits, first = graph_above(prepared.model, prepared.layers[0], images)
+    logits, first = forward_from_layer(prepared.model, prepared.layers[0], images)
     return {PARTIAL_BACKWARD: lambda: torch.autograd.grad(logits[:, 0].sum(), first, retain_graph=True)}
 
 
-def saliency_contenders(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
+def saliency_implementations(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
     """Ours first, other libraries, plain loops, the floor.
 
     All read gradients at the outputs of the same layers.
 
     Args:
-        work: of one photograph.
+        work: of one image.
     """
     prepared = _Prepared(work)
     asked = (prepared.model, prepared.layers, prepared.images, prepared.classes)
-    floor = floor_contenders(prepared.model, prepared.layers[0], prepared.images, prepared.classes)
-    return {OURS: prepared.ours(), **peer_contenders(*asked), **floor}
+    floor = lower_bound_implementations(prepared.model, prepared.layers[0], prepared.images, prepared.classes)
+    return {OURS: prepared.ours(), **library_implementations(*asked), **floor}
 
 
 class _Prepared:

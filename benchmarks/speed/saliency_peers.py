@@ -1,7 +1,7 @@
 """Guided gradients of several classes at several layers, as one would take them with other libraries, or by hand.
 
-All contenders that give gradients are combined by the same equations; the class activation methods of pytorch-grad-cam
-and torchcam give maps of their own (without the guided rule), over the same layers and classes.
+All implementations that give gradients are combined by the same equations; the class activation methods of
+pytorch-grad-cam and torchcam give maps of their own (without the guided rule), over the same layers and classes.
 """
 
 import warnings
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from benchmarks.peers.libraries import library
 from dcsm_attr.attribution import maps as equations
 
-__all__ = ["peer_contenders"]
+__all__ = ["library_implementations"]
 
 
 _ALPHA = 3.0
-_MOST_PASSES = 30
+_MAX_PASSES = 30
 
 
-def peer_contenders(
+def library_implementations(
     model: nn.Module, layers: Sequence[str], images: Tensor, classes: Sequence[int]
 ) -> dict[str, Callable[[], Any]]:
-    """The contenders, by name.
+    """The implementations, by name.
 
     Args:
         model: in evaluation mode; its parameters require gradients, as torchvision gives it.
@@ -38,13 +38,13 @@ def peer_contenders(
         more than 30 forward passes, a call for each layer and class.
     """
     work = _Work(model, layers, images, classes)
-    contenders: dict[str, Callable[[], Any]] = {
+    implementations: dict[str, Callable[[], Any]] = {
         "captum, all layers a call": work.captum_all_layers,
         "PyTorch loop, a forward pass a class": work.loop,
         "PyTorch loop, one forward pass": work.loop_of_one_forward_pass,
     }
-    if len(layers) * len(classes) <= _MOST_PASSES:
-        contenders["captum, one layer a call"] = work.captum_each_layer
+    if len(layers) * len(classes) <= _MAX_PASSES:
+        implementations["captum, one layer a call"] = work.captum_each_layer
     for name, needs, run in (
         ("pytorch-grad-cam", "pytorch_grad_cam", work.grad_cam),
         ("torchcam", "torchcam.methods", work.torchcam),
@@ -53,8 +53,8 @@ def peer_contenders(
             library(needs)
         except ImportError:
             continue
-        contenders[name] = run
-    return contenders
+        implementations[name] = run
+    return implementations
 
 
 class _Work:

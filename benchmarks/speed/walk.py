@@ -8,26 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.speed.contest import OURS
-from dcsm_attr.models.affinity_net import affinities, neighbour_offsets, overlap
+from benchmarks.speed.comparison import OURS
+from dcsm_attr.models.affinity_net import affinities, neighbor_offsets, overlap
 from dcsm_attr.wsss.random_walk import random_walk
 
-__all__ = ["DENSE", "SPARSE", "WalkWork", "exact_walk", "walk_contenders"]
+__all__ = ["DENSE", "SPARSE", "WalkWork", "exact_walk", "walk_implementations"]
 
 
 SPARSE = "256 sparse products"
 DENSE = "dense matrix, 8 squarings"
 
-_OFFSETS = neighbour_offsets()
+_OFFSETS = neighbor_offsets()
 _BETA = 8.0
 _SQUARINGS = 8
 # Positions of a dense matrix that is squared in reasonable time: with four times as many it takes 64 times as long.
-_LARGEST_DENSE = 5000
+_MAX_DENSE_SIZE = 5000
 
 
 @dataclass(frozen=True)
 class WalkWork:
-    """The maps of one photograph, with the paper's settings: radius 5, beta 8, 256 steps.
+    """The maps of one image, with the paper's settings: radius 5, beta 8, 256 steps.
 
     Attributes:
         height: h of the maps.
@@ -40,24 +40,24 @@ class WalkWork:
     labels: int
 
 
-def walk_contenders(work: WalkWork) -> dict[str, Callable[[], Tensor]]:
+def walk_implementations(work: WalkWork) -> dict[str, Callable[[], Tensor]]:
     """Ours, and what one writes first; each from the same maps and affinities to the same maps, in float32.
 
     Args:
         work: on a GPU where there is one. A dense matrix is left out where squaring it takes too long.
     """
     maps, pairs = _inputs(work)
-    contenders = {
+    implementations = {
         OURS: lambda: random_walk(maps, pairs, _OFFSETS, beta=_BETA, steps=2**_SQUARINGS),
         SPARSE: lambda: _by_sparse_products(maps, pairs),
     }
-    if work.height * work.width <= _LARGEST_DENSE:
-        contenders[DENSE] = lambda: _by_dense_squaring(maps, pairs)
-    return contenders
+    if work.height * work.width <= _MAX_DENSE_SIZE:
+        implementations[DENSE] = lambda: _by_dense_squaring(maps, pairs)
+    return implementations
 
 
 def exact_walk(work: WalkWork) -> Tensor:
-    """What the contenders should give: all products one after the other, in float64.
+    """What the implementations should give: all products one after the other, in float64.
 
     Args:
         work: what is to be done.
@@ -67,7 +67,7 @@ def exact_walk(work: WalkWork) -> Tensor:
 
 
 def _inputs(work: WalkWork) -> tuple[Tensor, Tensor]:
-    """Random maps, and affinities of features that are smooth, as those of photographs."""
+    """Random maps, and affinities of features that are smooth, as those of images."""
     generator = torch.Generator().manual_seed(work.labels)
     size = (work.height, work.width)
     coarse = torch.randn(1, 8, 12, 12, generator=generator) / 4

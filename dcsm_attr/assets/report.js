@@ -97,7 +97,7 @@ function showFigures() {
     "Everything below is of the others.";
   const figures = [
     ["photographs", number(run.photographs)],
-    ["labelled", number(run.labelled)],
+    ["labelled", number(run.labeled)],
     ["failed", number(run.failed)],
     ["unfinished", number(run.unfinished)],
   ];
@@ -341,8 +341,8 @@ function showAlone(alone) {
 
 function tellWhatIsMissing() {
   byId("spread").textContent =
-    thumbnails.length < run.labelled
-      ? `Of ${counted(run.labelled, "labelled photograph")}, ${number(thumbnails.length)} have a thumbnail, evenly spread over the run. ` +
+    thumbnails.length < run.labeled
+      ? `Of ${counted(run.labeled, "labelled photograph")}, ${number(thumbnails.length)} have a thumbnail, evenly spread over the run. ` +
         "Counts, histograms and disagreements are of all."
       : "";
   const count = (test) => thumbnails.filter(test).length;

@@ -13,26 +13,26 @@ from dcsm_attr.attribution.candidates import (
     Activation,
     Request,
     Selection,
-    check_detection,
+    check_detection_settings,
     class_scores,
-    maps_of_target,
+    select_target_map,
 )
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.inputs import (
-    FastestFormat,
-    argument_tuple,
+    AutoMemoryFormat,
     batch_slices,
     check_batch_size,
-    checked_images,
-    checked_scales,
-    comfortable_batch,
-    nearest_first,
+    check_images,
+    check_scales,
+    default_batch_size,
+    format_forward_args,
     rescaled,
-    sliced_arguments,
+    slice_forward_args,
+    sort_by_distance_to_one,
 )
-from dcsm_attr.attribution.linear_head import ClassEvidence, class_evidence
+from dcsm_attr.attribution.linear_head import CamFeatures, find_cam_features
 from dcsm_attr.attribution.maps import divide_by_maximum, upsample
-from dcsm_attr.attribution.model import PoolingName, as_guest, checked_model, explained_failures
+from dcsm_attr.attribution.model import PoolingName, check_model, explain_forward_errors, prepared_model
 
 __all__ = ["ClassActivationMaps"]
 
@@ -94,20 +94,20 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
                 elsewhere all images of a scale.
                 Default: None
         """
-        Attribution.__init__(self, checked_model(forward_func, guided=False))
-        check_detection(activation, pooling, threshold)
+        Attribution.__init__(self, check_model(forward_func, guided=False))
+        check_detection_settings(activation, pooling, threshold)
         check_batch_size(internal_batch_size)
-        self.scales = checked_scales(scales)
+        self.scales = check_scales(scales)
         self.mirrored = mirrored
         self.activation: Activation = activation
         self.pooling: PoolingName = pooling
         self.threshold = threshold
         self.internal_batch_size = internal_batch_size
-        self._format = FastestFormat()
+        self._format = AutoMemoryFormat()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the maps depend on beside model and images, ready for JSON."""
+        """Everything that the maps depend on beside model and images, JSON-serializable."""
         return {
             "method": self.get_name(),
             "scales": list(self.scales),
@@ -134,7 +134,7 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
                 positions of a score map, of which there is no class activation map.
                 Default: None
             additional_forward_args (Any, optional): Passed to the model after the inputs, with those of the mirrored
-                images a second time.
+                images per second time.
                 Default: None
 
         Returns:
@@ -159,7 +159,7 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
             >>> plain = ClassActivationMaps(model, scales=(1.0,), mirrored=False)  # Zhou et al.
         """
         result, selection = self._run(inputs, Request(target=target), additional_forward_args)
-        return maps_of_target(result, selection.target, inputs)
+        return select_target_map(result, selection.target, inputs)
 
     def attribute_future(self) -> None:
         """Not supported by this method."""
@@ -200,45 +200,45 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
     def _run(
         self, inputs: Any, request: Request, additional_forward_args: Any, raw: bool = False
     ) -> tuple[ClassMaps, Selection]:
-        images = checked_images(inputs)
-        arguments = argument_tuple(additional_forward_args)
+        images = check_images(inputs)
+        arguments = format_forward_args(additional_forward_args)
         count = len(images[0])
         selection: Selection | None = None
         parts = []
-        with as_guest(self.forward_func, images[0].device):
-            for part in batch_slices(count, self.internal_batch_size or comfortable_batch(images, arguments)):
-                runs = self._runs(tuple(x[part] for x in images), sliced_arguments(arguments, part, count))
+        with prepared_model(self.forward_func, images[0].device):
+            for part in batch_slices(count, self.internal_batch_size or default_batch_size(images, arguments)):
+                runs = self._runs(tuple(x[part] for x in images), slice_forward_args(arguments, part, count))
                 first = next(runs)
                 if selection is None:
                     selection = request.resolve(count, first.logits.shape)
-                    _check_no_position(selection)
+                    _check_no_target_position(selection)
                 parts.append(self._summed(chain([first], runs), selection[part], images[0][part], raw))
         assert selection is not None
         return ClassMaps.concatenated(parts), selection
 
-    def _runs(self, images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Iterator[ClassEvidence]:
+    def _runs(self, images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Iterator[CamFeatures]:
         """What the model finds at each scale, looked for when it is asked for; mirror images after all others."""
         rows = torch.arange(len(images[0]), device=images[0].device)
-        for scale in nearest_first(self.scales):
+        for scale in sort_by_distance_to_one(self.scales):
             # As the released code resizes.
             resized = rescaled(images, scale, "bicubic")
-            views, rows_of_views = resized, rows
+            views, view_rows = resized, rows
             if self.mirrored:
-                views, rows_of_views = tuple(torch.cat([x, x.flip(-1)]) for x in resized), rows.repeat(2)
-            at_once = self.internal_batch_size or comfortable_batch(resized, arguments)
-            with explained_failures(self.forward_func, resized[0], images[0]):
+                views, view_rows = tuple(torch.cat([x, x.flip(-1)]) for x in resized), rows.repeat(2)
+            chunk_size = self.internal_batch_size or default_batch_size(resized, arguments)
+            with explain_forward_errors(self.forward_func, resized[0], images[0]):
                 found = [
-                    self._evidence(
-                        tuple(x[part] for x in views), sliced_arguments(arguments, rows_of_views[part], len(rows))
+                    self._cam_features(
+                        tuple(x[part] for x in views), slice_forward_args(arguments, view_rows[part], len(rows))
                     )
-                    for part in batch_slices(len(rows_of_views), at_once)
+                    for part in batch_slices(len(view_rows), chunk_size)
                 ]
-            yield ClassEvidence.concatenated(found)
+            yield CamFeatures.concatenated(found)
 
-    def _evidence(self, images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> ClassEvidence:
-        return self._format.run(lambda x: class_evidence(self.forward_func, x, arguments), images)
+    def _cam_features(self, images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> CamFeatures:
+        return self._format.run(lambda x: find_cam_features(self.forward_func, x, arguments), images)
 
-    def _summed(self, runs: Iterator[ClassEvidence], selection: Selection, images: Tensor, raw: bool) -> ClassMaps:
+    def _summed(self, runs: Iterator[CamFeatures], selection: Selection, images: Tensor, raw: bool) -> ClassMaps:
         """Choose the classes of a part of the batch, and sum their maps over scales and mirror images."""
         first = next(runs)
         scores = class_scores(first.logits[: len(images)], self.activation, self.pooling)
@@ -256,14 +256,14 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
         nothing = torch.zeros_like(candidates.detected[:, 0])
         return ClassMaps(maps, candidates.classes, candidates.detected, scores, nothing, maps if raw else None)
 
-    def _rectified(self, run: ClassEvidence, classes: Tensor) -> Tensor:
+    def _rectified(self, run: CamFeatures, classes: Tensor) -> Tensor:
         if not self.mirrored:
             return run.maps(classes).clamp_(min=0)
         own, mirrored = run.maps(classes.repeat(2, 1)).clamp_(min=0).chunk(2)
         return own + mirrored.flip(-1)
 
 
-def _check_no_position(selection: Selection) -> None:
+def _check_no_target_position(selection: Selection) -> None:
     if selection.positions is not None:
         raise ValueError(
             "a target (class, y, x) names a position of the score map, but a class activation map is of all positions: "

@@ -14,27 +14,27 @@ from captum._utils.common import _select_targets
 from torch import Tensor
 
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.attribution.model import POOLINGS, PoolingName, pooled_scores
+from dcsm_attr.attribution.model import POOLINGS, PoolingName, pool_score_maps
 
 __all__ = [
     "Activation",
     "Candidates",
     "Request",
     "Selection",
-    "check_detection",
+    "check_detection_settings",
     "choose_candidates",
     "class_scores",
-    "explicit_classes",
-    "given_candidates",
-    "maps_of_target",
+    "explicit_candidates",
+    "resolve_classes",
     "resolve_target",
+    "select_target_map",
 ]
 
 
 Activation = Literal["auto", "sigmoid", "softmax"]
 
 
-def check_detection(activation: str, pooling: str, threshold: float) -> None:
+def check_detection_settings(activation: str, pooling: str, threshold: float) -> None:
     """Check the settings by which classes are detected.
 
     Raises:
@@ -55,7 +55,7 @@ def class_scores(logits: Tensor, activation: Activation, pooling: PoolingName = 
         logits: ``(N, C)`` or ``(N, C, h, w)``.
         activation: ``"sigmoid"`` for classifiers that decide each class for itself, ``"softmax"`` for those that choose
             one class. ``"auto"``: sigmoid for score maps and for a single class, softmax otherwise.
-        pooling: of score maps; see :func:`dcsm_attr.attribution.model.pooled_scores`.
+        pooling: of score maps; see :func:`dcsm_attr.attribution.model.pool_score_maps`.
 
     Returns:
         ``(N, C)`` float32 in [0, 1].
@@ -63,7 +63,7 @@ def class_scores(logits: Tensor, activation: Activation, pooling: PoolingName = 
     Raises:
         ValueError: if a score is NaN or infinite.
     """
-    pooled = (logits if logits.ndim == 2 else pooled_scores(logits, pooling)).float()
+    pooled = (logits if logits.ndim == 2 else pool_score_maps(logits, pooling)).float()
     if not torch.isfinite(pooled).all():
         raise ValueError(
             "the model's scores hold NaN or infinite values: check its weights and the range of the inputs."
@@ -109,7 +109,7 @@ def choose_candidates(scores: Tensor, detected: Tensor, minimum: int, required: 
     return Candidates(classes.where(exists, -1), detected.gather(1, classes) & exists)
 
 
-def given_candidates(classes: Tensor, detected: Tensor) -> Candidates:
+def explicit_candidates(classes: Tensor, detected: Tensor) -> Candidates:
     """Take the caller's candidates as they are.
 
     Args:
@@ -122,7 +122,7 @@ def given_candidates(classes: Tensor, detected: Tensor) -> Candidates:
     return Candidates(classes, detected.gather(1, classes.clamp(min=0)) & (classes >= 0))
 
 
-def explicit_classes(classes: object, images: int, count: int, name: str) -> Tensor:
+def resolve_classes(classes: object, images: int, count: int, name: str) -> Tensor:
     """Read classes that the caller names: the same for all images, or a row for each.
 
     Args:
@@ -139,7 +139,7 @@ def explicit_classes(classes: object, images: int, count: int, name: str) -> Ten
         ValueError: if the shape is wrong, a class is out of range or named twice, or an image has none.
     """
     try:
-        rows = torch.as_tensor(_padded_rows(classes), device="cpu")
+        rows = torch.as_tensor(_pad_rows(classes), device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{name} must be integers of shape (K,), or a row of them for each image; got {classes!r}."
@@ -163,7 +163,7 @@ def explicit_classes(classes: object, images: int, count: int, name: str) -> Ten
     return rows
 
 
-def _padded_rows(classes: object) -> object:
+def _pad_rows(classes: object) -> object:
     if not isinstance(classes, (list, tuple)) or not all(isinstance(row, (list, tuple)) for row in classes):
         return classes
     longest = max((len(row) for row in classes), default=0)
@@ -212,7 +212,7 @@ def _names_position(target: Any) -> bool:
     return isinstance(first, tuple) and len(first) > 1
 
 
-def maps_of_target(maps: ClassMaps, target: Tensor | None, inputs: Any) -> Tensor | tuple[Tensor, ...]:
+def select_target_map(maps: ClassMaps, target: Tensor | None, inputs: Any) -> Tensor | tuple[Tensor, ...]:
     """Pick the maps of the target.
 
     Args:
@@ -264,7 +264,7 @@ class Selection:
         """
         detected = detected if self.known is None else self.known
         if self.candidates is not None:
-            return given_candidates(self.candidates, detected)
+            return explicit_candidates(self.candidates, detected)
         required = None if self.target is None else F.one_hot(self.target, ranking.shape[1]).bool()
         return choose_candidates(ranking, detected, minimum, required)
 
@@ -275,7 +275,7 @@ class Request:
 
     Attributes:
         target: in any of Captum's forms, see :func:`dcsm_attr.attribution.candidates.resolve_target`.
-        classes: known to be in the images, see :func:`dcsm_attr.attribution.candidates.explicit_classes`.
+        classes: known to be in the images, see :func:`dcsm_attr.attribution.candidates.resolve_classes`.
         candidates: to be subtracted from each other, in the same forms.
     """
 
@@ -301,11 +301,11 @@ class Request:
             target, positions = resolve_target(self.target, torch.Size((images, *output_shape[1:])))
         known = None
         if self.classes is not None:
-            rows = explicit_classes(self.classes, images, count, "classes")
+            rows = resolve_classes(self.classes, images, count, "classes")
             known = F.one_hot(rows.where(rows >= 0, count), count + 1)[..., :count].any(dim=1)
         candidates = None
         if self.candidates is not None:
-            candidates = explicit_classes(self.candidates, images, count, "candidates")
+            candidates = resolve_classes(self.candidates, images, count, "candidates")
             _check_among_candidates(candidates, target, known)
         return Selection(target, positions, known, candidates)
 
@@ -320,7 +320,7 @@ def _check_among_candidates(candidates: Tensor, target: Tensor | None, known: Te
                 f"{candidates[image].tolist()}."
             )
     if known is not None:
-        among = given_candidates(candidates, known).detected.sum(dim=1) == known.sum(dim=1)
+        among = explicit_candidates(candidates, known).detected.sum(dim=1) == known.sum(dim=1)
         if not among.all():
             image = int((~among).nonzero()[0])
             raise ValueError(

@@ -18,8 +18,8 @@ class ClassMaps:
     Attributes:
         maps: ``(N, K, H, W)`` float32 in [0, 1], zero in slots without a class.
         classes: ``(N, K)`` int64, -1 where an image has fewer than K candidates.
-        detected: ``(N, K)`` bool: above the threshold (or named by the caller as present), as against there only to be
-            subtracted.
+        detected: ``(N, K)`` bool: above the threshold (or named by the caller as present), contrasted with there only
+            to be subtracted.
         scores: ``(N, C)`` float32 in [0, 1], the model's scores of all classes at the scale nearest to 1.
         subtracted: ``(N,)`` bool: False where nothing was subtracted, because the method does not or because the image
             has one candidate only; the maps are then the raw ones.
@@ -137,11 +137,11 @@ class ClassMaps:
 
 
 class Saliency(Protocol):
-    """A method that gives one map a class, such as :class:`DistinctClassSaliency` or :class:`Simonyan`."""
+    """A method that gives one map per class, such as :class:`DistinctClassSaliency` or :class:`Simonyan`."""
 
     def class_maps(self, inputs: Tensor, classes: Any = None, *, raw: bool = False) -> ClassMaps:
         """Maps of all candidates of each image; see :meth:`DistinctClassSaliency.class_maps`."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the maps depend on, ready for JSON."""
+        """What the maps depend on, JSON-serializable."""

@@ -1,4 +1,4 @@
-"""What the methods of this package share: from images and a request to one map a candidate class."""
+"""What the methods of this package share: from images and a request to one map per candidate class."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -8,38 +8,38 @@ import torch
 from captum.attr._utils.attribution import GradientAttribution
 from torch import Tensor
 
+from dcsm_attr.attribution.cached_gradients import CachedGradients, CachedRun, GradientRun
 from dcsm_attr.attribution.candidates import (
     Activation,
     Candidates,
     Request,
     Selection,
-    check_detection,
+    check_detection_settings,
     class_scores,
-    maps_of_target,
+    select_target_map,
 )
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.attribution.gradients import LayerPoint, Recording, record
+from dcsm_attr.attribution.gradients import ForwardPass, LayerPoint, record
 from dcsm_attr.attribution.inputs import (
-    FastestFormat,
-    argument_tuple,
+    AutoMemoryFormat,
     batch_slices,
     check_batch_size,
     check_differentiable,
-    checked_images,
-    checked_scales,
-    comfortable_batch,
-    nearest_first,
+    check_images,
+    check_scales,
+    default_batch_size,
+    format_forward_args,
     rescaled,
-    sliced_arguments,
+    slice_forward_args,
+    sort_by_distance_to_one,
 )
-from dcsm_attr.attribution.kept_gradients import GradientRun, KeptGradients, KeptRun
 from dcsm_attr.attribution.maps import Variant
 from dcsm_attr.attribution.model import (
     PoolingName,
-    as_guest,
-    check_guidance,
-    checked_model,
-    explained_failures,
+    check_guided_rectifiers,
+    check_model,
+    explain_forward_errors,
+    prepared_model,
     warn_caller,
 )
 
@@ -47,7 +47,7 @@ __all__ = ["ClassSaliency"]
 
 
 class ClassSaliency(GradientAttribution):  # type: ignore[misc]
-    """Gradients of several classes at several points of a network, combined into one map a class.
+    """Gradients of several classes at several points of a network, combined into one map per class.
 
     Not for direct use: :class:`DistinctClassSaliency` and :class:`Simonyan` are the methods.
 
@@ -72,23 +72,23 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         min_candidates: int | None,
         internal_batch_size: int | None,
     ) -> None:
-        GradientAttribution.__init__(self, checked_model(forward_func, guided))
+        GradientAttribution.__init__(self, check_model(forward_func, guided))
         self._variant = variant
         self.guided = guided
         self.subtract = subtract
-        self.scales = checked_scales(variant.scales if scales is None else scales)
+        self.scales = check_scales(variant.scales if scales is None else scales)
         self.alpha = alpha
         self.activation = activation
         self.pooling = pooling
         self.threshold = threshold
         self.min_candidates = variant.min_candidates if min_candidates is None else min_candidates
         self.internal_batch_size = internal_batch_size
-        self._format = FastestFormat()
+        self._format = AutoMemoryFormat()
         self._check_settings()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the maps depend on beside model and images, ready for JSON."""
+        """Everything that the maps depend on beside model and images, JSON-serializable."""
         return {
             "method": self.get_name(),
             "guided": self.guided,
@@ -104,7 +104,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
     def _check_settings(self) -> None:
         if not 0 < self.alpha < float("inf"):
             raise ValueError(f"alpha must be positive, got {self.alpha}.")
-        check_detection(self.activation, self.pooling, self.threshold)
+        check_detection_settings(self.activation, self.pooling, self.threshold)
         if self.min_candidates < 1:
             raise ValueError(
                 f"min_candidates must be at least 1, got {self.min_candidates}; subtract=False switches subtraction "
@@ -116,32 +116,32 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         self, inputs: Any, points: Sequence[LayerPoint], request: Request, additional_forward_args: Any
     ) -> Tensor | tuple[Tensor, ...]:
         result, selection = self._run(inputs, points, request, additional_forward_args)
-        return maps_of_target(result, selection.target, inputs)
+        return select_target_map(result, selection.target, inputs)
 
-    def _keep(
+    def _compute_gradients(
         self, inputs: Any, points: Sequence[LayerPoint], request: Request, additional_forward_args: Any
-    ) -> KeptGradients:
-        images = checked_images(inputs)
+    ) -> CachedGradients:
+        images = check_images(inputs)
         check_differentiable(images)
         count, size = len(images[0]), (images[0].shape[2], images[0].shape[3])
-        arguments = argument_tuple(additional_forward_args)
+        arguments = format_forward_args(additional_forward_args)
         selection: Selection | None = None
         candidates: Candidates | None = None
         kept = []
-        with as_guest(self.forward_func, images[0].device):
+        with prepared_model(self.forward_func, images[0].device):
             for scale, recording in self._forward_runs(images, arguments, points):
                 if selection is None or candidates is None:
                     selection = request.resolve(count, recording.logits.shape).to(recording.logits.device)
                     if self.guided:
-                        check_guidance(recording)
+                        check_guided_rectifiers(recording)
                     scores = class_scores(recording.logits, self.activation, self.pooling)
                     candidates = selection.candidates_for(scores, scores > self.threshold, self.min_candidates)
-                maps = self._backward(recording, candidates, selection)
-                kept.append(KeptRun(scale, recording.logits, recording.points, candidates.classes, maps))
-        return KeptGradients(size, tuple(kept))
+                maps = self._backward_classes(recording, candidates, selection)
+                kept.append(CachedRun(scale, recording.logits, recording.points, candidates.classes, maps))
+        return CachedGradients(size, tuple(kept))
 
-    def _of_kept(self, kept: KeptGradients, points: Sequence[str], request: Request, raw: bool) -> ClassMaps:
-        runs = (kept.run(scale).at(points) for scale in nearest_first(self.scales))
+    def _combine_cached(self, kept: CachedGradients, points: Sequence[str], request: Request, raw: bool) -> ClassMaps:
+        runs = (kept.run(scale).at(points) for scale in sort_by_distance_to_one(self.scales))
         first = next(runs)
         selection = request.resolve(len(first.logits), first.logits.shape).to(first.logits.device)
         with torch.no_grad():
@@ -155,24 +155,24 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         additional_forward_args: Any,
         raw: bool = False,
     ) -> tuple[ClassMaps, Selection]:
-        images = checked_images(inputs)
+        images = check_images(inputs)
         check_differentiable(images)
-        arguments = argument_tuple(additional_forward_args)
+        arguments = format_forward_args(additional_forward_args)
         device, count = images[0].device, len(images[0])
         size = (images[0].shape[2], images[0].shape[3])
         selection: Selection | None = None
         parts = []
-        with as_guest(self.forward_func, device):
-            for part in batch_slices(count, self.internal_batch_size or comfortable_batch(images, arguments)):
+        with prepared_model(self.forward_func, device):
+            for part in batch_slices(count, self.internal_batch_size or default_batch_size(images, arguments)):
                 part_images = tuple(x[part] for x in images)
-                recordings = self._forward_runs(part_images, sliced_arguments(arguments, part, count), points)
-                runs = (recording for _, recording in recordings)
+                forward_passes = self._forward_runs(part_images, slice_forward_args(arguments, part, count), points)
+                runs = (recording for _, recording in forward_passes)
                 first = next(runs)
                 if selection is None:
                     selection = request.resolve(count, first.logits.shape)
                     self._check_positions(selection)
                     if self.guided:
-                        check_guidance(first)
+                        check_guided_rectifiers(first)
                 parts.append(self._combined(chain([first], runs), selection[part].to(device), size, raw))
         assert selection is not None
         result = ClassMaps.concatenated(parts)
@@ -193,17 +193,17 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
 
     def _forward_runs(
         self, images: tuple[Tensor, ...], arguments: tuple[Any, ...], points: Sequence[LayerPoint]
-    ) -> Iterator[tuple[float, Recording]]:
-        """One forward pass a scale, run when it is asked for."""
-        for scale in nearest_first(self.scales):
+    ) -> Iterator[tuple[float, ForwardPass]]:
+        """One forward pass per scale, run when it is asked for."""
+        for scale in sort_by_distance_to_one(self.scales):
             resized = rescaled(images, scale, self._variant.image_interpolation)
-            with explained_failures(self.forward_func, resized[0], images[0]):
-                recording = self._recorded(resized, arguments, points)
+            with explain_forward_errors(self.forward_func, resized[0], images[0]):
+                recording = self._record_forward(resized, arguments, points)
             yield scale, recording
 
-    def _recorded(
+    def _record_forward(
         self, images: tuple[Tensor, ...], arguments: tuple[Any, ...], points: Sequence[LayerPoint]
-    ) -> Recording:
+    ) -> ForwardPass:
         settings: dict[str, Any] = {"reduction": self._variant.reduction, "guided": self.guided}
         return self._format.run(lambda x: record(self.forward_func, x, arguments, points, **settings), images)
 
@@ -223,10 +223,10 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         raw_total = torch.zeros_like(total) if raw else None
         finite: list[Tensor] = []
         for recording in chain(ahead, runs):
-            gate = self._gate(recording, candidates, selection)
-            layers = self._backward(recording, candidates, selection)
+            gate = self._gate_scales(recording, candidates, selection)
+            layers = self._backward_classes(recording, candidates, selection)
             if not finite:
-                self._inspect(recording.points, layers)
+                self._check_raw_maps(recording.points, layers)
             for maps in layers:
                 finite.append(maps.isfinite().all())
                 contribution = self._variant.layer_contribution(maps, slots, size, self.alpha, differing)
@@ -234,7 +234,7 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
                 if raw_total is not None:
                     contribution = self._variant.raw_contribution(maps, size, self.alpha)
                     raw_total += contribution if gate is None else gate * contribution
-        # Of the raw maps: normalisation may hide what is not a number.
+        # Of the raw maps: normalization may hide what is not a number.
         if not torch.stack(finite).all():
             raise ValueError(
                 "the model's gradients hold NaN or infinite values: they exceed the range of its number type. Check "
@@ -248,14 +248,14 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         at_scales = torch.stack(scores)
         above = at_scales.amax(dim=0) > self.threshold
         ranking = at_scales.sum(dim=0)
-        if not self._variant.detects_by_rank:
+        if not self._variant.detect_by_rank:
             return selection.candidates_for(ranking, above, self.min_candidates)
         chosen = selection.candidates_for(ranking, torch.zeros_like(above), self.min_candidates)
         if selection.known is not None:
             return chosen
         return Candidates(chosen.classes, chosen.classes >= 0)
 
-    def _gate(self, recording: GradientRun, candidates: Candidates, selection: Selection) -> Tensor | None:
+    def _gate_scales(self, recording: GradientRun, candidates: Candidates, selection: Selection) -> Tensor | None:
         """Which candidates count at this scale, ``(N, K, 1, 1)``; None: all."""
         if not self._variant.scale_gate or selection.known is not None:
             return None
@@ -265,12 +265,12 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
             passes |= candidates.classes == selection.target[:, None]
         return passes[:, :, None, None].float()
 
-    def _inspect(self, names: list[str], layers: list[Tensor]) -> None:
+    def _check_raw_maps(self, names: list[str], layers: list[Tensor]) -> None:
         """Look at the raw maps of the scale nearest to 1: for a method that has something to say about them."""
 
-    def _backward(self, recording: GradientRun, candidates: Candidates, selection: Selection) -> list[Tensor]:
+    def _backward_classes(self, recording: GradientRun, candidates: Candidates, selection: Selection) -> list[Tensor]:
         images, classes = candidates.classes.shape
-        at_once = 1
+        chunk_size = 1
         if recording.logits.device.type != "cpu":
-            at_once = classes if self.internal_batch_size is None else max(1, self.internal_batch_size // images)
-        return recording.channel_maxima(candidates.classes, selection.positions, at_once)
+            chunk_size = classes if self.internal_batch_size is None else max(1, self.internal_batch_size // images)
+        return recording.channel_maxima(candidates.classes, selection.positions, chunk_size)

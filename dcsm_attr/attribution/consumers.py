@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-__all__ = ["expanded_to_channels"]
+__all__ = ["expand_to_channels"]
 
 
-def expanded_to_channels(
+def expand_to_channels(
     attributions: Tensor | tuple[Tensor, ...], inputs: Tensor | tuple[Tensor, ...]
 ) -> Tensor | tuple[Tensor, ...]:
     """Repeat maps over the channels of their images, for metrics that want the shape of the inputs.
@@ -26,20 +26,20 @@ def expanded_to_channels(
 
     Examples::
 
-        >>> attributions = expanded_to_channels(dcs.attribute(x, target=1), x)
+        >>> attributions = expand_to_channels(dcs.attribute(x, target=1), x)
         >>> captum.metrics.infidelity(model, perturb, x, attributions, target=1)
     """
     if isinstance(attributions, Tensor) and isinstance(inputs, Tensor):
-        return _expanded(attributions, inputs)
+        return _expand_map(attributions, inputs)
     if isinstance(attributions, tuple) and isinstance(inputs, tuple):
-        return tuple(_expanded(a, x) for a, x in zip(attributions, inputs, strict=True))
+        return tuple(_expand_map(a, x) for a, x in zip(attributions, inputs, strict=True))
     raise TypeError(
         f"attributions and inputs must both be tensors or both be tuples, got {type(attributions).__name__} and "
         f"{type(inputs).__name__}."
     )
 
 
-def _expanded(attribution: Tensor, x: Tensor) -> Tensor:
+def _expand_map(attribution: Tensor, x: Tensor) -> Tensor:
     if attribution.ndim != 4 or (attribution.shape[0], 1, *x.shape[2:]) != (len(x), *attribution.shape[1:]):
         raise ValueError(
             f"attributions must be maps (N, 1, H, W) of the inputs' size {tuple(x.shape)}; got "

@@ -8,14 +8,14 @@ from captum.attr._utils.attribution import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from dcsm_attr.attribution.cached_gradients import CachedGradients
 from dcsm_attr.attribution.candidates import Activation, Request
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.class_saliency import ClassSaliency
 from dcsm_attr.attribution.gradients import LayerPoint
-from dcsm_attr.attribution.guided import plain_rectifiers
-from dcsm_attr.attribution.inputs import argument_tuple, check_differentiable, checked_images, sliced_arguments
-from dcsm_attr.attribution.kept_gradients import KeptGradients
-from dcsm_attr.attribution.layers import Layer, default_layers, is_constant, layer_points, named_layers
+from dcsm_attr.attribution.guided import unguided_rectifiers
+from dcsm_attr.attribution.inputs import check_differentiable, check_images, format_forward_args, slice_forward_args
+from dcsm_attr.attribution.layers import Layer, default_layers, is_constant, layer_points, resolve_layers
 from dcsm_attr.attribution.maps import VARIANTS, VariantName
 from dcsm_attr.attribution.model import PoolingName, warn_caller
 
@@ -24,10 +24,10 @@ __all__ = ["DistinctClassSaliency"]
 
 class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[misc]
     r"""
-    Computes Distinct Class-specific Saliency Maps: where a CNN sees each of several classes, as against the others.
+    Computes Distinct Class-specific Saliency Maps: where a CNN sees each of several classes.
 
     Guided-backpropagation gradients of every candidate class are taken at several layers, reduced by their channel
-    maximum, upsampled to the image, subtracted from each other, normalised by tanh, and averaged over layers and
+    maximum, upsampled to the image, subtracted from each other, normalized by tanh, and averaged over layers and
     scales:
 
     .. math::
@@ -54,8 +54,8 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
       signs and adds a map near 1 everywhere; a maximum of zero gives NaN. Both pairs are skipped here.
     - *matconvnet*: where no class passes the threshold the release divides 0 by 0; here the best class is used and
       flagged (:attr:`ClassMaps.nothing_detected`).
-    - *matconvnet*: the second normalisation and tanh, which the release applies to the pictures it writes, is
-      :func:`dcsm_attr.attribution.maps.matconvnet_picture`, and not part of the maps: as unaries it inflates the
+    - *matconvnet*: the second normalization and tanh, which the release applies to the pictures it writes, is
+      :func:`dcsm_attr.attribution.maps.matconvnet_image`, and not part of the maps: as unaries it inflates the
       foreground. The maps are the mean over pairs, layers and scales, where the release sums; the picture is the same.
     - *matconvnet*: it subtracts the mean of the channels B, G, R from R, G, B, and fails on images larger than 500
       pixels. Both lie in its preprocessing, not here.
@@ -155,10 +155,10 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
                 f"deepest={deepest}{'' if layer is None else ' and a layer'}."
             )
         self._deepest = deepest
-        self._chosen_by_user = layer is not None
+        self._layers_given = layer is not None
         self._layers: dict[str, nn.Module] | None = None
         if layer is not None:
-            self._layers = named_layers(self.forward_func, layer)
+            self._layers = resolve_layers(self.forward_func, layer)
         elif not isinstance(self.forward_func, nn.Module):
             raise ValueError(
                 "forward_func is a function, so that no layers can be chosen for it: pass the model itself, or "
@@ -168,36 +168,36 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the maps depend on beside model and images, ready for JSON."""
+        """Everything that the maps depend on beside model and images, JSON-serializable."""
         return {**super().settings, "variant": self.variant, "layers": list(self.layers)}
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers; where none were given, asking runs the model once to choose them."""
-        return tuple(self._resolved_layers())
+        return tuple(self._resolve_layers())
 
-    def _resolved_layers(self, inputs: Any = None, additional_forward_args: Any = None) -> dict[str, nn.Module]:
+    def _resolve_layers(self, inputs: Any = None, additional_forward_args: Any = None) -> dict[str, nn.Module]:
         if self._layers is None:
-            images = None if inputs is None else checked_images(inputs)
-            arguments = argument_tuple(additional_forward_args)
+            images = None if inputs is None else check_images(inputs)
+            arguments = format_forward_args(additional_forward_args)
             if images is not None:
                 check_differentiable(images)
-                arguments = sliced_arguments(arguments, slice(0, 1), len(images[0]))
-            with plain_rectifiers():
+                arguments = slice_forward_args(arguments, slice(0, 1), len(images[0]))
+            with unguided_rectifiers():
                 names = default_layers(self.forward_func, images, arguments)
-            self._layers = named_layers(self.forward_func, names[-(self._deepest or 0) :])
+            self._layers = resolve_layers(self.forward_func, names[-(self._deepest or 0) :])
             self.layer = list(self._layers.values())
         return self._layers
 
     def _points(
         self, inputs: Any, additional_forward_args: Any, attribute_to_layer_input: bool | None
     ) -> list[LayerPoint]:
-        layers = self._resolved_layers(inputs, additional_forward_args)
-        at_input = not self._chosen_by_user if attribute_to_layer_input is None else attribute_to_layer_input
+        layers = self._resolve_layers(inputs, additional_forward_args)
+        at_input = not self._layers_given if attribute_to_layer_input is None else attribute_to_layer_input
         return layer_points(layers, at_input)
 
-    def _inspect(self, names: list[str], layers: list[Tensor]) -> None:
-        if not self._chosen_by_user:
+    def _check_raw_maps(self, names: list[str], layers: list[Tensor]) -> None:
+        if not self._layers_given:
             return
         constant = torch.stack([is_constant(maps).all() for maps in layers]).tolist()
         said = [name for name, flag in zip(names, constant, strict=True) if flag]
@@ -223,7 +223,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
 
         Args:
 
-            inputs (Tensor or tuple[Tensor, ...]): Images (N, C, H, W), floating point, finite, normalised as the model
+            inputs (Tensor or tuple[Tensor, ...]): Images (N, C, H, W), floating point, finite, normalized as the model
                 expects; a tuple for a model with several image inputs of equal N, H and W.
             target (int, tuple, Tensor or list, optional): The class, in any of Captum's forms: an int for all images; a
                 list or a 1D tensor with one class an image; for score maps also (class, y, x), the score at one
@@ -260,7 +260,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             >>> dcs = DistinctClassSaliency(model)
             >>> dcs.layers
             ('features.10', 'features.12', ..., 'features.28')
-            >>> # Where does it see a bull mastiff (243), as against a tabby (281)? Nx1xHxW.
+            >>> # Where does it see a bull mastiff (243), contrasted with a tabby (281)? Nx1xHxW.
             >>> attribution = dcs.attribute(images, target=243, candidates=[243, 281])
         """
         points = self._points(inputs, additional_forward_args, attribute_to_layer_input)
@@ -281,7 +281,7 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         raw: bool = False,
     ) -> ClassMaps:
         r"""
-        Computes the distinct maps of all candidate classes of each image, from one forward pass a scale.
+        Computes the distinct maps of all candidate classes of each image, from one forward pass per scale.
 
         Args:
 
@@ -309,20 +309,20 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         request = Request(classes=classes, candidates=candidates)
         return self._run(inputs, points, request, additional_forward_args, raw)[0]
 
-    def keep_gradients(
+    def compute_gradients(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         classes: Any = None,
         candidates: Any = None,
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool | None = None,
-    ) -> KeptGradients:
+    ) -> CachedGradients:
         r"""
         Takes the gradients without combining them, so that several settings of the method can share them.
 
         What is kept depends on the model, ``guided``, the variant's way to resize images and to reduce channels, the
         layers and the scales; alpha, subtraction, the number of candidates, and any choice among the layers, scales and
-        classes that were kept are left to :meth:`class_maps_of`.
+        classes that were kept are left to :meth:`class_maps_from_gradients`.
 
         Args:
 
@@ -333,24 +333,26 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             attribute_to_layer_input: As in :meth:`class_maps`.
 
         Returns:
-            *KeptGradients* of the candidates, about 1/100 of the memory of the maps.
+            *CachedGradients* of the candidates, about 1/100 of the memory of the maps.
 
         Raises:
             TypeError, ValueError, RuntimeError: as :meth:`class_maps`.
             ValueError: if a layer has several tensors, which its name does not tell apart.
         """
         points = self._points(inputs, additional_forward_args, attribute_to_layer_input)
-        return self._keep(inputs, points, Request(classes=classes, candidates=candidates), additional_forward_args)
+        return self._compute_gradients(
+            inputs, points, Request(classes=classes, candidates=candidates), additional_forward_args
+        )
 
-    def class_maps_of(
-        self, kept: KeptGradients, classes: Any = None, candidates: Any = None, *, raw: bool = False
+    def class_maps_from_gradients(
+        self, kept: CachedGradients, classes: Any = None, candidates: Any = None, *, raw: bool = False
     ) -> ClassMaps:
         r"""
         Computes what :meth:`class_maps` does from gradients that were kept.
 
         Args:
 
-            kept (KeptGradients): Of a method with the same model and ``guided``, with at least the layers, scales and
+            kept (CachedGradients): Of a method with the same model and ``guided``, with at least the layers, scales and
                 candidates of this one.
             classes: As in :meth:`class_maps`.
             candidates: As in :meth:`class_maps`.
@@ -363,4 +365,4 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             ValueError: if a layer, scale or class was not kept; classes or candidates are malformed; or scores or
                 gradients are not finite.
         """
-        return self._of_kept(kept, self.layers, Request(classes=classes, candidates=candidates), raw)
+        return self._combine_cached(kept, self.layers, Request(classes=classes, candidates=candidates), raw)

@@ -69,7 +69,7 @@ class FusedSaliency:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the maps depend on, ready for JSON."""
+        """What the maps depend on, JSON-serializable."""
         return {"method": "Fused Saliency", "first": self.first.settings, "second": self.second.settings}
 
     def class_maps(self, inputs: Tensor, classes: Any = None, *, raw: bool = False) -> ClassMaps:
@@ -90,18 +90,18 @@ class FusedSaliency:
         first = self.first.class_maps(inputs, classes, raw=raw)
         second = self.second.class_maps(inputs, first.classes, raw=raw)
         return ClassMaps(
-            fused(first.maps, _in_order(second.maps, second.classes, first.classes)),
+            fused(first.maps, _reorder(second.maps, second.classes, first.classes)),
             first.classes,
             first.detected,
             first.scores,
             first.subtracted | second.subtracted,
             None
             if first.raw is None or second.raw is None
-            else fused(first.raw, _in_order(second.raw, second.classes, first.classes)),
+            else fused(first.raw, _reorder(second.raw, second.classes, first.classes)),
         )
 
 
-def _in_order(maps: Tensor, classes: Tensor, wanted: Tensor) -> Tensor:
+def _reorder(maps: Tensor, classes: Tensor, wanted: Tensor) -> Tensor:
     """The maps ``(N, J, H, W)`` of ``classes`` in the order of ``wanted`` ``(N, K)``, all of which are among them."""
     slots = (classes[:, None, :] == wanted[:, :, None]).to(torch.uint8).argmax(dim=2)
     return maps[torch.arange(len(maps), device=maps.device)[:, None], slots]

@@ -1,12 +1,13 @@
 """The engine: one forward pass, then the channel maximum of each chosen layer's gradient for each of several classes.
 
-A :class:`Tap` stands in the forward pass at each chosen layer. It passes its tensor on unchanged and owns a *slot*, a
-leaf of the graph with the shape of a map. What the tap returns as the slot's gradient is the *reduced* gradient of the
+A :class:`GradientTap` stands in the forward pass at each chosen layer. It passes its tensor on unchanged and owns a
+*slot*, a leaf of the graph with the shape of a map. What the tap returns as the slot's gradient is the *reduced*
+gradient of the
 layer: the channel maximum is taken inside the backward pass, and a layer's full gradient lives no longer than autograd
 needs it.
 
 The network below the first tap runs without a graph, because nothing there requires a gradient: the images are
-detached, and parameters take part as constants (:class:`ConstantParameters`), which also spares the activations that
+detached, and parameters take part as constants (:class:`DetachedParameters`), which also spares the activations that
 would only be kept for the gradients of weights.
 """
 
@@ -23,9 +24,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from dcsm_attr.attribution.guided import GuidedRectifiers
-from dcsm_attr.attribution.model import checked_scores
+from dcsm_attr.attribution.model import check_scores
 
-__all__ = ["ConstantParameters", "LayerPoint", "Recording", "Reduction", "record"]
+__all__ = ["DetachedParameters", "ForwardPass", "LayerPoint", "Reduction", "record"]
 
 
 #: A gradient ``(N, C, h, w)`` to a map ``(N, 1, h, w)``.
@@ -48,7 +49,7 @@ class LayerPoint:
     at_input: bool
 
 
-class Tap(torch.autograd.Function):
+class GradientTap(torch.autograd.Function):
     """Identity on a layer's tensor; backward, the slot receives the reduced gradient."""
 
     @staticmethod
@@ -64,7 +65,7 @@ class Tap(torch.autograd.Function):
         return gradient, ctx.reduction(spatial), None
 
 
-class ConstantParameters(TorchFunctionMode):
+class DetachedParameters(TorchFunctionMode):
     """Within this context, parameters enter every operation detached; the parameters themselves are not touched."""
 
     def __torch_function__(
@@ -78,7 +79,7 @@ class ConstantParameters(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in ("__get__", "__set__"):
             return func(*args, **kwargs)
-        args, kwargs = tuple(map(_constant, args)), {name: _constant(value) for name, value in kwargs.items()}
+        args, kwargs = tuple(map(_detach, args)), {name: _detach(value) for name, value in kwargs.items()}
         return _batch_norm(*args, **kwargs) if func is F.batch_norm else func(*args, **kwargs)
 
 
@@ -101,31 +102,31 @@ def _batch_norm(
     return torch.addcmul(bias - mean * scale, x, scale)
 
 
-def _constant(value: Any) -> Any:
+def _detach(value: Any) -> Any:
     return value.detach() if isinstance(value, nn.Parameter) and value.requires_grad else value
 
 
 @dataclass
-class Recording:
+class ForwardPass:
     """One forward pass, from which gradients can be taken once.
 
     Attributes:
         logits: detached scores of the model, ``(N, C)`` or ``(N, C, h, w)``.
         points: name of the layer of each tap, in the order of :meth:`channel_maxima`; a layer with several tensors has
             several.
-        rectifiers_seen: number of rectifier calls in the forward pass.
-        rectifiers_guided: number of those above the first tap; 0 where the rule was not asked for.
+        num_rectifiers: number of rectifier calls in the forward pass.
+        num_guided_rectifiers: number of those above the first tap; 0 where the rule was not asked for.
     """
 
     logits: Tensor
     points: list[str]
-    rectifiers_seen: int
-    rectifiers_guided: int
+    num_rectifiers: int
+    num_guided_rectifiers: int
     _output: Tensor | None = field(repr=False)
     _slots: list[Tensor] = field(repr=False)
 
     def channel_maxima(
-        self, classes: Tensor, positions: Tensor | None = None, classes_at_once: int = 1
+        self, classes: Tensor, positions: Tensor | None = None, class_chunk_size: int = 1
     ) -> list[Tensor]:
         """Backpropagate each class of each image, and free the graph: Eq. 3 before upsampling.
 
@@ -135,7 +136,7 @@ class Recording:
         Args:
             classes: ``(N, K)`` int64; -1 where an image has fewer than K classes.
             positions: ``(N,)`` int64, the one position ``y * w + x`` of the score map to seed. None: all positions.
-            classes_at_once: how many classes one batched backward takes; 1 is a plain backward a class.
+            class_chunk_size: how many classes one batched backward takes; 1 is a plain backward a class.
 
         Returns:
             For each tap ``(N, K, h, w)``, float32 unless the layer is float64; zero where the class is -1.
@@ -148,12 +149,12 @@ class Recording:
         output, slots = self._output, self._slots
         self._output, self._slots = None, []
         chunks = [
-            self._backward(output, slots, _seeds(output, column, positions))
-            for column in torch.split(classes, classes_at_once, dim=1)
+            self._backward_classes(output, slots, _seeds(output, column, positions))
+            for column in torch.split(classes, class_chunk_size, dim=1)
         ]
         return [torch.cat(maps, dim=1) for maps in zip(*chunks, strict=True)]
 
-    def _backward(self, output: Tensor, slots: list[Tensor], seeds: Tensor) -> list[Tensor]:
+    def _backward_classes(self, output: Tensor, slots: list[Tensor], seeds: Tensor) -> list[Tensor]:
         batched = len(seeds) > 1
         try:
             gradients = torch.autograd.grad(
@@ -168,18 +169,18 @@ class Recording:
             # Some operations of other libraries have no batched backward.
             if not batched or not any(sign in str(error) for sign in ("vmap", "Batching rule", "batching rule")):
                 raise
-            one_by_one = [self._backward(output, slots, seed[None]) for seed in seeds]
+            one_by_one = [self._backward_classes(output, slots, seed[None]) for seed in seeds]
             return [torch.cat(maps, dim=1) for maps in zip(*one_by_one, strict=True)]
         for name, gradient in zip(self.points, gradients, strict=True):
             if gradient is None:
-                raise _independent(name)
+                raise _no_graph_error(name)
         if not batched:
             gradients = tuple(gradient[None] for gradient in gradients)
         # (K, N, 1, h, w) -> (N, K, h, w)
         return [_at_least_float32(gradient[:, :, 0].transpose(0, 1)) for gradient in gradients]
 
 
-def _independent(name: str) -> RuntimeError:
+def _no_graph_error(name: str) -> RuntimeError:
     return RuntimeError(
         f"the scores do not depend on layer {name!r} through autograd: its result is not used, or the forward pass "
         "runs under no_grad or detaches it."
@@ -213,7 +214,7 @@ def record(
     *,
     reduction: Reduction,
     guided: bool,
-) -> Recording:
+) -> ForwardPass:
     """Run the model once with a tap at each point.
 
     Args:
@@ -229,27 +230,27 @@ def record(
 
     Raises:
         RuntimeError: if a layer was not reached, or the scores do not depend on it through autograd.
-        TypeError, ValueError: if the output holds no scores, see :func:`dcsm_attr.attribution.model.checked_scores`.
+        TypeError, ValueError: if the output holds no scores, see :func:`dcsm_attr.attribution.model.check_scores`.
     """
-    taps = _Taps(reduction)
+    taps = _GradientTaps(reduction)
     rule = GuidedRectifiers()
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(taps.attached(points))
-        stack.enter_context(ConstantParameters())
+        stack.enter_context(DetachedParameters())
         if guided:
             stack.enter_context(rule)
         images = [x.detach() for x in inputs]
         images[0] = taps.of_images(points, images[0])
         output = forward_func(*images, *additional_forward_args)
-    scores = checked_scores(output, len(inputs[0]))
+    scores = check_scores(output, len(inputs[0]))
     slots, names = taps.collect(points)
     if not scores.requires_grad:
-        raise _independent(names[0])
-    return Recording(scores.detach(), names, rule.seen, rule.guided, scores, slots)
+        raise _no_graph_error(names[0])
+    return ForwardPass(scores.detach(), names, rule.seen, rule.guided, scores, slots)
 
 
-class _Taps:
+class _GradientTaps:
     """The hooks of one forward pass and the slots that they made."""
 
     def __init__(self, reduction: Reduction) -> None:
@@ -294,7 +295,7 @@ class _Taps:
             spatial = element.shape[2:] or (1, 1)
             slot = element.new_zeros(()).expand(element.shape[0], 1, *spatial).requires_grad_()
             slots.append(slot)
-            return Tap.apply(element, slot, self._reduction)
+            return GradientTap.apply(element, slot, self._reduction)
 
         if isinstance(value, tuple) and hasattr(value, "_make"):
             return value._make(map(tapped, value))

@@ -26,14 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["RELU", "RELU_IN_PLACE", "GuidedRectifiers", "plain_rectifiers", "rectifies"]
+__all__ = ["RELU", "RELU_IN_PLACE", "GuidedRectifiers", "rectifies", "unguided_rectifiers"]
 
 
 _AnyFunction = Callable[..., Any]
 
 RELU: set[_AnyFunction] = {F.relu, torch.relu, Tensor.relu}
 RELU_IN_PLACE: set[_AnyFunction] = {torch.relu_, Tensor.relu_}
-_RELATIVES: set[_AnyFunction] = {
+_RELU_LIKE: set[_AnyFunction] = {
     *(F.celu, F.elu, F.gelu, F.hardswish, F.leaky_relu, F.mish, F.prelu, F.relu6, F.rrelu, F.selu, F.silu, F.softplus),
     *(F.elu_, F.leaky_relu_, torch.celu, torch.prelu, torch.rrelu, torch.selu, Tensor.prelu),
     *(torch.celu_, torch.rrelu_, torch.selu_),
@@ -45,17 +45,17 @@ def _is_zero(limit: Any) -> bool:
     return isinstance(limit, (int, float)) and limit == 0
 
 
-def _cuts_at_zero(*limits: Any, **named: Any) -> bool:
+def _clamps_at_zero(*limits: Any, **named: Any) -> bool:
     return _is_zero(named.get("min", limits[0] if limits else None))
 
 
 # These functions rectify only where they cut at zero: each with a test that reads its arguments after the input.
-_LIMITERS: dict[_AnyFunction, Callable[..., bool]] = {
+_CLAMP_FUNCTIONS: dict[_AnyFunction, Callable[..., bool]] = {
     **dict.fromkeys(
-        (torch.clamp, torch.clamp_, torch.clip, torch.clip_, torch.clamp_min, torch.clamp_min_), _cuts_at_zero
+        (torch.clamp, torch.clamp_, torch.clip, torch.clip_, torch.clamp_min, torch.clamp_min_), _clamps_at_zero
     ),
-    **dict.fromkeys((Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_), _cuts_at_zero),
-    **dict.fromkeys((Tensor.clamp_min, Tensor.clamp_min_), _cuts_at_zero),
+    **dict.fromkeys((Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_), _clamps_at_zero),
+    **dict.fromkeys((Tensor.clamp_min, Tensor.clamp_min_), _clamps_at_zero),
     **dict.fromkeys(
         (F.hardtanh, F.hardtanh_),
         lambda min_val=-1.0, max_val=1.0, inplace=False: _is_zero(min_val),
@@ -79,10 +79,10 @@ def rectifies(function: _AnyFunction, arguments: tuple[Any, ...], named: Mapping
         True for ReLU, and for ReLU6, LeakyReLU, PReLU, RReLU, ELU, SELU, CELU, SiLU, GELU, Mish, Hardswish, Softplus;
         for clamp, hardtanh and threshold where they cut at zero.
     """
-    if function in _LIMITERS:
+    if function in _CLAMP_FUNCTIONS:
         limits = {name: value for name, value in named.items() if name != "input"}
-        return _LIMITERS[function](*arguments[1:], **limits)
-    return function in RELU or function in RELU_IN_PLACE or function in _RELATIVES
+        return _CLAMP_FUNCTIONS[function](*arguments[1:], **limits)
+    return function in RELU or function in RELU_IN_PLACE or function in _RELU_LIKE
 
 
 class _GuidedReLU(torch.autograd.Function):
@@ -90,7 +90,7 @@ class _GuidedReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, in_place: bool) -> Tensor:
-        ctx.save_for_backward(_where_open(x))
+        ctx.save_for_backward(_open_mask(x))
         if not in_place:
             return x.clamp(min=0)
         ctx.mark_dirty(x)
@@ -102,7 +102,7 @@ class _GuidedReLU(torch.autograd.Function):
         return gradients[0].clamp(min=0).mul_(is_open), None
 
 
-def _where_open(x: Tensor) -> Tensor:
+def _open_mask(x: Tensor) -> Tensor:
     """One where a rectifier is open, zero elsewhere.
 
     On accelerators a byte an element, where ReLU keeps the whole output. On the CPU a number: there, multiplying by
@@ -111,7 +111,7 @@ def _where_open(x: Tensor) -> Tensor:
     return torch.gt(x, 0, out=torch.empty_like(x)) if x.device.type == "cpu" else x > 0
 
 
-class _PassPositive(torch.autograd.Function):
+class _PositiveGradients(torch.autograd.Function):
     """Identity whose backward drops negative gradients."""
 
     @staticmethod
@@ -127,14 +127,14 @@ class _PassPositive(torch.autograd.Function):
 _Function = Callable[..., Any]
 
 
-class _Entered(threading.local):
-    """The contexts that a thread is in, the innermost last; None for :func:`plain_rectifiers`."""
+class _ActiveRules(threading.local):
+    """The contexts that a thread is in, the innermost last; None for :func:`unguided_rectifiers`."""
 
     def __init__(self) -> None:
         self.rules: list[GuidedRectifiers | None] = []
 
 
-_entered = _Entered()
+_active_rules = _ActiveRules()
 
 
 class GuidedRectifiers(TorchFunctionMode):
@@ -164,12 +164,12 @@ class GuidedRectifiers(TorchFunctionMode):
         self.guided = 0
 
     def __enter__(self) -> Any:
-        _entered.rules.append(self)
+        _active_rules.rules.append(self)
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        _entered.rules.pop()
+        _active_rules.rules.pop()
 
     def __torch_function__(
         self,
@@ -180,7 +180,7 @@ class GuidedRectifiers(TorchFunctionMode):
     ) -> Any:
         """Run ``func``, or its guided form where it is a rectifier."""
         kwargs = kwargs or {}
-        if _entered.rules[-1] is not self or not rectifies(func, args, kwargs):
+        if _active_rules.rules[-1] is not self or not rectifies(func, args, kwargs):
             return func(*args, **kwargs)
         self.seen += 1
         x, *rest = args or (kwargs.pop("input"),)
@@ -189,23 +189,23 @@ class GuidedRectifiers(TorchFunctionMode):
         self.guided += 1
         if func in RELU or func in RELU_IN_PLACE:
             return _GuidedReLU.apply(x, func in RELU_IN_PLACE or kwargs.get("inplace", False))
-        return _guided_relative(func, x, rest, kwargs)
+        return _guided_activation(func, x, rest, kwargs)
 
 
 @contextmanager
-def plain_rectifiers() -> Iterator[None]:
+def unguided_rectifiers() -> Iterator[None]:
     """Within this context, rectifiers keep their gradient, also where it stands inside of :class:`GuidedRectifiers`."""
-    _entered.rules.append(None)
+    _active_rules.rules.append(None)
     try:
         yield
     finally:
-        _entered.rules.pop()
+        _active_rules.rules.pop()
 
 
-def _guided_relative(func: _Function, x: Tensor, rest: list[Any], kwargs: dict[str, Any]) -> Tensor:
+def _guided_activation(func: _Function, x: Tensor, rest: list[Any], kwargs: dict[str, Any]) -> Tensor:
     # An activation that overwrites its input overwrites this copy instead, and so shows that it does; the input is then
     # overwritten by the guided result, whose graph it takes over.
     copy = x.clone()
     activated = func(copy, *rest, **kwargs)
-    guided: Tensor = _PassPositive.apply(activated)
+    guided: Tensor = _PositiveGradients.apply(activated)
     return x.copy_(guided) if activated is copy else guided

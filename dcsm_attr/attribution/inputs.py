@@ -13,22 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "FastestFormat",
-    "argument_tuple",
+    "AutoMemoryFormat",
     "batch_slices",
     "channels_last",
     "check_batch_size",
     "check_differentiable",
-    "checked_images",
-    "checked_scales",
-    "comfortable_batch",
-    "nearest_first",
+    "check_images",
+    "check_scales",
+    "default_batch_size",
+    "format_forward_args",
     "rescaled",
-    "sliced_arguments",
+    "slice_forward_args",
+    "sort_by_distance_to_one",
 ]
 
 
-def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
     """Check the ratios of the sides.
 
     Raises:
@@ -40,7 +40,7 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     return scales
 
 
-def nearest_first(scales: Sequence[float]) -> list[float]:
+def sort_by_distance_to_one(scales: Sequence[float]) -> list[float]:
     """The scale nearest to 1 comes first: there the classes are chosen."""
     return sorted(scales, key=lambda ratio: abs(ratio - 1))
 
@@ -58,37 +58,37 @@ def channels_last(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x for x in images)
 
 
-class FastestFormat:
+class AutoMemoryFormat:
     """Gives a model its images channels last, until it turns out that it cannot take them."""
 
     def __init__(self) -> None:
-        self._takes_channels_last = True
+        self._channels_last_supported = True
 
     def run(self, forward: Callable[[tuple[Tensor, ...]], _Result], images: tuple[Tensor, ...]) -> _Result:
         """Call ``forward`` with the images, channels last where that works."""
-        if self._takes_channels_last:
+        if self._channels_last_supported:
             try:
                 return forward(channels_last(images))
             except RuntimeError as error:
-                if not _refuses_channels_last(error):
+                if not _is_channels_last_error(error):
                     raise
-                self._takes_channels_last = False
+                self._channels_last_supported = False
         return forward(images)
 
 
-def _refuses_channels_last(error: RuntimeError) -> bool:
+def _is_channels_last_error(error: RuntimeError) -> bool:
     """Whether a model failed because it views its tensors as if their order in memory were the usual one."""
     return "view size is not compatible" in str(error)
 
 
-_COMFORTABLE_PIXELS = 2**19
+_DEFAULT_BATCH_PIXELS = 2**19
 
 
-def checked_images(inputs: Any) -> tuple[Tensor, ...]:
+def check_images(inputs: Any) -> tuple[Tensor, ...]:
     """Check a batch of images, or a tuple of batches for a model with several image inputs.
 
     Args:
-        inputs: ``(N, C, H, W)``, floating point, finite, normalised as the model expects; or a tuple of such tensors
+        inputs: ``(N, C, H, W)``, floating point, finite, normalized as the model expects; or a tuple of such tensors
             with equal N, H and W.
 
     Returns:
@@ -123,7 +123,7 @@ def _check_batch(x: Any) -> None:
         raise ValueError(f"inputs is an empty batch: got shape {tuple(x.shape)}.")
     if not x.is_floating_point():
         hint = (
-            " Convert the pixels and normalise them as the model expects, e.g. torchvision.transforms.v2.functional."
+            " Convert the pixels and normalize them as the model expects, e.g. torchvision.transforms.v2.functional."
             "to_dtype(x, torch.float32, scale=True) followed by normalize."
             if x.dtype == torch.uint8
             else " Convert with x.float()."
@@ -170,7 +170,7 @@ def rescaled(images: tuple[Tensor, ...], scale: float, mode: Literal["bilinear",
     )
 
 
-def comfortable_batch(images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> int | None:
+def default_batch_size(images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> int | None:
     """How many images are best computed together, where nobody says.
 
     Args:
@@ -184,7 +184,7 @@ def comfortable_batch(images: tuple[Tensor, ...], arguments: tuple[Any, ...]) ->
     """
     if images[0].device.type != "cpu" or arguments:
         return None
-    return max(1, _COMFORTABLE_PIXELS // (images[0].shape[2] * images[0].shape[3]))
+    return max(1, _DEFAULT_BATCH_PIXELS // (images[0].shape[2] * images[0].shape[3]))
 
 
 def check_batch_size(internal_batch_size: int | None) -> None:
@@ -197,20 +197,20 @@ def check_batch_size(internal_batch_size: int | None) -> None:
         raise ValueError(f"internal_batch_size must be at least 1, got {internal_batch_size}.")
 
 
-def batch_slices(images: int, at_most: int | None) -> list[slice]:
-    """Divide a batch of ``images`` into slices of at most ``at_most``; None: one slice."""
-    step = images if at_most is None else at_most
+def batch_slices(images: int, max_images: int | None) -> list[slice]:
+    """Divide a batch of ``images`` into slices of at most ``max_images``; None: one slice."""
+    step = images if max_images is None else max_images
     return [slice(start, start + step) for start in range(0, images, step)]
 
 
-def argument_tuple(arguments: Any) -> tuple[Any, ...]:
+def format_forward_args(arguments: Any) -> tuple[Any, ...]:
     """Captum's ``additional_forward_args`` as a tuple: nothing for None, and what is no tuple is the only one."""
     if arguments is None:
         return ()
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
-def sliced_arguments(arguments: tuple[Any, ...], part: slice | Tensor, images: int) -> tuple[Any, ...]:
+def slice_forward_args(arguments: tuple[Any, ...], part: slice | Tensor, images: int) -> tuple[Any, ...]:
     """Take the part of the additional forward arguments that belongs to a part of the batch.
 
     Args:

@@ -22,22 +22,22 @@ from torchvision.models import VGG
 
 from dcsm_attr.attribution.gradients import LayerPoint
 from dcsm_attr.attribution.guided import rectifies
-from dcsm_attr.attribution.model import checked_scores, evaluation_mode, preserved_random_state, uncompiled
+from dcsm_attr.attribution.model import check_scores, evaluation_mode, preserve_rng_state, uncompiled
 
 __all__ = [
-    "GatingRectifiers",
     "Layer",
+    "RandomlyGatedRectifiers",
     "default_layers",
     "is_constant",
     "layer_blocks",
     "layer_points",
-    "named_layers",
     "probe_image",
+    "resolve_layers",
     "vgg_blocks",
 ]
 
 
-class _Gate(torch.autograd.Function):
+class _RandomGate(torch.autograd.Function):
     """Identity whose backward multiplies each position by a number of its own, between 1/2 and 3/2."""
 
     @staticmethod
@@ -52,7 +52,7 @@ class _Gate(torch.autograd.Function):
         return gradient * (0.5 + torch.rand(gradient.shape[2:], generator=generator)).to(gradient)
 
 
-class GatingRectifiers(TorchFunctionMode):
+class RandomlyGatedRectifiers(TorchFunctionMode):
     """Within this context, every rectifier of a map gates gradients by position, whatever its input is.
 
     A rectifier's derivative differs between positions where its input is on both sides of zero, and a smooth relative's
@@ -72,11 +72,11 @@ class GatingRectifiers(TorchFunctionMode):
         output = func(*args, **kwargs)
         if not rectifies(func, args, kwargs) or output.ndim != 4 or not output.requires_grad:
             return output
-        return _Gate.apply(output)
+        return _RandomGate.apply(output)
 
 
 _STAGES = 3
-_PER_STAGE = 3
+_LAYERS_PER_STAGE = 3
 _HEADS = {"classifier", "fc", "head", "heads", "aux1", "aux2", "AuxLogits", "aux_classifier"}
 
 
@@ -120,7 +120,8 @@ def layer_blocks(
     A tensor whose gradient is the same at every position says nothing about where. Behind a pooled linear head that is
     the output of the last block, and with it the input of every convolution above which no rectifier or max pool
     follows. Which those are is found whatever the weights are, see
-    :class:`~dcsm_attr.attribution.layers.GatingRectifiers`: a network has the same layers before and after training.
+    :class:`~dcsm_attr.attribution.layers.RandomlyGatedRectifiers`: a network has the same layers before and after
+    training.
 
     Args:
         model: any CNN; it is left as it was.
@@ -133,7 +134,7 @@ def layer_blocks(
 
     Raises:
         TypeError, ValueError: if the model returns no scores, see
-            :func:`dcsm_attr.attribution.model.checked_scores`.
+            :func:`dcsm_attr.attribution.model.check_scores`.
         ValueError: if there is no such convolution.
         RuntimeError: if the model runs with neither size.
     """
@@ -151,11 +152,12 @@ def layer_blocks(
             f"no convolution of {type(model).__name__} has an input whose gradient differs between positions; name the "
             "layers yourself with layer=[...]."
         )
-    stages: dict[int, list[_Reading]] = defaultdict(list)
+    stages: dict[int, list[_ConvolutionInput]] = defaultdict(list)
     for reading in usable:
         stages[reading.positions].append(reading)
     return [
-        [reading.name for reading in _spread(_trunk(stages[positions]))] for positions in sorted(stages, reverse=True)
+        [reading.name for reading in _spread(_select_backbone(stages[positions]))]
+        for positions in sorted(stages, reverse=True)
     ]
 
 
@@ -184,7 +186,7 @@ def is_constant(maps: Tensor) -> Tensor:
 
 
 @dataclass
-class _Reading:
+class _ConvolutionInput:
     """The input of one convolution in the probing run."""
 
     name: str
@@ -194,17 +196,17 @@ class _Reading:
     is_usable: bool
 
 
-def _trunk(readings: list[_Reading]) -> list[_Reading]:
+def _select_backbone(readings: list[_ConvolutionInput]) -> list[_ConvolutionInput]:
     distinct = {r.source: r for r in reversed(readings)}
     second_widest = sorted(r.channels for r in distinct.values())[-2:][0]
     return [r for r in reversed(distinct.values()) if 2 * r.channels >= second_widest]
 
 
-def _spread(readings: list[_Reading]) -> list[_Reading]:
-    if len(readings) <= _PER_STAGE:
+def _spread(readings: list[_ConvolutionInput]) -> list[_ConvolutionInput]:
+    if len(readings) <= _LAYERS_PER_STAGE:
         return readings
     last = len(readings) - 1
-    return [readings[round(i * last / (_PER_STAGE - 1))] for i in range(_PER_STAGE)]
+    return [readings[round(i * last / (_LAYERS_PER_STAGE - 1))] for i in range(_LAYERS_PER_STAGE)]
 
 
 def probe_image(model: nn.Module, size: tuple[int, int] = (224, 224), channels: int | None = None) -> Tensor:
@@ -266,9 +268,9 @@ def _run(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, ...
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(uncompiled(model))
-        stack.enter_context(preserved_random_state(images[0].device))
+        stack.enter_context(preserve_rng_state(images[0].device))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(GatingRectifiers())
+        stack.enter_context(RandomlyGatedRectifiers())
         for name, module in model.named_modules():
             if isinstance(module, nn.Conv2d) and _HEADS.isdisjoint(name.split(".")):
                 handle = module.register_forward_pre_hook(lambda _, args, name=name: hook(name, args[0]))
@@ -278,16 +280,18 @@ def _run(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, ...
     return _Probe(images, output, inputs)
 
 
-def _readings(probe: _Probe) -> list[_Reading]:
+def _readings(probe: _Probe) -> list[_ConvolutionInput]:
     if not probe.inputs:
         return []
     tensors = [tensor for _, tensor in probe.inputs.values()]
     with torch.enable_grad():
-        scores = checked_scores(probe.output, len(probe.images[0]))
+        scores = check_scores(probe.output, len(probe.images[0]))
         best = (scores if scores.ndim == 2 else scores.sum(dim=(2, 3))).amax()
     gradients = torch.autograd.grad(best, tensors, allow_unused=True)
     return [
-        _Reading(name, source, tensor.shape[1], tensor.shape[2:].numel(), _is_usable(tensor, gradient, probe.images))
+        _ConvolutionInput(
+            name, source, tensor.shape[1], tensor.shape[2:].numel(), _is_usable(tensor, gradient, probe.images)
+        )
         for (name, (source, tensor)), gradient in zip(probe.inputs.items(), gradients, strict=True)
     ]
 
@@ -305,7 +309,7 @@ def _is_usable(tensor: Tensor, gradient: Tensor | None, images: tuple[Tensor, ..
 Layer = nn.Module | str | Sequence[nn.Module | str]
 
 
-def named_layers(forward_func: Callable[..., Any], layer: Layer) -> dict[str, nn.Module]:
+def resolve_layers(forward_func: Callable[..., Any], layer: Layer) -> dict[str, nn.Module]:
     """Find the modules that the user means, and their names.
 
     Args:

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dcsm_attr.attribution.model import checked_scores
+from dcsm_attr.attribution.model import check_scores
 
-__all__ = ["ClassEvidence", "class_evidence"]
+__all__ = ["CamFeatures", "find_cam_features"]
 
 
 _REMEDY = (
@@ -28,7 +28,7 @@ _REMEDY = (
 
 # Behind a product of another kind it is no longer the layer before that makes the scores, and behind a change of order
 # they are no longer in that of its weights.
-_PRODUCTS = {
+_PRODUCT_OPS = {
     F.bilinear,
     F.conv1d,
     F.conv3d,
@@ -42,7 +42,7 @@ _PRODUCTS = {
     torch.matmul,
     torch.mm,
 }
-_ORDERINGS = {
+_REORDERING_OPS = {
     Tensor.flip,
     Tensor.gather,
     Tensor.index_select,
@@ -57,7 +57,7 @@ _ORDERINGS = {
 
 
 @dataclass(frozen=True)
-class ClassEvidence:
+class CamFeatures:
     """The last linear layer of a network, and the map before it.
 
     Attributes:
@@ -86,18 +86,18 @@ class ClassEvidence:
             return (chosen @ features.flatten(2)).view(*classes.shape, *features.shape[2:])
 
     @staticmethod
-    def concatenated(parts: "Sequence[ClassEvidence]") -> "ClassEvidence":
+    def concatenated(parts: "Sequence[CamFeatures]") -> "CamFeatures":
         """Join what was found in the parts of a batch by one model."""
         if len(parts) == 1:
             return parts[0]
-        return ClassEvidence(
+        return CamFeatures(
             torch.cat([part.logits for part in parts]), torch.cat([part.features for part in parts]), parts[0].weights
         )
 
 
-def class_evidence(
+def find_cam_features(
     forward_func: Callable[..., Any], images: tuple[Tensor, ...], arguments: tuple[Any, ...] = ()
-) -> ClassEvidence:
+) -> CamFeatures:
     """Run the model once and find what its scores are made of.
 
     Args:
@@ -109,20 +109,20 @@ def class_evidence(
         The evidence; nothing of it is copied.
 
     Raises:
-        TypeError, ValueError: if the output holds no scores, see :func:`dcsm_attr.attribution.model.checked_scores`.
+        TypeError, ValueError: if the output holds no scores, see :func:`dcsm_attr.attribution.model.check_scores`.
         ValueError: if the scores do not come from one linear layer behind average pooling, or from one 1 x 1
             convolution.
     """
-    with _Followed() as followed:
+    with _LinearLayerTracer() as followed:
         output = forward_func(*images, *arguments)
-    scores = checked_scores(output, len(images[0]))
-    layer = followed.layer_of(scores)
+    scores = check_scores(output, len(images[0]))
+    layer = followed.layer_before(scores)
     if layer is None or len(layer.weights) != scores.shape[1]:
         raise ValueError(
             f"the {scores.shape[1]} scores of the model come from no single linear layer or convolution with as many "
             f"outputs: what positions say for a class cannot be read. {_REMEDY}"
         )
-    return ClassEvidence(scores, layer.features(), layer.weights.flatten(1))
+    return CamFeatures(scores, layer.features(), layer.weights.flatten(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +177,7 @@ def _is_mean(vectors: Tensor, maps: Tensor) -> bool:
     return not bool((means - vectors).abs().amax() > tolerance * means.abs().amax())
 
 
-class _Followed(TorchFunctionMode):
+class _LinearLayerTracer(TorchFunctionMode):
     """Within this context, each tensor remembers the last linear layer and the last maps that it comes from.
 
     The remembering is in tables beside the tensors, which keep none of them alive but those that a later one needs.
@@ -201,15 +201,15 @@ class _Followed(TorchFunctionMode):
         output = func(*args, **kwargs)
         outputs = list(_tensors(output))
         if outputs:
-            self._follow(func, args, kwargs, outputs)
+            self._trace(func, args, kwargs, outputs)
         return output
 
-    def layer_of(self, tensor: Tensor) -> _Layer | None:
+    def layer_before(self, tensor: Tensor) -> _Layer | None:
         """The last layer before a tensor; None if there is none, or several stand side by side."""
         layer: _Layer | None = self._layers.get(tensor)
         return layer
 
-    def _follow(
+    def _trace(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]
     ) -> None:
         given = list(_tensors((args, kwargs)))
@@ -221,7 +221,9 @@ class _Followed(TorchFunctionMode):
             layers = {_layer(*args, **kwargs, maps=maps)}
             if given[0].shape[2:].numel() > 1:
                 maps = ()
-        elif func in _PRODUCTS or func in _ORDERINGS or (func is Tensor.__getitem__ and _reorders(args[1])):
+        elif (
+            func in _PRODUCT_OPS or func in _REORDERING_OPS or (func is Tensor.__getitem__ and _is_reordering(args[1]))
+        ):
             layers = {None}
         else:
             layers = {self._layers[x] for x in given if x in self._layers}
@@ -254,7 +256,7 @@ def _layer(
     return _Layer(input, weight, one_by_one and unpadded and _each(stride) == {1}, maps)
 
 
-def _reorders(index: Any) -> bool:
+def _is_reordering(index: Any) -> bool:
     return any(isinstance(one, (Tensor, list)) for one in (index if isinstance(index, tuple) else (index,)))
 
 

@@ -1,12 +1,12 @@
 r"""Eq. 3, 4, 5 and 7 of DCSM as pure functions on tensors.
 
 Everything the method computes after the gradients are known stands here, without a model: the channel maximum, the
-upsampling, the subtraction between classes, the normalisation, and the background.
+upsampling, the subtraction between classes, the normalization, and the background.
 
 Notation: ``N`` images, ``K`` candidate classes, ``h x w`` positions of a layer, ``H x W`` pixels of the image. A *raw*
 map is :math:`M^c` of Eq. 3, a *distinct* map is what is left of it after the other classes were subtracted. Functions
 keep the dtype and the device of what they are given, return new tensors, and never look at a value on the host, so that
-nothing synchronises with an accelerator.
+nothing synchronizes with an accelerator.
 
 Source: W. Shimoda and K. Yanai, "Distinct Class-specific Saliency Maps for Weakly Supervised Semantic Segmentation",
 ECCV 2016 (the *paper*), and its two released codes, one for MatConvNet and one for Caffe (the *releases*).
@@ -32,12 +32,12 @@ __all__ = [
     "VariantName",
     "absolute_channel_maximum",
     "background",
-    "caffe_differences",
+    "caffe_contrast",
     "divide_by_maximum",
     "label_probabilities",
     "label_scores",
-    "matconvnet_differences",
-    "matconvnet_picture",
+    "matconvnet_contrast",
+    "matconvnet_image",
     "signed_channel_maximum",
     "squash",
     "subtract",
@@ -87,7 +87,7 @@ def signed_channel_maximum(gradient: Tensor) -> Tensor:
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps bilinearly with half-pixel centres, as MATLAB's ``imresize`` and the paper do.
+    """Resize maps bilinearly with half-pixel centers, as MATLAB's ``imresize`` and the paper do.
 
     Args:
         maps: ``(N, K, h, w)``.
@@ -147,11 +147,11 @@ def subtract(maps: Tensor, valid: Tensor | None = None) -> Tensor:
     if valid is not None:
         # An infinite map is above every other: nothing is ever subtracted because of an empty slot.
         maps = maps.masked_fill(~valid[:, :, None, None], torch.inf)
-    distinct = _subtract_sorted(maps) if classes >= _SORT_FROM else _subtract_pairs(maps)
+    distinct = _contrast_sorted(maps) if classes >= _SORT_FROM else _contrast_pairs(maps)
     return distinct if valid is None else distinct.masked_fill(~valid[:, :, None, None], 0.0)
 
 
-def _subtract_pairs(maps: Tensor) -> Tensor:
+def _contrast_pairs(maps: Tensor) -> Tensor:
     distinct = torch.zeros_like(maps)
     for i in range(maps.shape[1]):
         for j in range(i + 1, maps.shape[1]):
@@ -161,7 +161,7 @@ def _subtract_pairs(maps: Tensor) -> Tensor:
     return distinct
 
 
-def _subtract_sorted(maps: Tensor) -> Tensor:
+def _contrast_sorted(maps: Tensor) -> Tensor:
     r"""Eq. 4 in :math:`O(K \log K)`: in ascending order, rank ``r`` adds ``r`` times its gap to rank ``r - 1``.
 
     Sums of gaps rather than ``rank * value - prefix sum``: no cancellation, and equal maps give exactly zero.
@@ -177,7 +177,7 @@ def divide_by_maximum(maps: Tensor) -> Tensor:
     """Divide each map by its maximum over the image; a map without a positive value becomes zero everywhere.
 
     Eq. 5 is printed without this step. It cannot be meant: gradients are about 1e-3 to 1e-6, where tanh is linear and
-    the average is near zero everywhere; both releases normalise before tanh.
+    the average is near zero everywhere; both releases normalize before tanh.
 
     Args:
         maps: ``(N, K, H, W)``.
@@ -192,7 +192,7 @@ def divide_by_maximum(maps: Tensor) -> Tensor:
 
 
 def squash(maps: Tensor, alpha: float) -> Tensor:
-    r"""Apply :math:`\tanh(\alpha M / \max_{x,y} M)`, the normalisation of Eq. 5.
+    r"""Apply :math:`\tanh(\alpha M / \max_{x,y} M)`, the normalization of Eq. 5.
 
     Args:
         maps: ``(N, K, H, W)``, of either sign.
@@ -204,8 +204,8 @@ def squash(maps: Tensor, alpha: float) -> Tensor:
     return divide_by_maximum(maps).mul_(alpha).tanh_()
 
 
-def matconvnet_differences(maps: Tensor, alpha: float, valid: Tensor | None = None) -> Tensor:
-    r"""Subtract as the MatConvNet release does: each pair's difference is normalised, squashed and clamped by itself.
+def matconvnet_contrast(maps: Tensor, alpha: float, valid: Tensor | None = None) -> Tensor:
+    r"""Subtract as the MatConvNet release does: each pair's difference is normalized, squashed and clamped by itself.
 
     For each other candidate :math:`c'`: :math:`D = M^c - M^{c'}`, divided by its maximum over the image, then
     :math:`\tanh(\alpha D)`, then 1e-20 where :math:`D \le 0`.
@@ -231,8 +231,8 @@ def _squash_matconvnet(difference: Tensor, alpha: float) -> Tensor:
     return torch.where(maximum > 0, won, 0.0)
 
 
-def matconvnet_picture(maps: Tensor, alpha: float) -> Tensor:
-    """What the MatConvNet release writes to an image file: its maps, maximum-normalised and squashed once more.
+def matconvnet_image(maps: Tensor, alpha: float) -> Tensor:
+    """What the MatConvNet release writes to an image file: its maps, maximum-normalized and squashed once more.
 
     For pictures, not for unaries: it inflates the foreground, and Eq. 7 then leaves nothing to the background.
 
@@ -246,11 +246,11 @@ def matconvnet_picture(maps: Tensor, alpha: float) -> Tensor:
     return squash(maps, alpha).clamp_(min=MATCONVNET_FLOOR)
 
 
-def caffe_differences(maps: Tensor, alpha: float, valid: Tensor | None = None) -> Tensor:
+def caffe_contrast(maps: Tensor, alpha: float, valid: Tensor | None = None) -> Tensor:
     r"""The ``SubFix``, ``MaxNormalizeFix``, ``TanH``, ``SubStackFix`` layers of the Caffe release, at a layer's size.
 
     For each other candidate: :math:`\tanh(\alpha D / \max D)`, zero everywhere where :math:`\max D \le 0`, *negative
-    values kept*; the mean over the candidates; then the same normalisation and tanh once more, for this layer, which
+    values kept*; the mean over the candidates; then the same normalization and tanh once more, for this layer, which
     removes the factor between the mean and the release's sum.
 
     Args:
@@ -285,7 +285,8 @@ def background(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tenso
 
     Args:
         maps: ``(N, K, H, W)`` in [0, 1].
-        foreground: ``(N, K)`` bool: the classes that are in the image, as against those there only to be subtracted.
+        foreground: ``(N, K)`` bool: the classes that are in the image, contrasted with those there only to be
+        subtracted.
         exponent: :math:`\gamma`, positive; larger gives more foreground.
 
     Returns:
@@ -315,7 +316,7 @@ def label_probabilities(maps: Tensor, foreground: Tensor, exponent: float = 1.0)
     """Background and foreground maps as one distribution per pixel, whose negative logarithm is the unary of Eq. 6.
 
     Differs from the paper, which takes the logarithm of maps that do not sum to one: dividing by the sum over the
-    labels shifts all unaries of a pixel alike and changes no labelling.
+    labels shifts all unaries of a pixel alike and changes no labeling.
 
     Args:
         maps: ``(N, K, H, W)`` in [0, 1].
@@ -343,11 +344,11 @@ class Variant:
         image_interpolation: how images are resized to the scales.
         upsampling: maps ``(N, K, h, w)`` to image size.
         differences: ``(maps, alpha, valid)`` to distinct maps of the same shape, for one layer at one scale.
-        subtract_at_image_size: whether maps are upsampled before the subtraction, or after.
+        contrast_at_image_size: whether maps are upsampled before the subtraction, or after.
         pool_scores: whether classes are detected at any scale and fill up by their summed scores, or both at the scale
             nearest to 1.
         scale_gate: whether a detected class counts only at those scales at which it is above the threshold itself.
-        detects_by_rank: whether all candidates count as detected, whatever their score.
+        detect_by_rank: whether all candidates count as detected, whatever their score.
         final: applied to the average over layers and scales.
     """
 
@@ -357,10 +358,10 @@ class Variant:
     image_interpolation: Literal["bilinear", "bicubic"]
     upsampling: Callable[[Tensor, tuple[int, int]], Tensor]
     differences: Callable[[Tensor, float, Tensor | None], Tensor]
-    subtract_at_image_size: bool
+    contrast_at_image_size: bool
     pool_scores: bool
     scale_gate: bool
-    detects_by_rank: bool
+    detect_by_rank: bool
     final: Callable[[Tensor], Tensor]
 
     def layer_contribution(
@@ -390,21 +391,21 @@ class Variant:
         """The same without subtraction."""
         return self._at_image_size(maps, size, lambda m: squash(m, alpha))
 
-    def _at_image_size(self, maps: Tensor, size: tuple[int, int], normalise: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.subtract_at_image_size:
-            return normalise(self.upsampling(maps, size))
-        return self.upsampling(normalise(maps), size)
+    def _at_image_size(self, maps: Tensor, size: tuple[int, int], normalize: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.contrast_at_image_size:
+            return normalize(self.upsampling(maps, size))
+        return self.upsampling(normalize(maps), size)
 
 
-def _paper_differences(maps: Tensor, alpha: float, valid: Tensor | None) -> Tensor:
+def _paper_contrast(maps: Tensor, alpha: float, valid: Tensor | None) -> Tensor:
     return squash(subtract(maps, valid), alpha)
 
 
-def _unchanged(maps: Tensor) -> Tensor:
+def _identity(maps: Tensor) -> Tensor:
     return maps
 
 
-def _caffe_final(maps: Tensor) -> Tensor:
+def _caffe_postprocess(maps: Tensor) -> Tensor:
     return divide_by_maximum(maps).clamp_(min=0)
 
 
@@ -415,12 +416,12 @@ VARIANTS: dict[VariantName, Variant] = {
         reduction=absolute_channel_maximum,
         image_interpolation="bilinear",
         upsampling=upsample,
-        differences=_paper_differences,
-        subtract_at_image_size=True,
+        differences=_paper_contrast,
+        contrast_at_image_size=True,
         pool_scores=False,
         scale_gate=False,
-        detects_by_rank=False,
-        final=_unchanged,
+        detect_by_rank=False,
+        final=_identity,
     ),
     "matconvnet": Variant(
         scales=(0.8, 1.0, 1.2),
@@ -428,12 +429,12 @@ VARIANTS: dict[VariantName, Variant] = {
         reduction=absolute_channel_maximum,
         image_interpolation="bicubic",
         upsampling=upsample,
-        differences=matconvnet_differences,
-        subtract_at_image_size=True,
+        differences=matconvnet_contrast,
+        contrast_at_image_size=True,
         pool_scores=True,
         scale_gate=True,
-        detects_by_rank=False,
-        final=_unchanged,
+        detect_by_rank=False,
+        final=_identity,
     ),
     "caffe": Variant(
         scales=(1.0,),
@@ -441,11 +442,11 @@ VARIANTS: dict[VariantName, Variant] = {
         reduction=signed_channel_maximum,
         image_interpolation="bilinear",
         upsampling=upsample_from_corner,
-        differences=caffe_differences,
-        subtract_at_image_size=False,
+        differences=caffe_contrast,
+        contrast_at_image_size=False,
         pool_scores=False,
         scale_gate=False,
-        detects_by_rank=True,
-        final=_caffe_final,
+        detect_by_rank=True,
+        final=_caffe_postprocess,
     ),
 }

@@ -8,7 +8,7 @@ Transformers, which look like CNNs from outside.
 
 The scores in what a model returns.
 
-From score maps to one logit a class: global pooling over positions.
+From score maps to one logit per class: global pooling over positions.
 
 Which models can be explained, and what to say about the others.
 """
@@ -29,26 +29,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from dcsm_attr.attribution.guided import plain_rectifiers
+from dcsm_attr.attribution.guided import unguided_rectifiers
 
 if TYPE_CHECKING:
-    from dcsm_attr.attribution.gradients import Recording
+    from dcsm_attr.attribution.gradients import ForwardPass
 
 __all__ = [
     "POOLINGS",
     "PoolingName",
-    "as_guest",
-    "attention_of",
-    "check_guidance",
-    "checked_model",
-    "checked_scores",
+    "check_guided_rectifiers",
+    "check_model",
+    "check_scores",
     "evaluation_mode",
-    "explained_failures",
-    "pooled_scores",
-    "preserved_random_state",
-    "scores_of",
+    "explain_forward_errors",
+    "find_attention",
+    "find_scores",
+    "pool_score_maps",
+    "prepared_model",
+    "preserve_rng_state",
     "uncompiled",
-    "unwrapped",
+    "unwrap_model",
     "warn_caller",
 ]
 
@@ -58,10 +58,10 @@ _lock = threading.Lock()
 # would each remember the other's change as the user's setting.
 _held: dict[int, int] = {}
 # The same for modules that run uncompiled, with their compiled code.
-_uncompiled: dict[int, tuple[int, Any]] = {}
+_uncompiled_modules: dict[int, tuple[int, Any]] = {}
 _COMPILED_IN_PLACE = "_compiled_call_impl"
 
-_Found = tuple[Callable[[Tensor], None], Tensor]
+_SavedState = tuple[Callable[[Tensor], None], Tensor]
 
 
 @dataclass(eq=False)
@@ -69,7 +69,7 @@ class _Call:
     """A running call in which random numbers may be drawn, and what its end gives back: a setter and a state each."""
 
     thread: int
-    found: dict[torch.device, _Found]
+    found: dict[torch.device, _SavedState]
 
 
 # All of them, the first to begin first. Without knowing the others, two that overlap in time would each take what the
@@ -118,9 +118,9 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             original = module._modules.get("_orig_mod")
             name = _COMPILED_IN_PLACE if original is None else "forward"
-            calls, compiled = _uncompiled.get(id(module), (0, vars(module).get(name)))
+            calls, compiled = _uncompiled_modules.get(id(module), (0, vars(module).get(name)))
             if compiled is not None:
-                _uncompiled[id(module)] = calls + 1, compiled
+                _uncompiled_modules[id(module)] = calls + 1, compiled
                 vars(module)[name] = original
                 held.append((module, name))
     try:
@@ -128,15 +128,15 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
     finally:
         with _lock:
             for module, name in held:
-                calls, compiled = _uncompiled.pop(id(module))
+                calls, compiled = _uncompiled_modules.pop(id(module))
                 if calls > 1:
-                    _uncompiled[id(module)] = calls - 1, compiled
+                    _uncompiled_modules[id(module)] = calls - 1, compiled
                 else:
                     vars(module)[name] = compiled
 
 
 @contextmanager
-def preserved_random_state(device: torch.device) -> Iterator[None]:
+def preserve_rng_state(device: torch.device) -> Iterator[None]:
     """Give PyTorch's random generators of the CPU and of ``device`` back as they were found.
 
     They belong to the whole process. Where calls in several threads overlap, the last one to end gives back what the
@@ -148,7 +148,7 @@ def preserved_random_state(device: torch.device) -> Iterator[None]:
     module = None if device.type == "cpu" else getattr(torch, device.type, None)
     accelerator = module if hasattr(module, "get_rng_state") else None
     with _lock:
-        found: dict[torch.device, _Found] = {torch.device("cpu"): (torch.set_rng_state, torch.get_rng_state())}
+        found: dict[torch.device, _SavedState] = {torch.device("cpu"): (torch.set_rng_state, torch.get_rng_state())}
         if accelerator:
             found[device] = (partial(accelerator.set_rng_state, device=device), accelerator.get_rng_state(device))
         call = _Call(threading.get_ident(), found)
@@ -160,18 +160,18 @@ def preserved_random_state(device: torch.device) -> Iterator[None]:
             place = _calls.index(call)
             del _calls[place]
             # A call around this one, in the same thread, goes on with the state that this one found.
-            heir = next((other for other in _calls if other.thread != call.thread), None)
-            if heir is None:
+            next_call = next((other for other in _calls if other.thread != call.thread), None)
+            if next_call is None:
                 for set_state, state in call.found.values():
                     set_state(state)
-            elif heir in _calls[place:]:
+            elif next_call in _calls[place:]:
                 # It began later, and may have found what this one had drawn.
-                heir.found |= call.found
+                next_call.found |= call.found
             else:
-                heir.found = call.found | heir.found
+                next_call.found = call.found | next_call.found
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """Find the module that a compilation or a distributed wrapper holds; the wrapper itself is left alone.
 
     A compiled module runs code in which hooks and function modes no longer exist, and
@@ -191,7 +191,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def as_guest(forward_func: Callable[..., Any], device: torch.device) -> Iterator[None]:
+def prepared_model(forward_func: Callable[..., Any], device: torch.device) -> Iterator[None]:
     """The model in evaluation mode, uncompiled, without gradients; it and the random state as before afterwards.
 
     Args:
@@ -202,21 +202,21 @@ def as_guest(forward_func: Callable[..., Any], device: torch.device) -> Iterator
         if isinstance(forward_func, nn.Module):
             stack.enter_context(evaluation_mode(forward_func))
             stack.enter_context(uncompiled(forward_func))
-        stack.enter_context(preserved_random_state(device))
+        stack.enter_context(preserve_rng_state(device))
         stack.enter_context(torch.no_grad())
         # The call may stand in a hook or a forward pass that somebody else explains.
-        stack.enter_context(plain_rectifiers())
+        stack.enter_context(unguided_rectifiers())
         yield
 
 
-_PASSED_ON_BY = ("dcsm_attr.", "captum.")
+_INTERNAL_PREFIXES = ("dcsm_attr.", "captum.")
 
 
 def warn_caller(message: str) -> None:
     """Warn, with the first frame outside of this package and of Captum's wrappers as the origin."""
     level = 1
     frame: FrameType | None = sys._getframe()
-    while frame is not None and str(frame.f_globals.get("__name__")).startswith(_PASSED_ON_BY):
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith(_INTERNAL_PREFIXES):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
 
@@ -237,7 +237,7 @@ _ATTENTION = {
 }
 
 
-def attention_of(model: nn.Module) -> str | None:
+def find_attention(model: nn.Module) -> str | None:
     """The class name of the first attention layer of a transformer; None for a CNN."""
     return next((type(m).__name__ for m in model.modules() if type(m).__name__ in _ATTENTION), None)
 
@@ -246,7 +246,7 @@ def attention_of(model: nn.Module) -> str | None:
 _NAMES = ("out", "logits")
 
 
-def scores_of(output: Any) -> Tensor:
+def find_scores(output: Any) -> Tensor:
     """Find the scores in what a model returns; auxiliary heads are left out.
 
     Args:
@@ -267,26 +267,26 @@ def scores_of(output: Any) -> Tensor:
             return scores
     raise TypeError(
         "the model must return a tensor of scores, (N, C) or (N, C, h, w), or hold one under 'out' or 'logits'; it "
-        f"returned {_outline(output)}. Wrap it in a module that picks the scores, whose forward is e.g. return "
+        f"returned {_summarize(output)}. Wrap it in a module that picks the scores, whose forward is e.g. return "
         "self.model(x)['name'] or self.model(x)[0]."
     )
 
 
-def checked_scores(output: Any, images: int) -> Tensor:
+def check_scores(output: Any, images: int) -> Tensor:
     """Find the scores in what a model returns, one for each class of each image.
 
     Args:
-        output: as in :func:`scores_of`.
+        output: as in :func:`find_scores`.
         images: N, the number of images that the model was given.
 
     Returns:
         ``(N, C)`` or ``(N, C, h, w)``.
 
     Raises:
-        TypeError: as :func:`scores_of`.
+        TypeError: as :func:`find_scores`.
         ValueError: if the scores have another shape.
     """
-    scores = scores_of(output)
+    scores = find_scores(output)
     if scores.ndim not in (2, 4) or scores.shape[0] != images or scores.shape[1] == 0:
         raise ValueError(
             f"the model must return scores of shape (N, C) or (N, C, h, w) with N = {images}; it returned "
@@ -295,7 +295,7 @@ def checked_scores(output: Any, images: int) -> Tensor:
     return scores
 
 
-def _outline(output: Any) -> str:
+def _summarize(output: Any) -> str:
     kind = type(output).__name__
     if isinstance(output, Mapping):
         return f"{kind} with {', '.join(map(repr, output)) or 'nothing'}"
@@ -309,7 +309,7 @@ POOLINGS: tuple[PoolingName, ...] = get_args(PoolingName)
 _SHARPNESS = 5.0
 
 
-def pooled_scores(score_maps: Tensor, pooling: PoolingName = "max") -> Tensor:
+def pool_score_maps(score_maps: Tensor, pooling: PoolingName = "max") -> Tensor:
     r"""Pool each score map over its positions.
 
     Args:
@@ -337,7 +337,7 @@ def pooled_scores(score_maps: Tensor, pooling: PoolingName = "max") -> Tensor:
     raise ValueError(f"pooling must be 'max', 'average' or 'logsumexp', got {pooling!r}.")
 
 
-def checked_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..., Any]:
+def check_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..., Any]:
     """Refuse what cannot be explained, and take off the wrappers that hide a model.
 
     Args:
@@ -364,14 +364,14 @@ def checked_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..
         # Where torch.compile keeps the function that it was given.
         original: Callable[..., Any] = getattr(forward_func, "_torchdynamo_orig_callable", forward_func)
         return original
-    model = unwrapped(forward_func)
+    model = unwrap_model(forward_func)
     if any(isinstance(m, GeneralizedRCNNTransform) for m in model.modules()):
         raise TypeError(
             f"{type(model).__name__} is a detection model: it returns boxes of single objects, not scores of classes "
             "for the whole image. Use a classifier or a segmentation model; or explain a module of your own that "
             "returns scores (N, C) from its backbone."
         )
-    attention = attention_of(model)
+    attention = find_attention(model)
     if guided and attention is not None:
         raise ValueError(
             f"{type(model).__name__} is a transformer: its class evidence travels through attention ({attention}), not "
@@ -381,18 +381,18 @@ def checked_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..
     return model
 
 
-def check_guidance(recording: "Recording") -> None:
+def check_guided_rectifiers(recording: "ForwardPass") -> None:
     """Say so where the guided rule had nothing to act on.
 
     Raises:
         ValueError: if the model has no rectifier at all.
     """
-    if recording.rectifiers_seen == 0:
+    if recording.num_rectifiers == 0:
         raise ValueError(
             "the model has no rectifier (ReLU or a relative of it), so that guided backpropagation would silently be "
             "plain backpropagation. Pass guided=False if that is what you want."
         )
-    if recording.rectifiers_guided == 0:
+    if recording.num_guided_rectifiers == 0:
         warn_caller(
             "no rectifier lies between the chosen layers and the class scores: nothing was guided, and the result "
             "equals guided=False. Choose earlier layers."
@@ -400,7 +400,7 @@ def check_guidance(recording: "Recording") -> None:
 
 
 @contextmanager
-def explained_failures(model: Any, resized: Tensor, images: Tensor) -> Iterator[None]:
+def explain_forward_errors(model: Any, resized: Tensor, images: Tensor) -> Iterator[None]:
     """Say what a failed forward pass was about, where the number of channels or the scale is the reason.
 
     Args:
@@ -414,13 +414,13 @@ def explained_failures(model: Any, resized: Tensor, images: Tensor) -> Iterator[
     try:
         yield
     except RuntimeError as error:
-        explained = _explained(error, model, resized, images)
+        explained = _explain_error(error, model, resized, images)
         if explained is error:
             raise
         raise explained from error
 
 
-def _explained(error: RuntimeError, model: Any, resized: Tensor, images: Tensor) -> Exception:
+def _explain_error(error: RuntimeError, model: Any, resized: Tensor, images: Tensor) -> Exception:
     if isinstance(error, torch.OutOfMemoryError):
         return error
     channels = _first_convolution_channels(model)

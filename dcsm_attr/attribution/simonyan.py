@@ -7,11 +7,11 @@ from typing import Any
 from captum.log import log_usage
 from torch import Tensor
 
+from dcsm_attr.attribution.cached_gradients import CachedGradients
 from dcsm_attr.attribution.candidates import Activation, Request
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.class_saliency import ClassSaliency
 from dcsm_attr.attribution.gradients import LayerPoint
-from dcsm_attr.attribution.kept_gradients import KeptGradients
 from dcsm_attr.attribution.maps import VARIANTS
 from dcsm_attr.attribution.model import PoolingName
 
@@ -141,16 +141,16 @@ class Simonyan(ClassSaliency):
         """
         return self._run(inputs, [_IMAGES], Request(classes=classes), additional_forward_args, raw)[0]
 
-    def keep_gradients(
+    def compute_gradients(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         classes: Any = None,
         additional_forward_args: Any = None,
-    ) -> KeptGradients:
+    ) -> CachedGradients:
         r"""
         Takes the gradients without combining them, so that several settings of the method can share them.
 
-        Alpha is left to :meth:`class_maps_of`.
+        Alpha is left to :meth:`class_maps_from_gradients`.
 
         Args:
 
@@ -159,20 +159,20 @@ class Simonyan(ClassSaliency):
             additional_forward_args: As in :meth:`class_maps`.
 
         Returns:
-            *KeptGradients* of the detected classes.
+            *CachedGradients* of the detected classes.
 
         Raises:
             TypeError, ValueError, RuntimeError: as :meth:`class_maps`.
         """
-        return self._keep(inputs, [_IMAGES], Request(classes=classes), additional_forward_args)
+        return self._compute_gradients(inputs, [_IMAGES], Request(classes=classes), additional_forward_args)
 
-    def class_maps_of(self, kept: KeptGradients, classes: Any = None, *, raw: bool = False) -> ClassMaps:
+    def class_maps_from_gradients(self, kept: CachedGradients, classes: Any = None, *, raw: bool = False) -> ClassMaps:
         r"""
         Computes what :meth:`class_maps` does from gradients that were kept.
 
         Args:
 
-            kept (KeptGradients): Of this method with the same model.
+            kept (CachedGradients): Of this method with the same model.
             classes: As in :meth:`class_maps`.
             raw: As in :meth:`class_maps`.
 
@@ -182,4 +182,4 @@ class Simonyan(ClassSaliency):
         Raises:
             ValueError: if a class was not kept; classes are malformed; or scores or gradients are not finite.
         """
-        return self._of_kept(kept, [_IMAGES.name], Request(classes=classes), raw)
+        return self._combine_cached(kept, [_IMAGES.name], Request(classes=classes), raw)

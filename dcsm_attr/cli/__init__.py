@@ -68,7 +68,7 @@ def run_command(command: Callable[[], None], name: str) -> None:
         name: begins the line of an error.
     """
     for stream in (sys.stdout, sys.stderr):
-        # The name of a photograph may hold what the terminal's encoding lacks.
+        # The name of an image may hold what the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

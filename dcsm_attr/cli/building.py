@@ -9,8 +9,8 @@ from dcsm_attr.cli.options import (
     Method,
     MethodChoice,
     MinCandidates,
+    NoContrast,
     NoGuided,
-    NoSubtract,
     PrecisionChoice,
     PresetChoice,
     PresetOption,
@@ -32,11 +32,11 @@ __all__ = [
     "SaliencyOptions",
     "build_saliency",
     "build_segmenter",
-    "chosen_classifier",
-    "chosen_device",
-    "chosen_network",
     "classifier_segmenter",
-    "parsed_classes",
+    "load_chosen_classifier",
+    "network_arguments",
+    "parse_classes",
+    "resolve_device",
     "segmenter_settings",
 ]
 
@@ -44,7 +44,7 @@ __all__ = [
 _DEMO = "demo"
 
 # What the methods are that take fewer options than dcsm, and which of its options they take.
-_SIMPLER = {
+_METHODS_WITH_FEWER_OPTIONS = {
     MethodChoice.SIMONYAN: ("is one plain gradient a class, without candidates or variants", ("--alpha",)),
     MethodChoice.CAM: ("weights features, without gradients, candidates, variants or tanh", ()),
 }
@@ -55,12 +55,12 @@ class SaliencyOptions:
     """The options of how class maps are made; None: the method's own.
 
     Attributes:
-        method, variant, no_subtract, no_guided, alpha, min_candidates, preset: as the options of these names.
+        method, variant, no_contrast, no_guided, alpha, min_candidates, preset: as the options of these names.
     """
 
     method: Method = MethodChoice.DCSM
     variant: Variant = None
-    no_subtract: NoSubtract = False
+    no_contrast: NoContrast = False
     no_guided: NoGuided = False
     alpha: Alpha = None
     min_candidates: MinCandidates = None
@@ -68,15 +68,15 @@ class SaliencyOptions:
 
     def __post_init__(self) -> None:
         """Check that the options go together."""
-        if self.method not in _SIMPLER:
+        if self.method not in _METHODS_WITH_FEWER_OPTIONS:
             return
-        what_it_is, taken = _SIMPLER[self.method]
+        method_text, taken = _METHODS_WITH_FEWER_OPTIONS[self.method]
         of_both = ("--method", "--preset", *taken)
-        dcsm_alone = [argument for argument in self.arguments() if not argument.startswith(of_both)]
-        if dcsm_alone:
+        dcsm_only_arguments = [argument for argument in self.arguments() if not argument.startswith(of_both)]
+        if dcsm_only_arguments:
             raise ValueError(
-                f"--method {self.method.value} {what_it_is}: {', '.join(dcsm_alone)} "
-                f"{'belong' if len(dcsm_alone) > 1 else 'belongs'} to --method dcsm."
+                f"--method {self.method.value} {method_text}: {', '.join(dcsm_only_arguments)} "
+                f"{'belong' if len(dcsm_only_arguments) > 1 else 'belongs'} to --method dcsm."
             )
 
     def arguments(self) -> list[str]:
@@ -118,7 +118,7 @@ def build_saliency(
     dcsm = DistinctClassSaliency(
         network,
         guided=not options.no_guided,
-        subtract=not options.no_subtract,
+        subtract=not options.no_contrast,
         activation=activation,
         pooling=pooling,
         # A released code brings its own number of candidates.
@@ -158,12 +158,12 @@ def build_segmenter(
 
     if is_segmentation_net(weights):
         return _network_segmenter(weights, device, saliency, settings)
-    if _brings_its_model(weights):
-        classifier = chosen_classifier(weights)
-        classifier.network.to(chosen_device(device))
+    if _is_classifier_file(weights):
+        classifier = load_chosen_classifier(weights)
+        classifier.network.to(resolve_device(device))
         return classifier_segmenter(classifier, saliency, **settings)
     names = class_names(labels)
-    network = load_model(model, weights, chosen_device(device))
+    network = load_model(model, weights, resolve_device(device))
     method = build_saliency(network, saliency, activation="sigmoid" if labels == "voc" else "auto", pooling="max")
     return Segmenter(network, saliency=method, class_names=names, **{**_of_preset(saliency), **settings})
 
@@ -214,16 +214,16 @@ def _network_segmenter(weights: str, device: str, saliency: SaliencyOptions, set
             f"{', '.join(given)}."
         )
     trained = load_segmentation_net(weights)
-    trained.network.to(chosen_device(device))
+    trained.network.to(resolve_device(device))
     return NetworkSegmenter(trained, **settings)
 
 
-def chosen_network(model: str, weights: str, labels: str) -> dict[str, str]:
+def network_arguments(model: str, weights: str, labels: str) -> dict[str, str]:
     """The options that chose the network; of a trained classifier's file, which brings its own, the file alone."""
-    return {"weights": weights, **({} if _brings_its_model(weights) else {"model": model, "labels": labels})}
+    return {"weights": weights, **({} if _is_classifier_file(weights) else {"model": model, "labels": labels})}
 
 
-def chosen_classifier(weights: str) -> "Classifier":
+def load_chosen_classifier(weights: str) -> "Classifier":
     """The trained classifier that the option names: the shipped one, or a file.
 
     Raises:
@@ -235,14 +235,14 @@ def chosen_classifier(weights: str) -> "Classifier":
     return scene_classifier() if weights == _DEMO else load_classifier(weights)
 
 
-def _brings_its_model(weights: str) -> bool:
+def _is_classifier_file(weights: str) -> bool:
     from dcsm_attr.models.checkpoint import is_classifier
     from dcsm_attr.models.segmentation_net import is_segmentation_net
 
     return weights == _DEMO or is_classifier(weights) or is_segmentation_net(weights)
 
 
-def chosen_device(name: str) -> "torch.device":
+def resolve_device(name: str) -> "torch.device":
     """The device that the option names.
 
     Raises:
@@ -257,7 +257,7 @@ def chosen_device(name: str) -> "torch.device":
     return torch.device(name)
 
 
-def parsed_classes(text: str | None) -> list[int | str] | None:
+def parse_classes(text: str | None) -> list[int | str] | None:
     """Read ``--classes``: names or numbers, separated by commas.
 
     Raises:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device, chosen_network, segmenter_settings
+from dcsm_attr.cli.building import (
+    SaliencyOptions,
+    build_segmenter,
+    network_arguments,
+    resolve_device,
+    segmenter_settings,
+)
 from dcsm_attr.cli.options import (
     Device,
     DeviceName,
@@ -27,7 +33,7 @@ from dcsm_attr.cli.options import (
     Weights,
     with_option_groups,
 )
-from dcsm_attr.cli.runs import report_skipped
+from dcsm_attr.cli.runs import report_skipped_images
 
 if TYPE_CHECKING:
     from dcsm_attr.datasets.collection import Collection
@@ -41,7 +47,7 @@ _WHOLE = {"train": 1464, "val": 1449, "trainval": 2913}
 
 
 class ProtocolChoice(str, Enum):
-    """What the method is told about a photograph."""
+    """What the method is told about an image."""
 
     DETECTED = "detected"
     KNOWN = "known"
@@ -64,9 +70,7 @@ def evaluate(
             "for pseudo-labels. Figures of the two do not compare."
         ),
     ] = ProtocolChoice.DETECTED,
-    count: Annotated[
-        int, typer.Option(min=0, help="So many photographs, evenly spread over the list; 0: all of them.")
-    ] = 0,
+    count: Annotated[int, typer.Option(min=0, help="So many images, evenly spread over the list; 0: all of them.")] = 0,
     no_crf: NoCrf = False,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
@@ -81,7 +85,7 @@ def evaluate(
     A segmentation network of dcsm-attr train-seg is measured in the same way: told nothing, all classes compete at each
     pixel; the score of a class is its highest probability.
 
-    Writes evaluation.md (tables) and evaluation.json (the same, with confusion matrices). A photograph or mask that
+    Writes evaluation.md (tables) and evaluation.json (the same, with confusion matrices). An image or mask that
     cannot be read is left out and named.
 
     Examples:
@@ -99,13 +103,13 @@ def evaluate(
     from dcsm_attr.evaluation import evaluate as protocols
     from dcsm_attr.evaluation.report import write_report
     from dcsm_attr.evaluation.result import Protocol
-    from dcsm_attr.io import writable_folder
+    from dcsm_attr.io import make_writable_folder
 
-    output = writable_folder(output)
+    output = make_writable_folder(output)
     whole = voc_collection(voc_root, split)
     chosen = whole.spread(count)
     further = {
-        **walking.settings(chosen_device(device.value), saliency.method),
+        **walking.settings(resolve_device(device.value), saliency.method),
         **segmenter_settings(precision, max_pixels, no_crf),
     }
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, **further)
@@ -115,7 +119,7 @@ def evaluate(
         if not resume:
             state.unlink(missing_ok=True)
         evaluations.append(protocols.evaluate(segmenter, chosen, one, state=state))
-    network = {name: Path(value).name for name, value in chosen_network(model, weights, labels).items()}
+    network = {name: Path(value).name for name, value in network_arguments(model, weights, labels).items()}
     told = {**network, "split": split, "protocol": protocol.value, "count": str(count)}
     if precision is not PrecisionChoice.FLOAT32:
         told["precision"] = precision.value
@@ -129,7 +133,7 @@ def evaluate(
     for evaluation in evaluations:
         typer.echo(_summary(evaluation))
     typer.echo(f"{paths[0]}: IoU of each class, and every setting")
-    report_skipped({name: reason for evaluation in evaluations for name, reason in evaluation.skipped.items()})
+    report_skipped_images({name: reason for evaluation in evaluations for name, reason in evaluation.skipped.items()})
 
 
 def _described(collection: "Collection", split: str, count: int) -> str:
@@ -163,7 +167,7 @@ def miou(
         Path | None, typer.Option(metavar="FILE.json", help="Write the figures too, with the confusion matrix.")
     ] = None,
 ) -> None:
-    """Measure the mean IoU of label maps, such as pseudo-labels: palette or grey pictures whose values are the labels.
+    """Measure the mean IoU of label maps, such as pseudo-labels: palette or gray pictures whose values are the labels.
 
     Pixels that a label map marks as unknown (255) are not counted; their share is said. Maps of another size than the
     masks are resized.
@@ -188,7 +192,7 @@ def miou(
     )
     background, foreground = found.precision
     typer.echo(
-        f"{100 * background:.1f} % of what is labelled as background is right, {100 * foreground:.1f} % of the rest"
+        f"{100 * background:.1f} % of what is labeled as background is right, {100 * foreground:.1f} % of the rest"
     )
     if output is not None:
         content = {
@@ -203,4 +207,4 @@ def miou(
             "confusion matrix (row: truth, column: prediction)": found.confusion.counts.tolist(),
         }
         write_json(output, content)
-    report_skipped(found.skipped)
+    report_skipped_images(found.skipped)

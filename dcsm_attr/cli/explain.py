@@ -14,9 +14,9 @@ import typer
 from dcsm_attr.cli.building import (
     SaliencyOptions,
     build_segmenter,
-    chosen_device,
-    chosen_network,
-    parsed_classes,
+    network_arguments,
+    parse_classes,
+    resolve_device,
     segmenter_settings,
 )
 from dcsm_attr.cli.options import (
@@ -36,7 +36,7 @@ from dcsm_attr.cli.options import (
     Weights,
     with_option_groups,
 )
-from dcsm_attr.cli.runs import expanded, for_each_photograph
+from dcsm_attr.cli.runs import expanded, for_each_image
 
 __all__ = ["attribute", "demo", "segment"]
 
@@ -59,9 +59,9 @@ def segment(
 ) -> None:
     """Segment photographs: class maps, background, dense CRF, label map.
 
-    Writes for each photograph: labels.png (a palette picture in the colours of VOC), maps.npz (class maps and
+    Writes for each image: labels.png (a palette picture in the colors of VOC), maps.npz (class maps and
     probabilities), overlay.png, sheet.png (everything at a glance), manifest.json (classes, scores, every setting).
-    And for the run run.json: where each photograph's results are, or why it could not be read, which ends nothing. Of
+    And for the run run.json: where each image's results are, or why it could not be read, which ends nothing. Of
     an animation the first frame is taken.
 
     Examples:
@@ -81,10 +81,10 @@ def segment(
     """
     # Before the model, which may have to be downloaded: a folder without pictures is found out now.
     pictures = expanded(photographs)
-    known = parsed_classes(classes)
-    provenance = chosen_network(model, weights, labels)
+    known = parse_classes(classes)
+    provenance = network_arguments(model, weights, labels)
     further = {
-        **walking.settings(chosen_device(device.value), saliency.method),
+        **walking.settings(resolve_device(device.value), saliency.method),
         **segmenter_settings(precision, max_pixels, no_crf),
     }
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, **further)
@@ -96,7 +96,7 @@ def segment(
         found = ", ".join(f"{name} {share:.1%}" for name, share in zip(result.names, shares, strict=True))
         return f"nothing above the threshold; best: {found}" if result.fallback else found
 
-    for_each_photograph(pictures, output, work, finished="manifest.json" if resume else None)
+    for_each_image(pictures, output, work, finished="manifest.json" if resume else None)
 
 
 @with_option_groups
@@ -114,8 +114,8 @@ def attribute(
 ) -> None:
     """Show where the model sees each class: the candidates' maps, raw and distinct.
 
-    Writes for each photograph: attribution.png (every candidate's raw and distinct map), attribution.npz (the maps and
-    their classes), attribution.json (names, scores, every setting). And for the run run.json: where each photograph's
+    Writes for each image: attribution.png (every candidate's raw and distinct map), attribution.npz (the maps and
+    their classes), attribution.json (names, scores, every setting). And for the run run.json: where each image's
     results are, or why it could not be read, which ends nothing. Of an animation the first frame is taken.
 
     Examples:
@@ -129,8 +129,8 @@ def attribute(
     """
     # Before the model, which may have to be downloaded: a folder without pictures is found out now.
     pictures = expanded(photographs)
-    known = parsed_classes(classes)
-    provenance = chosen_network(model, weights, labels)
+    known = parse_classes(classes)
+    provenance = network_arguments(model, weights, labels)
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, max_pixels=max_pixels, crf=None)
 
     def work(photograph: Path, folder: Path) -> str:
@@ -139,7 +139,7 @@ def attribute(
         scores = result.saliency.scores[0]
         return ", ".join(f"{result.class_names[c]} {float(scores[c]):.2f}" for c in result.candidates)
 
-    for_each_photograph(pictures, output, work, finished="attribution.json" if resume else None)
+    for_each_image(pictures, output, work, finished="attribution.json" if resume else None)
 
 
 def demo(
@@ -163,12 +163,12 @@ def demo(
       dcsm-attr demo --retrain
     """
     from dcsm_attr.demo import STEPS, demo_figure, run_demo
-    from dcsm_attr.io import atomic_buffer, writable_folder
+    from dcsm_attr.io import atomic_buffer, make_writable_folder
     from dcsm_attr.models.scene_net import load_scene_net
     from dcsm_attr.training.scenes import train_scene_net
 
     start = time.perf_counter()
-    output = writable_folder(output)
+    output = make_writable_folder(output)
     checkpoint = None
     if retrain:
         checkpoint = output / "scene_net.safetensors"

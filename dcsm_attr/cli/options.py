@@ -25,9 +25,7 @@ _METHOD_PANEL = "Method"
 
 Photographs = Annotated[
     list[Path],
-    typer.Argument(
-        metavar="PHOTO...", help="Picture files; a folder stands for all pictures in it.", show_default=False
-    ),
+    typer.Argument(metavar="PHOTO...", help="Image files; a folder stands for all pictures in it.", show_default=False),
 ]
 ModelName = Annotated[str, typer.Option("--model", metavar="NAME", help="Any classification CNN of torchvision.")]
 OutputStride = Annotated[
@@ -51,7 +49,7 @@ Labels = Annotated[
     str,
     typer.Option(
         metavar="voc|imagenet|FILE",
-        help="Names of the model's classes; a FILE has one a line. With voc, each class is decided for itself "
+        help="Names of the model's classes; a FILE has one per line. With voc, each class is decided for itself "
         "(sigmoid).",
     ),
 ]
@@ -66,7 +64,7 @@ Classes = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,NAME",
-        help="The classes that are in the photographs, as names or numbers. Without it, those are taken that the model "
+        help="The classes that are in the images, as names or numbers. Without it, those are taken that the model "
         "detects.",
     ),
 ]
@@ -101,7 +99,7 @@ PresetOption = Annotated[
     typer.Option(
         "--preset",
         help="paper: as published. tuned: the deepest layer, only the classes in the picture subtracted from each "
-        "other, a background and a CRF chosen on photographs. The other options change parts of it.",
+        "other, a background and a CRF chosen on images. The other options change parts of it.",
         rich_help_panel=_METHOD_PANEL,
     ),
 ]
@@ -121,7 +119,7 @@ Variant = Annotated[
         rich_help_panel=_METHOD_PANEL,
     ),
 ]
-NoSubtract = Annotated[
+NoContrast = Annotated[
     bool,
     typer.Option("--no-subtract", help="Do not subtract the classes from each other.", rich_help_panel=_METHOD_PANEL),
 ]
@@ -161,7 +159,7 @@ WalkNet = Annotated[
 ]
 Radius = Annotated[
     int,
-    typer.Option(min=2, help="Neighbours are nearer than this, in positions of 8 pixels.", rich_help_panel=_WALK_PANEL),
+    typer.Option(min=2, help="Neighbors are nearer than this, in positions of 8 pixels.", rich_help_panel=_WALK_PANEL),
 ]
 Beta = Annotated[float, typer.Option(help="Power of each affinity; 8 as published.", rich_help_panel=_WALK_PANEL)]
 WalkSteps = Annotated[
@@ -211,7 +209,7 @@ SaliencyLayer = Annotated[
         "if not given.",
     ),
 ]
-BackgroundShare = Annotated[float, typer.Option(help="Share of each photograph that becomes seeds of the background.")]
+BackgroundShare = Annotated[float, typer.Option(help="Share of each image that becomes seeds of the background.")]
 SeedSplit = Annotated[str, typer.Option(metavar="NAME", help="The photographs that get seeds.")]
 SeedFolder = Annotated[
     Path, typer.Option(metavar="FOLDER", help="For the label maps. The same command goes on after an interruption.")
@@ -225,16 +223,14 @@ class TrainingChoice(str, Enum):
     MODERN = "modern"
 
 
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the optimiser; the preset's, if not given.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the optimizer; the preset's, if not given.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Photographs a step, over all processes.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read photographs ahead.")]
 TensorBoard = Annotated[
     bool, typer.Option("--tensorboard", help="Write FOLDER/tensorboard too: the curves of log.csv.")
 ]
-TrainingFolder = Annotated[
-    Path, typer.Option(metavar="FOLDER", help="Where to write; a run that was cut off goes on from there.")
-]
+TrainingFolder = Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write; an interrupted run resumes.")]
 
 
 class DeviceName(str, Enum):
@@ -265,9 +261,7 @@ Resume = Annotated[
         "command with this added.",
     ),
 ]
-Output = Annotated[
-    Path, typer.Option(metavar="FOLDER", help="Where to write; each photograph gets a folder of its name.")
-]
+Output = Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write; each image gets a folder of its name.")]
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -342,7 +336,7 @@ class WalkOptions:
             ValueError: if a number is out of its range, or the background is not given for maps of which none is known.
         """
         from dcsm_attr.models.affinity_net import load_affinity_net
-        from dcsm_attr.wsss.affinity import exponents_of
+        from dcsm_attr.wsss.affinity import method_exponents
         from dcsm_attr.wsss.random_walk import SemanticWalk
 
         if self.walk is None:
@@ -351,7 +345,7 @@ class WalkOptions:
         net.network.to(device)
         return {
             "walk": SemanticWalk(net, self.radius, self.beta, self.walk_steps),
-            "background_exponent": exponents_of(method.value).walk if self.background is None else self.background,
+            "background_exponent": method_exponents(method.value).walk if self.background is None else self.background,
         }
 
     def absolute(self) -> "WalkOptions":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, chosen_device, segmenter_settings
+from dcsm_attr.cli.building import SaliencyOptions, build_segmenter, resolve_device, segmenter_settings
 from dcsm_attr.cli.options import (
     Device,
     DeviceName,
@@ -22,7 +22,7 @@ from dcsm_attr.cli.options import (
     WalkOptions,
     with_option_groups,
 )
-from dcsm_attr.cli.runs import labelled_collection
+from dcsm_attr.cli.runs import open_labeled_collection
 
 if TYPE_CHECKING:
     from dcsm_attr.io import Storage
@@ -34,7 +34,7 @@ __all__ = ["pseudo_label", "report"]
 
 
 _SCALE = "Many photographs"
-_NAMED = 10
+_MAX_LISTED = 10
 
 
 class EngineChoice(str, Enum):
@@ -45,7 +45,7 @@ class EngineChoice(str, Enum):
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class _SegmenterFactory:
     """Builds the segmenter where the work is done."""
 
     weights: str
@@ -55,7 +55,7 @@ class _Recipe:
     settings: dict[str, Any]
 
     def __call__(self) -> "Segmenter":
-        walk = self.walking.settings(chosen_device(self.device), self.saliency.method)
+        walk = self.walking.settings(resolve_device(self.device), self.saliency.method)
         return build_segmenter("", self.weights, "", self.device, self.saliency, **walk, **self.settings)
 
 
@@ -65,7 +65,7 @@ def pseudo_label(
         str,
         typer.Argument(
             metavar="IMAGES",
-            help="A VOC folder, a folder of pictures, or a text file that lists paths or URIs (s3://...), one a line.",
+            help="A VOC folder, a folder of pictures, or a text file of paths or URIs (s3://...), one per line",
             show_default=False,
         ),
     ],
@@ -145,10 +145,10 @@ def pseudo_label(
         ),
     ] = "out/pseudo-labels",
 ) -> None:
-    """Label whole collections by the classes that each photograph is known to show; masks are never read.
+    """Label whole collections by the classes that each image is known to show; masks are never read.
 
-    Writes labels/NAME.png (palette pictures in the colours of VOC, of the size of the photograph) and manifest.jsonl:
-    the settings, and of each photograph its scores, areas and timings, or why it could not be read, which ends nothing.
+    Writes labels/NAME.png (palette pictures in the colors of VOC, of the size of the image) and manifest.jsonl:
+    the settings, and of each image its scores, areas and timings, or why it could not be read, which ends nothing.
     Killed at any moment and started again, the command does the rest, and the label maps are byte for byte those of an
     undisturbed run.
 
@@ -162,13 +162,13 @@ def pseudo_label(
       RAY_ADDRESS=auto dcsm-attr pseudo-label s3-list.txt --labels labels.csv --weights /shared/best.safetensors
       --engine ray --actors 4-64 --actor-gpus 0.5 --output s3://bucket/run
     """
-    from dcsm_attr.io import opened_storage
+    from dcsm_attr.io import open_storage
     from dcsm_attr.pipelines import run
     from dcsm_attr.pipelines.batches import Outputs
 
     part = _shard(shard)
     chosen = _engine(engine, workers, actors, actor_cpus, actor_gpus)
-    recipe = _Recipe(
+    recipe = _SegmenterFactory(
         # Actors of Ray may be at work elsewhere.
         str(Path(weights).absolute()) if Path(weights).is_file() else weights,
         device.value,
@@ -178,8 +178,8 @@ def pseudo_label(
     )
     names = recipe().class_names
     assert names is not None, "networks of this package bring their classes"
-    collection = labelled_collection(Path(images), labels, split, names)
-    storage = opened_storage(output, f".unfinished-{part.index}-of-{part.count}")
+    collection = open_labeled_collection(Path(images), labels, split, names)
+    storage = open_storage(output, f".unfinished-{part.index}-of-{part.count}")
     found = run.pseudo_label(
         recipe,
         collection,
@@ -190,12 +190,12 @@ def pseudo_label(
         engine=chosen,
         retry_failures=retry_failures,
     )
-    typer.echo(f"{output}: label maps of {found.labelled} photographs; manifest.jsonl: scores, areas, timings")
+    typer.echo(f"{output}: label maps of {found.labeled} photographs; manifest.jsonl: scores, areas, timings")
     if report:
         _report(storage, part)
     if found.failures:
         typer.echo(f"{len(found.failures)} photographs could not be read; the manifest says why:", err=True)
-        for name, reason in list(found.failures.items())[:_NAMED]:
+        for name, reason in list(found.failures.items())[:_MAX_LISTED]:
             typer.echo(f"  {name}: {reason}", err=True)
         raise typer.Exit(1)
 
@@ -224,15 +224,15 @@ def _shard(text: str | None) -> "Shard":
 
 
 def _engine(engine: EngineChoice, workers: int, actors: str, cpus: float, gpus: float) -> "Engine":
-    from dcsm_attr.pipelines.local import InProcesses, in_this_process
-    from dcsm_attr.pipelines.ray import OnRay
+    from dcsm_attr.pipelines.local import MultiprocessEngine, local_engine
+    from dcsm_attr.pipelines.ray import RayEngine
 
     if engine is EngineChoice.LOCAL:
-        return in_this_process if workers == 1 else InProcesses(workers)
+        return local_engine if workers == 1 else MultiprocessEngine(workers)
     least, dash, most = actors.partition("-")
     if not (least.isdecimal() and (most.isdecimal() if dash else True)):
         raise ValueError(f"--actors must be N or MIN-MAX, such as 4 or 4-64; got {actors!r}.")
-    return OnRay((int(least), int(most or least)), cpus, gpus)
+    return RayEngine((int(least), int(most or least)), cpus, gpus)
 
 
 def report(
@@ -245,7 +245,7 @@ def report(
     photographs: Annotated[
         int,
         typer.Option(
-            min=0, help="So many get a thumbnail at most, evenly spread; counts and histograms are of all photographs."
+            min=0, help="So many get a thumbnail at most, evenly spread; counts and histograms are of all images."
         ),
     ] = 1000,
 ) -> None:
@@ -258,14 +258,14 @@ def report(
 
       dcsm-attr report out/pseudo-labels --photographs 200
     """
-    from dcsm_attr.io import is_uri, opened_storage
+    from dcsm_attr.io import is_uri, open_storage
     from dcsm_attr.pipelines.report import write_report
 
     # To open a folder is to make it.
     if not is_uri(folder) and not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder. Give that which dcsm-attr pseudo-label wrote to.")
     # A scratch of its own, because the run may still be writing.
-    storage = opened_storage(folder, scratch=".unfinished-report")
+    storage = open_storage(folder, scratch=".unfinished-report")
     try:
         name = write_report(storage, photographs=photographs)
     finally:

@@ -1,10 +1,10 @@
 """Photographs that were left out: named at the end, and told by the exit status.
 
-What became of each photograph of a run: ``run.json``, beside the folders of the photographs.
+What became of each image of a run: ``run.json``, beside the folders of the images.
 
-A run over many photographs, of which one bad one does not end the run.
+A run over many images, of which one bad one does not end the run.
 
-The photographs that a command is given: a VOC folder, or pictures with a file of labels.
+The photographs that a command is given: a VOC folder, or images with a file of labels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +16,9 @@ import typer
 from tqdm import tqdm
 
 import dcsm_attr
-from dcsm_attr.datasets.collection import pictures_in
+from dcsm_attr.datasets.collection import list_images
 from dcsm_attr.datasets.images import ImageReadError
-from dcsm_attr.io import writable_folder, write_json
+from dcsm_attr.io import make_writable_folder, write_json
 
 if TYPE_CHECKING:
     from dcsm_attr.datasets.collection import Collection
@@ -27,18 +27,18 @@ __all__ = [
     "RUN_MANIFEST",
     "RunManifest",
     "expanded",
-    "for_each_photograph",
-    "labelled_collection",
-    "opened_collection",
-    "report_skipped",
+    "for_each_image",
+    "open_collection",
+    "open_labeled_collection",
+    "report_skipped_images",
 ]
 
 
-def report_skipped(skipped: Mapping[str, str]) -> None:
+def report_skipped_images(skipped: Mapping[str, str]) -> None:
     """Name what was skipped, and end with status 1; nothing happens where nothing was.
 
     Args:
-        skipped: the reason, by the name of the photograph.
+        skipped: the reason, by the name of the image.
     """
     if not skipped:
         return
@@ -48,15 +48,15 @@ def report_skipped(skipped: Mapping[str, str]) -> None:
     raise typer.Exit(1)
 
 
-#: Its name; no photograph gets a folder of this name.
+#: Its name; no image gets a folder of this name.
 RUN_MANIFEST = "run.json"
 
 
 class RunManifest:
-    """The photographs of a run, each once: where its results are, or why it could not be read."""
+    """The images of a run, each once: where its results are, or why it could not be read."""
 
     def __init__(self, output: Path, photographs: int) -> None:
-        """Name the file, and remove that of an earlier run, which must not vouch for this one.
+        """Name the file, and remove that of an earlier run, which must not describe this one.
 
         Args:
             output: the folder of the run.
@@ -67,21 +67,21 @@ class RunManifest:
         """
         self._path = output / RUN_MANIFEST
         self._path.unlink(missing_ok=True)
-        self._photographs = photographs
+        self._images = photographs
         self._results: list[dict[str, str]] = []
         self._failures: list[dict[str, str]] = []
 
     @property
     def failures(self) -> list[str]:
-        """Why photographs could not be read, in order."""
+        """Why images could not be read, in order."""
         return [failure["reason"] for failure in self._failures]
 
     def finished(self, photograph: Path, folder: Path) -> None:
-        """Note that the results of a photograph stand in a folder."""
+        """Note that the results of an image stand in a folder."""
         self._results.append({"photograph": str(photograph), "folder": folder.name})
 
     def failed(self, photograph: Path, reason: str) -> None:
-        """Note that a photograph could not be read."""
+        """Note that an image could not be read."""
         self._failures.append({"photograph": str(photograph), "reason": reason})
 
     def write(self) -> None:
@@ -92,31 +92,31 @@ class RunManifest:
         """
         content: dict[str, Any] = {
             "dcsm_attr": dcsm_attr.__version__,
-            "photographs": self._photographs,
+            "photographs": self._images,
             "results": self._results,
             "failures": self._failures,
         }
         write_json(self._path, content)
 
 
-def for_each_photograph(
+def for_each_image(
     photographs: Sequence[Path], output: Path, work: Callable[[Path, Path], str], *, finished: str | None = None
 ) -> None:
-    """Do ``work(photograph, folder)`` for each photograph, with progress, and report what could not be read.
+    """Do ``work(photograph, folder)`` for each image, with progress, and report what could not be read.
 
     Writes ``run.json`` at the end, also where the run is broken off: see :class:`RunManifest`.
 
     Args:
         photographs: files.
-        output: each photograph gets a folder of its name in it.
+        output: each image gets a folder of its name in it.
         work: writes into the folder and returns a line to print.
         finished: the file that ``work`` writes last; photographs in whose folder it stands are left out. None: none is.
 
     Raises:
         OSError: if the output cannot be written to.
-        typer.Exit: with code 1 at the end, if a photograph could not be read.
+        typer.Exit: with code 1 at the end, if an image could not be read.
     """
-    output = writable_folder(output)
+    output = make_writable_folder(output)
     pairs = list(zip(photographs, _folders(photographs, output), strict=True))
     done = [finished is not None and (folder / finished).exists() for _, folder in pairs]
     if any(done):
@@ -146,7 +146,7 @@ def for_each_photograph(
 
 
 def expanded(paths: Sequence[Path]) -> list[Path]:
-    """The photographs that a command is given, of folders all pictures in them.
+    """The images that a command is given, of folders all pictures in them.
 
     Args:
         paths: files and folders.
@@ -156,12 +156,12 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
     """
     photographs: list[Path] = []
     for path in paths:
-        photographs += pictures_in(path) if path.is_dir() else [path]
+        photographs += list_images(path) if path.is_dir() else [path]
     return photographs
 
 
 def _folders(photographs: Sequence[Path], output: Path) -> list[Path]:
-    """One folder a photograph; equal names get a number, so that nothing is overwritten."""
+    """One folder an image; equal names get a number, so that nothing is overwritten."""
     taken = {RUN_MANIFEST}
     folders = []
     for photograph in photographs:
@@ -175,19 +175,21 @@ def _folders(photographs: Sequence[Path], output: Path) -> list[Path]:
     return folders
 
 
-def labelled_collection(data: Path, labels: Path | None, split: str | None, class_names: Sequence[str]) -> "Collection":
-    """The photographs for a network that is there already, with its classes, of which they need not show each.
+def open_labeled_collection(
+    data: Path, labels: Path | None, split: str | None, class_names: Sequence[str]
+) -> "Collection":
+    """The images for a network that is there already, with its classes, of which they need not show each.
 
     Args:
-        data: as in :func:`opened_collection`.
+        data: as in :func:`open_collection`.
         labels: as there.
         split: as there.
         class_names: of the network.
 
     Raises:
-        ValueError: as :func:`opened_collection`; and if the photographs have other classes.
+        ValueError: as :func:`open_collection`; and if the images have other classes.
     """
-    collection = opened_collection(data, labels, split, class_names)
+    collection = open_collection(data, labels, split, class_names)
     if collection.class_names != tuple(class_names):
         raise ValueError(
             f"the photographs of {data} have the classes {collection.class_names}, the network {tuple(class_names)}. "
@@ -196,10 +198,10 @@ def labelled_collection(data: Path, labels: Path | None, split: str | None, clas
     return collection
 
 
-def opened_collection(
+def open_collection(
     data: Path, labels: Path | None, split: str | None, class_names: Sequence[str] | None = None
 ) -> "Collection":
-    """The photographs of one split with their image-level labels; masks are not looked at.
+    """The images of one split with their image-level labels; masks are not looked at.
 
     Args:
         data: a VOC folder, one of pictures, or a list of pictures.
@@ -211,7 +213,7 @@ def opened_collection(
     Raises:
         ValueError: if pictures come without labels, or something does not fit.
     """
-    from dcsm_attr.datasets.collection import folder_collection, list_collection
+    from dcsm_attr.datasets.collection import folder_collection, image_list_collection
     from dcsm_attr.datasets.voc import voc_collection
 
     if (data / "ImageSets").is_dir():
@@ -221,5 +223,5 @@ def opened_collection(
             f"{data}: has no ImageSets, so that it is no VOC folder; for other pictures pass --labels FILE.csv."
         )
     if data.is_file():
-        return list_collection(data, labels, class_names=class_names)
+        return image_list_collection(data, labels, class_names=class_names)
     return folder_collection(data, labels, split=split, class_names=class_names)

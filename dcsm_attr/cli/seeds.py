@@ -1,6 +1,6 @@
 """``dcsm-attr seeds``: the pixels of which class maps are sure, for a segmentation network to learn from.
 
-What the commands that write seeds have in common: the photographs, the background, the folder and its report.
+What the commands that write seeds have in common: the images, the background, the folder and its report.
 
 ``dcsm-attr ficklenet``: seeds from many stochastic maps of a classifier.
 
@@ -17,9 +17,9 @@ import typer
 from dcsm_attr.cli.building import (
     SaliencyOptions,
     build_saliency,
-    chosen_classifier,
-    chosen_device,
     classifier_segmenter,
+    load_chosen_classifier,
+    resolve_device,
 )
 from dcsm_attr.cli.options import (
     Background,
@@ -45,20 +45,20 @@ from dcsm_attr.cli.options import (
     WalkOptions,
     WalkSteps,
 )
-from dcsm_attr.cli.runs import labelled_collection, report_skipped
+from dcsm_attr.cli.runs import open_labeled_collection, report_skipped_images
 
 if TYPE_CHECKING:
     from dcsm_attr.models.affinity_net import TrainedAffinityNet
     from dcsm_attr.models.checkpoint import Classifier
     from dcsm_attr.wsss.affinity import Exponents
-    from dcsm_attr.wsss.seeds import Localiser
+    from dcsm_attr.wsss.seeds import Localizer
 
 __all__ = ["SeedOptions", "affinity", "ficklenet", "seeds", "write_seed_folder"]
 
 
 @dataclass(frozen=True)
 class SeedOptions:
-    """The options of which photographs get seeds, and of their background.
+    """The options of which images get seeds, and of their background.
 
     Attributes:
         data, labels, split, saliency_layer, background_share, max_pixels, output: as the options of these names.
@@ -73,35 +73,35 @@ class SeedOptions:
     output: Path
 
 
-def write_seed_folder(classifier: "Classifier", localiser: "Localiser", options: SeedOptions) -> None:
+def write_seed_folder(classifier: "Classifier", localizer: "Localizer", options: SeedOptions) -> None:
     """Write the seeds, and tell what became of them.
 
     Args:
         classifier: on the device where it is to run.
-        localiser: for the foreground.
+        localizer: for the foreground.
         options: for the rest.
 
     Raises:
-        ValueError: if the classes of the photographs are not the classifier's, or an option is out of its range.
+        ValueError: if the classes of the images are not the classifier's, or an option is out of its range.
     """
-    from dcsm_attr.io import writable_folder
-    from dcsm_attr.pipelines.label_files import BackgroundSeeds, Shard, middle_layer, write_seeds
+    from dcsm_attr.io import make_writable_folder
+    from dcsm_attr.pipelines.label_files import BackgroundSeedSettings, Shard, middle_layer, write_seeds
 
-    collection = labelled_collection(options.data, options.labels, options.split, classifier.class_names)
-    folder = writable_folder(options.output)
+    collection = open_labeled_collection(options.data, options.labels, options.split, classifier.class_names)
+    folder = make_writable_folder(options.output)
     layer = options.saliency_layer or middle_layer(classifier.network)
     skipped = write_seeds(
         classifier.network,
-        localiser,
+        localizer,
         collection,
         folder,
         classifier.preprocess,
-        BackgroundSeeds(layer, options.background_share),
-        shard=Shard.of_this_process(),
+        BackgroundSeedSettings(layer, options.background_share),
+        shard=Shard.from_environment(),
         max_pixels=options.max_pixels,
     )
     typer.echo(f"{folder}: seeds of {len(collection) - len(skipped)} photographs; background by {layer}")
-    report_skipped(skipped)
+    report_skipped_images(skipped)
 
 
 def seeds(
@@ -120,23 +120,23 @@ def seeds(
 ) -> None:
     """Write the seeds of SEC: where class maps are high, and where no class is seen. Masks are never read.
 
-    Seeds are palette pictures NAME.png, of the size of the photograph, 255 where there is none. dcsm-attr train-seg
-    learns from them; dcsm-attr miou compares them with masks. Under torchrun, the processes share the photographs.
+    Seeds are palette pictures NAME.png, of the size of the image, 255 where there is none. dcsm-attr train-seg
+    learns from them; dcsm-attr miou compares them with masks. Under torchrun, the processes share the images.
 
     Examples:
       dcsm-attr seeds VOCdevkit/VOC2012 --weights out/classifier/best.safetensors
 
       dcsm-attr seeds VOC --weights best.safetensors --method dcsm --preset tuned --output out/seeds-dcsm
     """
-    from dcsm_attr.training.distributed import own_device
-    from dcsm_attr.wsss.seeds import MapLocaliser
+    from dcsm_attr.training.distributed import local_device
+    from dcsm_attr.wsss.seeds import MapLocalizer
 
-    classifier = chosen_classifier(weights)
-    classifier.network.to(own_device(chosen_device(device.value)))
+    classifier = load_chosen_classifier(weights)
+    classifier.network.to(local_device(resolve_device(device.value)))
     options = SaliencyOptions(method, preset=preset)
     saliency = build_saliency(classifier.network, options, activation="auto", pooling=classifier.pooling)
     folder = SeedOptions(data, labels, split, saliency_layer, background_share, max_pixels, output)
-    write_seed_folder(classifier, MapLocaliser(saliency, share), folder)
+    write_seed_folder(classifier, MapLocalizer(saliency, share), folder)
 
 
 class FormChoice(str, Enum):
@@ -169,27 +169,27 @@ def ficklenet(
     device: Device = DeviceName.AUTO,
     output: SeedFolder = Path("out/ficklenet"),
 ) -> None:
-    """Write the seeds of FickleNet: N maps of each class, of units drawn anew each time. Masks are never read.
+    """Write the seeds of FickleNet: N maps of each class, of units resampled each time. Masks are never read.
 
     The classifier is one that dcsm-attr train --head fickle wrote. Seeds are palette pictures NAME.png, of the size of
-    the photograph, 255 where there is none; the background is that of dcsm-attr seeds. dcsm-attr train-seg learns from
-    them; dcsm-attr miou compares them with masks. Under torchrun, the processes share the photographs.
+    the image, 255 where there is none; the background is that of dcsm-attr seeds. dcsm-attr train-seg learns from
+    them; dcsm-attr miou compares them with masks. Under torchrun, the processes share the images.
 
     Examples:
       dcsm-attr ficklenet VOCdevkit/VOC2012 --weights out/classifier/best.safetensors
 
       dcsm-attr ficklenet VOC --weights best.safetensors --draws 50 --rate 0.7 --output out/fickle-0.7
     """
-    from dcsm_attr.training.distributed import own_device
-    from dcsm_attr.wsss.ficklenet import FickleLocaliser, selections_of
+    from dcsm_attr.training.distributed import local_device
+    from dcsm_attr.wsss.ficklenet import FickleLocalizer, find_stochastic_selections
 
-    classifier = chosen_classifier(weights)
-    classifier.network.to(own_device(chosen_device(device.value)))
-    for selection in selections_of(classifier.network):
+    classifier = load_chosen_classifier(weights)
+    classifier.network.to(local_device(resolve_device(device.value)))
+    for selection in find_stochastic_selections(classifier.network):
         selection.rate = selection.rate if rate is None else rate
-    localiser = FickleLocaliser(classifier.network, draws, threshold, form.value, seed)
+    localizer = FickleLocalizer(classifier.network, draws, threshold, form.value, seed)
     folder = SeedOptions(data, labels, split, saliency_layer, background_share, max_pixels, output)
-    write_seed_folder(classifier, localiser, folder)
+    write_seed_folder(classifier, localizer, folder)
 
 
 _TRAINING = "Training of AffinityNet"
@@ -204,10 +204,10 @@ class NormChoice(str, Enum):
 
 
 class BorderChoice(str, Enum):
-    """Which neighbours are pairs."""
+    """Which neighbors are pairs."""
 
     FULL = "full"
-    RELEASED = "released"
+    RELEASED_EXPONENTS = "released"
 
 
 def affinity(
@@ -240,7 +240,7 @@ def affinity(
         typer.Option(help="paper: as released, 10,582 steps; modern: for little data.", rich_help_panel=_TRAINING),
     ] = TrainingChoice.MODERN,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Of the optimiser; the preset's, if not given.", rich_help_panel=_TRAINING)
+        int | None, typer.Option(min=1, help="Of the optimizer; the preset's, if not given.", rich_help_panel=_TRAINING)
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Photographs a step, over all processes.", rich_help_panel=_TRAINING)
@@ -263,7 +263,7 @@ def affinity(
             rich_help_panel=_TRAINING,
         ),
     ] = NormChoice.MEAN,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=_TRAINING)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.", rich_help_panel=_TRAINING)] = 0,
     radius: Radius = WalkOptions.radius,
     background: Background = None,
     beta: Beta = WalkOptions.beta,
@@ -293,9 +293,9 @@ def affinity(
 ) -> None:
     """Make pseudo-labels: class maps, confident labels, AffinityNet, random walk, CRF. Masks are never read.
 
-    Each of the three steps goes on where it was, if it was cut off, and is left out if it is done. Pseudo-labels are
-    palette pictures NAME.png, of the size of the photograph; dcsm-attr miou compares them with masks, and the network
-    serves dcsm-attr segment and evaluate as --walk. Under torchrun, the processes share the photographs and each step
+    Each of the three steps resumes if it was interrupted, and is left out if it is done. Pseudo-labels are
+    palette pictures NAME.png, of the size of the image; dcsm-attr miou compares them with masks, and the network
+    serves dcsm-attr segment and evaluate as --walk. Under torchrun, the processes share the images and each step
     of the training; each tells of those that it could not read in a run.json of its own.
 
     Examples:
@@ -305,26 +305,26 @@ def affinity(
 
       dcsm-attr affinity photos --labels labels.csv --weights best.safetensors --backbone resnet50
     """
-    from dcsm_attr.io import writable_folder, write_json
+    from dcsm_attr.io import make_writable_folder, write_json
     from dcsm_attr.pipelines.label_files import Confidence, Shard, write_confident_labels, write_pseudo_labels
     from dcsm_attr.training.affinity import PRESETS, train_affinity_net
-    from dcsm_attr.training.distributed import own_device
+    from dcsm_attr.training.distributed import local_device
     from dcsm_attr.training.loop import Settings
     from dcsm_attr.wsss.random_walk import SemanticWalk
 
-    output = writable_folder(output)
-    classifier = chosen_classifier(weights)
+    output = make_writable_folder(output)
+    classifier = load_chosen_classifier(weights)
     collections = {
-        name: labelled_collection(data, labels, name, classifier.class_names)
+        name: open_labeled_collection(data, labels, name, classifier.class_names)
         for name in dict.fromkeys([split, *(also or ())])
     }
     saliency = SaliencyOptions(method, preset=preset)
-    classifier.network.to(own_device(chosen_device(device.value)))
+    classifier.network.to(local_device(resolve_device(device.value)))
     segmenter = classifier_segmenter(classifier, saliency, precision=precision.value, max_pixels=max_pixels)
-    shard = Shard.of_this_process()
+    shard = Shard.from_environment()
     exponents = _exponents(method, low, high, background)
     confidence = Confidence(exponents.low, exponents.high)
-    # Before the hours of labelling and training: settings that cannot be are found out now.
+    # Before the hours of labeling and training: settings that cannot be are found out now.
     start = SemanticWalk(
         _start(classifier, backbone, backbone_weights, norm, method, seed), radius, beta, walk_steps, border.value
     )
@@ -337,7 +337,7 @@ def affinity(
         Settings(PRESETS[training.value].adapted(steps=steps, batch_size=batch_size), seed),
         radius=radius,
         border=border.value,
-        device=chosen_device(device.value),
+        device=resolve_device(device.value),
         workers=workers,
         max_pixels=max_pixels,
         tensorboard=tensorboard,
@@ -353,16 +353,18 @@ def affinity(
     content = {"photographs": photographs, "failures": skipped, "settings": segmenter.settings}
     write_json(output / (f"run-{shard.index}.json" if shard.index else "run.json"), content)
     typer.echo(f"{output / 'pseudo-labels'}: {photographs - len(skipped)} label maps")
-    report_skipped(skipped)
+    report_skipped_images(skipped)
 
 
 def _exponents(method: MethodChoice, low: float | None, high: float | None, background: float | None) -> "Exponents":
-    from dcsm_attr.wsss.affinity import Exponents, exponents_of
+    from dcsm_attr.wsss.affinity import Exponents, method_exponents
 
     if low is not None and high is not None and background is not None:
         return Exponents(low, high, background)
     given = {"low": low, "high": high, "walk": background}
-    return replace(exponents_of(method.value), **{name: value for name, value in given.items() if value is not None})
+    return replace(
+        method_exponents(method.value), **{name: value for name, value in given.items() if value is not None}
+    )
 
 
 def _start(

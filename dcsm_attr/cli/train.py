@@ -4,7 +4,7 @@
 
 ``dcsm-attr labels``: the image-level labels of a VOC folder, as a CSV file.
 
-``dcsm-attr scenes``: generated scenes as a data set, to try training and evaluation without photographs.
+``dcsm-attr scenes``: generated scenes as a data set, to try training and evaluation without images.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
-from dcsm_attr.cli.building import chosen_classifier, chosen_device
+from dcsm_attr.cli.building import load_chosen_classifier, resolve_device
 from dcsm_attr.cli.options import (
     BatchSize,
     Data,
@@ -35,7 +35,7 @@ from dcsm_attr.cli.options import (
     VocRoot,
     Workers,
 )
-from dcsm_attr.cli.runs import opened_collection, report_skipped
+from dcsm_attr.cli.runs import open_collection, report_skipped_images
 
 if TYPE_CHECKING:
     from dcsm_attr.datasets.masks import MaskReadError
@@ -55,7 +55,7 @@ class HeadChoice(str, Enum):
     EXTENDED = "extended"
     LINEAR = "linear"
     RECTIFIED = "rectified"
-    NORMALISED = "normalised"
+    NORMALIZED = "normalized"
     FICKLE = "fickle"
 
 
@@ -74,7 +74,7 @@ def train(
     model: ModelName = "vgg16",
     weights: Annotated[
         str,
-        typer.Option(metavar="DEFAULT|FILE|none", help="Of the backbone; none: drawn anew."),
+        typer.Option(metavar="DEFAULT|FILE|none", help="Of the backbone; none: randomly initialized."),
     ] = "DEFAULT",
     cut: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Where the backbone ends, such as layer3; needs a new head.")
@@ -83,7 +83,7 @@ def train(
         HeadChoice,
         typer.Option(
             help="own: the model's; extended: with its own classes, rectified, as a hidden layer; linear: one 1 x 1 "
-            "convolution; rectified: of VGG's kind, drawn anew; normalised: the same with batch norms, for a cut "
+            "convolution; rectified: VGG-style, randomly initialized; normalized: the same with batch norms, for a cut "
             "network; fickle: FickleNet's stochastic selection of hidden units."
         ),
     ] = HeadChoice.OWN,
@@ -99,14 +99,14 @@ def train(
     general_dropout: Annotated[
         bool,
         typer.Option(
-            "--general-dropout", help="Drop the centres of windows too, as ordinary dropout.", rich_help_panel=_FICKLE
+            "--general-dropout", help="Drop the centers of windows too, as ordinary dropout.", rich_help_panel=_FICKLE
         ),
     ] = False,
     pooling: Annotated[
         PoolingChoice | None, typer.Option(help="From score maps to scores; the preset's, if not given.")
     ] = None,
     preset: Annotated[
-        TrainingChoice, typer.Option(help="paper: its optimiser and its 50,000 steps; modern: for little data.")
+        TrainingChoice, typer.Option(help="paper: its optimizer and its 50,000 steps; modern: for little data.")
     ] = TrainingChoice.MODERN,
     steps: Steps = None,
     batch_size: BatchSize = None,
@@ -120,7 +120,7 @@ def train(
 ) -> None:
     """Train a classifier on image-level labels; masks are never read.
 
-    Writes best.safetensors (the best on the photographs of split val, which the other commands take as --weights),
+    Writes best.safetensors (the best on the images of split val, which the other commands take as --weights),
     log.csv, settings.json, unreadable.json (why photographs could not be read, if any), and last.pt, from which the
     same command goes on after an interruption. Under torchrun, the processes share each batch. --model scene_net is the
     network of the generated scenes; its DEFAULT weights are those of the shipped one's trunk.
@@ -130,7 +130,7 @@ def train(
 
       dcsm-attr train VOCdevkit/VOC2012 --model squeezenet1_1 --head extended --size 320
 
-      dcsm-attr train pictures --labels labels.csv --model resnet18 --cut layer3 --head normalised
+      dcsm-attr train pictures --labels labels.csv --model resnet18 --cut layer3 --head normalized
 
       dcsm-attr train VOCdevkit/VOC2012 --model vgg16 --cut features.29 --output-stride 8 --head fickle --size 321
 
@@ -138,7 +138,7 @@ def train(
     """
     import torch
 
-    from dcsm_attr.cli.building import chosen_device
+    from dcsm_attr.cli.building import resolve_device
     from dcsm_attr.datasets.preprocess import Preprocess
     from dcsm_attr.models.checkpoint import Architecture, build_classifier
     from dcsm_attr.training.classifier import train_classifier
@@ -146,7 +146,7 @@ def train(
     from dcsm_attr.training.optimizer import PRESETS
 
     fickle = _fickle_settings(head, window, rate, general_dropout)
-    training, validation = (opened_collection(data, labels, split) for split in ("train", "val"))
+    training, validation = (open_collection(data, labels, split) for split in ("train", "val"))
     chosen = PRESETS[preset.value].adapted(
         steps=steps,
         batch_size=batch_size,
@@ -165,7 +165,7 @@ def train(
         validation,
         output,
         settings,
-        device=chosen_device(device.value),
+        device=resolve_device(device.value),
         workers=workers,
         max_pixels=max_pixels,
         tensorboard=tensorboard,
@@ -175,7 +175,7 @@ def train(
 
 def _fickle_settings(head: HeadChoice, window: int | None, rate: float | None, general_dropout: bool) -> dict[str, Any]:
     """What was said of the stochastic selection."""
-    given = {"window": window, "rate": rate, "centre_kept": False if general_dropout else None}
+    given = {"window": window, "rate": rate, "keep_center": False if general_dropout else None}
     settings = {name: value for name, value in given.items() if value is not None}
     if settings and head is not HeadChoice.FICKLE:
         raise ValueError("--window, --rate and --general-dropout belong to --head fickle.")
@@ -205,7 +205,7 @@ def train_seg(
         Path,
         typer.Option(
             metavar="FOLDER",
-            help="A label map NAME.png for each photograph, 255 where nothing is known: of dcsm-attr seeds, ficklenet, "
+            help="A label map NAME.png for each image, 255 where nothing is known: of dcsm-attr seeds, ficklenet, "
             "or affinity (its pseudo-labels).",
             show_default=False,
         ),
@@ -224,7 +224,8 @@ def train_seg(
         str,
         typer.Option(
             metavar="DEFAULT|FILE|none",
-            help="Of the backbone; none: drawn anew. A classifier that dcsm-attr train wrote brings its own model.",
+            help="Of the backbone; none: randomly initialized. A classifier that dcsm-attr train wrote brings "
+            "its own model.",
         ),
     ] = "DEFAULT",
     cut: Annotated[str | None, typer.Option(metavar="STAGE", help="Where the backbone ends, such as layer3.")] = None,
@@ -244,7 +245,7 @@ def train_seg(
     ] = TrainingChoice.MODERN,
     steps: Steps = None,
     batch_size: BatchSize = None,
-    size: Annotated[int, typer.Option(min=16, help="Side of the square that photographs are warped to.")] = 321,
+    size: Annotated[int, typer.Option(min=16, help="Side of the square that images are warped to.")] = 321,
     seed: Seed = 0,
     max_pixels: MaxPixels = None,
     device: Device = DeviceName.AUTO,
@@ -270,9 +271,9 @@ def train_seg(
 
     from dcsm_attr.models.segmentation_net import SegmentationNet, TrainedSegmentationNet
     from dcsm_attr.training.loop import Settings
-    from dcsm_attr.training.segmentation import NETWORK, PRESETS, train_segmentation_net
+    from dcsm_attr.training.segmentation import NETWORK_FILE, PRESETS, train_segmentation_net
 
-    collection = opened_collection(data, labels, split)
+    collection = open_collection(data, labels, split)
     if not labels_from.is_dir():
         raise ValueError(
             f"--labels-from: there is no folder {labels_from}. Give the one that dcsm-attr seeds, ficklenet, affinity "
@@ -298,12 +299,12 @@ def train_seg(
         output,
         Settings(chosen, seed),
         objective=loss.value,
-        device=chosen_device(device.value),
+        device=resolve_device(device.value),
         workers=workers,
         max_pixels=max_pixels,
         tensorboard=tensorboard,
     )
-    typer.echo(f"{output / NETWORK}: the network; log.csv beside it says how it went.")
+    typer.echo(f"{output / NETWORK_FILE}: the network; log.csv beside it says how it went.")
 
 
 def _backbone(model: str, weights: str, cut: str | None, names: tuple[str, ...], size: int) -> "Classifier":
@@ -312,7 +313,7 @@ def _backbone(model: str, weights: str, cut: str | None, names: tuple[str, ...],
     from dcsm_attr.models.checkpoint import Architecture, build_classifier, is_classifier
 
     if weights == "demo" or is_classifier(weights):
-        classifier = chosen_classifier(weights)
+        classifier = load_chosen_classifier(weights)
         of_classifier = classifier.preprocess
         return replace(classifier, preprocess=replace(of_classifier, canvas="caffe", size=size))
     architecture = Architecture(model, len(names), cut, "linear")
@@ -331,10 +332,10 @@ def labels(
     max_pixels: MaxPixels = None,
     output: Annotated[Path, typer.Option(metavar="FILE", help="The CSV file to write.")] = Path("labels.csv"),
 ) -> None:
-    """Derive image-level labels: which classes each photograph shows.
+    """Derive image-level labels: which classes each image shows.
 
     Reads the objects in Annotations, difficult ones included; where there is no such folder, the masks. Writes a line
-    for each photograph: its id, its split and the names of its classes. Training reads this file, and never a mask. A
+    for each image: its id, its split and the names of its classes. Training reads this file, and never a mask. A
     photograph whose mask cannot be read is left out and named.
 
     Examples:
@@ -347,13 +348,13 @@ def labels(
     from dcsm_attr.datasets.labels import ImageLabels, LabelRow, write_image_labels
     from dcsm_attr.datasets.masks import MaskReadError
     from dcsm_attr.datasets.voc import annotation_files, read_voc_list, voc_class_names
-    from dcsm_attr.io import writable_folder
+    from dcsm_attr.io import make_writable_folder
 
     listed = [(name, entry) for name in split for entry in read_voc_list(voc_root, name)]
     _check_listed_once([entry.name for _, entry in listed])
     entries = [entry for _, entry in listed]
     annotations = annotation_files(voc_root, [entry.name for entry in entries])
-    writable_folder(output.parent)
+    make_writable_folder(output.parent)
     class_names = voc_class_names(voc_root)
     derived = tqdm(_derived(entries, annotations, class_names, max_pixels), total=len(entries), unit="photo")
     found = {entry.name: (name, shown) for (name, entry), shown in zip(listed, derived, strict=True)}
@@ -367,16 +368,16 @@ def labels(
     counts = Counter(class_names[c] for row in rows.values() for c in row.classes)
     typer.echo(f"{output}: {len(rows)} photographs, from the {'masks' if annotations is None else 'annotations'}")
     typer.echo(", ".join(f"{name} {count}" for name, count in counts.most_common()))
-    report_skipped(skipped)
+    report_skipped_images(skipped)
 
 
 def _check_listed_once(names: Sequence[str]) -> None:
-    from dcsm_attr.datasets.labels import first_five
+    from dcsm_attr.datasets.labels import summarize_names
 
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(
-            f"--split: {len(twice)} photographs are in two of the lists: {first_five(twice)}. Give lists "
+            f"--split: {len(twice)} photographs are in two of the lists: {summarize_names(twice)}. Give lists "
             "that share none."
         )
 
@@ -387,7 +388,7 @@ def _derived(
     class_names: Sequence[str],
     max_pixels: int | None,
 ) -> "Iterator[tuple[int, ...] | MaskReadError]":
-    """The classes of each photograph, or why its mask cannot be read."""
+    """The classes of each image, or why its mask cannot be read."""
     from dcsm_attr.datasets.labels import require_files
     from dcsm_attr.datasets.masks import MaskReadError, classes_in_mask, read_mask
     from dcsm_attr.datasets.voc import annotated_classes
@@ -404,16 +405,14 @@ def _derived(
             yield error
             continue
         if not classes:
-            raise ValueError(f"{mask}: shows no class; take the photograph out of the list.")
+            raise ValueError(f"{mask}: shows no class; take the image out of the list.")
         yield classes
 
 
 def scenes(
     folder: Annotated[
         Path,
-        typer.Argument(
-            metavar="FOLDER", help="Where to write; a run that was cut off goes on from there.", show_default=False
-        ),
+        typer.Argument(metavar="FOLDER", help="Where to write; an interrupted run resumes.", show_default=False),
     ],
     count: Annotated[int, typer.Option(min=2, help="How many scenes; every fifth is one of validation.")] = 400,
     seed: Annotated[int, typer.Option(min=0, help="Of the series.")] = 0,

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from dcsm_attr.crf.permutohedral import GaussianKernels, PermutohedralLattice
 
-__all__ = ["SMALLEST_PROBABILITY", "Backend", "DenseCRF", "Pairwise", "infer_with_pydensecrf", "mean_field"]
+__all__ = ["MIN_PROBABILITY", "Backend", "DenseCRF", "Pairwise", "infer_with_pydensecrf", "mean_field"]
 
 
 # Far enough from where exponentials of four-byte numbers overflow or lose digits.
-_SAFE = 80.0
+_MAX_LOGIT = 80.0
 # Values that fit into the cache of one core: messages are read and turned into probabilities before they leave it.
 _BLOCK = 2**18
 
@@ -30,11 +30,11 @@ _BLOCK = 2**18
 class Pairwise(Protocol):
     r"""The pairwise terms: :math:`\sum_m w_m \tilde K_m`, in two steps."""
 
-    def on_vertices(self, q: Tensor) -> Tensor:
+    def vertex_values(self, q: Tensor) -> Tensor:
         """What all points ``(P, V)`` say, gathered, in memory of its own."""
         ...
 
-    def messages(self, on_vertices: Tensor, points: slice) -> Tensor:
+    def messages(self, vertex_values: Tensor, points: slice) -> Tensor:
         """What some of the points hear of it, ``(p, V)``, in fresh memory."""
         ...
 
@@ -47,7 +47,7 @@ def mean_field(unary: Tensor, pairwise: Pairwise | None, iterations: int) -> Ten
 
     Args:
         unary: ``(P, ..., L)`` energies :math:`U`, for example negative log probabilities; dimensions in the middle
-            count labellings of the same points, which do not see each other.
+            count labelings of the same points, which do not see each other.
         pairwise: the pairwise terms, applied to the columns of ``(P, V)``. None: there are none.
         iterations: 0 returns the start.
 
@@ -60,18 +60,18 @@ def mean_field(unary: Tensor, pairwise: Pairwise | None, iterations: int) -> Ten
     step = len(q) if q.device.type != "cpu" else max(1, _BLOCK // q[0].numel())
     blocks = [slice(start, start + step) for start in range(0, len(q), step)]
     for points in blocks:
-        q[points] = _over_labels(-unary[points])
+        q[points] = _softmax_over_labels(-unary[points])
     if pairwise is None:
         return q
     for _ in range(iterations):
-        on_vertices = pairwise.on_vertices(q.flatten(1))
+        vertex_values = pairwise.vertex_values(q.flatten(1))
         for points in blocks:
-            heard = pairwise.messages(on_vertices, points).view_as(unary[points])
-            q[points] = _over_labels(heard.sub_(unary[points]))
+            heard = pairwise.messages(vertex_values, points).view_as(unary[points])
+            q[points] = _softmax_over_labels(heard.sub_(unary[points]))
     return q
 
 
-def _over_labels(logits: Tensor) -> Tensor:
+def _softmax_over_labels(logits: Tensor) -> Tensor:
     """Softmax over the last dimension; may overwrite its argument.
 
     On the CPU, :func:`torch.softmax` is slow along so short a dimension (65,536 points of 4 labels: 2.4 ms, these three
@@ -80,7 +80,7 @@ def _over_labels(logits: Tensor) -> Tensor:
     if logits.device.type != "cpu":
         return torch.softmax(logits, dim=-1)
     lowest, highest = logits.aminmax()
-    if not (lowest > -_SAFE and highest < _SAFE):  # Neither if one is not a number.
+    if not (lowest > -_MAX_LOGIT and highest < _MAX_LOGIT):  # Neither if one is not a number.
         return torch.softmax(logits, dim=-1)
     return logits.exp_().div_(logits.sum(dim=-1, keepdim=True))
 
@@ -98,7 +98,7 @@ def infer_with_pydensecrf(
     Args:
         unary: ``(L, H, W)`` energies.
         image: ``(3, H, W)`` uint8.
-        bilateral: weight, standard deviation in pixels, and in colour levels (0 to 255).
+        bilateral: weight, standard deviation in pixels, and in color levels (0 to 255).
         gaussian: weight, and standard deviation in pixels.
         iterations: of mean field.
 
@@ -108,22 +108,22 @@ def infer_with_pydensecrf(
     Raises:
         ImportError: if pydensecrf is not installed.
     """
-    densecrf = _pydensecrf()
+    densecrf = _import_pydensecrf()
     labels, height, width = unary.shape
     crf = densecrf.DenseCRF2D(width, height, labels)
     crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(labels, -1).cpu().float().numpy()))
     weight, deviation = gaussian
     if weight:
         crf.addPairwiseGaussian(sxy=deviation, compat=weight)
-    weight, deviation, colour_deviation = bilateral
+    weight, deviation, color_deviation = bilateral
     if weight:
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
-        crf.addPairwiseBilateral(sxy=deviation, srgb=colour_deviation, rgbim=pixels, compat=weight)
+        crf.addPairwiseBilateral(sxy=deviation, srgb=color_deviation, rgbim=pixels, compat=weight)
     marginals = np.array(crf.inference(iterations), dtype=np.float32)
     return torch.from_numpy(marginals).view(labels, height, width)
 
 
-def _pydensecrf() -> Any:
+def _import_pydensecrf() -> Any:
     try:
         import pydensecrf.densecrf
     except ImportError as error:
@@ -137,7 +137,7 @@ def _pydensecrf() -> Any:
 Backend = Literal["auto", "torch", "triton", "pydensecrf"]
 
 #: Smallest probability whose negative logarithm is taken; the unary of a label then is at most 11.5.
-SMALLEST_PROBABILITY = 1e-5
+MIN_PROBABILITY = 1e-5
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,13 @@ class DenseCRF:
         \gamma_\beta^2}\right) + w_2 \exp\left(-\frac{|p_i - p_j|^2}{2 \gamma_\gamma^2}\right)
 
     Unaries are negative log probabilities, clamped at 1e-5; labels are compared by a Potts model; each kernel is
-    normalised symmetrically, which Eq. 8 does not print and the reference library does by default. The paper does not
+    normalized symmetrically, which Eq. 8 does not print and the reference library does by default. The paper does not
     state the number of iterations.
 
     Attributes:
         bilateral_weight: :math:`w_1`; 0 leaves the kernel out.
         bilateral_xy: :math:`\gamma_\alpha`, in pixels.
-        bilateral_rgb: :math:`\gamma_\beta`, in colour levels (0 to 255).
+        bilateral_rgb: :math:`\gamma_\beta`, in color levels (0 to 255).
         gaussian_weight: :math:`w_2`; 0 leaves the kernel out.
         gaussian_xy: :math:`\gamma_\gamma`, in pixels.
         iterations: of mean field.
@@ -197,7 +197,7 @@ class DenseCRF:
 
         Args:
             probabilities: ``(N, L, H, W)`` floating point in [0, 1].
-            images: ``(N, 3, H, W)`` uint8, the photographs at the same size, not normalised.
+            images: ``(N, 3, H, W)`` uint8, the images at the same size, not normalized.
 
         Returns:
             ``(N, L, H, W)``, summing to one over the labels, detached, with dtype and device of ``probabilities``.
@@ -209,7 +209,7 @@ class DenseCRF:
         """
         _check(probabilities, images)
         with torch.no_grad():
-            unary = probabilities.float().clamp(min=SMALLEST_PROBABILITY).log_().neg_()
+            unary = probabilities.float().clamp(min=MIN_PROBABILITY).log_().neg_()
             refined = (
                 self._with_pydensecrf(unary, images)
                 if self.backend == "pydensecrf"
@@ -218,12 +218,12 @@ class DenseCRF:
             return refined.to(probabilities.device, probabilities.dtype)
 
     def alternatives(self, probabilities: Tensor, image: Tensor) -> Tensor:
-        """Refine several labellings of one photograph; the lattices are built once for all of them.
+        """Refine several labelings of one image; the lattices are built once for all of them.
 
-        The backend ``"triton"``, whose kernels take one labelling, works as ``"torch"`` here.
+        The backend ``"triton"``, whose kernels take one labeling, works as ``"torch"`` here.
 
         Args:
-            probabilities: ``(S, L, H, W)`` floating point in [0, 1], S labellings.
+            probabilities: ``(S, L, H, W)`` floating point in [0, 1], S labelings.
             image: ``(3, H, W)`` uint8, as in a call.
 
         Returns:
@@ -238,7 +238,7 @@ class DenseCRF:
         _check(probabilities, images)
         count, labels, height, width = probabilities.shape
         with torch.no_grad():
-            unary = probabilities.float().clamp(min=SMALLEST_PROBABILITY).log_().neg_()
+            unary = probabilities.float().clamp(min=MIN_PROBABILITY).log_().neg_()
             pairwise = self.pairwise(image[None].to(unary.device), self.gaussian(1, height, width, unary.device))
             q = mean_field(unary.permute(2, 3, 0, 1).reshape(-1, count, labels), pairwise, self.iterations)
             refined = q.view(height, width, count, labels).permute(2, 3, 0, 1).contiguous()
@@ -248,11 +248,11 @@ class DenseCRF:
         """All images in one lattice on an accelerator; one after the other on the CPU, as its caches like it better."""
         count, labels, height, width = unary.shape
         images = images.to(unary.device)
-        at_once = 1 if unary.device.type == "cpu" else count
-        gaussian = self.gaussian(at_once, height, width, unary.device)
+        chunk_size = 1 if unary.device.type == "cpu" else count
+        gaussian = self.gaussian(chunk_size, height, width, unary.device)
         refined = torch.empty_like(unary)
-        for start in range(0, count, at_once):
-            part = slice(start, start + at_once)
+        for start in range(0, count, chunk_size):
+            part = slice(start, start + chunk_size)
             pairwise = self.pairwise(images[part], gaussian)
             energies = unary[part].permute(0, 2, 3, 1).reshape(-1, labels)
             if self.backend == "triton" and pairwise is not None:
@@ -277,7 +277,7 @@ class DenseCRF:
         if not self.gaussian_weight:
             return None
         positions, groups = _pixels(count, height, width, device)
-        return PermutohedralLattice(_divided(positions, [self.gaussian_xy] * 2), groups)
+        return PermutohedralLattice(_scale_coordinates(positions, [self.gaussian_xy] * 2), groups)
 
     def pairwise(self, images: Tensor, gaussian: PermutohedralLattice | None) -> GaussianKernels | None:
         """The terms of Eq. 8 for photographs of which none sees another.
@@ -293,9 +293,9 @@ class DenseCRF:
         if self.bilateral_weight:
             count, _, height, width = images.shape
             positions, groups = _pixels(count, height, width, images.device)
-            colours = images.permute(0, 2, 3, 1).reshape(-1, 3).float()
+            colors = images.permute(0, 2, 3, 1).reshape(-1, 3).float()
             deviations = [self.bilateral_xy] * 2 + [self.bilateral_rgb] * 3
-            features = _divided(torch.cat([positions, colours], dim=1), deviations)
+            features = _scale_coordinates(torch.cat([positions, colors], dim=1), deviations)
             weighted.append((PermutohedralLattice(features, groups), self.bilateral_weight))
         return GaussianKernels.build(weighted) if weighted else None
 
@@ -324,7 +324,7 @@ def _pixels(count: int, height: int, width: int, device: torch.device) -> tuple[
     return positions, torch.arange(count, device=device).repeat_interleave(height * width)
 
 
-def _divided(coordinates: Tensor, deviations: list[float]) -> Tensor:
+def _scale_coordinates(coordinates: Tensor, deviations: list[float]) -> Tensor:
     # By a tensor: by a number, accelerators multiply with the reciprocal, and pixels on the faces of simplices change
     # sides.
     return coordinates / coordinates.new_tensor(deviations)
@@ -345,7 +345,7 @@ def _check(probabilities: Tensor, images: Tensor) -> None:
         raise TypeError(f"probabilities must be floating point, got {probabilities.dtype}.")
     if images.dtype != torch.uint8:
         raise TypeError(
-            f"images must be uint8 RGB in 0 to 255, not normalised, got {images.dtype}. Convert values in [0, 1] with "
+            f"images must be uint8 RGB in 0 to 255, not normalized, got {images.dtype}. Convert values in [0, 1] with "
             "(255 * images).round().to(torch.uint8)."
         )
     lowest, highest = torch.stack(probabilities.aminmax()).tolist()
@@ -357,10 +357,10 @@ def _check(probabilities: Tensor, images: Tensor) -> None:
 
 def _mean_field_with_triton() -> Callable[[Tensor, GaussianKernels, int], Tensor]:
     try:
-        from dcsm_attr.crf.triton import fused_mean_field
+        from dcsm_attr.crf.triton import triton_mean_field
     except ImportError as error:
         raise ImportError(
             "the backend 'triton' needs the package triton, which comes with PyTorch for CUDA on Linux. Choose "
             "backend='torch' elsewhere."
         ) from error
-    return fused_mean_field
+    return triton_mean_field

@@ -12,7 +12,7 @@ them.
 
 Weighted sums of rows: what splatting, blurring and slicing have in common.
 
-The pairwise terms of Eq. 8: weighted Gaussians over the same points, normalised and applied together.
+The pairwise terms of Eq. 8: weighted Gaussians over the same points, normalized and applied together.
 """
 
 import math
@@ -108,7 +108,7 @@ class PermutohedralLattice:
         vertex = torch.empty_like(entry, dtype=integers)
         vertex.scatter_(0, entry, begins.cumsum(0, dtype=integers).sub_(1))
         self.vertices = len(keys)
-        # Makes the kernel one at its centre. Of a value at a vertex 1 stays there in all blurs, and 2 ** -(d + 1) comes
+        # Makes the kernel one at its center. Of a value at a vertex 1 stays there in all blurs, and 2 ** -(d + 1) comes
         # back on each of two ways: a step along every direction, which sum to zero, or a step against each.
         self.gain = 1 / (1 + 2.0**-dimensions)
         points_of_entries = entry.div(corners, rounding_mode="floor").to(integers)
@@ -117,7 +117,7 @@ class PermutohedralLattice:
         self.slices = RowSums(vertex.view(points, corners), weights)
 
     def filter(self, values: Tensor) -> Tensor:
-        """Convolve values with the Gaussian of unit variance in feature space; not normalised.
+        """Convolve values with the Gaussian of unit variance in feature space; not normalized.
 
         Args:
             values: ``(P, V)``, with the dtype of the features.
@@ -125,14 +125,14 @@ class PermutohedralLattice:
         Returns:
             ``(P, V)``.
         """
-        on_vertices = self.splat(values)
+        vertex_values = self.splat(values)
         for blur in self.blurs:
-            on_vertices = blur(on_vertices)
-        return self.slices(on_vertices).mul_(self.gain)
+            vertex_values = blur(vertex_values)
+        return self.slices(vertex_values).mul_(self.gain)
 
 
 def _blur(keys: Tensor, wanted: Tensor, dtype: torch.dtype, integers: torch.dtype) -> RowSums:
-    """Each of the sorted vertices and half of its two neighbours; one that does not exist counts with weight zero."""
+    """Each of the sorted vertices and half of its two neighbors; one that does not exist counts with weight zero."""
     count = len(keys)
     own = torch.arange(count, device=keys.device)
     ahead = torch.searchsorted(keys, wanted).clamp_(max=count - 1)
@@ -146,7 +146,7 @@ def _blur(keys: Tensor, wanted: Tensor, dtype: torch.dtype, integers: torch.dtyp
     return RowSums(rows.to(integers), weights)
 
 
-def _elevated(features: Tensor) -> Tensor:
+def _elevate(features: Tensor) -> Tensor:
     """Embed points in the hyperplane of ``d + 1`` coordinates that sum to zero (ABD, section 3.1), ``(d + 1, P)``.
 
     Scaled so that blurring the vertices with (1/2, 1, 1/2) gives a Gaussian of unit variance in feature space.
@@ -157,7 +157,7 @@ def _elevated(features: Tensor) -> Tensor:
     elevated = features.new_empty(dimensions + 1, points)
     tail = features.new_zeros(points)
     # Term by term, in the working precision: pixels lie on the faces of simplices by the thousand (integer coordinates,
-    # grey colours), and rounding decides which vertices exist. Summed like this, the reference library has the same
+    # gray colors), and rounding decides which vertices exist. Summed like this, the reference library has the same
     # ones.
     for axis in range(dimensions, 0, -1):
         scaled = features[:, axis - 1] * (1 / math.sqrt(axis * (axis + 1)) * deviation)
@@ -170,7 +170,7 @@ def _elevated(features: Tensor) -> Tensor:
 def _enclosing_simplices(features: Tensor, groups: Tensor | None) -> _Simplices:
     points, dimensions = features.shape
     corners = dimensions + 1
-    elevated = _elevated(features)
+    elevated = _elevate(features)
     # The nearest point whose coordinates are all multiples of d + 1 ...
     multiples = torch.round(elevated * (1 / corners))
     origin = multiples * corners
@@ -186,7 +186,7 @@ def _enclosing_simplices(features: Tensor, groups: Tensor | None) -> _Simplices:
     weights = ordered[:-1].sub(ordered[1:]).flip(0) / corners
     weights = torch.cat([1 - (ordered[:1] - ordered[-1:]) / corners, weights])
 
-    base, strides = _packed(multiples[:-1], groups)
+    base, strides = _pack_keys(multiples[:-1], groups)
     stride_of = torch.tensor(strides, dtype=base.dtype, device=base.device)
     stride_by_rank = torch.empty(corners, points, dtype=base.dtype, device=base.device)
     stride_by_rank.scatter_(0, rank, stride_of[:, None].expand(-1, points))
@@ -213,10 +213,10 @@ def _descending_ranks(distance: Tensor) -> Tensor:
     return ranks
 
 
-def _packed(quotients: Tensor, groups: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+def _pack_keys(quotients: Tensor, groups: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
     """Pack the coordinates of remainder zero ``(d, P)``, divided by d + 1, and the group into one integer each.
 
-    In a mixed radix, the remainder first. The vertices of a simplex lie up to one below, and their neighbours up to one
+    In a mixed radix, the remainder first. The vertices of a simplex lie up to one below, and their neighbors up to one
     around these: no two get the same key.
     """
     rows = [*quotients] if groups is None else [*quotients, groups]
@@ -237,15 +237,15 @@ def _packed(quotients: Tensor, groups: Tensor | None) -> tuple[Tensor, tuple[int
     return key, (*strides[: len(quotients)], 0)
 
 
-# Keeps the normalisation finite where the lattice gives a point nothing, as the reference library does.
-_SMALLEST_MASS = 1e-20
+# Keeps the normalization finite where the lattice gives a point nothing, as the reference library does.
+_MIN_MASS = 1e-20
 
 
 @dataclass(frozen=True)
 class GaussianKernels:
     r"""The sum of weighted Gaussians :math:`\sum_m w_m D_m^{-1/2} K_m D_m^{-1/2}` with :math:`D_m = K_m 1`.
 
-    All lattices are splatted and sliced at once, and weights and normalisations are part of these: an iteration of mean
+    All lattices are splatted and sliced at once, and weights and normalizations are part of these: an iteration of mean
     field reads and writes the labels of each point once.
 
     Attributes:
@@ -260,7 +260,7 @@ class GaussianKernels:
 
     @staticmethod
     def build(weighted: Sequence[tuple[PermutohedralLattice, float]]) -> "GaussianKernels":
-        """Normalise the kernels and put them together.
+        """Normalize the kernels and put them together.
 
         Args:
             weighted: one lattice or more over the same points, each with its :math:`w`, times the penalty of the Potts
@@ -278,13 +278,13 @@ class GaussianKernels:
             splat, count = lattice.splat, lattice.slices.rows.shape[1]
             assert splat.first is not None
             mass = lattice.filter(splat.weights.new_ones(len(corners), 1))
-            normalisation = mass.add_(_SMALLEST_MASS).rsqrt_()
+            normalization = mass.add_(_MIN_MASS).rsqrt_()
             starts.append(splat.first + entries)
             of_entries = slice(entries, entries + len(splat.rows))
-            splat_weights[of_entries] *= normalisation.index_select(0, splat.rows)[:, 0]
+            splat_weights[of_entries] *= normalization.index_select(0, splat.rows)[:, 0]
             of_corners = slice(column, column + count)
             corners[:, of_corners] += vertices
-            slice_weights[:, of_corners] *= normalisation.mul_(weight * lattice.gain)
+            slice_weights[:, of_corners] *= normalization.mul_(weight * lattice.gain)
             vertices, entries, column = vertices + lattice.vertices, of_entries.stop, of_corners.stop
         return GaussianKernels(
             RowSums(points, splat_weights, torch.cat(starts)),
@@ -292,17 +292,17 @@ class GaussianKernels:
             RowSums(corners, slice_weights),
         )
 
-    def on_vertices(self, q: Tensor) -> Tensor:
+    def vertex_values(self, q: Tensor) -> Tensor:
         """Splat and blur the labels of all points, ``(P, V)``; :meth:`messages` reads the result."""
-        on_vertices = self.splat(q)
+        vertex_values = self.splat(q)
         blurred = []
-        parts = torch.split(on_vertices, [count for count, _ in self.blurs])
+        parts = torch.split(vertex_values, [count for count, _ in self.blurs])
         for part, (_, blurs) in zip(parts, self.blurs, strict=True):
             for blur in blurs:
                 part = blur(part)
             blurred.append(part)
         return torch.cat(blurred)
 
-    def messages(self, on_vertices: Tensor, points: slice) -> Tensor:
-        """What some of the points hear of the labels around them, ``(p, V)``: larger where neighbours agree."""
-        return RowSums(self.slices.rows[points], self.slices.weights[points])(on_vertices)
+    def messages(self, vertex_values: Tensor, points: slice) -> Tensor:
+        """What some of the points hear of the labels around them, ``(p, V)``: larger where neighbors agree."""
+        return RowSums(self.slices.rows[points], self.slices.weights[points])(vertex_values)

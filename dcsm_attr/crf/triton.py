@@ -17,12 +17,12 @@ from torch import Tensor
 
 from dcsm_attr.crf.permutohedral import GaussianKernels, RowSums
 
-__all__ = ["fused_mean_field", "in_short_sums", "probabilities_of_messages", "row_sums"]
+__all__ = ["probabilities_of_messages", "row_sums", "split_long_sums", "triton_mean_field"]
 
 
 # So many numbers (rows times labels, made a power of two) one program holds: two or three values a thread of four
 # warps for an accumulator, and room for what is being read.
-_NUMBERS = 1024
+_BLOCK_ELEMENTS = 1024
 
 
 @triton.jit
@@ -35,17 +35,17 @@ def _row_sums(
     count: Any,
     entries: Any,
     columns: Any,
-    in_each: tl.constexpr,
+    entries_per_sum: tl.constexpr,
     block: tl.constexpr,
     width: tl.constexpr,
 ) -> None:
-    """Each sum has ``in_each`` entries, or, where that is zero, those from its first to that of the next one."""
+    """Sums ``entries_per_sum`` entries per row; if that is zero, those from its first to the first of the next row."""
     own = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     column = tl.arange(0, width)[None, :]
     exists = own < count
-    if in_each:
-        begin = own * in_each
-        end = tl.where(exists, begin + in_each, begin)
+    if entries_per_sum:
+        begin = own * entries_per_sum
+        end = tl.where(exists, begin + entries_per_sum, begin)
     else:
         begin = tl.load(first + own, mask=exists, other=0).to(tl.int64)
         end = tl.load(first + own + 1, mask=own + 1 < count, other=entries).to(tl.int64)
@@ -97,7 +97,7 @@ def row_sums(table: RowSums, values: Tensor) -> Tensor:
     Returns:
         ``(R, V)``.
     """
-    in_each = table.rows.shape[1] if table.first is None else 0
+    entries_per_sum = table.rows.shape[1] if table.first is None else 0
     sums = values.new_empty(len(table.rows if table.first is None else table.first), values.shape[1])
     block, width = _block(values.shape[1])
     _row_sums[(triton.cdiv(len(sums), block),)](
@@ -109,19 +109,19 @@ def row_sums(table: RowSums, values: Tensor) -> Tensor:
         len(sums),
         table.rows.numel(),
         values.shape[1],
-        in_each=in_each,
+        entries_per_sum=entries_per_sum,
         block=block,
         width=width,
     )
     return sums
 
 
-def probabilities_of_messages(slices: RowSums, on_vertices: Tensor, unary: Tensor) -> Tensor:
-    """The softmax of ``slices(on_vertices) - unary``, with nothing in between written to memory.
+def probabilities_of_messages(slices: RowSums, vertex_values: Tensor, unary: Tensor) -> Tensor:
+    """The softmax of ``slices(vertex_values) - unary``, with nothing in between written to memory.
 
     Args:
         slices: a sum for each of P points, each of as many vertices; float32 weights.
-        on_vertices: ``(M, L)`` float32, contiguous.
+        vertex_values: ``(M, L)`` float32, contiguous.
         unary: ``(P, L)`` float32, contiguous.
 
     Returns:
@@ -130,7 +130,7 @@ def probabilities_of_messages(slices: RowSums, on_vertices: Tensor, unary: Tenso
     result = torch.empty_like(unary)
     block, width = _block(unary.shape[1])
     _probabilities_of_messages[(triton.cdiv(len(unary), block),)](
-        on_vertices,
+        vertex_values,
         slices.rows,
         slices.weights,
         unary,
@@ -146,15 +146,15 @@ def probabilities_of_messages(slices: RowSums, on_vertices: Tensor, unary: Tenso
 
 def _block(columns: int) -> tuple[int, int]:
     width = triton.next_power_of_2(columns)
-    return max(1, _NUMBERS // width), width
+    return max(1, _BLOCK_ELEMENTS // width), width
 
 
 # A vertex in a plain sky has thousands of points, one on an edge a few: a program that sums for both waits for the
 # longer sum. Cut into pieces of this length they take the same time.
-_LONGEST = 32
+_MAX_SUM_LENGTH = 32
 
 
-def fused_mean_field(unary: Tensor, pairwise: GaussianKernels, iterations: int) -> Tensor:
+def triton_mean_field(unary: Tensor, pairwise: GaussianKernels, iterations: int) -> Tensor:
     """What :func:`~dcsm_attr.crf.dense_crf.mean_field` gives, by Triton kernels.
 
     Args:
@@ -174,7 +174,7 @@ def fused_mean_field(unary: Tensor, pairwise: GaussianKernels, iterations: int) 
             "choose backend='torch'."
         )
     unary = unary.contiguous()
-    pieces, of_vertices = in_short_sums(pairwise.splat)
+    pieces, of_vertices = split_long_sums(pairwise.splat)
     # Triton launches on the current device, which need not be that of the energies.
     with torch.cuda.device(unary.device) if unary.is_cuda else nullcontext():
         q = torch.softmax(-unary, dim=1)
@@ -190,7 +190,7 @@ def fused_mean_field(unary: Tensor, pairwise: GaussianKernels, iterations: int) 
     return q
 
 
-def in_short_sums(table: RowSums) -> tuple[RowSums, RowSums]:
+def split_long_sums(table: RowSums) -> tuple[RowSums, RowSums]:
     """Sums of any length as short ones and sums of these.
 
     Args:
@@ -203,11 +203,11 @@ def in_short_sums(table: RowSums) -> tuple[RowSums, RowSums]:
     entries = len(table.rows)
     first = table.first.long()
     lengths = torch.diff(first, append=first.new_tensor([entries]))
-    pieces = lengths.add(_LONGEST - 1).div(_LONGEST, rounding_mode="floor")
+    pieces = lengths.add(_MAX_SUM_LENGTH - 1).div(_MAX_SUM_LENGTH, rounding_mode="floor")
     first_piece = pieces.cumsum(0) - pieces
     of_sum = torch.repeat_interleave(pieces)
     within = torch.arange(len(of_sum), device=first.device) - first_piece[of_sum]
-    starts = (first[of_sum] + _LONGEST * within).to(table.first.dtype)
+    starts = (first[of_sum] + _MAX_SUM_LENGTH * within).to(table.first.dtype)
     consecutive = torch.arange(len(of_sum), device=first.device, dtype=table.rows.dtype)
     return (
         RowSums(table.rows, table.weights, starts),

@@ -1,6 +1,6 @@
 """Reading photographs, whatever they come as, into RGB.
 
-How many pixels a picture file may have: against small files that unpack to gigabytes (decompression bombs).
+How many pixels an image file may have: against small files that unpack to gigabytes (decompression bombs).
 """
 
 import os
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from dcsm_attr.io import is_uri, read_uri
 
-__all__ = ["ImageReadError", "opened_picture", "picture_endings", "pixel_limit", "read_image"]
+__all__ = ["ImageReadError", "image_extensions", "open_image_file", "pixel_limit", "read_image"]
 
 
 _lock = threading.Lock()
 # Of the threads that read with a limit above PIL's own, which is put back by the last of them.
-_lifted: list[int] = []
+_raised_limits: list[int] = []
 _own: int | None = None
 
 
@@ -45,39 +45,39 @@ def pixel_limit(max_pixels: int | None) -> Iterator[int | None]:
     """
     if max_pixels is None:
         with _lock:
-            limit = _own if _lifted else Image.MAX_IMAGE_PIXELS
+            limit = _own if _raised_limits else Image.MAX_IMAGE_PIXELS
         yield limit
         return
     if max_pixels < 1:
         raise ValueError(f"max_pixels must be at least 1, got {max_pixels}. None is PIL's own limit.")
-    _lift(max_pixels)
+    _raise_limit(max_pixels)
     try:
         yield max_pixels
     finally:
-        _put_back(max_pixels)
+        _restore_limit(max_pixels)
 
 
-def _lift(max_pixels: int) -> None:
+def _raise_limit(max_pixels: int) -> None:
     global _own
     with _lock:
-        if not _lifted:
+        if not _raised_limits:
             _own = Image.MAX_IMAGE_PIXELS
-        _lifted.append(max_pixels)
+        _raised_limits.append(max_pixels)
         _set()
 
 
-def _put_back(max_pixels: int) -> None:
+def _restore_limit(max_pixels: int) -> None:
     with _lock:
-        _lifted.remove(max_pixels)
+        _raised_limits.remove(max_pixels)
         _set()
 
 
 def _set() -> None:
-    Image.MAX_IMAGE_PIXELS = None if _own is None else max([_own, *_lifted])
+    Image.MAX_IMAGE_PIXELS = None if _own is None else max([_own, *_raised_limits])
 
 
 # Pictures of this kind are programs, which PIL would have Ghostscript execute.
-_PROGRAMS = frozenset({"EPS"})
+_EXECUTABLE_FORMATS = frozenset({"EPS"})
 
 
 class ImageReadError(ValueError):
@@ -108,11 +108,11 @@ def read_image(source: Any, *, max_pixels: int | None = None) -> Image.Image:
         ValueError: if ``max_pixels`` is not positive.
     """
     if isinstance(source, (str, os.PathLike)):
-        with opened_picture(source, max_pixels=max_pixels) as opened:
-            return _as_rgb(opened)
+        with open_image_file(source, max_pixels=max_pixels) as opened:
+            return _to_rgb(opened)
     if isinstance(source, Image.Image):
         with _read_errors("the PIL image"):
-            return _as_rgb(source)
+            return _to_rgb(source)
     if isinstance(source, Tensor):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
@@ -120,7 +120,7 @@ def read_image(source: Any, *, max_pixels: int | None = None) -> Image.Image:
     raise TypeError(f"an image must be a path, a PIL image, an array or a tensor; got {type(source).__name__}.")
 
 
-def picture_endings() -> frozenset[str]:
+def image_extensions() -> frozenset[str]:
     """The endings of files that can be pictures, in lower case, such as ``".jpg"``."""
     formats = _formats()
     return frozenset(ending.lower() for ending, name in Image.registered_extensions().items() if name in formats)
@@ -128,12 +128,12 @@ def picture_endings() -> frozenset[str]:
 
 def _formats() -> list[str]:
     Image.init()
-    return [name for name in Image.ID if name in Image.OPEN and name not in _PROGRAMS]
+    return [name for name in Image.ID if name in Image.OPEN and name not in _EXECUTABLE_FORMATS]
 
 
 @contextmanager
-def opened_picture(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Iterator[Image.Image]:
-    """Open a picture file, to be decoded in the block; what goes wrong there is the file's fault.
+def open_image_file(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """Open an image file, to be decoded in the block; what goes wrong there is the file's fault.
 
     Args:
         path: of the file, or its URI.
@@ -189,11 +189,11 @@ def _read_errors(name: object, limit: int | None = None) -> Iterator[None]:
         raise ImageReadError(f"{name}: cannot be read ({type(error).__name__}: {error}).") from error
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     image.seek(0)
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":
-        return _from_wide(np.asarray(upright))
+        return _from_16_bit(np.asarray(upright))
     if "A" in upright.getbands() or "transparency" in upright.info:
         with_alpha = upright.convert("RGBA")
         white = Image.new("RGBA", with_alpha.size, "white")
@@ -201,7 +201,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def _from_wide(levels: np.ndarray) -> Image.Image:
+def _from_16_bit(levels: np.ndarray) -> Image.Image:
     """16-bit levels to 8; a file with larger values, or fractions, has no range that one could know."""
     if levels.min() < 0 or levels.max() > 65535 or levels.dtype.kind == "f":
         raise ValueError(f"levels from {levels.min()} to {levels.max()} are neither 8 nor 16 bits")
@@ -214,7 +214,7 @@ def _from_tensor(tensor: Tensor) -> Image.Image:
     if tensor.dtype != torch.uint8:
         if not tensor.is_floating_point() or not ((tensor >= 0) & (tensor <= 1)).all():
             raise ImageReadError(
-                f"an image tensor must be uint8, or floating point in [0, 1] and not normalised; got {tensor.dtype} "
+                f"an image tensor must be uint8, or floating point in [0, 1] and not normalized; got {tensor.dtype} "
                 f"from {float(tensor.min()):.3g} to {float(tensor.max()):.3g}."
             )
         tensor = (tensor * 255).round().to(torch.uint8)
@@ -222,8 +222,8 @@ def _from_tensor(tensor: Tensor) -> Image.Image:
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
-    is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
-    if not is_picture or array.dtype != np.uint8 or 0 in array.shape:
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if not is_image or array.dtype != np.uint8 or 0 in array.shape:
         raise ImageReadError(
             f"an image array must be uint8 of shape (H, W) or (H, W, 3), got {array.dtype} of shape {array.shape}."
         )

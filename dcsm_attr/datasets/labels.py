@@ -1,8 +1,8 @@
 """Saying what is missing from a set of files, in a line that stays short.
 
-The names of classes in a text file in UTF-8, one a line, in the order of the class numbers.
+The names of classes in a text file in UTF-8, one per line, in the order of the class numbers.
 
-Image-level labels in a CSV file: which classes each photograph shows.
+Image-level labels in a CSV file: which classes each image shows.
 
 The first line names the columns ``id``, ``split`` (may be left out) and ``labels``; others are not read::
 
@@ -30,21 +30,21 @@ from dcsm_attr.io import atomic_path, read_lines
 __all__ = [
     "ImageLabels",
     "LabelRow",
-    "first_five",
     "read_class_names",
     "read_image_labels",
     "require_files",
+    "summarize_names",
     "write_image_labels",
 ]
 
 
-_NAMED = 5
+_MAX_LISTED = 5
 
 
-def first_five(names: Sequence[str]) -> str:
+def summarize_names(names: Sequence[str]) -> str:
     """The first five names, and how many there are beyond them."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def require_files(paths: Sequence[Path], what: str, remedy: str) -> None:
@@ -62,7 +62,7 @@ def require_files(paths: Sequence[Path], what: str, remedy: str) -> None:
     if missing:
         raise ValueError(
             f"{missing[0].parent}: {len(missing)} of {len(paths)} {what} are missing: "
-            f"{first_five([path.name for path in missing])}. {remedy}"
+            f"{summarize_names([path.name for path in missing])}. {remedy}"
         )
 
 
@@ -91,7 +91,7 @@ _SEPARATOR = ";"
 
 @dataclass(frozen=True)
 class LabelRow:
-    """What the file says of one photograph.
+    """What the file says of one image.
 
     Attributes:
         split: the part of the data that it belongs to, such as ``"train"``. None: not said.
@@ -107,8 +107,8 @@ class ImageLabels:
     """The contents of a label file.
 
     Attributes:
-        class_names: one a class, without the background.
-        rows: by the id of the photograph, in the order of the file.
+        class_names: one per class, without the background.
+        rows: by the id of the image, in the order of the file.
     """
 
     class_names: tuple[str, ...]
@@ -139,7 +139,7 @@ def read_image_labels(path: str | os.PathLike[str], class_names: Sequence[str] |
     """
     path = Path(path)
     records = _records(path)
-    labels = _separated(path, records)
+    labels = _split_labels(path, records)
     if class_names is None:
         class_names = sorted(set().union(*labels))
     numbers = {name: number for number, name in enumerate(class_names)}
@@ -164,7 +164,7 @@ def _records(path: Path) -> list[_Record]:
             raise ValueError(f"{path}: not a text in UTF-8 ({error}).") from error
     columns = _columns(path, header)
     if not lines:
-        raise ValueError(f"{path}: holds no row, so no photograph has a label.")
+        raise ValueError(f"{path}: holds no row, so no image has a label.")
     records: dict[str, _Record] = {}
     for line, row in lines:
         where = f"{path}, line {line}"
@@ -176,7 +176,7 @@ def _records(path: Path) -> list[_Record]:
         fields = {column: row[position].strip() for column, position in columns.items()}
         name = fields["id"]
         if not name:
-            raise ValueError(f"{where}: the id is empty; it must name a photograph.")
+            raise ValueError(f"{where}: the id is empty; it must name an image.")
         if name in records:
             raise ValueError(f"{where}: the id {name!r} is listed twice, first in line {records[name].line}.")
         records[name] = _Record(line, name, fields.get("split") or None, fields["labels"])
@@ -196,7 +196,7 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
     return {column: header.index(column) for column in _HEADER if column in header}
 
 
-def _separated(path: Path, records: Sequence[_Record]) -> list[list[str]]:
+def _split_labels(path: Path, records: Sequence[_Record]) -> list[list[str]]:
     """The class names of each row."""
     # At blanks, if None.
     separator = _SEPARATOR if any(_SEPARATOR in record.labels for record in records) else None
@@ -205,7 +205,7 @@ def _separated(path: Path, records: Sequence[_Record]) -> list[list[str]]:
         names = [name.strip() for name in record.labels.split(separator) if name.strip()]
         if not names:
             raise ValueError(
-                f"{path}, line {record.line}: {record.name!r} has no label; each photograph must show at least one "
+                f"{path}, line {record.line}: {record.name!r} has no label; each image must show at least one "
                 "class. Name it, or leave the row out."
             )
         labels.append(names)
@@ -233,18 +233,18 @@ def write_image_labels(path: str | os.PathLike[str], labels: ImageLabels) -> Non
             split or class name that is empty, has a line break or a blank at an end, or a class name with ``;`` in it.
     """
     if not labels.rows:
-        raise ValueError("labels holds no row; a label file needs at least one photograph.")
+        raise ValueError("labels holds no row; a label file needs at least one image.")
     lines = [_line(name, row, labels.class_names) for name, row in labels.rows.items()]
     blank = any(len(label.split()) > 1 for _, _, names in lines for label in names)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_HEADER)
-        writer.writerows((name, split, _joined(names, blank)) for name, split, names in lines)
+        writer.writerows((name, split, _join_labels(names, blank)) for name, split, names in lines)
 
 
 def _line(name: str, row: LabelRow, class_names: Sequence[str]) -> tuple[str, str, list[str]]:
     if not row.classes:
-        raise ValueError(f"{name!r} has no class; each photograph must show at least one.")
+        raise ValueError(f"{name!r} has no class; each image must show at least one.")
     if min(row.classes) < 0 or max(row.classes) >= len(class_names):
         raise ValueError(f"the classes of {name!r} must lie between 0 and {len(class_names) - 1}, got {row.classes}.")
     names = [class_names[c] for c in row.classes]
@@ -257,7 +257,7 @@ def _line(name: str, row: LabelRow, class_names: Sequence[str]) -> tuple[str, st
     return name, row.split or "", names
 
 
-def _joined(names: Sequence[str], blank: bool) -> str:
+def _join_labels(names: Sequence[str], blank: bool) -> str:
     if not blank:
         return " ".join(names)
     return _SEPARATOR.join(names) + (_SEPARATOR if len(names) == 1 else "")

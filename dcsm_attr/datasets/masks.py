@@ -1,6 +1,6 @@
 """Reading label maps, which classes they show, and other sizes of them.
 
-The colours and class names of PASCAL VOC, and pictures of label maps in these colours.
+The colors and class names of PASCAL VOC, and pictures of label maps in these colors.
 """
 
 import os
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dcsm_attr.datasets.images import ImageReadError, opened_picture
-from dcsm_attr.datasets.labels import first_five
+from dcsm_attr.datasets.images import ImageReadError, open_image_file
+from dcsm_attr.datasets.labels import summarize_names
 
 __all__ = [
     "VOC_CLASSES",
@@ -23,11 +23,11 @@ __all__ = [
     "MaskError",
     "MaskReadError",
     "classes_in_mask",
-    "label_picture",
+    "label_image",
     "overlay",
     "read_mask",
-    "resized_labels",
-    "voc_colours",
+    "resize_labels",
+    "voc_colors",
 ]
 
 
@@ -59,19 +59,19 @@ VOC_CLASSES = (
 VOID = 255
 
 
-def voc_colours() -> npt.NDArray[np.uint8]:
-    """The 256 colours of the VOC development kit, ``(256, 3)``: the bits of a label, spread over the three channels."""
+def voc_colors() -> npt.NDArray[np.uint8]:
+    """The 256 colors of the VOC development kit, ``(256, 3)``: the bits of a label, spread over the three channels."""
     labels = np.arange(256)
-    colours = np.zeros((256, 3), dtype=np.uint8)
+    colors = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(8):
         for channel in range(3):
             digit = (labels >> (3 * bit + channel)) & 1
-            colours[:, channel] |= (digit << (7 - bit)).astype(np.uint8)
-    return colours
+            colors[:, channel] |= (digit << (7 - bit)).astype(np.uint8)
+    return colors
 
 
-def label_picture(labels: npt.NDArray[np.integer]) -> Image.Image:
-    """A label map as a palette picture (mode ``"P"``), whose pixel values are the labels.
+def label_image(labels: npt.NDArray[np.integer]) -> Image.Image:
+    """A label map as a palette image (mode ``"P"``), whose pixel values are the labels.
 
     Args:
         labels: ``(H, W)``, 0 to 255.
@@ -81,10 +81,10 @@ def label_picture(labels: npt.NDArray[np.integer]) -> Image.Image:
     """
     if labels.min() < 0 or labels.max() > 255:
         raise ValueError(
-            f"labels must lie between 0 and 255 for a palette picture, got {labels.min()} to {labels.max()}."
+            f"labels must lie between 0 and 255 for a palette image, got {labels.min()} to {labels.max()}."
         )
     picture = Image.fromarray(labels.astype(np.uint8))
-    picture.putpalette(voc_colours().flatten().tolist())
+    picture.putpalette(voc_colors().flatten().tolist())
     return picture
 
 
@@ -92,20 +92,20 @@ def overlay(
     image: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.integer],
     opacity: float = 0.55,
-    colours: npt.NDArray[np.uint8] | None = None,
+    colors: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Lay the colours of a label map over a photograph, with a line around each region; the background stays as it is.
+    """Lay the colors of a label map over an image, with a line around each region; the background stays as it is.
 
     Args:
         image: ``(H, W, 3)``.
         labels: ``(H, W)``, 0 to 255.
-        opacity: of the colours, 0 to 1.
-        colours: one for each label, ``(labels, 3)``. None: those of VOC.
+        opacity: of the colors, 0 to 1.
+        colors: one for each label, ``(labels, 3)``. None: those of VOC.
 
     Returns:
         ``(H, W, 3)``.
     """
-    laid = (voc_colours() if colours is None else colours)[labels]
+    laid = (voc_colors() if colors is None else colors)[labels]
     covered = (labels > 0)[:, :, None]
     mixed = np.where(covered, image * (1 - opacity) + laid * opacity, image)
     edge = np.zeros(labels.shape, dtype=bool)
@@ -131,11 +131,11 @@ def read_mask(
     *,
     max_pixels: int | None = None,
 ) -> Tensor:
-    """Read a label map from a palette or grey picture.
+    """Read a label map from a palette or gray picture.
 
     Args:
-        path: the picture, whose pixel values are the labels. Its colours are not looked at.
-        size: ``(H, W)`` of the photograph. None: any.
+        path: the picture, whose pixel values are the labels. Its colors are not looked at.
+        size: ``(H, W)`` of the image. None: any.
         class_count: number of classes, without the background.
         max_pixels: as in :func:`dcsm_attr.datasets.images.read_image`.
 
@@ -144,13 +144,13 @@ def read_mask(
 
     Raises:
         MaskReadError: if the file is missing, no complete picture, or too large.
-        MaskError: if it has several channels, another size than the photograph, or other labels.
+        MaskError: if it has several channels, another size than the image, or other labels.
     """
     path = Path(path)
     values = _pixel_values(path, max_pixels)
     if size is not None and values.shape != size:
         raise MaskError(
-            f"{path}: a mask must have the size of its photograph, {size[1]} x {size[0]} pixels; it has "
+            f"{path}: a mask must have the size of its image, {size[1]} x {size[0]} pixels; it has "
             f"{values.shape[1]} x {values.shape[0]}."
         )
     found = np.unique(values)
@@ -158,21 +158,21 @@ def read_mask(
     if strange:
         raise MaskError(
             f"{path}: labels must be 0 (background), 1 to {class_count} (classes) or {VOID} (void); got "
-            f"{first_five(strange)}."
+            f"{summarize_names(strange)}."
         )
     return torch.from_numpy(values.astype(np.int64))
 
 
 def _pixel_values(path: Path, max_pixels: int | None) -> np.ndarray:
     try:
-        with opened_picture(path, max_pixels=max_pixels) as picture:
+        with open_image_file(path, max_pixels=max_pixels) as picture:
             mode, channels, values = picture.mode, len(picture.getbands()), np.asarray(picture)
     except ImageReadError as error:
         raise MaskReadError(str(error)) from error
     if mode == "F" or channels != 1:
         raise MaskError(
-            f"{path}: a mask must be a palette or grey picture, whose pixel values are the labels; it has the mode "
-            f"{mode}. Save it without converting it to colours."
+            f"{path}: a mask must be a palette or gray picture, whose pixel values are the labels; it has the mode "
+            f"{mode}. Save it without converting it to colors."
         )
     return values
 
@@ -186,7 +186,7 @@ def classes_in_mask(mask: Tensor) -> tuple[int, ...]:
     return tuple(label - 1 for label in torch.unique(mask).tolist() if label not in (0, VOID))
 
 
-def resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
+def resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Resize a label map without mixing labels; one of that size already is given back as it is.
 
     Args:

@@ -1,4 +1,4 @@
-"""From a photograph to the tensor that a network takes, and its maps back to the photograph."""
+"""From an image to the tensor that a network takes, and its maps back to the image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Canvas", "Prepared", "Preprocess"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Canvas", "CanvasImage", "Preprocess"]
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,14 +21,14 @@ _SIZES = {"paper": 500, "matconvnet": 500, "caffe": 512}
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A photograph on its canvas.
+class CanvasImage:
+    """An image on its canvas.
 
     Attributes:
-        tensor: ``(3, S, S)`` float32, normalised; the input of the network.
-        pixels: ``(3, h, w)`` uint8, the photograph as it lies on the canvas, for the CRF.
+        tensor: ``(3, S, S)`` float32, normalized; the input of the network.
+        pixels: ``(3, h, w)`` uint8, the image as it lies on the canvas, for the CRF.
         top, left: where on the canvas it lies.
-        size: ``(H, W)`` of the photograph itself.
+        size: ``(H, W)`` of the image itself.
     """
 
     tensor: Tensor
@@ -38,24 +38,24 @@ class Prepared:
     size: tuple[int, int]
 
     def crop(self, maps: Tensor) -> Tensor:
-        """Cut the photograph out of maps of the canvas, ``(..., S, S)`` to ``(..., h, w)``."""
+        """Cut the image out of maps of the canvas, ``(..., S, S)`` to ``(..., h, w)``."""
         height, width = self.pixels.shape[1:]
         return maps[..., self.top : self.top + height, self.left : self.left + width]
 
     def restore(self, maps: Tensor) -> Tensor:
-        """Resize cropped maps bilinearly to the photograph's own size, ``(K, h, w)`` to ``(K, H, W)``."""
+        """Resize cropped maps bilinearly to the image's own size, ``(K, h, w)`` to ``(K, H, W)``."""
         return F.interpolate(maps[None], self.size, mode="bilinear", antialias=True)[0]
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Put a photograph on a square canvas and normalise it.
+    """Put an image on a square canvas and normalize it.
 
-    Canvases, where the paper and its two released codes differ:
+    ImageLabelDataset, where the paper and its two released codes differ:
 
     - ``"paper"``: the longest side becomes ``size``, bilinearly; the rest, to the right and below, is zero after
-      normalisation. (The paper names the size and the zeros, not the corner.)
-    - ``"matconvnet"``: not resized, centred on a canvas that is zero before normalisation.
+      normalization. (The paper names the size and the zeros, not the corner.)
+    - ``"matconvnet"``: not resized, centered on a canvas that is zero before normalization.
     - ``"caffe"``: warped to the square.
 
     Attributes:
@@ -79,7 +79,7 @@ class Preprocess:
             raise ValueError(f"std must be positive, got {self.std}.")
 
     @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> "Preprocess":
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
         """The inverse of :func:`dataclasses.asdict`, where JSON may have made lists of tuples.
 
         Raises:
@@ -93,14 +93,14 @@ class Preprocess:
         """S, the side of the canvas in pixels."""
         return _SIZES[self.canvas] if self.size is None else self.size
 
-    def __call__(self, image: Image.Image) -> Prepared:
-        """Prepare one photograph.
+    def __call__(self, image: Image.Image) -> CanvasImage:
+        """Prepare one image.
 
         Args:
             image: in mode ``"RGB"``.
 
         Raises:
-            ValueError: if the canvas does not resize and the photograph is larger.
+            ValueError: if the canvas does not resize and the image is larger.
         """
         side = self.side
         width, height = self._size_on_canvas(image)
@@ -111,18 +111,18 @@ class Preprocess:
             # The release's start, where an odd length leaves one pixel more before than after.
             top, left = ((side - length + length % 2) // 2 for length in (height, width))
         empty = torch.zeros(3, 1, 1, dtype=torch.float32, device="cpu")
-        tensor = (self._normalised(empty) if self.canvas == "matconvnet" else empty).repeat(1, side, side)
-        tensor[:, top : top + height, left : left + width] = self._normalised(pixels.float() / 255)
-        return Prepared(tensor, pixels, top, left, (image.height, image.width))
+        tensor = (self._normalize(empty) if self.canvas == "matconvnet" else empty).repeat(1, side, side)
+        tensor[:, top : top + height, left : left + width] = self._normalize(pixels.float() / 255)
+        return CanvasImage(tensor, pixels, top, left, (image.height, image.width))
 
     def pixels(self, canvases: Tensor) -> Tensor:
-        """Undo the normalisation.
+        """Undo the normalization.
 
         Args:
-            canvases: ``(..., 3, H, W)``, normalised.
+            canvases: ``(..., 3, H, W)``, normalized.
 
         Returns:
-            ``(..., 3, H, W)`` uint8. Where the canvas ``"paper"`` is empty, that is the mean colour.
+            ``(..., 3, H, W)`` uint8. Where the canvas ``"paper"`` is empty, that is the mean color.
         """
         values = canvases.float() * canvases.new_tensor(self.std)[:, None, None]
         values = values + canvases.new_tensor(self.mean)[:, None, None]
@@ -140,5 +140,5 @@ class Preprocess:
             raise ValueError(f"canvas 'matconvnet' does not resize: the image {image.size} exceeds its {side} pixels.")
         return image.size
 
-    def _normalised(self, values: Tensor) -> Tensor:
+    def _normalize(self, values: Tensor) -> Tensor:
         return (values - values.new_tensor(self.mean)[:, None, None]) / values.new_tensor(self.std)[:, None, None]

@@ -5,18 +5,18 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from dcsm_attr.datasets.scene_objects import Colour, Floats, Pen, arc, ellipse, oklch
+from dcsm_attr.datasets.scene_objects import Color, Floats, Pen, arc, ellipse, oklch
 
 __all__ = ["CLUTTER", "draw_backdrop"]
 
 
 def draw_backdrop(rng: np.random.Generator, size: int, hue: float) -> Floats:
-    """Paint one of six backdrops in soft colours: a gradient, hills, the sea, a night sky, wallpaper, or lights.
+    """Paint one of six backdrops in soft colors: a gradient, hills, the sea, a night sky, wallpaper, or lights.
 
     Args:
         rng: every choice is drawn from it.
         size: side S in pixels.
-        hue: around which the colours lie, in turns.
+        hue: around which the colors lie, in turns.
 
     Returns:
         ``(S, S, 3)`` float32 in 0 to 255.
@@ -34,7 +34,7 @@ def _rgb(lightness: float, chroma: float, hue: float) -> Floats:
 
 
 def _ramp(size: int, top: Floats, bottom: Floats, lean: float = 0.0) -> Floats:
-    """From one colour to the other downwards, the direction leaning to one side."""
+    """From one color to the other downwards, the direction leaning to one side."""
     axis = np.linspace(0, 1, size, dtype=np.float32)
     share = np.clip(axis[:, None] + lean * (axis[None, :] - 0.5), 0, 1)[..., None]
     ramp: Floats = top * (1 - share) + bottom * share
@@ -46,11 +46,11 @@ def _soft_noise(rng: np.random.Generator, size: int, cells: int) -> Floats:
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _lay_below(picture: Floats, line: Floats, colour: Floats) -> None:
-    """Colour what lies below a line ``(S,)``, the height of its boundary in each column, with a smooth edge."""
+def _fill_below(picture: Floats, line: Floats, color: Floats) -> None:
+    """Color what lies below a line ``(S,)``, the height of its boundary in each column, with a smooth edge."""
     rows = np.arange(len(picture), dtype=np.float32)[:, None]
     cover = np.clip(rows - line[None, :] + 0.5, 0, 1)[..., None]
-    picture += (colour - picture) * cover
+    picture += (color - picture) * cover
 
 
 def _waves(rng: np.random.Generator, size: int, height: float, amplitude: float, periods: float) -> Floats:
@@ -75,7 +75,7 @@ def _hills(rng: np.random.Generator, size: int, hue: float) -> Floats:
         height = 0.45 + 0.5 * (i + rng.uniform(0, 0.6)) / ridges
         line = _waves(rng, size, height, rng.uniform(0.02, 0.06), rng.uniform(0.5, 1.5))
         near = _rgb(0.84 - 0.09 * i, 0.05 + 0.012 * i, land + 0.02 * i)
-        _lay_below(picture, line, _ramp(size, near, _rgb(0.76 - 0.09 * i, 0.06, land)))
+        _fill_below(picture, line, _ramp(size, near, _rgb(0.76 - 0.09 * i, 0.06, land)))
     return picture
 
 
@@ -86,7 +86,7 @@ def _sea(rng: np.random.Generator, size: int, hue: float) -> Floats:
     for i in range(bands):
         height = horizon + (1 - horizon) * i / bands
         line = _waves(rng, size, height, 0.008 + 0.004 * i, rng.uniform(2, 4))
-        _lay_below(picture, line, _rgb(0.82 - 0.035 * i, 0.06 + 0.005 * i, hue))
+        _fill_below(picture, line, _rgb(0.82 - 0.035 * i, 0.06 + 0.005 * i, hue))
     return picture
 
 
@@ -102,7 +102,7 @@ def _night(rng: np.random.Generator, size: int, hue: float) -> Floats:
 
 
 def _wallpaper(rng: np.random.Generator, size: int, hue: float) -> Floats:
-    """Broad stripes, checks or dots, in two colours that hardly differ."""
+    """Broad stripes, checks or dots, in two colors that hardly differ."""
     axis = np.arange(size, dtype=np.float32) - size / 2
     turn, period = rng.uniform(0, 2 * np.pi), size * rng.uniform(0.11, 0.23)
     along = np.cos(turn) * axis[None, :] + np.sin(turn) * axis[:, None]
@@ -131,49 +131,49 @@ def _lights(rng: np.random.Generator, size: int, hue: float) -> Floats:
     return picture
 
 
-def _cloud(pen: Pen, main: Colour, other: Colour) -> None:
+def _cloud(pen: Pen, main: Color, other: Color) -> None:
     for x, y, rx, ry in ((-0.45, 0.1, 0.42, 0.32), (0.05, -0.12, 0.48, 0.44), (0.5, 0.12, 0.4, 0.28)):
         pen.shape(ellipse(x, y, rx, ry), main)
 
 
-def _pebble(pen: Pen, main: Colour, other: Colour) -> None:
+def _pebble(pen: Pen, main: Color, other: Color) -> None:
     pen.shape(ellipse(0, 0, 0.9, 0.6), main)
     pen.mark(ellipse(-0.2, -0.2, 0.4, 0.2), other)
 
 
-def _ring(pen: Pen, main: Colour, other: Colour) -> None:
+def _ring(pen: Pen, main: Color, other: Color) -> None:
     pen.strut(np.vstack([ellipse(0, 0, 0.75, 0.75), ellipse(0, 0, 0.75, 0.75)[:2]]), main, 0.3)
 
 
-def _chip(pen: Pen, main: Colour, other: Colour) -> None:
+def _chip(pen: Pen, main: Color, other: Color) -> None:
     pen.shape([(-0.8, 0.5), (0.1, -0.9), (0.85, 0.6)], main)
 
 
-def _tile(pen: Pen, main: Colour, other: Colour) -> None:
+def _tile(pen: Pen, main: Color, other: Color) -> None:
     pen.shape([(-0.7, -0.6), (0.7, -0.6), (0.7, 0.6), (-0.7, 0.6)], main)
     pen.mark([(-0.45, -0.35), (0.45, -0.35), (0.45, 0.35), (-0.45, 0.35)], other)
 
 
-def _leaf(pen: Pen, main: Colour, other: Colour) -> None:
+def _leaf(pen: Pen, main: Color, other: Color) -> None:
     pen.shape(np.vstack([arc(0, 0.55, 1.0, 1.0, 0.59, 0.91, 9), arc(0, -0.55, 1.0, 1.0, 0.09, 0.41, 9)]), main)
     pen.stroke([(-0.9, 0), (0.8, 0)], other, 0.08)
 
 
-def _squiggle(pen: Pen, main: Colour, other: Colour) -> None:
+def _squiggle(pen: Pen, main: Color, other: Color) -> None:
     x = np.linspace(-0.95, 0.95, 17)
     pen.strut(np.stack([x, 0.3 * np.sin(7 * x)], axis=1), main, 0.16)
 
 
-def _twig(pen: Pen, main: Colour, other: Colour) -> None:
+def _twig(pen: Pen, main: Color, other: Color) -> None:
     pen.strut([(-0.95, 0.1), (0.1, 0), (0.95, -0.2)], main, 0.12)
     pen.strut([(0.1, 0), (0.55, 0.45)], main, 0.1)
 
 
-def _cross(pen: Pen, main: Colour, other: Colour) -> None:
+def _cross(pen: Pen, main: Color, other: Color) -> None:
     pen.strut([(-0.7, 0), (0.7, 0)], main, 0.3)
     pen.strut([(0, -0.7), (0, 0.7)], main, 0.3)
 
 
-#: Drawings of things that are of no class, with a pen in two colours.
-CLUTTER: tuple[Callable[[Pen, Colour, Colour], None], ...]
+#: Drawings of things that are of no class, with a pen in two colors.
+CLUTTER: tuple[Callable[[Pen, Color, Color], None], ...]
 CLUTTER = (_cloud, _pebble, _ring, _chip, _tile, _leaf, _squiggle, _twig, _cross)

@@ -1,6 +1,6 @@
 """The eight kinds of objects in the generated scenes, as drawings.
 
-Each kind has its own outline and its own texture all over (scales, bricks, gores, ...), in any colours: what tells a
+Each kind has its own outline and its own texture all over (scales, bricks, gores, ...), in any colors: what tells a
 fish from a house is everywhere on it, and it is not the hue.
 
 Drawing one object as an antialiased cut-out: polygons and strokes in the object's own coordinates.
@@ -20,22 +20,22 @@ from PIL import Image, ImageDraw, ImageFilter
 
 __all__ = [
     "DRAWINGS",
-    "Colour",
+    "Color",
     "CutOut",
-    "Dyes",
     "Floats",
     "Kind",
+    "ObjectColors",
     "Pen",
     "Points",
     "arc",
     "between",
     "ellipse",
+    "gray_to_float",
     "oklch",
-    "shares_of",
 ]
 
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Floats = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]
 
@@ -48,12 +48,12 @@ _ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
 _CIRCLE: Points = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 
-def oklch(lightness: float, chroma: float, hue: float) -> Colour:
-    """Colour in Ottosson's OKLab, in which equal steps look equal: hues of one lightness and chroma go together.
+def oklch(lightness: float, chroma: float, hue: float) -> Color:
+    """Color in Ottosson's OKLab, in which equal steps look equal: hues of one lightness and chroma go together.
 
     Args:
         lightness: 0 (black) to 1 (white).
-        chroma: 0 (grey) to about 0.3; what sRGB cannot show is clipped.
+        chroma: 0 (gray) to about 0.3; what sRGB cannot show is clipped.
         hue: in turns; 0.08 is red, 0.3 yellow, 0.4 green, 0.7 blue.
 
     Returns:
@@ -77,7 +77,7 @@ def _encoded(linear: float) -> int:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Points:
-    """The outline of an ellipse with centre ``(x, y)``, turned by ``turn`` (in turns), as ``(28, 2)`` points."""
+    """The outline of an ellipse with center ``(x, y)``, turned by ``turn`` (in turns), as ``(28, 2)`` points."""
     cosine, sine = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
     axes = np.array([[rx * cosine, rx * sine], [-ry * sine, ry * cosine]])
     points: Points = _CIRCLE @ axes + (x, y)
@@ -89,12 +89,12 @@ class CutOut:
     """A drawn object, ready to be laid on a picture.
 
     Attributes:
-        colour: ``(s, s, 3)`` float32 in 0 to 255.
+        color: ``(s, s, 3)`` float32 in 0 to 255.
         alpha: ``(s, s)`` float32 in [0, 1].
         left, top: where its first pixel lies in the picture; it may reach over the edges.
     """
 
-    colour: Floats
+    color: Floats
     alpha: Floats
     left: int
     top: int
@@ -107,47 +107,47 @@ class Pen:
         detail: pixels of the result in one unit of the object's coordinates, by which drawings choose how much to show.
     """
 
-    def __init__(self, centre: tuple[float, float], radius: float, turn: float, mirrored: bool, ground: Colour) -> None:
+    def __init__(self, center: tuple[float, float], radius: float, turn: float, mirrored: bool, ground: Color) -> None:
         """Set up a drawing.
 
         Args:
-            centre: ``(x, y)`` in pixels of the picture.
+            center: ``(x, y)`` in pixels of the picture.
             radius: pixels that 1 in the object's coordinates becomes.
             turn: rotation, in turns, clockwise.
             mirrored: whether left and right are exchanged.
-            ground: the colour that shows through antialiased outlines.
+            ground: the color that shows through antialiased outlines.
         """
         self.detail = radius
         half = math.ceil(_REACH * radius)
-        self._left, self._top = round(centre[0]) - half, round(centre[1]) - half
+        self._left, self._top = round(center[0]) - half, round(center[1]) - half
         side = 2 * half * _OVERSAMPLING
         cosine, sine = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
         flip = -1.0 if mirrored else 1.0
         self._axes = np.array([[flip * cosine, flip * sine], [-sine, cosine]]) * (radius * _OVERSAMPLING)
         self._origin = side / 2
         self._unit = radius * _OVERSAMPLING
-        self._colour = Image.new("RGB", (side, side), ground)
+        self._color = Image.new("RGB", (side, side), ground)
         self._alpha = Image.new("L", (side, side))
-        self._paint = ImageDraw.Draw(self._colour)
+        self._paint = ImageDraw.Draw(self._color)
         self._cut = ImageDraw.Draw(self._alpha)
 
-    def shape(self, points: npt.ArrayLike, colour: Colour) -> None:
+    def shape(self, points: npt.ArrayLike, color: Color) -> None:
         """Add a filled polygon to the object, ``(n, 2)``."""
         flat = self._placed(points)
-        self._paint.polygon(flat, fill=colour)
+        self._paint.polygon(flat, fill=color)
         self._cut.polygon(flat, fill=255)
 
-    def mark(self, points: npt.ArrayLike, colour: Colour) -> None:
+    def mark(self, points: npt.ArrayLike, color: Color) -> None:
         """Paint a polygon on the object, ``(n, 2)``; what lies outside of the object does not show."""
-        self._paint.polygon(self._placed(points), fill=colour)
+        self._paint.polygon(self._placed(points), fill=color)
 
-    def stroke(self, points: npt.ArrayLike, colour: Colour, width: float) -> None:
+    def stroke(self, points: npt.ArrayLike, color: Color, width: float) -> None:
         """Paint a line through ``(n, 2)`` points on the object, ``width`` in the object's coordinates."""
-        self._paint.line(self._placed(points), fill=colour, width=max(1, round(width * self._unit)), joint="curve")
+        self._paint.line(self._placed(points), fill=color, width=max(1, round(width * self._unit)), joint="curve")
 
-    def strut(self, points: npt.ArrayLike, colour: Colour, width: float) -> None:
+    def strut(self, points: npt.ArrayLike, color: Color, width: float) -> None:
         """Add a line to the object, as :meth:`stroke` paints one."""
-        self.stroke(points, colour, width)
+        self.stroke(points, color, width)
         self._cut.line(self._placed(points), fill=255, width=max(1, round(width * self._unit)))
 
     def _placed(self, points: npt.ArrayLike) -> list[float]:
@@ -159,27 +159,27 @@ class Pen:
         """Finish the drawing.
 
         Args:
-            light: direction towards the light, of length one; the object is shaded like a cushion. None: flat.
+            light: direction toward the light, of length one; the object is shaded like a cushion. None: flat.
         """
-        colour = np.asarray(self._colour.reduce(_OVERSAMPLING), dtype=np.float32)
+        color = np.asarray(self._color.reduce(_OVERSAMPLING), dtype=np.float32)
         alpha_image = self._alpha.reduce(_OVERSAMPLING)
-        alpha = shares_of(alpha_image)
+        alpha = gray_to_float(alpha_image)
         if light is not None:
-            colour = np.clip(colour * self._shading(alpha_image, light)[..., None], 0, 255)
-        return CutOut(colour, alpha, self._left, self._top)
+            color = np.clip(color * self._shading(alpha_image, light)[..., None], 0, 255)
+        return CutOut(color, alpha, self._left, self._top)
 
     def _shading(self, alpha: Image.Image, light: tuple[float, float]) -> Floats:
-        # The blurred silhouette as a height: bright where it falls towards the light, dark at the rim.
+        # The blurred silhouette as a height: bright where it falls toward the light, dark at the rim.
         blurred = alpha.filter(ImageFilter.GaussianBlur(0.16 * self.detail))
-        height = shares_of(blurred)
+        height = gray_to_float(blurred)
         slope_y, slope_x = np.gradient(height)
         facing = -(light[0] * slope_x + light[1] * slope_y) * self.detail
         shading: Floats = 0.80 + 0.24 * height + 0.13 * np.clip(facing, -1.5, 1.5)
         return shading
 
 
-def shares_of(image: Image.Image) -> Floats:
-    """A grey picture as float32 in [0, 1]."""
+def gray_to_float(image: Image.Image) -> Floats:
+    """A gray picture as float32 in [0, 1]."""
     shares: Floats = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
     return shares
 
@@ -196,19 +196,19 @@ def between(first: float, last: float, count: int) -> Iterable[float]:
 
 
 @dataclass(frozen=True)
-class Dyes:
-    """The colours of one object."""
+class ObjectColors:
+    """The colors of one object."""
 
-    main: Colour
-    deep: Colour
-    second: Colour
-    light: Colour
-    dark: Colour
+    main: Color
+    deep: Color
+    second: Color
+    light: Color
+    dark: Color
 
     @staticmethod
-    def around(hue: float, second_hue: float, lightness: float) -> "Dyes":
-        """Colours that go together: two hues (in turns), each with its shade, one near white and one near black."""
-        return Dyes(
+    def around(hue: float, second_hue: float, lightness: float) -> "ObjectColors":
+        """Colors that go together: two hues (in turns), each with its shade, one near white and one near black."""
+        return ObjectColors(
             main=oklch(lightness, 0.145, hue),
             deep=oklch(lightness - 0.15, 0.13, hue),
             second=oklch(lightness + 0.08, 0.13, second_hue),
@@ -217,7 +217,7 @@ class Dyes:
         )
 
 
-def _balloon(pen: Pen, dyes: Dyes) -> None:
+def _balloon(pen: Pen, dyes: ObjectColors) -> None:
     height = np.linspace(-1, 0.5, 13)
     # A circle above, drawn in to the mouth below.
     sphere = np.sqrt(np.clip(1 - ((height + 0.3) / 0.7) ** 2, 0, 1)) * 0.72
@@ -237,7 +237,7 @@ def _balloon(pen: Pen, dyes: Dyes) -> None:
         pen.stroke([(-0.2, y), (0.2, y)], dyes.light, 0.04)
 
 
-def _butterfly(pen: Pen, dyes: Dyes) -> None:
+def _butterfly(pen: Pen, dyes: ObjectColors) -> None:
     for side in (-1, 1):
         pen.strut([(0, -0.4), (0.1 * side, -0.75), (0.26 * side, -0.92)], dyes.dark, 0.06)
         for x, y, rx, ry, turn in ((0.5, -0.32, 0.52, 0.36, -0.11), (0.4, 0.42, 0.4, 0.34, 0.13)):
@@ -251,7 +251,7 @@ def _butterfly(pen: Pen, dyes: Dyes) -> None:
     pen.shape(ellipse(0, -0.5, 0.11, 0.11), dyes.dark)
 
 
-def _fish(pen: Pen, dyes: Dyes) -> None:
+def _fish(pen: Pen, dyes: ObjectColors) -> None:
     pen.shape([(-0.45, -0.1), (-0.98, -0.52), (-0.84, 0), (-0.98, 0.52), (-0.45, 0.1)], dyes.second)
     for y in (-0.32, -0.16, 0.16, 0.32):
         pen.stroke([(-0.5, 0.25 * y), (-0.95, 1.2 * y)], dyes.deep, 0.045)
@@ -270,7 +270,7 @@ def _fish(pen: Pen, dyes: Dyes) -> None:
     pen.mark(ellipse(0.71, -0.08, 0.06, 0.06), dyes.dark)
 
 
-def _flower(pen: Pen, dyes: Dyes) -> None:
+def _flower(pen: Pen, dyes: ObjectColors) -> None:
     petals = 7
     for i in range(petals):
         turn = i / petals
@@ -287,7 +287,7 @@ def _flower(pen: Pen, dyes: Dyes) -> None:
             pen.mark(ellipse(radius * np.cos(angle), radius * np.sin(angle), 0.042, 0.042), dyes.dark)
 
 
-def _house(pen: Pen, dyes: Dyes) -> None:
+def _house(pen: Pen, dyes: ObjectColors) -> None:
     pen.shape([(0.32, -0.9), (0.56, -0.9), (0.56, -0.3), (0.32, -0.3)], dyes.deep)
     pen.shape([(-0.68, -0.15), (0.68, -0.15), (0.68, 0.92), (-0.68, 0.92)], dyes.main)
     for row, y in enumerate(np.arange(0.0, 0.9, 0.155)):
@@ -304,7 +304,7 @@ def _house(pen: Pen, dyes: Dyes) -> None:
         pen.stroke([(x - 0.16, 0.26), (x + 0.16, 0.26)], dyes.dark, 0.04)
 
 
-def _mushroom(pen: Pen, dyes: Dyes) -> None:
+def _mushroom(pen: Pen, dyes: ObjectColors) -> None:
     pen.shape([(-0.22, 0.1), (0.22, 0.1), (0.36, 0.9), (0.2, 0.98), (-0.2, 0.98), (-0.36, 0.9)], dyes.light)
     for x in between(-0.26, 0.26, 4):
         pen.stroke([(0.75 * x, 0.2), (1.2 * x, 0.92)], dyes.second, 0.05)
@@ -324,7 +324,7 @@ def _mushroom(pen: Pen, dyes: Dyes) -> None:
         pen.mark(ellipse(x, y, 1.1 * radius, radius), dyes.light)
 
 
-def _sailboat(pen: Pen, dyes: Dyes) -> None:
+def _sailboat(pen: Pen, dyes: ObjectColors) -> None:
     pen.strut([(0, -0.98), (0, 0.5)], dyes.dark, 0.07)
     for side, foot, top in ((1, 0.86, -0.95), (-1, -0.7, -0.8)):
         x = 0.06 * side
@@ -340,7 +340,7 @@ def _sailboat(pen: Pen, dyes: Dyes) -> None:
         pen.stroke([(-0.9, y), (0.95, y)], dyes.dark, 0.035)
 
 
-def _tree(pen: Pen, dyes: Dyes) -> None:
+def _tree(pen: Pen, dyes: ObjectColors) -> None:
     pen.shape([(-0.13, 0.6), (0.13, 0.6), (0.17, 0.99), (-0.17, 0.99)], dyes.dark)
     for top, bottom, half in ((0.0, 0.78, 0.8), (-0.48, 0.32, 0.66), (-0.98, -0.14, 0.5)):
         hem = [(half * (1 - 2 * i / 8), bottom + (0.09 if i % 2 else 0.0)) for i in range(9)]
@@ -361,12 +361,12 @@ class Kind:
 
     Attributes:
         name: what a person calls it.
-        draw: draws it with a pen in given colours.
+        draw: draws it with a pen in given colors.
         sway: how far it may be turned from upright, in turns; 0.5 is any way.
     """
 
     name: str
-    draw: Callable[[Pen, Dyes], None]
+    draw: Callable[[Pen, ObjectColors], None]
     sway: float
 
 

@@ -1,6 +1,6 @@
 """Generated scenes: pictures of several objects with their image-level labels, and the masks to measure against.
 
-Every scene is drawn from its seed and number alone. The objects vary in colour, size, place and rotation, hide each
+Every scene is drawn from its seed and number alone. The objects vary in color, size, place and rotation, hide each
 other in part, and lie among clutter on varied backdrops. Networks are trained on :class:`Scenes`, which yields
 image-level labels only; the masks of :class:`Scene` are for evaluation.
 
@@ -21,15 +21,15 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dcsm_attr.datasets.labels import ImageLabels, LabelRow, write_image_labels
-from dcsm_attr.datasets.masks import label_picture, read_mask
+from dcsm_attr.datasets.masks import label_image, read_mask
 from dcsm_attr.datasets.scene_backdrops import CLUTTER, draw_backdrop
-from dcsm_attr.datasets.scene_objects import DRAWINGS, CutOut, Dyes, Floats, Pen, oklch, shares_of
+from dcsm_attr.datasets.scene_objects import DRAWINGS, CutOut, Floats, ObjectColors, Pen, gray_to_float, oklch
 from dcsm_attr.datasets.voc import CLASS_LIST, LABEL_LIST, LISTS
-from dcsm_attr.io import atomic_buffer, atomic_path, differences, writable_folder, write_json
+from dcsm_attr.io import atomic_buffer, atomic_path, differences, make_writable_folder, write_json
 
 __all__ = [
     "CLASS_NAMES",
-    "SMALLEST_VISIBLE_SHARE",
+    "MIN_VISIBLE_SHARE",
     "Scene",
     "Scenes",
     "generate_scene",
@@ -41,10 +41,10 @@ __all__ = [
 CLASS_NAMES: tuple[str, ...] = tuple(kind.name for kind in DRAWINGS)
 
 #: A class is present if at least this share of the picture shows it.
-SMALLEST_VISIBLE_SHARE = 0.01
+MIN_VISIBLE_SHARE = 0.01
 
-_MOST_OBJECTS = 4
-_SMALLEST_SIDE = 32
+_MAX_OBJECTS = 4
+_MIN_SIDE = 32
 # Of the shadow that an object casts: as shares of the side, and of the light that it takes.
 _SHADOW_BLUR, _SHADOW_DISTANCE, _SHADOW_DEPTH = 0.016, 0.02, 0.28
 # Hues of objects relative to the scene's own, in turns: what painters call analogous, complementary, and triadic.
@@ -58,7 +58,7 @@ class Scene:
     Attributes:
         image: ``(3, S, S)`` uint8 RGB.
         labels: ``(S, S)`` int64: 0 background, c + 1 for class c; where objects overlap, the front one.
-        present: ``(C,)`` bool: the image-level labels, classes that cover :data:`SMALLEST_VISIBLE_SHARE` of the
+        present: ``(C,)`` bool: the image-level labels, classes that cover :data:`MIN_VISIBLE_SHARE` of the
             picture.
     """
 
@@ -83,12 +83,12 @@ def generate_scene(index: int, seed: int = 0, size: int = 128) -> Scene:
     """
     if index < 0 or seed < 0:
         raise ValueError(f"index and seed must not be negative, got index={index}, seed={seed}.")
-    if size < _SMALLEST_SIDE:
-        raise ValueError(f"size must be at least {_SMALLEST_SIDE} pixels, got {size}.")
+    if size < _MIN_SIDE:
+        raise ValueError(f"size must be at least {_MIN_SIDE} pixels, got {size}.")
     rng = np.random.default_rng([seed, index])
     canvas = _Canvas(rng, size)
     canvas.scatter_clutter(int(rng.integers(2, 7)), (0.03, 0.1))
-    number = rng.choice(_MOST_OBJECTS, p=(0.1, 0.25, 0.35, 0.3)) + 1
+    number = rng.choice(_MAX_OBJECTS, p=(0.1, 0.25, 0.35, 0.3)) + 1
     for kind in rng.permutation(len(DRAWINGS))[:number]:
         canvas.add_object(int(kind))
     canvas.scatter_clutter(int(rng.integers(0, 4)), (0.02, 0.05))
@@ -96,13 +96,13 @@ def generate_scene(index: int, seed: int = 0, size: int = 128) -> Scene:
 
 
 def visible_classes(labels: npt.NDArray[np.integer]) -> tuple[int, ...]:
-    """The image-level labels of a scene: the classes that cover :data:`SMALLEST_VISIBLE_SHARE` of it, ascending.
+    """The image-level labels of a scene: the classes that cover :data:`MIN_VISIBLE_SHARE` of it, ascending.
 
     Args:
         labels: ``(S, S)``, 0 background, c + 1 for class c.
     """
     areas = np.bincount(labels.ravel(), minlength=len(DRAWINGS) + 1)[1:]
-    return tuple(np.flatnonzero(areas >= SMALLEST_VISIBLE_SHARE * labels.size).tolist())
+    return tuple(np.flatnonzero(areas >= MIN_VISIBLE_SHARE * labels.size).tolist())
 
 
 class Scenes(Dataset[tuple[Tensor, Tensor]]):
@@ -159,10 +159,10 @@ class _Canvas:
         rng = self._rng
         kind = DRAWINGS[number]
         radius = self._size * rng.uniform(0.15, 0.29)
-        centre = self._free_place(radius)
+        center = self._free_place(radius)
         hue, second_hue = self._two_hues()
-        dyes = Dyes.around(hue, second_hue, rng.uniform(0.56, 0.76))
-        pen = Pen(centre, radius, rng.uniform(-kind.sway, kind.sway), bool(rng.random() < 0.5), dyes.main)
+        dyes = ObjectColors.around(hue, second_hue, rng.uniform(0.56, 0.76))
+        pen = Pen(center, radius, rng.uniform(-kind.sway, kind.sway), bool(rng.random() < 0.5), dyes.main)
         kind.draw(pen, dyes)
         self._lay(pen.cut_out(self._light), number + 1)
 
@@ -203,19 +203,19 @@ class _Canvas:
         return float(x), float(y)
 
     def _lay(self, cut_out: CutOut, label: int) -> None:
-        rows, columns, colour, alpha = _cropped(cut_out, self._size)
+        rows, columns, color, alpha = _cropped(cut_out, self._size)
         if not alpha.size:
             return
         self._cast_shadow(cut_out)
         region = self._picture[rows, columns]
-        region += (colour - region) * alpha[..., None]
+        region += (color - region) * alpha[..., None]
         self._labels[rows, columns][alpha >= 0.5] = label
 
     def _cast_shadow(self, cut_out: CutOut) -> None:
         silhouette = Image.fromarray((255 * cut_out.alpha).astype(np.uint8))
-        soft = shares_of(silhouette.filter(ImageFilter.GaussianBlur(_SHADOW_BLUR * self._size)))
-        left, top = (round(-_SHADOW_DISTANCE * self._size * towards) for towards in self._light)
-        shadow = CutOut(cut_out.colour, soft, cut_out.left + left, cut_out.top + top)
+        soft = gray_to_float(silhouette.filter(ImageFilter.GaussianBlur(_SHADOW_BLUR * self._size)))
+        left, top = (round(-_SHADOW_DISTANCE * self._size * toward) for toward in self._light)
+        shadow = CutOut(cut_out.color, soft, cut_out.left + left, cut_out.top + top)
         rows, columns, _, alpha = _cropped(shadow, self._size)
         self._picture[rows, columns] *= 1 - _SHADOW_DEPTH * alpha[..., None]
 
@@ -228,12 +228,12 @@ class _Canvas:
 
 
 def _cropped(cut_out: CutOut, size: int) -> tuple[slice, slice, Floats, Floats]:
-    """The part of a cut-out that lies in the picture, and where: rows, columns, colour, alpha."""
+    """The part of a cut-out that lies in the picture, and where: rows, columns, color, alpha."""
     side = len(cut_out.alpha)
     top, left = max(cut_out.top, 0), max(cut_out.left, 0)
     bottom, right = max(min(cut_out.top + side, size), top), max(min(cut_out.left + side, size), left)
     own = (slice(top - cut_out.top, bottom - cut_out.top), slice(left - cut_out.left, right - cut_out.left))
-    return slice(top, bottom), slice(left, right), cut_out.colour[own], cut_out.alpha[own]
+    return slice(top, bottom), slice(left, right), cut_out.color[own], cut_out.alpha[own]
 
 
 # Describes the series; its presence makes a folder one of scenes.
@@ -255,7 +255,7 @@ def write_scene_folder(
     same series was begun is completed.
 
     Args:
-        folder: made if it is not there.
+        folder: created if missing.
         count: number of scenes, of which every one shows a class; at least 2, so that no list is empty.
         seed: of the series, see :func:`~dcsm_attr.datasets.scenes.generate_scene`.
         size: side of the scenes in pixels.
@@ -275,9 +275,9 @@ def write_scene_folder(
     folder, series = Path(folder), {"count": count, "seed": seed, "size": size}
     _check_unused(folder, series)
     # First of all files: without it, a run that is cut off leaves a folder that belongs to nobody.
-    write_json(writable_folder(folder) / _DESCRIPTION, series)
+    write_json(make_writable_folder(folder) / _DESCRIPTION, series)
     for part in ("JPEGImages", "SegmentationClass"):
-        writable_folder(folder / part)
+        make_writable_folder(folder / part)
     rows: dict[str, LabelRow] = {}
     number = 0
     with tqdm(total=count, unit="scene", disable=not progress) as bar:
@@ -289,7 +289,7 @@ def write_scene_folder(
             number += 1
     write_image_labels(folder / LABEL_LIST, ImageLabels(CLASS_NAMES, rows))
     _write_lines(folder / CLASS_LIST, CLASS_NAMES)
-    lists = writable_folder(folder / LISTS)
+    lists = make_writable_folder(folder / LISTS)
     for split in ("train", "val"):
         _write_lines(lists / f"{split}.txt", [name for name, row in rows.items() if row.split == split])
     return folder
@@ -326,7 +326,7 @@ def _written(folder: Path, name: str, number: int, seed: int, size: int) -> tupl
         with atomic_buffer(photograph) as file:
             picture.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         with atomic_buffer(mask) as file:
-            label_picture(scene.labels.numpy()).save(file, "PNG")
+            label_image(scene.labels.numpy()).save(file, "PNG")
     return classes
 
 

@@ -1,8 +1,8 @@
 """Photographs in the folder layout of PASCAL VOC.
 
-The lists of PASCAL VOC: which photographs belong to a split, and where their masks are.
+The lists of PASCAL VOC: which images belong to a split, and where their masks are.
 
-The annotations of PASCAL VOC: which objects a photograph shows, from its XML file.
+The annotations of PASCAL VOC: which objects an image shows, from its XML file.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from dcsm_attr.datasets.collection import Collection, Photograph
-from dcsm_attr.datasets.labels import first_five, read_class_names, read_image_labels, require_files
+from dcsm_attr.datasets.collection import Collection, LabeledImage
+from dcsm_attr.datasets.labels import read_class_names, read_image_labels, require_files, summarize_names
 from dcsm_attr.datasets.masks import VOC_CLASSES
 from dcsm_attr.io import read_lines
 
@@ -50,7 +50,7 @@ class VocEntry:
 def read_voc_list(root: str | Path, split: str) -> tuple[VocEntry, ...]:
     """Read ``ImageSets/Segmentation/SPLIT.txt``.
 
-    A line is an id; or, as in the lists with the additional annotations of SBD, the photograph and the mask as paths
+    A line is an id; or, as in the lists with the additional annotations of SBD, the image and the mask as paths
     from the root: ``/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png``. The masks of a list of ids lie
     in ``SegmentationClass``, or in ``SegmentationClassAug`` where the name of the list ends in ``aug``.
 
@@ -81,7 +81,7 @@ def read_voc_list(root: str | Path, split: str) -> tuple[VocEntry, ...]:
         entry = _entry(root, split, line.split())
         if entry is None:
             raise ValueError(
-                f"{path}, line {number}: must be an id, or the paths of a photograph and its mask, got {line!r}."
+                f"{path}, line {number}: must be an id, or the paths of an image and its mask, got {line!r}."
             )
         if entry.name in entries:
             raise ValueError(
@@ -89,7 +89,7 @@ def read_voc_list(root: str | Path, split: str) -> tuple[VocEntry, ...]:
             )
         entries[entry.name] = number, entry
     if not entries:
-        raise ValueError(f"{path}: lists no photograph.")
+        raise ValueError(f"{path}: lists no image.")
     return tuple(entry for _, entry in entries.values())
 
 
@@ -105,7 +105,7 @@ def _entry(root: Path, split: str, fields: list[str]) -> VocEntry | None:
 
 
 def annotation_files(root: str | Path, names: Sequence[str]) -> list[Path] | None:
-    """The files ``Annotations/ID.xml`` of photographs.
+    """The files ``Annotations/ID.xml`` of images.
 
     Args:
         root: the folder that may hold ``Annotations``.
@@ -128,7 +128,7 @@ def annotation_files(root: str | Path, names: Sequence[str]) -> list[Path] | Non
 def annotated_classes(path: Path, class_names: Sequence[str] = VOC_CLASSES) -> tuple[int, ...]:
     """The classes of the objects in an annotation, from 0, ascending.
 
-    Objects marked ``difficult`` count, for they are in the photograph; parts of objects (head, hand, foot) do not.
+    Objects marked ``difficult`` count, for they are in the image; parts of objects (head, hand, foot) do not.
 
     Args:
         path: the XML file.
@@ -144,7 +144,7 @@ def annotated_classes(path: Path, class_names: Sequence[str] = VOC_CLASSES) -> t
         raise ValueError(f"{path}: not complete XML ({error}).") from error
     names = {thing.findtext("name", "").strip() for thing in root.findall("object")}
     if not names:
-        raise ValueError(f"{path}: names no object; each photograph must show at least one class.")
+        raise ValueError(f"{path}: names no object; each image must show at least one class.")
     unknown = sorted(names - set(class_names))
     if unknown:
         raise ValueError(f"{path}: {unknown[0]!r} is none of the {len(class_names)} classes.")
@@ -159,7 +159,7 @@ CLASS_LIST = "classes.txt"
 
 
 def voc_class_names(root: str | Path) -> tuple[str, ...]:
-    """The classes of a folder in VOC's layout: those of its ``classes.txt`` (one a line), or VOC's 20.
+    """The classes of a folder in VOC's layout: those of its ``classes.txt`` (one per line), or VOC's 20.
 
     Raises:
         ValueError: naming the file, if it names no class, or one twice.
@@ -180,11 +180,11 @@ def voc_collection(root: str | Path, split: str, *, labels: str | Path | None = 
         split: name of a list in ``ImageSets/Segmentation``, such as ``"train"``, ``"val"`` or ``"train_aug"``; see
             :func:`dcsm_attr.datasets.voc.read_voc_list`.
         labels: the CSV file. None: ``image_labels.csv`` in ``root`` if there is one, else the annotations.
-        masks: whether the photographs get their masks. False: :attr:`Photograph.mask` is None, and no folder of masks
+        masks: whether the images get their masks. False: :attr:`LabeledImage.mask` is None, and no folder of masks
             needs to be there.
 
     Returns:
-        The photographs in the order of the list, with the classes of :func:`voc_class_names`.
+        The images in the order of the list, with the classes of :func:`voc_class_names`.
 
     Raises:
         OSError: if a file cannot be opened.
@@ -199,7 +199,7 @@ def voc_collection(root: str | Path, split: str, *, labels: str | Path | None = 
     class_names = voc_class_names(root)
     classes = _classes(root, [entry.name for entry in entries], labels, class_names)
     photographs = [
-        Photograph(entry.name, entry.photograph, shown, entry.mask if masks else None)
+        LabeledImage(entry.name, entry.photograph, shown, entry.mask if masks else None)
         for entry, shown in zip(entries, classes, strict=True)
     ]
     return Collection(class_names, tuple(photographs))
@@ -225,7 +225,7 @@ def _listed_classes(path: Path, names: Sequence[str], class_names: Sequence[str]
     missing = [name for name in names if name not in rows]
     if missing:
         raise ValueError(
-            f"{path}: {len(missing)} of {len(names)} photographs of the split have no row: {first_five(missing)}. "
+            f"{path}: {len(missing)} of {len(names)} photographs of the split have no row: {summarize_names(missing)}. "
             "Derive labels of the whole split with `dcsm-attr labels`."
         )
     return [rows[name].classes for name in names]

@@ -1,10 +1,10 @@
 """Rows of measurements in a file that grows while they are taken, so that a killed run can go on.
 
-The first line holds everything that the result depends on; each further line is a photograph, in order.
+The first line holds everything that the result depends on; each further line is an image, in order.
 
-What one photograph adds to an evaluation, and its line in a file.
+What one image adds to an evaluation, and its line in a file.
 
-How well a segmenter labels the photographs of a collection, under the two protocols of the literature.
+How well a segmenter labels the images of a collection, under the two protocols of the literature.
 """
 
 import json
@@ -22,25 +22,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dcsm_attr
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.masks import VOID
-from dcsm_attr.evaluation.label_maps import UNMEASURABLE, check_collection, read_with_mask
+from dcsm_attr.evaluation.label_maps import SKIPPED_ERRORS, check_collection, read_with_mask
 from dcsm_attr.evaluation.metrics import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol, labels_digest, parameters_digest
-from dcsm_attr.io import atomic_path, differences, writable_folder
+from dcsm_attr.io import atomic_path, differences, make_writable_folder
 from dcsm_attr.segmentation import Segmentation, Segmenter
-from dcsm_attr.segmentation.stream import AttributedPhotograph, PreparedPhotograph, pipelined, restored
+from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restored, run_pipeline
 
 __all__ = [
-    "CountedPhotograph",
+    "ImageCounts",
     "Row",
-    "SkippedPhotograph",
+    "SkippedImage",
     "append_lines",
     "evaluate",
-    "kept_rows",
-    "row_from_line",
-    "row_line",
-    "row_reader",
+    "format_row",
+    "load_rows",
+    "parse_row",
+    "row_parser",
 ]
 
 
@@ -55,7 +55,7 @@ class _Named(typing.Protocol):
 _Row = TypeVar("_Row", bound=_Named)
 
 
-def kept_rows(
+def load_rows(
     path: Path,
     depends_on: Mapping[str, Any],
     names: Sequence[str],
@@ -69,19 +69,19 @@ def kept_rows(
 
     Args:
         path: the file; folders above it are made.
-        depends_on: everything that the result depends on, ready for JSON.
-        names: of all photographs, in order.
+        depends_on: everything that the result depends on, JSON-serializable.
+        names: of all images, in order.
         batch_size: photographs that are computed together.
         read: makes a row, which has a name, of a line, or raises a ValueError.
 
     Returns:
-        The rows of the first photographs.
+        The rows of the first images.
 
     Raises:
         OSError: if the file cannot be read or written to.
         ValueError: if it was written with other settings, which are named, is damaged, or is another kind of file.
     """
-    writable_folder(path.parent)
+    make_writable_folder(path.parent)
     if not path.exists():
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(depends_on) + "\n", encoding="utf-8")
@@ -91,7 +91,7 @@ def kept_rows(
     _check_settings(path, lines, depends_on)
     rows = [_read_row(path, number, line, read) for number, line in enumerate(lines[1:], start=2)]
     if [row.name for row in rows] != list(names[: len(rows)]):
-        raise ValueError(f"{path}: its photographs are not those of the collection, in order. {_REMEDY}")
+        raise ValueError(f"{path}: its images are not those of the collection, in order. {_REMEDY}")
     kept = len(rows) if len(rows) == len(names) else len(rows) // batch_size * batch_size
     os.truncate(path, sum(len(line) + 1 for line in lines[: 1 + kept]))
     return rows[:kept]
@@ -118,7 +118,7 @@ def _read_row(path: Path, number: int, line: bytes, read: Callable[[bytes], _Row
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
-    """Add the rows of one batch at the end of the file, a line each.
+    """Add the rows of one batch at the end of the file, one line per entry.
 
     Raises:
         OSError: if it cannot be written to.
@@ -130,14 +130,14 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class CountedPhotograph:
-    """A photograph that was measured.
+class ImageCounts:
+    """An image that was measured.
 
     Attributes:
         name: its id.
         unrefined: confusion matrix before the CRF, L rows (truth) of L counts (prediction).
         refined: the same after the CRF.
-        scores: the classifier's, one a class, in [0, 1].
+        scores: the classifier's, one per class, in [0, 1].
         nothing_detected: whether no class was above the threshold, so that the best one took its place.
     """
 
@@ -149,8 +149,8 @@ class CountedPhotograph:
 
 
 @dataclass(frozen=True)
-class SkippedPhotograph:
-    """A photograph that could not be measured.
+class SkippedImage:
+    """An image that could not be measured.
 
     Attributes:
         name: its id.
@@ -161,39 +161,39 @@ class SkippedPhotograph:
     reason: str
 
 
-Row = CountedPhotograph | SkippedPhotograph
+Row = ImageCounts | SkippedImage
 
 
 _Counted = TypeVar("_Counted")
 
 
-def row_line(row: Any) -> str:
+def format_row(row: Any) -> str:
     """One line of JSON, without its end. Numbers come back from it as they were, to the last bit."""
     return json.dumps(asdict(row))
 
 
-def row_reader(counted: type[_Counted], what: str) -> Callable[[str | bytes], _Counted | SkippedPhotograph]:
-    """Make the inverse of :func:`row_line`.
+def row_parser(counted: type[_Counted], what: str) -> Callable[[str | bytes], _Counted | SkippedImage]:
+    """Make the inverse of :func:`format_row`.
 
     Args:
-        counted: the row of a photograph that was measured; a dataclass without a field ``reason``.
+        counted: the row of an image that was measured; a dataclass without a field ``reason``.
         what: what the rows belong to, for messages.
 
     Returns:
         Reads a line, and raises a ValueError if it is no such row.
     """
 
-    def read(line: str | bytes) -> _Counted | SkippedPhotograph:
+    def read(line: str | bytes) -> _Counted | SkippedImage:
         values = json.loads(line)
         try:
-            return SkippedPhotograph(**values) if "reason" in values else counted(**values)
+            return SkippedImage(**values) if "reason" in values else counted(**values)
         except TypeError as error:
             raise ValueError(f"not a row of {what} ({error})") from error
 
     return read
 
 
-row_from_line: Callable[[str | bytes], Row] = row_reader(CountedPhotograph, "an evaluation")
+parse_row: Callable[[str | bytes], Row] = row_parser(ImageCounts, "an evaluation")
 
 
 _logger = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ def evaluate(
     state: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Segment every photograph of a collection and compare with its mask, before the CRF and after it.
+    """Segment every image of a collection and compare with its mask, before the CRF and after it.
 
     A photograph that cannot be read, or whose mask cannot be read or does not fit, is skipped: it is logged and named
     in the result. So is, under the protocol "known", one without a class.
@@ -218,7 +218,7 @@ def evaluate(
         collection: photographs with masks.
         protocol: "detected" or "known".
         batch_size: photographs segmented together.
-        state: a file in which the photographs that are done are kept. If it is there already, the evaluation goes on
+        state: a file in which the images that are done are kept. If it is there already, the evaluation goes on
             where it ended, and its result is that of an undisturbed one; photographs that were skipped stay skipped.
             None: nothing is kept.
         progress: whether to show a bar.
@@ -231,17 +231,17 @@ def evaluate(
         ValueError: if the collection is empty or has no masks, class names differ or are too many for masks of 8 bits,
             an argument is out of its range, or ``state`` belongs to another evaluation.
     """
-    protocol = _checked_protocol(protocol)
+    protocol = _check_protocol(protocol)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     check_collection(collection, segmenter.class_names)
-    # Asked for before the first photograph: layers that are still to be chosen must not depend on where a run goes on.
+    # Asked for before the first image: layers that are still to be chosen must not depend on where a run goes on.
     settings = _settings(segmenter, batch_size)
     path = None if state is None else Path(state)
     rows: list[Row] = []
     if path is not None:
         depends_on = {**settings, "protocol": protocol.value, **_described(collection)}
-        rows = kept_rows(path, depends_on, [photograph.name for photograph in collection], batch_size, row_from_line)
+        rows = load_rows(path, depends_on, [photograph.name for photograph in collection], batch_size, parse_row)
     description = f"{protocol.value} classes"
     found = _measured(segmenter, collection.photographs[len(rows) :], protocol, len(collection.class_names), batch_size)
     with (
@@ -252,13 +252,13 @@ def evaluate(
             batch = collection.photographs[len(rows) : len(rows) + batch_size]
             done = [_row(photograph.name, next(found)) for photograph in batch]
             if path is not None:
-                append_lines(path, [row_line(row) for row in done])
+                append_lines(path, [format_row(row) for row in done])
             rows += done
             bar.update(len(done))
     return _summed(rows, collection, protocol, settings)
 
 
-def _checked_protocol(protocol: Protocol | str) -> Protocol:
+def _check_protocol(protocol: Protocol | str) -> Protocol:
     try:
         return Protocol(protocol)
     except ValueError as error:
@@ -286,44 +286,44 @@ def _described(collection: Collection) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Read:
-    """A photograph and the truth about it."""
+    """An image and the truth about it."""
 
     name: str
     mask: Tensor
-    photograph: PreparedPhotograph
+    photograph: PreparedImage
 
 
 def _measured(
-    segmenter: Segmenter, photographs: Sequence[Photograph], protocol: Protocol, class_count: int, batch_size: int
-) -> Generator[CountedPhotograph | Exception, None, None]:
-    """For each photograph its counts, or why it is skipped; files are read and pixels counted while a GPU works."""
+    segmenter: Segmenter, photographs: Sequence[LabeledImage], protocol: Protocol, class_count: int, batch_size: int
+) -> Generator[ImageCounts | Exception, None, None]:
+    """For each image its counts, or why it is skipped; files are read and pixels counted while a GPU works."""
 
-    def read(photograph: Photograph) -> _Read:
+    def read(photograph: LabeledImage) -> _Read:
         image, mask = read_with_mask(photograph, protocol, class_count, max_pixels=segmenter.max_pixels)
         known = photograph.classes if protocol is Protocol.KNOWN else None
         return _Read(photograph.name, mask, segmenter.prepared(image, known))
 
-    def attributed(batch: Sequence[_Read]) -> list[tuple[_Read, AttributedPhotograph]]:
+    def attributed(batch: Sequence[_Read]) -> list[tuple[_Read, AttributedImage]]:
         return list(zip(batch, segmenter.attributed([one.photograph for one in batch]), strict=True))
 
-    def counted(pair: tuple[_Read, AttributedPhotograph]) -> CountedPhotograph:
+    def counted(pair: tuple[_Read, AttributedImage]) -> ImageCounts:
         one, result = pair
         return _counted(one.name, restored(result), one.mask, 1 + class_count)
 
-    settings: dict[str, Any] = {"batch_size": batch_size, "workers": segmenter.readers, "excused": UNMEASURABLE}
-    return pipelined(photographs, read, attributed, counted, **settings)
+    settings: dict[str, Any] = {"batch_size": batch_size, "workers": segmenter.readers, "excused": SKIPPED_ERRORS}
+    return run_pipeline(photographs, read, attributed, counted, **settings)
 
 
-def _row(name: str, found: CountedPhotograph | Exception) -> Row:
-    if isinstance(found, CountedPhotograph):
+def _row(name: str, found: ImageCounts | Exception) -> Row:
+    if isinstance(found, ImageCounts):
         return found
     _logger.warning("%s is skipped: %s", name, found)
-    return SkippedPhotograph(name, str(found))
+    return SkippedImage(name, str(found))
 
 
-def _counted(name: str, result: Segmentation, mask: Tensor, labels: int) -> CountedPhotograph:
+def _counted(name: str, result: Segmentation, mask: Tensor, labels: int) -> ImageCounts:
     unrefined = torch.from_numpy(result.display_labels(result.unrefined))
-    return CountedPhotograph(
+    return ImageCounts(
         name,
         unrefined=confusion_matrix(unrefined, mask, labels, VOID).tolist(),
         refined=confusion_matrix(result.labels, mask, labels, VOID).tolist(),
@@ -333,7 +333,7 @@ def _counted(name: str, result: Segmentation, mask: Tensor, labels: int) -> Coun
 
 
 def _summed(rows: Sequence[Row], collection: Collection, protocol: Protocol, settings: Mapping[str, Any]) -> Evaluation:
-    counted = [row for row in rows if isinstance(row, CountedPhotograph)]
+    counted = [row for row in rows if isinstance(row, ImageCounts)]
     classes = len(collection.class_names)
     return Evaluation(
         protocol,
@@ -341,9 +341,9 @@ def _summed(rows: Sequence[Row], collection: Collection, protocol: Protocol, set
         unrefined=_total([row.unrefined for row in counted], 1 + classes),
         refined=_total([row.refined for row in counted], 1 + classes),
         scores=torch.tensor([row.scores for row in counted], dtype=torch.float64).view(len(counted), classes),
-        present=collection.presence()[[isinstance(row, CountedPhotograph) for row in rows]],
+        present=collection.presence()[[isinstance(row, ImageCounts) for row in rows]],
         photographs=tuple(row.name for row in counted),
-        skipped={row.name: row.reason for row in rows if isinstance(row, SkippedPhotograph)},
+        skipped={row.name: row.reason for row in rows if isinstance(row, SkippedImage)},
         nothing_detected=tuple(row.name for row in counted if row.nothing_detected),
         settings=settings,
     )

@@ -13,21 +13,21 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.images import ImageReadError, read_image
-from dcsm_attr.datasets.masks import VOID, MaskError, read_mask, resized_labels
+from dcsm_attr.datasets.masks import VOID, MaskError, read_mask, resize_labels
 from dcsm_attr.evaluation.metrics import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, Protocol
 
-__all__ = ["UNMEASURABLE", "LabelMapEvaluation", "check_collection", "evaluate_label_maps", "read_with_mask"]
+__all__ = ["SKIPPED_ERRORS", "LabelMapEvaluation", "check_collection", "evaluate_label_maps", "read_with_mask"]
 
 
 class _NoClassError(ValueError):
-    """A photograph of which nothing is known, under the protocol that tells what is in it."""
+    """An image of which nothing is known, under the protocol that tells what is in it."""
 
 
-#: Why one photograph is skipped, where :func:`read_with_mask` raises it.
-UNMEASURABLE = (ImageReadError, MaskError, _NoClassError)
+#: Why one image is skipped, where :func:`read_with_mask` raises it.
+SKIPPED_ERRORS = (ImageReadError, MaskError, _NoClassError)
 
 
 def check_collection(collection: Collection, class_names: Sequence[str] | None) -> None:
@@ -41,11 +41,11 @@ def check_collection(collection: Collection, class_names: Sequence[str] | None) 
         ValueError: if the collection is empty or has no masks, class names differ or are too many for masks of 8 bits.
     """
     if not len(collection):
-        raise ValueError("the collection is empty: at least one photograph is needed.")
+        raise ValueError("the collection is empty: at least one image is needed.")
     if class_names != collection.class_names:
         raise ValueError(
             "the model's class names must be those of the collection, in the same order, for labels are compared by "
-            f"number; got {_outline(class_names)} and {_outline(collection.class_names)}."
+            f"number; got {_summarize(class_names)} and {_summarize(collection.class_names)}."
         )
     if len(collection.class_names) >= VOID:
         raise ValueError(
@@ -59,16 +59,16 @@ def check_collection(collection: Collection, class_names: Sequence[str] | None) 
         )
 
 
-def _outline(names: Sequence[str] | None) -> str:
+def _summarize(names: Sequence[str] | None) -> str:
     if names is None:
         return "none"
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def read_with_mask(
-    photograph: Photograph, protocol: Protocol, class_count: int, *, max_pixels: int | None = None
+    photograph: LabeledImage, protocol: Protocol, class_count: int, *, max_pixels: int | None = None
 ) -> tuple[Image.Image, Tensor]:
-    """Read a photograph and the truth about it.
+    """Read an image and the truth about it.
 
     Args:
         photograph: with a mask.
@@ -100,9 +100,9 @@ class LabelMapEvaluation:
     Attributes:
         class_names: C names, without the background.
         confusion: of the pixels that both have a label for.
-        unknown: share of the labelled pixels of the masks for which the label maps have none (255).
+        unknown: share of the labeled pixels of the masks for which the label maps have none (255).
         photographs: how many were compared.
-        skipped: the reason, by the name of each photograph that was not.
+        skipped: the reason, by the name of each image that was not.
     """
 
     class_names: tuple[str, ...]
@@ -113,7 +113,7 @@ class LabelMapEvaluation:
 
     @property
     def precision(self) -> tuple[float, float]:
-        """Share of the pixels labelled as background, and of those labelled as a class, that are so; NaN for none."""
+        """Share of the pixels labeled as background, and of those labeled as a class, that are so; NaN for none."""
         counts = self.confusion.counts.double()
         right = counts.diagonal()
         return float(right[0] / counts[:, 0].sum()), float(right[1:].sum() / counts[:, 1:].sum())
@@ -133,7 +133,7 @@ def evaluate_label_maps(collection: Collection, folder: str | Path, *, progress:
         The measurement; photographs of which a file cannot be read, or does not fit, are logged and left out.
 
     Raises:
-        ValueError: if the collection is empty or has no masks, or no photograph could be compared.
+        ValueError: if the collection is empty or has no masks, or no image could be compared.
     """
     check_collection(collection, collection.class_names)
     labels = 1 + len(collection.class_names)
@@ -157,8 +157,8 @@ def evaluate_label_maps(collection: Collection, folder: str | Path, *, progress:
     return LabelMapEvaluation(collection.class_names, Confusion(counts), unknown / max(1, total), compared, skipped)
 
 
-def _both(photograph: Photograph, folder: Path, class_count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _both(photograph: LabeledImage, folder: Path, class_count: int) -> tuple[torch.Tensor, torch.Tensor]:
     assert photograph.mask is not None
     mask = read_mask(photograph.mask, class_count=class_count)
     found = read_mask(folder / f"{photograph.name}.png", class_count=class_count)
-    return resized_labels(found, mask.shape), mask
+    return resize_labels(found, mask.shape), mask

@@ -1,6 +1,6 @@
 """Intersection over union as PASCAL VOC counts it.
 
-Average precision as PASCAL VOC counts it since 2010: how well scores rank the photographs of a class first.
+Average precision as PASCAL VOC counts it since 2010: how well scores rank the images of a class first.
 """
 
 import torch
@@ -119,9 +119,9 @@ def average_precision(scores: Tensor, present: Tensor) -> float:
     if not present.any():
         return float("nan")
     ranked, order = scores.sort(descending=True)
-    last_of_equals = torch.cat([ranked[1:] != ranked[:-1], ranked.new_ones(1, dtype=torch.bool)])
-    retrieved = (last_of_equals.nonzero()[:, 0] + 1).double()
-    hits = present[order].cumsum(dim=0)[last_of_equals].double()
+    is_last_of_ties = torch.cat([ranked[1:] != ranked[:-1], ranked.new_ones(1, dtype=torch.bool)])
+    retrieved = (is_last_of_ties.nonzero()[:, 0] + 1).double()
+    hits = present[order].cumsum(dim=0)[is_last_of_ties].double()
     interpolated = (hits / retrieved).flip(0).cummax(dim=0).values.flip(0)
     new_hits = hits.diff(prepend=hits.new_zeros(1))
     return float((interpolated * new_hits).sum() / hits[-1])

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol, measured_on
-from dcsm_attr.io import atomic_path, flattened, writable_folder
+from dcsm_attr.io import atomic_path, flattened, make_writable_folder
 
-__all__ = ["markdown_table", "measured_with", "value_text", "write_report"]
+__all__ = ["format_value", "markdown_table", "provenance_section", "write_report"]
 
 
 def markdown_table(rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
@@ -29,22 +29,22 @@ def markdown_table(rows: Iterable[Sequence[str]], *, numbers: bool = True) -> st
     return "\n".join([lines[0], "|---|" + ("---:|" if numbers else "---|") * (len(head) - 1), *lines[1:]])
 
 
-def value_text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A setting as a cell."""
     if value is None:
         return "none"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def measured_with(facts: Mapping[str, Any]) -> str:
+def provenance_section(facts: Mapping[str, Any]) -> str:
     """The last section of a report: a table of what its figures were measured with."""
-    return "## Measured with\n\n" + markdown_table([["", ""], *([name, value_text(facts[name])] for name in facts)])
+    return "## Measured with\n\n" + markdown_table([["", ""], *([name, format_value(facts[name])] for name in facts)])
 
 
-_TOLD = {
-    Protocol.DETECTED: "The segmenter is told nothing: the classes of a photograph are those that the classifier "
+_PROTOCOL_TEXTS = {
+    Protocol.DETECTED: "The segmenter is told nothing: the classes of an image are those that the classifier "
     "detects, and where it detects none, its best one.",
-    Protocol.KNOWN: "The segmenter is told which classes are in a photograph, as when pseudo-labels are made for "
+    Protocol.KNOWN: "The segmenter is told which classes are in an image, as when pseudo-labels are made for "
     "training. These figures do not compare with those of detected classes.",
 }
 
@@ -54,7 +54,7 @@ _MEAN = "A mean is over the labels that occur, in a mask or in a label map; the 
 def write_report(
     evaluations: Mapping[str, Sequence[Evaluation]], folder: str | Path, *, command: str, data: str
 ) -> list[Path]:
-    """Write ``evaluation.md`` and ``evaluation.json`` into a folder, which is made if it is not there.
+    """Write ``evaluation.md`` and ``evaluation.json`` into a folder, which is created if missing.
 
     There is one table a protocol: a row for each class, a column for each set of label maps (before the CRF, after it).
     The JSON file has the same as fractions of one, NaN as null, and the confusion matrices.
@@ -73,7 +73,7 @@ def write_report(
         ValueError: if there is no evaluation, a setting has two of one protocol, or classes differ.
     """
     _check(evaluations)
-    folder = writable_folder(folder)
+    folder = make_writable_folder(folder)
     measured = measured_on(command)
     content = {
         "measured": measured,
@@ -142,11 +142,16 @@ def _markdown(evaluations: Mapping[str, Sequence[Evaluation]], measured: Mapping
         chosen = {name: one for name, group in evaluations.items() for one in group if one.protocol is protocol}
         if chosen:
             blocks += _section(protocol, chosen)
-    return "\n\n".join([*blocks, measured_with(measured)]) + "\n"
+    return "\n\n".join([*blocks, provenance_section(measured)]) + "\n"
 
 
 def _section(protocol: Protocol, evaluations: Mapping[str, Evaluation]) -> list[str]:
-    blocks = [f'## Protocol "{protocol.value}"', _TOLD[protocol], _iou_table(evaluations), _facts_table(evaluations)]
+    blocks = [
+        f'## Protocol "{protocol.value}"',
+        _PROTOCOL_TEXTS[protocol],
+        _iou_table(evaluations),
+        _facts_table(evaluations),
+    ]
     for name, evaluation in evaluations.items():
         if evaluation.skipped:
             reasons = "\n".join(f"- `{photograph}`: {reason}" for photograph, reason in evaluation.skipped.items())
@@ -172,7 +177,7 @@ def _iou_table(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def _facts_table(evaluations: Mapping[str, Evaluation]) -> str:
-    """What stands beneath the figures: how many photographs, how good the classifier is, and the settings."""
+    """What stands beneath the figures: how many images, how good the classifier is, and the settings."""
     settings = [flattened(evaluation.settings) for evaluation in evaluations.values()]
     facts: dict[str, list[Any]] = {
         "photographs": [len(evaluation.photographs) for evaluation in evaluations.values()],
@@ -182,7 +187,7 @@ def _facts_table(evaluations: Mapping[str, Evaluation]) -> str:
     }
     for key in {key: None for setting in settings for key in setting}:
         facts[f"`{key}`"] = [setting.get(key, "-") for setting in settings]
-    return markdown_table([["", *evaluations], *([name, *map(value_text, values)] for name, values in facts.items())])
+    return markdown_table([["", *evaluations], *([name, *map(format_value, values)] for name, values in facts.items())])
 
 
 def _percent(share: float) -> str:

@@ -25,7 +25,7 @@ __all__ = ["Confusion", "Evaluation", "Protocol", "labels_digest", "measured_on"
 
 
 class Protocol(str, Enum):
-    """What the segmenter is told about a photograph. Figures of one protocol do not compare with those of the other.
+    """What the segmenter is told about an image. Figures of one protocol do not compare with those of the other.
 
     ``DETECTED``, the protocol of a test set: nothing. The classes are those that the classifier detects; where it
     detects none, its best one. ``KNOWN``, the protocol of pseudo-labels for training: the image-level labels.
@@ -40,7 +40,7 @@ class Confusion:
     """How label maps agree with the truth.
 
     Attributes:
-        counts: ``(L, L)`` int64, pixels of all photographs; row: truth, column: prediction. Void is not counted.
+        counts: ``(L, L)`` int64, pixels of all images; row: truth, column: prediction. Void is not counted.
     """
 
     counts: Tensor
@@ -57,7 +57,7 @@ class Confusion:
 
     @property
     def coverage(self) -> float:
-        """Share of the true foreground that is labelled as foreground, whatever its class; NaN without foreground."""
+        """Share of the true foreground that is labeled as foreground, whatever its class; NaN without foreground."""
         return _share(self.counts[1:, 1:].sum(), self.counts[1:].sum())
 
     @property
@@ -68,7 +68,7 @@ class Confusion:
 
     @property
     def spilled(self) -> float:
-        """Share of what is labelled as foreground that is background in truth; NaN where nothing is."""
+        """Share of what is labeled as foreground that is background in truth; NaN where nothing is."""
         return _share(self.counts[0, 1:].sum(), self.counts[:, 1:].sum())
 
 
@@ -89,10 +89,10 @@ class Evaluation:
         scores: ``(n, C)`` float64 in [0, 1], the classifier's.
         present: ``(n, C)`` bool, the image-level labels.
         photographs: the names of the n photographs that were counted.
-        skipped: the reason, by the name of each photograph that was not counted.
-        nothing_detected: names of photographs in which no class was above the threshold (never under the protocol
+        skipped: the reason, by the name of each image that was not counted.
+        nothing_detected: names of images in which no class was above the threshold (never under the protocol
             "known").
-        settings: everything that the result depends on beside the photographs, ready for JSON.
+        settings: everything that the result depends on beside the images, JSON-serializable.
     """
 
     protocol: Protocol
@@ -118,7 +118,7 @@ class Evaluation:
 
 
 def measured_on(command: str) -> dict[str, Any]:
-    """The command, the commit, the machine and the versions, ready for JSON.
+    """The command, the commit, the machine and the versions, JSON-serializable.
 
     Args:
         command: as a reader would repeat it, with names in capitals for what is theirs.
@@ -161,9 +161,9 @@ def _processor() -> str:
 
 
 def labels_digest(collection: Collection) -> str:
-    """SHA-256 of the names of photographs and their image-level labels, in order."""
-    labelled = repr([(photograph.name, photograph.classes) for photograph in collection])
-    return hashlib.sha256(labelled.encode()).hexdigest()
+    """SHA-256 of the names of images and their image-level labels, in order."""
+    labeled = repr([(photograph.name, photograph.classes) for photograph in collection])
+    return hashlib.sha256(labeled.encode()).hexdigest()
 
 
 def parameters_digest(model: nn.Module) -> str:

@@ -1,12 +1,12 @@
 r"""How many images of a batch are computed together.
 
-Which positions of a map are neighbours, and how pairs of them are laid out.
+Which positions of a map are neighbors, and how pairs of them are laid out.
 
 A pair is named by its source ``(y, x)`` and an offset ``(dy, dx)`` to its other end. Offsets are one half of a disc, so
-that every pair of neighbours occurs once. Values of pairs are ``(N, P, h, w)``: P in the order of the offsets, the
+that every pair of neighbors occurs once. Values of pairs are ``(N, P, h, w)``: P in the order of the offsets, the
 source at ``(y, x)``.
 
-Semantic affinities between neighbouring positions, from their features.
+Semantic affinities between neighboring positions, from their features.
 
 Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic
 Segmentation", CVPR 2018: :math:`W_{ij} = \exp(-\|f_i - f_j\|_1)`.
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dcsm_attr.datasets.preprocess import Preprocess
-from dcsm_attr.models.backbone import copied_trunk, staged_trunk, stages_of
-from dcsm_attr.models.checkpoint import Architecture, building_from, read_description, save_described
+from dcsm_attr.models.backbone import copy_backbone, find_stages, multi_stage_backbone
+from dcsm_attr.models.checkpoint import Architecture, explain_build_errors, read_metadata, save_with_metadata
 from dcsm_attr.models.weights import load_weights, read_weights
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
     "TrainedAffinityNet",
     "affinities",
     "load_affinity_net",
-    "neighbour_offsets",
+    "neighbor_offsets",
     "overlap",
     "pair_mask",
     "save_affinity_net",
@@ -53,8 +53,8 @@ def together(batch: Tensor) -> Iterator[slice]:
     Args:
         batch: ``(N, ...)``, not empty.
     """
-    at_once = 1 if batch.device.type == "cpu" else len(batch)
-    return (slice(start, start + at_once) for start in range(0, len(batch), at_once))
+    chunk_size = 1 if batch.device.type == "cpu" else len(batch)
+    return (slice(start, start + chunk_size) for start in range(0, len(batch), chunk_size))
 
 
 #: What happens to pairs near the border of the map, see :func:`pair_mask`.
@@ -64,11 +64,11 @@ Border = Literal["full", "released"]
 Offsets = Sequence[tuple[int, int]]
 
 
-def neighbour_offsets(radius: int = 5) -> tuple[tuple[int, int], ...]:
-    """The offsets from a position to its neighbours that come after it, row by row.
+def neighbor_offsets(radius: int = 5) -> tuple[tuple[int, int], ...]:
+    """The offsets from a position to its neighbors that come after it, row by row.
 
     Args:
-        radius: in positions; neighbours are strictly nearer. 5 in AffinityNet.
+        radius: in positions; neighbors are strictly nearer. 5 in AffinityNet.
 
     Returns:
         ``(dy, dx)`` of each, 34 for a radius of 5: to the right in the same row, then everything in the rows below.
@@ -77,7 +77,7 @@ def neighbour_offsets(radius: int = 5) -> tuple[tuple[int, int], ...]:
         ValueError: if the radius is not positive.
     """
     if radius < 1:
-        raise ValueError(f"radius must be at least 1 (which has no neighbours), got {radius}.")
+        raise ValueError(f"radius must be at least 1 (which has no neighbors), got {radius}.")
     return tuple(
         (dy, dx)
         for dy in range(radius)
@@ -95,7 +95,7 @@ def overlap(height: int, width: int, offset: tuple[int, int]) -> tuple[tuple[sli
         offset: ``(dy, dx)``.
 
     Returns:
-        Rows and columns of the sources, and those of their neighbours, as slices of equal lengths; empty where the
+        Rows and columns of the sources, and those of their neighbors, as slices of equal lengths; empty where the
         offset leaves the map.
     """
     (top, bottom), (left, right) = (_inside(*axis) for axis in zip((height, width), offset, strict=True))
@@ -111,11 +111,11 @@ def _inside(length: int, shift: int) -> tuple[slice, slice]:
 def pair_mask(
     height: int, width: int, offsets: Offsets, border: Border = "full", *, device: torch.device | str | None = None
 ) -> Tensor:
-    """Which sources have a neighbour.
+    """Which sources have a neighbor.
 
     The released code of AffinityNet takes as sources only positions from which every offset stays inside the map: pairs
     within the last rows, and within the first and last columns, are missing. Positions in the corners have no
-    neighbours at all, and a random walk never leaves them.
+    neighbors at all, and a random walk never leaves them.
 
     Args:
         height: h of the map.
@@ -143,20 +143,20 @@ Norm = Literal["sum", "mean"]
 
 
 def affinities(features: Tensor, offsets: Offsets, norm: Norm = "sum") -> Tensor:
-    r"""The affinity of each position with each of its neighbours: :math:`\exp(-\|f_i - f_j\|_1)`.
+    r"""The affinity of each position with each of its neighbors: :math:`\exp(-\|f_i - f_j\|_1)`.
 
     Differentiable, once. The backward pass takes the differences anew instead of keeping them: beside the features it
     needs no more than the differences along one offset.
 
     Args:
         features: ``(N, D, h, w)`` floating point. Of half precision, differences are summed in float32, as the result
-            is: near one, which is where neighbours of one object are, half precision tells nothing apart.
-        offsets: P pairs ``(dy, dx)``, see :func:`dcsm_attr.models.affinity_net.neighbour_offsets`.
+            is: near one, which is where neighbors of one object are, half precision tells nothing apart.
+        offsets: P pairs ``(dy, dx)``, see :func:`dcsm_attr.models.affinity_net.neighbor_offsets`.
         norm: ``"sum"`` over the channels as the paper prints it, ``"mean"`` as in its released code, which with 448
             channels is another temperature.
 
     Returns:
-        ``(N, P, h, w)`` in [0, 1], the source at ``(y, x)``; zero where the neighbour is outside of the map.
+        ``(N, P, h, w)`` in [0, 1], the source at ``(y, x)``; zero where the neighbor is outside of the map.
 
     Raises:
         TypeError: if the features are not floating point.
@@ -179,8 +179,8 @@ class _Affinities(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, offsets: Offsets, scale: float) -> Tensor:
         result = features.new_zeros(len(features), len(offsets), *features.shape[2:])
         for images in together(features):
-            for pair, (rows, columns), (rows_ahead, columns_ahead) in _ends(features, offsets):
-                here, ahead = features[images, :, rows, columns], features[images, :, rows_ahead, columns_ahead]
+            for pair, (rows, columns), (target_rows, target_columns) in _pair_slices(features, offsets):
+                here, ahead = features[images, :, rows, columns], features[images, :, target_rows, target_columns]
                 distances = (here - ahead).abs_().sum(dim=1)
                 result[images, pair, rows, columns] = distances.mul_(-scale).exp_()
         ctx.offsets, ctx.scale = offsets, scale
@@ -191,20 +191,20 @@ class _Affinities(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         features, result = ctx.saved_tensors
-        of_distances = (gradient * result).mul_(-ctx.scale).unsqueeze_(1)
-        of_features = torch.zeros_like(features)
+        grad_distances = (gradient * result).mul_(-ctx.scale).unsqueeze_(1)
+        grad_features = torch.zeros_like(features)
         for images in together(features):
-            for pair, (rows, columns), (rows_ahead, columns_ahead) in _ends(features, ctx.offsets):
-                here, ahead = features[images, :, rows, columns], features[images, :, rows_ahead, columns_ahead]
+            for pair, (rows, columns), (target_rows, target_columns) in _pair_slices(features, ctx.offsets):
+                here, ahead = features[images, :, rows, columns], features[images, :, target_rows, target_columns]
                 signs = (here - ahead).sign_()
-                weights = of_distances[images, :, pair, rows, columns]
-                of_features[images, :, rows, columns].addcmul_(signs, weights)
-                of_features[images, :, rows_ahead, columns_ahead].addcmul_(signs, weights, value=-1)
-        return of_features, None, None
+                weights = grad_distances[images, :, pair, rows, columns]
+                grad_features[images, :, rows, columns].addcmul_(signs, weights)
+                grad_features[images, :, target_rows, target_columns].addcmul_(signs, weights, value=-1)
+        return grad_features, None, None
 
 
-def _ends(features: Tensor, offsets: Offsets) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
-    """The number of each offset, where its sources are, and where their neighbours."""
+def _pair_slices(features: Tensor, offsets: Offsets) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
+    """The number of each offset, where its sources are, and where their neighbors."""
     height, width = features.shape[2:]
     return ((pair, *overlap(height, width, offset)) for pair, offset in enumerate(offsets))
 
@@ -284,8 +284,8 @@ class AffinityNet(nn.Module):
             ValueError: if the trunk has no convolutions.
         """
         super().__init__()
-        stages = stages_of(trunk)[-len(_WIDTHS) :]
-        self.trunk = staged_trunk(copied_trunk(trunk), stages)
+        stages = find_stages(trunk)[-len(_WIDTHS) :]
+        self.trunk = multi_stage_backbone(copy_backbone(trunk), stages)
         self.head = AffinityHead([stage.channels for stage in stages], norm)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -340,7 +340,7 @@ def save_affinity_net(trained: TrainedAffinityNet, path: str | Path) -> None:
         "norm": trained.norm,
         "seed": trained.seed,
     }
-    save_described(trained.network, path, _KEY, description)
+    save_with_metadata(trained.network, path, _KEY, description)
 
 
 def load_affinity_net(path: str | Path) -> TrainedAffinityNet:
@@ -355,11 +355,11 @@ def load_affinity_net(path: str | Path) -> TrainedAffinityNet:
     Raises:
         WeightsError: if the file is missing, incomplete, or no AffinityNet of this package.
     """
-    description = read_description(path, _KEY, "AffinityNet that `dcsm-attr affinity` wrote", "Train one.")
-    with building_from(path, "train again."):
+    description = read_metadata(path, _KEY, "AffinityNet that `dcsm-attr affinity` wrote", "Train one.")
+    with explain_build_errors(path, "train again."):
         architecture = Architecture(**description["architecture"])
-        preprocess = Preprocess.from_plain(description["preprocess"])
+        preprocess = Preprocess.from_dict(description["preprocess"])
         norm, seed = description["norm"], description["seed"]
-        network = AffinityNet(architecture.new_network().trunk, norm)
+        network = AffinityNet(architecture.build_network().trunk, norm)
     load_weights(network, read_weights(path), str(path))
     return TrainedAffinityNet(network.eval(), architecture, preprocess, norm, seed)

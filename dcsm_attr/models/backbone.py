@@ -14,16 +14,16 @@ import torch
 from torch import fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from dcsm_attr.attribution.model import evaluation_mode, preserved_random_state
+from dcsm_attr.attribution.model import evaluation_mode, preserve_rng_state
 
-__all__ = ["Stage", "copied_trunk", "keep_resolution", "staged_trunk", "stages_of"]
+__all__ = ["Stage", "copy_backbone", "find_stages", "multi_stage_backbone", "replace_stride_with_dilation"]
 
 
 # What torchvision's extractors keep of each mode, and PyTorch 2.4 leaves out of copies of traced modules.
 _GRAPHS = ("train_graph", "eval_graph")
 
 
-def copied_trunk(trunk: nn.Module) -> nn.Module:
+def copy_backbone(trunk: nn.Module) -> nn.Module:
     """Copy a trunk with its weights.
 
     Args:
@@ -59,7 +59,7 @@ class Stage:
     stride: int
 
 
-def stages_of(trunk: nn.Module) -> list[Stage]:
+def find_stages(trunk: nn.Module) -> list[Stage]:
     """Find the stages of a trunk that hold a convolution.
 
     Args:
@@ -73,14 +73,14 @@ def stages_of(trunk: nn.Module) -> list[Stage]:
         ValueError: if it gives no maps.
     """
     # Tracing puts every module in one mode.
-    traced = copied_trunk(trunk)
+    traced = copy_backbone(trunk)
     names = get_graph_node_names(traced, tracer_kwargs=_TRACING, suppress_diff_warning=True)[1]
     parameter = next(traced.parameters())
     image = torch.zeros(1, 3, _SIDE, _SIDE, device=parameter.device, dtype=parameter.dtype)
     extractor = create_feature_extractor(
         traced, {name: name for name in names}, tracer_kwargs=_TRACING, suppress_diff_warning=True
     ).eval()
-    with torch.no_grad(), preserved_random_state(parameter.device):
+    with torch.no_grad(), preserve_rng_state(parameter.device):
         values = extractor(image)
     stages: dict[int, Stage] = {}
     convolved = set()
@@ -91,7 +91,7 @@ def stages_of(trunk: nn.Module) -> list[Stage]:
         # The blocks of the next stage may begin at the resolution of this one, with fewer channels.
         if stage.stride not in stages or stage.channels >= stages[stage.stride].channels:
             stages[stage.stride] = stage
-        if _convolves(trunk, name):
+        if _has_convolution(trunk, name):
             convolved.add(stage.stride)
     found = [stage for stride, stage in sorted(stages.items()) if stride in convolved]
     if not found:
@@ -99,7 +99,7 @@ def stages_of(trunk: nn.Module) -> list[Stage]:
     return found
 
 
-def _convolves(trunk: nn.Module, node: str) -> bool:
+def _has_convolution(trunk: nn.Module, node: str) -> bool:
     try:
         module = trunk.get_submodule(node)
     except AttributeError:
@@ -107,11 +107,11 @@ def _convolves(trunk: nn.Module, node: str) -> bool:
     return any(isinstance(inner, nn.Conv2d) for inner in module.modules())
 
 
-def staged_trunk(trunk: nn.Module, stages: list[Stage]) -> nn.Module:
+def multi_stage_backbone(trunk: nn.Module, stages: list[Stage]) -> nn.Module:
     """The same trunk with the maps of some stages as its result.
 
     Args:
-        trunk: as in :func:`stages_of`, but for its modules, which all take the mode of the trunk itself.
+        trunk: as in :func:`find_stages`, but for its modules, which all take the mode of the trunk itself.
         stages: of it.
 
     Returns:
@@ -133,12 +133,12 @@ _PROBE_SIDE = 224
 _TOLERANCE = 1.2
 
 
-def keep_resolution(trunk: nn.Module, output_stride: int) -> None:
+def replace_stride_with_dilation(trunk: nn.Module, output_stride: int) -> None:
     """Take the strides away that would make the map coarser, and dilate the convolutions behind them, in place.
 
     Of ResNets with bottlenecks that is torchvision's ``replace_stride_with_dilation``; here the graph says which
     convolutions lie behind a stride, so that it works on any trunk of modules. Pools lose their stride too; those of an
-    even width become wider by one, so that they have a centre, and none is dilated, both as in DeepLab's VGG (Chen et
+    even width become wider by one, so that they have a center, and none is dilated, both as in DeepLab's VGG (Chen et
     al., ICLR 2015).
 
     Args:
@@ -163,7 +163,7 @@ def keep_resolution(trunk: nn.Module, output_stride: int) -> None:
             for layer in trunk.get_submodule(str(node.target)).modules():
                 stride, dilation = _kept(layer, stride, dilation, output_stride)
         reached[node] = stride, dilation
-    left = _stride_left(trunk)
+    left = _measure_stride(trunk)
     if left > _TOLERANCE * output_stride:
         raise ValueError(
             f"output_stride={output_stride} cannot be had of this network: some of its strides are those of functions, "
@@ -195,7 +195,7 @@ def _pair(value: int | Iterable[int]) -> tuple[int, int]:
     return rows, columns
 
 
-def _stride_left(trunk: nn.Module) -> float:
+def _measure_stride(trunk: nn.Module) -> float:
     parameter = next(trunk.parameters())
     image = torch.zeros(1, 3, _PROBE_SIDE, _PROBE_SIDE, device=parameter.device, dtype=parameter.dtype)
     try:

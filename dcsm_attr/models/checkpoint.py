@@ -15,49 +15,49 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from dcsm_attr.attribution.model import PoolingName, preserved_random_state
+from dcsm_attr.attribution.model import PoolingName, preserve_rng_state
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.io import atomic_path
 from dcsm_attr.models.fully_convolutional import HeadName, ScoreMapNetwork, fully_convolutional
 from dcsm_attr.models.scene_net import SCENE_NET, SceneNet, load_scene_net, scene_score_maps
-from dcsm_attr.models.weights import WeightsError, load_model, load_weights, new_model, read_weights
+from dcsm_attr.models.weights import WeightsError, build_model, load_model, load_weights, read_weights
 
 __all__ = [
     "Architecture",
     "Classifier",
     "build_classifier",
-    "building_from",
-    "has_description",
+    "explain_build_errors",
+    "has_metadata",
     "is_classifier",
     "load_classifier",
-    "read_description",
+    "read_metadata",
     "save_classifier",
-    "save_described",
+    "save_with_metadata",
 ]
 
 
-def save_described(network: nn.Module, path: str | Path, key: str, description: Mapping[str, Any]) -> None:
+def save_with_metadata(network: nn.Module, path: str | Path, key: str, description: Mapping[str, Any]) -> None:
     """Write a network's parameters and buffers; the file appears when it is complete.
 
     Args:
         network: on any device.
         path: of the file, ``.safetensors``.
         key: that the description is kept under, which says what kind of network it is.
-        description: ready for JSON.
+        description: JSON-serializable.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, {key: json.dumps(description)})
 
 
-def has_description(path: str | Path, key: str) -> bool:
-    """Whether a file is one that :func:`save_described` wrote under this key."""
+def has_metadata(path: str | Path, key: str) -> bool:
+    """Whether a file is one that :func:`save_with_metadata` wrote under this key."""
     path = Path(path)
     return path.suffix == ".safetensors" and path.is_file() and key in _metadata(path)
 
 
-def read_description(path: str | Path, key: str, what: str, otherwise: str) -> dict[str, Any]:
-    """Read what :func:`save_described` wrote beside the tensors.
+def read_metadata(path: str | Path, key: str, what: str, otherwise: str) -> dict[str, Any]:
+    """Read what :func:`save_with_metadata` wrote beside the tensors.
 
     Args:
         path: of the file.
@@ -82,7 +82,7 @@ def read_description(path: str | Path, key: str, what: str, otherwise: str) -> d
 
 
 @contextmanager
-def building_from(path: str | Path, otherwise: str) -> Iterator[None]:
+def explain_build_errors(path: str | Path, otherwise: str) -> Iterator[None]:
     """Build a network from its description within this context; its weights are drawn, but nothing random is used up.
 
     Args:
@@ -93,7 +93,7 @@ def building_from(path: str | Path, otherwise: str) -> Iterator[None]:
         WeightsError: if an entry is missing or describes nothing that can be built.
     """
     try:
-        with preserved_random_state(torch.device("cpu")):
+        with preserve_rng_state(torch.device("cpu")):
             yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(
@@ -123,7 +123,7 @@ class Architecture:
         cut: see :func:`~dcsm_attr.models.fully_convolutional.fully_convolutional`.
         head: see there.
         output_stride: see there.
-        window, rate, centre_kept: of the head ``"fickle"``, see there.
+        window, rate, keep_center: of the head ``"fickle"``, see there.
     """
 
     model: str
@@ -133,11 +133,11 @@ class Architecture:
     output_stride: int | None = None
     window: int = 9
     rate: float = 0.9
-    centre_kept: bool = True
+    keep_center: bool = True
 
     def plain(self) -> dict[str, Any]:
-        """The settings that this network has, ready for JSON; those of what it does without are left out."""
-        absent = set() if self.head == "fickle" else {"window", "rate", "centre_kept"}
+        """The settings that this network has, JSON-serializable; those of what it does without are left out."""
+        absent = set() if self.head == "fickle" else {"window", "rate", "keep_center"}
         if self.output_stride is None:
             absent.add("output_stride")
         return {name: value for name, value in asdict(self).items() if name not in absent}
@@ -152,10 +152,10 @@ class Architecture:
             output_stride=self.output_stride,
             window=self.window,
             rate=self.rate,
-            centre_kept=self.centre_kept,
+            keep_center=self.keep_center,
         )
 
-    def new_network(self) -> ScoreMapNetwork:
+    def build_network(self) -> ScoreMapNetwork:
         """Build the network with weights drawn from PyTorch's global generator.
 
         Raises:
@@ -163,7 +163,7 @@ class Architecture:
         """
         if self.model == SCENE_NET:
             return scene_score_maps(SceneNet(self.num_classes))
-        return self.network(new_model(self.model))
+        return self.network(build_model(self.model))
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Classifier:
     Attributes:
         network: gives score maps.
         architecture: what it was built from.
-        class_names: one a class, in the order of its scores.
+        class_names: one per class, in the order of its scores.
         preprocess: the canvas that it was, or is to be, trained on.
         pooling: of score maps to scores, that it was trained with.
     """
@@ -197,8 +197,8 @@ def build_classifier(
         architecture: of the network.
         weights: of the backbone: ``"DEFAULT"`` or another name of torchvision's (of ``"scene_net"``, ``"DEFAULT"`` are
             those that ship with the package); a file of the model's parameters, of which those behind the cut may be
-            missing. None: drawn anew.
-        class_names: one a class.
+            missing. None: randomly initialized.
+        class_names: one per class.
         preprocess: the canvas to train on.
 
     Returns:
@@ -211,13 +211,13 @@ def build_classifier(
     _check_names(architecture, class_names)
     # A file for a cut network may lack what lies behind the cut, which the whole model cannot be loaded without.
     if weights is None or (architecture.cut is not None and Path(weights).suffix):
-        network = architecture.new_network()
+        network = architecture.build_network()
         if weights is not None:
             tensors = read_weights(weights)
             wanted = network.trunk.state_dict()
             load_weights(network.trunk, {name: t for name, t in tensors.items() if name in wanted}, str(weights))
     elif architecture.model == SCENE_NET and weights == "DEFAULT":
-        network = architecture.new_network()
+        network = architecture.build_network()
         network.trunk.load_state_dict(scene_score_maps(load_scene_net()).trunk.state_dict())
     else:
         network = architecture.network(load_model(architecture.model, weights))
@@ -242,12 +242,12 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
         "preprocess": asdict(classifier.preprocess),
         "pooling": classifier.pooling,
     }
-    save_described(classifier.network, path, _KEY, description)
+    save_with_metadata(classifier.network, path, _KEY, description)
 
 
 def is_classifier(path: str | Path) -> bool:
     """Whether a file is one that :func:`save_classifier` wrote."""
-    return has_description(path, _KEY)
+    return has_metadata(path, _KEY)
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -262,14 +262,14 @@ def load_classifier(path: str | Path) -> Classifier:
     Raises:
         WeightsError: if the file is missing, incomplete, or no classifier of this package.
     """
-    description = read_description(
+    description = read_metadata(
         path, _KEY, "classifier that `dcsm-attr train` wrote", "Name the model beside it (--model)."
     )
-    with building_from(path, "train again, or load the weights with --model."):
+    with explain_build_errors(path, "train again, or load the weights with --model."):
         architecture = Architecture(**description["architecture"])
-        preprocess = Preprocess.from_plain(description["preprocess"])
+        preprocess = Preprocess.from_dict(description["preprocess"])
         names, pooling = tuple(description["class_names"]), description["pooling"]
         _check_names(architecture, names)
-        network = architecture.new_network()
+        network = architecture.build_network()
     load_weights(network, read_weights(path), str(path))
     return Classifier(network.eval(), architecture, names, preprocess, pooling)

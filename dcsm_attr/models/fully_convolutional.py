@@ -10,22 +10,22 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from dcsm_attr.attribution.model import attention_of, evaluation_mode, unwrapped
-from dcsm_attr.models.backbone import keep_resolution
-from dcsm_attr.models.stochastic import StochasticSelection, begin_unsure
+from dcsm_attr.attribution.model import evaluation_mode, find_attention, unwrap_model
+from dcsm_attr.models.backbone import replace_stride_with_dilation
+from dcsm_attr.models.stochastic import StochasticSelection, init_class_layer
 
 __all__ = [
     "HeadName",
     "ScoreMapNetwork",
-    "channels_of",
-    "convolution_of",
     "fully_convolutional",
-    "normalised_head",
+    "linear_to_convolution",
+    "normalized_head",
+    "output_channels",
     "rectified_head",
 ]
 
 
-HeadName = Literal["own", "extended", "linear", "rectified", "normalised", "fickle"]
+HeadName = Literal["own", "extended", "linear", "rectified", "normalized", "fickle"]
 
 # Where the trunk of each family ends, and the attributes that make up its head, in order.
 _FAMILIES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
@@ -48,7 +48,7 @@ _FAMILIES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
 _SCORE_MAP_NETWORKS = (tv.segmentation.DeepLabV3, tv.segmentation.FCN, tv.segmentation.LRASPP)
 
 # Pool and flatten: what a head of score maps does without.
-_LEFT_OUT = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten)
+_DROPPED_LAYERS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten)
 _DEFAULT_WIDTH = 512
 
 
@@ -84,7 +84,7 @@ class ScoreMapNetwork(nn.Module):
         return scores
 
 
-class _GrowingConv2d(nn.Conv2d):
+class _PaddedConv2d(nn.Conv2d):
     """A convolution without padding that pads maps smaller than its kernel to the size of it."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class _GrowingConv2d(nn.Conv2d):
         return super().forward(x)
 
 
-def convolution_of(linear: nn.Linear, channels: int) -> nn.Conv2d:
+def linear_to_convolution(linear: nn.Linear, channels: int) -> nn.Conv2d:
     """Read a linear layer over a flattened map as the convolution with the same function.
 
     Args:
@@ -114,7 +114,7 @@ def convolution_of(linear: nn.Linear, channels: int) -> nn.Conv2d:
             f"a linear layer over a map of {channels} channels must take {channels} * k * k features; it takes "
             f"{linear.in_features}."
         )
-    kind = nn.Conv2d if side == 1 else _GrowingConv2d
+    kind = nn.Conv2d if side == 1 else _PaddedConv2d
     convolution = kind(channels, linear.out_features, side, bias=linear.bias is not None)
     with torch.no_grad():
         convolution.weight.copy_(linear.weight.view_as(convolution.weight))
@@ -142,16 +142,16 @@ def rectified_head(channels: int, num_classes: int, width: int = _DEFAULT_WIDTH,
         nn.Conv2d(width, width, 1),
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),
-        _classifying(width, num_classes),
+        _class_layer(width, num_classes),
     )
 
 
-def normalised_head(
+def normalized_head(
     channels: int, num_classes: int, width: int = _DEFAULT_WIDTH, dropout: float = 0.5
 ) -> nn.Sequential:
     """A deeper rectified head with batch norms, for features that are far from the classes, as those of a cut network.
 
-    Without batch norms a head that is drawn anew hardly learns there from a few hundred photographs: the features are
+    Without batch norms a randomly initialized head hardly learns there from a few hundred photographs: the features are
     small (ResNet-18's after ``layer3`` are 0.1 in the mean), and the gradients of three small layers in a row smaller.
 
     Args:
@@ -171,11 +171,11 @@ def normalised_head(
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),
-        _classifying(width, num_classes),
+        _class_layer(width, num_classes),
     )
 
 
-def channels_of(trunk: nn.Module) -> int:
+def output_channels(trunk: nn.Module) -> int:
     """How many channels the map of a trunk has.
 
     Args:
@@ -196,7 +196,7 @@ def fully_convolutional(
     output_stride: int | None = None,
     window: int = 9,
     rate: float = 0.9,
-    centre_kept: bool = True,
+    keep_center: bool = True,
 ) -> ScoreMapNetwork:
     """Make a classifier give score maps, at any input size.
 
@@ -214,14 +214,14 @@ def fully_convolutional(
             the head.
         head: ``"own"``: the model's; ``"extended"``: the model's with its classes, rectified, as a hidden layer, and
             one new 1 x 1 convolution on top, so that a trained head is of VGG's kind without being learned anew;
-            ``"linear"``: one new 1 x 1 convolution; ``"rectified"``: see :func:`rectified_head`; ``"normalised"``: see
-            :func:`normalised_head`; ``"fickle"``: one new
+            ``"linear"``: one new 1 x 1 convolution; ``"rectified"``: see :func:`rectified_head`; ``"normalized"``: see
+            :func:`normalized_head`; ``"fickle"``: one new
             :class:`~dcsm_attr.models.stochastic.StochasticSelection`, FickleNet's. New layers need ``num_classes``.
         output_stride: pixels of the image to one position of the trunk's map, see
-            :func:`~dcsm_attr.models.backbone.keep_resolution`. None: the model's own.
+            :func:`~dcsm_attr.models.backbone.replace_stride_with_dilation`. None: the model's own.
         window: of ``head="fickle"``, side of the windows.
         rate: of the same, probability that a unit is dropped.
-        centre_kept: of the same, whether the centre of a window is never dropped.
+        keep_center: of the same, whether the center of a window is never dropped.
 
     Returns:
         The network, in the mode and on the device of the model, sharing no parameter with it.
@@ -235,44 +235,44 @@ def fully_convolutional(
         raise ValueError(f"head must be one of {', '.join(map(repr, get_args(HeadName)))}; got {head!r}.")
     if head in ("own", "extended") and cut is not None:
         raise ValueError(
-            f"cut={cut!r} takes the model's own head off: say head='linear', head='rectified', head='normalised' or "
+            f"cut={cut!r} takes the model's own head off: say head='linear', head='rectified', head='normalized' or "
             "head='fickle'."
         )
     if head != "own" and num_classes is None:
         raise ValueError(f"head={head!r} is a new head, which needs num_classes.")
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
-    own = copy.deepcopy(unwrapped(model))
+    own = copy.deepcopy(unwrap_model(model))
     end, parts = _family(own, cut)
-    trunk = _trunk(own, end)
+    trunk = _select_backbone(own, end)
     parameter = next(own.parameters())
     if output_stride is not None:
-        keep_resolution(trunk, output_stride)
-    channels = channels_of(trunk)
+        replace_stride_with_dilation(trunk, output_stride)
+    channels = output_channels(trunk)
     if num_classes is None:
-        built = nn.Sequential(*_convolutional(_in_order(own, parts), channels))
+        built = nn.Sequential(*_to_convolutional(_reorder(own, parts), channels))
     elif head == "linear":
-        built = nn.Sequential(_classifying(channels, num_classes))
+        built = nn.Sequential(_class_layer(channels, num_classes))
     elif head == "rectified":
         built = rectified_head(channels, num_classes)
-    elif head == "normalised":
-        built = normalised_head(channels, num_classes)
+    elif head == "normalized":
+        built = normalized_head(channels, num_classes)
     elif head == "fickle":
-        built = nn.Sequential(StochasticSelection(channels, num_classes, window, rate, centre_kept=centre_kept))
+        built = nn.Sequential(StochasticSelection(channels, num_classes, window, rate, keep_center=keep_center))
     else:
-        built = _with_new_classes(list(_convolutional(_in_order(own, parts), channels)), num_classes, head)
+        built = _replace_class_layer(list(_to_convolutional(_reorder(own, parts), channels)), num_classes, head)
     return ScoreMapNetwork(trunk, built.to(parameter.device, parameter.dtype)).train(model.training)
 
 
-def _with_new_classes(layers: list[nn.Module], num_classes: int, head: HeadName) -> nn.Sequential:
+def _replace_class_layer(layers: list[nn.Module], num_classes: int, head: HeadName) -> nn.Sequential:
     last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d))
     classifying = layers[last]
     assert isinstance(classifying, nn.Conv2d)
     if head == "extended":
-        extension = [nn.ReLU(inplace=True), _classifying(classifying.out_channels, num_classes)]
+        extension = [nn.ReLU(inplace=True), _class_layer(classifying.out_channels, num_classes)]
         return nn.Sequential(*layers[: last + 1], *extension)
     # SqueezeNet's rectifier behind the scores goes too: a score must be able to fall below zero.
-    return nn.Sequential(*layers[:last], _classifying(classifying.in_channels, num_classes))
+    return nn.Sequential(*layers[:last], _class_layer(classifying.in_channels, num_classes))
 
 
 def _family(model: nn.Module, cut: str | None) -> tuple[str, tuple[str, ...]]:
@@ -283,7 +283,7 @@ def _family(model: nn.Module, cut: str | None) -> tuple[str, tuple[str, ...]]:
             return description
     if isinstance(model, _SCORE_MAP_NETWORKS):
         raise ValueError(f"{type(model).__name__} gives score maps already: use it as it is.")
-    attention = attention_of(model)
+    attention = find_attention(model)
     if attention is not None:
         raise ValueError(
             f"{type(model).__name__} is a transformer ({attention}) and has no trunk of convolutions. Use a CNN."
@@ -294,7 +294,7 @@ def _family(model: nn.Module, cut: str | None) -> tuple[str, tuple[str, ...]]:
     )
 
 
-def _trunk(model: nn.Module, end: str) -> nn.Module:
+def _select_backbone(model: nn.Module, end: str) -> nn.Module:
     try:
         # Convolutions of a library's own kind stay modules too: layers of the network are found among them.
         tracing = {"leaf_modules": [nn.Conv2d]}
@@ -309,23 +309,23 @@ def _trunk(model: nn.Module, end: str) -> nn.Module:
     return trunk
 
 
-def _in_order(model: nn.Module, parts: tuple[str, ...]) -> Iterator[nn.Module]:
+def _reorder(model: nn.Module, parts: tuple[str, ...]) -> Iterator[nn.Module]:
     for part in parts:
         module = getattr(model, part)
         yield from module if isinstance(module, nn.Sequential) else (module,)
 
 
-def _convolutional(modules: Iterator[nn.Module], channels: int) -> Iterator[nn.Module]:
+def _to_convolutional(modules: Iterator[nn.Module], channels: int) -> Iterator[nn.Module]:
     for module in modules:
         if isinstance(module, nn.Linear):
-            convolution = convolution_of(module, channels)
+            convolution = linear_to_convolution(module, channels)
             channels = convolution.out_channels
             yield convolution
-        elif not isinstance(module, _LEFT_OUT):
+        elif not isinstance(module, _DROPPED_LAYERS):
             yield module
 
 
-def _classifying(channels: int, num_classes: int) -> nn.Conv2d:
+def _class_layer(channels: int, num_classes: int) -> nn.Conv2d:
     layer = nn.Conv2d(channels, num_classes, 1)
-    begin_unsure(layer)
+    init_class_layer(layer)
     return layer

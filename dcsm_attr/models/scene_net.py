@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from dcsm_attr.attribution.model import preserved_random_state
+from dcsm_attr.attribution.model import preserve_rng_state
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
 from dcsm_attr.models.weights import load_weights, read_weights
 
@@ -17,7 +17,7 @@ __all__ = ["MEAN", "SCENE_NET", "STD", "SceneNet", "load_scene_net", "scene_scor
 #: Its name, among those of torchvision's networks.
 SCENE_NET = "scene_net"
 
-#: Mean and standard deviation that inputs are normalised by, for pixel values in [0, 1].
+#: Mean and standard deviation that inputs are normalized by, for pixel values in [0, 1].
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
 
@@ -29,9 +29,9 @@ _HEAD = 128
 class SceneNet(nn.Module):
     """Four blocks of 3 x 3 convolutions, and a rectified convolutional head as VGG's fc6, fc7 and fc8.
 
-    There is no batch normalisation, as there is none in VGG. Centred activations make gradients distinct by themselves,
-    on these scenes: the raw maps of a network with it were as good as the subtracted ones, and there was nothing to
-    show.
+    There is no batch normalization, as there is none in VGG. Centered activations make gradients distinct by
+    themselves, on these scenes: the raw maps of a network with it were as good as the subtracted ones, and there was
+    nothing to show.
 
     Attributes:
         features: the blocks, a map of 96 channels at an eighth of the resolution.
@@ -39,7 +39,7 @@ class SceneNet(nn.Module):
     """
 
     def __init__(self, classes: int) -> None:
-        """Build the network with He's initialisation.
+        """Build the network with He's initialization.
 
         Args:
             classes: number C of score maps.
@@ -71,7 +71,7 @@ class SceneNet(nn.Module):
         """Score maps, whose global maximum is the logit of a class.
 
         Args:
-            images: ``(N, 3, H, W)``, normalised by :data:`MEAN` and :data:`STD`, at least 8 x 8.
+            images: ``(N, 3, H, W)``, normalized by :data:`MEAN` and :data:`STD`, at least 8 x 8.
 
         Returns:
             ``(N, C, H // 8, W // 8)``.
@@ -104,7 +104,7 @@ def load_scene_net(path: str | Path | None = None) -> SceneNet:
             return load_scene_net(shipped)
     tensors = read_weights(path)
     last = tensors.get("classifier.4.weight")
-    with preserved_random_state(torch.device("cpu")):
+    with preserve_rng_state(torch.device("cpu")):
         network = SceneNet(1 if last is None or not last.ndim else len(last))
     load_weights(network, tensors, str(path))
     return network.eval()

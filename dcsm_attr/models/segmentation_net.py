@@ -13,9 +13,15 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
 from dcsm_attr.datasets.preprocess import Preprocess
-from dcsm_attr.models.backbone import copied_trunk, keep_resolution
-from dcsm_attr.models.checkpoint import Architecture, building_from, has_description, read_description, save_described
-from dcsm_attr.models.fully_convolutional import channels_of
+from dcsm_attr.models.backbone import copy_backbone, replace_stride_with_dilation
+from dcsm_attr.models.checkpoint import (
+    Architecture,
+    explain_build_errors,
+    has_metadata,
+    read_metadata,
+    save_with_metadata,
+)
+from dcsm_attr.models.fully_convolutional import output_channels
 from dcsm_attr.models.weights import load_weights, read_weights
 
 __all__ = [
@@ -45,7 +51,7 @@ class FieldOfViewHead(nn.Module):
 
     Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 2015
     (DeepLab-LargeFOV: one branch of dilation 12); Huang et al., CVPR 2018 (DSRG: four, of 6, 12, 18 and 24). Differs
-    from both in that fc6 and fc7 are drawn anew instead of being thinned out from VGG's.
+    from both in that fc6 and fc7 are randomly initialized instead of being thinned out from VGG's.
     """
 
     def __init__(
@@ -142,22 +148,22 @@ class SegmentationNet(nn.Module):
             num_classes: C, without the background.
             head: see :func:`~dcsm_attr.models.segmentation_net.segmentation_head`.
             output_stride: pixels of the image to one position, see
-                :func:`~dcsm_attr.models.backbone.keep_resolution`. None: the trunk's own.
+                :func:`~dcsm_attr.models.backbone.replace_stride_with_dilation`. None: the trunk's own.
 
         Raises:
             ValueError: if there is no such head, or the trunk cannot have the stride.
         """
         super().__init__()
-        self.trunk = copied_trunk(trunk)
+        self.trunk = copy_backbone(trunk)
         if output_stride is not None:
-            keep_resolution(self.trunk, output_stride)
-        self.head = segmentation_head(head, channels_of(self.trunk), 1 + num_classes)
+            replace_stride_with_dilation(self.trunk, output_stride)
+        self.head = segmentation_head(head, output_channels(self.trunk), 1 + num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of labels.
 
         Args:
-            images: ``(N, 3, H, W)``, normalised.
+            images: ``(N, 3, H, W)``, normalized.
 
         Returns:
             ``(N, 1 + C, h, w)``: the background, then each class.
@@ -175,7 +181,7 @@ class TrainedSegmentationNet:
         architecture: the classifier whose trunk it has.
         head: see :func:`~dcsm_attr.models.segmentation_net.segmentation_head`.
         output_stride: see :class:`SegmentationNet`.
-        class_names: one a class, without the background.
+        class_names: one per class, without the background.
         preprocess: the canvas that it was, or is to be, trained on.
         learned_from: the loss and the labels that it is trained by, in a few words.
     """
@@ -204,12 +210,12 @@ def save_segmentation_net(trained: TrainedSegmentationNet, path: str | Path) -> 
         "preprocess": asdict(trained.preprocess),
         "learned_from": trained.learned_from,
     }
-    save_described(trained.network, path, _KEY, description)
+    save_with_metadata(trained.network, path, _KEY, description)
 
 
 def is_segmentation_net(path: str | Path) -> bool:
     """Whether a file is one that :func:`save_segmentation_net` wrote."""
-    return has_description(path, _KEY)
+    return has_metadata(path, _KEY)
 
 
 def load_segmentation_net(path: str | Path) -> TrainedSegmentationNet:
@@ -224,13 +230,13 @@ def load_segmentation_net(path: str | Path) -> TrainedSegmentationNet:
     Raises:
         WeightsError: if the file is missing, incomplete, or no segmentation network of this package.
     """
-    description = read_description(path, _KEY, "segmentation network that `dcsm-attr train-seg` wrote", "Train one.")
-    with building_from(path, "train again."):
+    description = read_metadata(path, _KEY, "segmentation network that `dcsm-attr train-seg` wrote", "Train one.")
+    with explain_build_errors(path, "train again."):
         architecture = Architecture(**description["architecture"])
-        preprocess = Preprocess.from_plain(description["preprocess"])
+        preprocess = Preprocess.from_dict(description["preprocess"])
         names = tuple(description["class_names"])
         head, output_stride = description["head"], description["output_stride"]
         learned_from = description["learned_from"]
-        network = SegmentationNet(architecture.new_network().trunk, len(names), head, output_stride)
+        network = SegmentationNet(architecture.build_network().trunk, len(names), head, output_stride)
     load_weights(network, read_weights(path), str(path))
     return TrainedSegmentationNet(network.eval(), architecture, head, output_stride, names, preprocess, learned_from)

@@ -1,10 +1,10 @@
 """How a new layer of class scores begins.
 
-Which hidden units each window sees: dropout that is drawn anew for every window of a convolution.
+Which hidden units each window sees: dropout that is resampled for every window of a convolution.
 
 Lee et al., "FickleNet: Weakly and Semi-supervised Semantic Image Segmentation using Stochastic Inference", CVPR 2019
-(the *paper*). A *window* is the ``s x s`` neighbourhood that a convolution reads at one position, a *cell* one of its
-places, counted row by row; cell ``s * s // 2`` is the centre. Units are dropped with all their channels.
+(the *paper*). A *window* is the ``s x s`` neighborhood that a convolution reads at one position, a *cell* one of its
+places, counted row by row; cell ``s * s // 2`` is the center. Units are dropped with all their channels.
 
 Stochastic hidden unit selection where most units are dropped: only what is kept is gathered and multiplied.
 
@@ -31,25 +31,25 @@ from torch.autograd.function import once_differentiable
 
 __all__ = [
     "StochasticSelection",
-    "begin_unsure",
     "cell_offsets",
     "cell_products",
     "check_rate",
     "check_window",
-    "drawing_from",
     "gathered_convolution",
-    "seen_from_pixels",
+    "init_class_layer",
     "selected_convolution",
     "selection_masks",
     "shifted_convolution",
+    "transpose_masks",
+    "use_generator",
 ]
 
 
 # Most classes are absent from most pictures: a probability of 0.1 to begin with.
-_NEW_BIAS = -2.2
+_INITIAL_BIAS = -2.2
 
 
-def begin_unsure(layer: nn.Conv2d) -> None:
+def init_class_layer(layer: nn.Conv2d) -> None:
     """Draw the weights of a new layer of class scores, from PyTorch's global generator: each class is improbable.
 
     Args:
@@ -58,14 +58,14 @@ def begin_unsure(layer: nn.Conv2d) -> None:
     # Small beside the inputs, which for rectified class scores reach ten and more.
     nn.init.normal_(layer.weight, std=1 / layer.in_channels)
     assert layer.bias is not None
-    nn.init.constant_(layer.bias, _NEW_BIAS)
+    nn.init.constant_(layer.bias, _INITIAL_BIAS)
 
 
 _source: ContextVar[torch.Generator | None] = ContextVar("the generator that masks are drawn from", default=None)
 
 
 @contextmanager
-def drawing_from(generator: torch.Generator) -> Iterator[None]:
+def use_generator(generator: torch.Generator) -> Iterator[None]:
     """Within this context, and in this thread, masks are drawn from a generator of one's own.
 
     No module is changed for it, and PyTorch's global generator is left alone.
@@ -86,12 +86,12 @@ def selection_masks(
     window: int,
     rate: float,
     *,
-    centre_kept: bool = True,
+    keep_center: bool = True,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw which cells each window keeps: the paper's centre-preserving spatial dropout.
+    """Draw which cells each window keeps: the paper's center-preserving spatial dropout.
 
-    Masks are drawn one after the other, from the generator of :func:`drawing_from` or else PyTorch's global one of the
+    Masks are drawn one after the other, from the generator of :func:`use_generator` or else PyTorch's global one of the
     device: many at once are those that would be drawn one by one.
 
     Args:
@@ -99,7 +99,7 @@ def selection_masks(
         size: ``(h, w)``, the positions of the windows.
         window: side s of a window, odd.
         rate: probability in [0, 1] that a cell is dropped.
-        centre_kept: whether the centre of a window is never dropped. False: ordinary dropout, with which the paper
+        keep_center: whether the center of a window is never dropped. False: ordinary dropout, with which the paper
             compares (its Table 5).
         device: where the masks are needed.
 
@@ -107,7 +107,7 @@ def selection_masks(
         ``(N, s * s, h, w)`` bool: whether the window at a position keeps the cell.
 
     Raises:
-        ValueError: if the window has no centre, or the rate is no probability.
+        ValueError: if the window has no center, or the rate is no probability.
     """
     check_window(window)
     check_rate(rate)
@@ -117,19 +117,19 @@ def selection_masks(
     kept = torch.empty(count, cells, *size, dtype=torch.bool, device=drawn_on)
     for mask in kept:
         torch.ge(torch.rand(cells, *size, generator=generator, device=drawn_on), rate, out=mask)
-    if centre_kept:
+    if keep_center:
         kept[:, cells // 2] = True
     return kept.to(device)
 
 
 def check_window(window: int) -> None:
-    """Refuse a window without a centre.
+    """Refuse a window without a center.
 
     Raises:
         ValueError: if the side is even or not positive.
     """
     if window < 1 or window % 2 == 0:
-        raise ValueError(f"window must be odd, so that it has a centre; got {window}.")
+        raise ValueError(f"window must be odd, so that it has a center; got {window}.")
 
 
 def check_rate(rate: float) -> None:
@@ -143,12 +143,12 @@ def check_rate(rate: float) -> None:
 
 
 def cell_offsets(window: int) -> list[tuple[int, int]]:
-    """Where each cell of a window lies, as rows and columns from the centre, in the order of the cells."""
+    """Where each cell of a window lies, as rows and columns from the center, in the order of the cells."""
     reach = range(-(window // 2), window // 2 + 1)
     return [(down, right) for down in reach for right in reach]
 
 
-def seen_from_pixels(masks: Tensor) -> Tensor:
+def transpose_masks(masks: Tensor) -> Tensor:
     """Turn masks around: not which of its pixels a window keeps, but which of the windows around it keep a pixel.
 
     Args:
@@ -189,11 +189,11 @@ def gathered_convolution(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
     # Rows are added to rows of one type, which autocast would not keep.
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.promote_types(x.dtype, weight.dtype)
-        summed: Tensor = _GatheredProducts.apply(pixels.to(dtype), cells.to(dtype), *_kept_places(masks))  # type: ignore[no-untyped-call]
+        summed: Tensor = _GatheredProducts.apply(pixels.to(dtype), cells.to(dtype), *_kept_positions(masks))  # type: ignore[no-untyped-call]
     return summed.view(count, height, width, -1).permute(0, 3, 1, 2)
 
 
-def _kept_places(masks: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _kept_positions(masks: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """For each cell, the pixels that are kept as that cell, and the position of the window of each."""
     _, cells, height, width = masks.shape
     offsets = torch.tensor(cell_offsets(round(cells**0.5)), device=masks.device)
@@ -228,20 +228,20 @@ class _GatheredProducts(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (gradient,) = gradients
         pixels, cells = ctx.saved_tensors
-        of_pixels = torch.zeros_like(pixels) if ctx.needs_input_grad[0] else None
+        grad_pixels = torch.zeros_like(pixels) if ctx.needs_input_grad[0] else None
         # A wide row a class is multiplied faster than a narrow one a channel.
-        of_cells = cells.new_empty(len(cells), cells.shape[2], cells.shape[1]) if ctx.needs_input_grad[1] else None
+        grad_cells = cells.new_empty(len(cells), cells.shape[2], cells.shape[1]) if ctx.needs_input_grad[1] else None
         for cell, (source, target) in enumerate(zip(ctx.kept, ctx.windows, strict=True)):
             arriving = gradient.index_select(0, target)
-            if of_pixels is not None:
-                of_pixels.index_add_(0, source, arriving @ cells[cell].T)
-            if of_cells is not None:
-                torch.mm(arriving.T, pixels.index_select(0, source), out=of_cells[cell])
-        return of_pixels, None if of_cells is None else of_cells.transpose(1, 2), None, None
+            if grad_pixels is not None:
+                grad_pixels.index_add_(0, source, arriving @ cells[cell].T)
+            if grad_cells is not None:
+                torch.mm(arriving.T, pixels.index_select(0, source), out=grad_cells[cell])
+        return grad_pixels, None if grad_cells is None else grad_cells.transpose(1, 2), None, None
 
 
 # Products that are held at once: 32 MiB in float32.
-_AT_ONCE = 2**23
+_CHUNK_SIZE = 2**23
 
 
 def cell_products(x: Tensor, weight: Tensor) -> Tensor:
@@ -274,13 +274,13 @@ def shifted_convolution(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
     """
     window = weight.shape[-1]
     # F.fold adds cell (i, j) of the block at a pixel i rows further down: the windows that see it, seen the other way.
-    seen = seen_from_pixels(masks).flip(1)
+    seen = transpose_masks(masks).flip(1)
     mirrored = weight.flip(2, 3)
     products = seen[0].numel()
-    classes_at_once = max(1, _AT_ONCE // products)
-    images_at_once = max(1, classes_at_once // len(weight))
-    images = zip(torch.split(x, images_at_once), torch.split(seen, images_at_once), strict=True)
-    classes = torch.split(mirrored, classes_at_once)
+    class_chunk_size = max(1, _CHUNK_SIZE // products)
+    image_chunk_size = max(1, class_chunk_size // len(weight))
+    images = zip(torch.split(x, image_chunk_size), torch.split(seen, image_chunk_size), strict=True)
+    classes = torch.split(mirrored, class_chunk_size)
     return torch.cat(
         [torch.cat([_shifted(part, weights, kept, window) for weights in classes], dim=1) for part, kept in images]
     )
@@ -292,7 +292,7 @@ def _shifted(x: Tensor, mirrored: Tensor, seen: Tensor, window: int) -> Tensor:
 
 
 # From which rate on gathering beats shifting on the CPU (benchmarks/stochastic_selection.py, two CPU cores).
-_GATHER_FROM = 0.85
+_GATHER_MIN_RATE = 0.85
 
 
 def selected_convolution(x: Tensor, weight: Tensor, masks: Tensor, rate: float) -> Tensor:
@@ -307,7 +307,7 @@ def selected_convolution(x: Tensor, weight: Tensor, masks: Tensor, rate: float) 
     Returns:
         ``(N, C, h, w)``: at each position the sum over the kept cells of its window; the map is padded with zeros.
     """
-    if x.device.type == "cpu" and rate >= _GATHER_FROM:
+    if x.device.type == "cpu" and rate >= _GATHER_MIN_RATE:
         return gathered_convolution(x, weight, masks)
     return shifted_convolution(x, weight, masks)
 
@@ -317,21 +317,21 @@ class StochasticSelection(nn.Conv2d):
 
     Lee et al., "FickleNet", CVPR 2019. The mask is the same for all channels and another for each window: two windows
     that share a pixel may disagree about it. Inference drops too, for that is what makes the maps of one picture
-    differ. The random numbers are those of :func:`~dcsm_attr.models.stochastic.drawing_from`, else PyTorch's global
+    differ. The random numbers are those of :func:`~dcsm_attr.models.stochastic.use_generator`, else PyTorch's global
     ones.
 
     The paper does not say whether what is kept is scaled up; here it is not, unless ``rescale`` is set.
 
     Attributes:
         rate: probability that a cell is dropped; 0: an ordinary convolution.
-        centre_kept: whether the centre of a window is never dropped.
+        keep_center: whether the center of a window is never dropped.
         rescale: whether the weights of cells that may be dropped are divided by ``1 - rate``, so that the mean over
             many passes is the ordinary convolution.
 
     Examples::
 
         >>> network = ScoreMapNetwork(trunk, nn.Sequential(StochasticSelection(512, 20)))
-        >>> with drawing_from(torch.Generator().manual_seed(0)):
+        >>> with use_generator(torch.Generator().manual_seed(0)):
         ...     scores = network(images)
     """
 
@@ -342,7 +342,7 @@ class StochasticSelection(nn.Conv2d):
         window: int = 9,
         rate: float = 0.9,
         *,
-        centre_kept: bool = True,
+        keep_center: bool = True,
         rescale: bool = False,
     ) -> None:
         """Draw the weights from PyTorch's global generator.
@@ -352,7 +352,7 @@ class StochasticSelection(nn.Conv2d):
             num_classes: C.
             window: side s of a window, odd.
             rate: in [0, 1]; 0.9 is the paper's best.
-            centre_kept: False is ordinary dropout, with which the paper compares.
+            keep_center: False is ordinary dropout, with which the paper compares.
             rescale: see the attribute.
 
         Raises:
@@ -363,13 +363,13 @@ class StochasticSelection(nn.Conv2d):
         if rescale and rate == 1:
             raise ValueError("rescale=True divides by 1 - rate: it needs a rate below 1, got 1.")
         super().__init__(channels, num_classes, window, padding=window // 2)
-        begin_unsure(self)
+        init_class_layer(self)
         self.rate = rate
-        self.centre_kept = centre_kept
+        self.keep_center = keep_center
         self.rescale = rescale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Score maps before sigmoid, of units that are drawn anew.
+        """Score maps before sigmoid, of units that are resampled.
 
         Args:
             x: ``(N, D, h, w)``.
@@ -395,7 +395,7 @@ class StochasticSelection(nn.Conv2d):
         """
         size = (x.shape[2], x.shape[3])
         return selection_masks(
-            count, size, self.kernel_size[0], self.rate, centre_kept=self.centre_kept, device=x.device
+            count, size, self.kernel_size[0], self.rate, keep_center=self.keep_center, device=x.device
         )
 
     def scaled_weight(self) -> Tensor:
@@ -403,11 +403,11 @@ class StochasticSelection(nn.Conv2d):
         if not self.rescale:
             return self.weight
         scale = torch.full_like(self.weight[0, 0], 1 / (1 - self.rate))
-        if self.centre_kept:
+        if self.keep_center:
             scale.view(-1)[scale.numel() // 2] = 1.0
         return self.weight * scale
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         convolution: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{convolution}, rate={self.rate}, centre_kept={self.centre_kept}, rescale={self.rescale}"
+        return f"{convolution}, rate={self.rate}, keep_center={self.keep_center}, rescale={self.rescale}"

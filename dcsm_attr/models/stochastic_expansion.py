@@ -12,7 +12,7 @@ __all__ = ["expanded_convolution"]
 
 
 # Values of an expanded map that are held at once: 32 MiB in float32. All windows of 41 x 41 x 512 would take 266 MiB.
-_AT_ONCE = 2**23
+_CHUNK_SIZE = 2**23
 
 
 def expanded_convolution(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
@@ -32,11 +32,11 @@ def expanded_convolution(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
     count, channels, height, width = x.shape
     classes, _, window, _ = weight.shape
     padded = F.pad(x, (window // 2,) * 4)
-    rows_at_once = max(1, _AT_ONCE // (count * channels * window * window * width))
+    row_chunk_size = max(1, _CHUNK_SIZE // (count * channels * window * window * width))
     parts = []
-    for top in range(0, height, rows_at_once):
-        kept = masks[:, None, :, top : top + rows_at_once].flatten(3)
-        strip = padded[:, :, top : top + rows_at_once + window - 1]
+    for top in range(0, height, row_chunk_size):
+        kept = masks[:, None, :, top : top + row_chunk_size].flatten(3)
+        strip = padded[:, :, top : top + row_chunk_size + window - 1]
         windows = F.unfold(strip, window).view(count, channels, window * window, -1) * kept
         parts.append((weight.flatten(1) @ windows.flatten(1, 2)).view(count, classes, -1, width))
     return torch.cat(parts, dim=2)

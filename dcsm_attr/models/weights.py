@@ -16,27 +16,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dcsm_attr.attribution.model import preserved_random_state
+from dcsm_attr.attribution.model import preserve_rng_state
 from dcsm_attr.datasets.labels import read_class_names
 from dcsm_attr.datasets.masks import VOC_CLASSES
 
 __all__ = [
-    "ProgramError",
+    "UnsafeFileError",
     "WeightsError",
+    "build_model",
     "class_names",
     "load_model",
-    "load_plain",
     "load_weights",
-    "new_model",
+    "load_weights_only",
     "read_weights",
 ]
 
 
-class ProgramError(ValueError):
+class UnsafeFileError(ValueError):
     """A file that holds code: Python objects, or a TorchScript program."""
 
 
-def load_plain(path: Path) -> Any:
+def load_weights_only(path: Path) -> Any:
     """Load tensors and plain values.
 
     Args:
@@ -46,16 +46,16 @@ def load_plain(path: Path) -> Any:
         What was saved, on the CPU.
 
     Raises:
-        ProgramError: if reading all of it would mean to execute something.
+        UnsafeFileError: if reading all of it would mean to execute something.
         Exception: of many kinds, if the file is damaged.
     """
     # PyTorch before 2.6 takes such an archive for tensors and executes it, with weights_only too.
     if _is_torchscript(path):
-        raise ProgramError("it is a TorchScript archive, which holds a program")
+        raise UnsafeFileError("it is a TorchScript archive, which holds a program")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ProgramError("it holds Python objects beside tensors, or is damaged") from error
+        raise UnsafeFileError("it holds Python objects beside tensors, or is damaged") from error
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -66,7 +66,7 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-_MISMATCHES_NAMED = 5
+_MAX_LISTED_MISMATCHES = 5
 
 
 class WeightsError(ValueError):
@@ -91,17 +91,17 @@ def load_model(name: str, weights: str | Path, device: torch.device | str = "cpu
     """
     _check_name(name)
     # Modules draw their initial weights even where others take their place.
-    with preserved_random_state(torch.device("cpu")):
+    with preserve_rng_state(torch.device("cpu")):
         if _is_file_name(weights):
             tensors = read_weights(weights)
             model = _build(name, _class_count(name, tensors))
             load_weights(model, tensors, str(weights))
         else:
-            model = _with_published_weights(name, str(weights))
+            model = _load_pretrained(name, str(weights))
     return model.eval().to(device)
 
 
-def new_model(name: str) -> nn.Module:
+def build_model(name: str) -> nn.Module:
     """Build a torchvision classification model with weights drawn from PyTorch's global generator.
 
     Args:
@@ -128,7 +128,7 @@ def _is_file_name(weights: str | Path) -> bool:
     return isinstance(weights, Path) or path.suffix.lower() in _READERS or path.exists() or len(path.parts) > 1
 
 
-def _with_published_weights(name: str, weights: str) -> nn.Module:
+def _load_pretrained(name: str, weights: str) -> nn.Module:
     published = torchvision.models.get_model_weights(name)
     choices = ["DEFAULT", *(entry.name for entry in published)]
     if weights not in choices:
@@ -194,17 +194,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise WeightsError(f"{path}: holds no state dict (names and tensors), but {_outline(content)}.")
+        raise WeightsError(f"{path}: holds no state dict (names and tensors), but {_summarize(content)}.")
     strange = [name for name, tensor in content.items() if not _is_plain(tensor)]
     if strange:
         raise WeightsError(
             f"{path}: weights must be dense tensors with all of their values in the file; {_first(strange)} "
-            "are not (sparse, quantised, without data, or expanded). Save the state dict of an ordinary float model."
+            "are not (sparse, quantized, without data, or expanded). Save the state dict of an ordinary float model."
         )
-    return {name: _widened(tensor) for name, tensor in content.items()}
+    return {name: _to_float32(tensor) for name, tensor in content.items()}
 
 
-def _outline(content: Any) -> str:
+def _summarize(content: Any) -> str:
     return (
         f"a dict with {', '.join(map(str, list(content)[:5]))}"
         if isinstance(content, Mapping)
@@ -219,7 +219,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def _to_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
 
 
@@ -232,8 +232,8 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return load_plain(path)
-    except ProgramError as error:
+        return load_weights_only(path)
+    except UnsafeFileError as error:
         raise WeightsError(
             f"{path}: {error}; nothing in it was executed. Save the state dict alone: torch.save(model.state_dict(), "
             "path), or use safetensors."
@@ -288,8 +288,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
 
 def _first(items: Sequence[str]) -> str:
-    more = len(items) - _MISMATCHES_NAMED
-    return "; ".join(items[:_MISMATCHES_NAMED]) + (f"; and {more} more" if more > 0 else "")
+    more = len(items) - _MAX_LISTED_MISMATCHES
+    return "; ".join(items[:_MAX_LISTED_MISMATCHES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:

@@ -5,9 +5,9 @@ whole, the results of a run that was killed, divided, or spread over machines ar
 
 The photographs of a batch, read: without the model, and without what only it imports.
 
-The files of a batch: those of its photographs, and last the lines that vouch for them.
+The files of a batch: those of its images, and last the manifest lines that describe them.
 
-From a photograph that was read to the files that are written for it, in steps that may run in different places.
+From an image that was read to the files that are written for it, in steps that may run in different places.
 """
 
 import hashlib
@@ -22,29 +22,29 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.images import read_image
-from dcsm_attr.datasets.masks import label_picture
+from dcsm_attr.datasets.masks import label_image
 from dcsm_attr.io import Storage, json_bytes
 from dcsm_attr.pipelines.label_files import Shard
 from dcsm_attr.segmentation.result import Segmentation
 from dcsm_attr.segmentation.segmenter import Segmenter
-from dcsm_attr.segmentation.stream import AttributedPhotograph, PreparedPhotograph, restored
+from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restored
 
 __all__ = [
-    "Labelled",
-    "Labeller",
+    "ImageBatch",
+    "Labeled",
+    "Labeler",
     "Outputs",
-    "PhotographBatch",
     "Reading",
     "Step",
-    "batch_count",
     "collection_digest",
+    "count_batches",
     "failure",
-    "failures_of",
+    "failures_by_name",
     "finished_batches",
-    "planned_batches",
-    "read_photograph",
+    "load_image",
+    "plan_batches",
     "read_records",
     "write_records",
     "written",
@@ -52,25 +52,25 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class PhotographBatch:
+class ImageBatch:
     """Photographs that go through the model together.
 
     Attributes:
         number: from 0.
-        first: the place of its first photograph in the collection.
+        first: the place of its first image in the collection.
         photographs: consecutive ones.
     """
 
     number: int
     first: int
-    photographs: tuple[Photograph, ...]
+    photographs: tuple[LabeledImage, ...]
 
-    def __iter__(self) -> Iterator[tuple[int, Photograph]]:
-        """Each photograph with its place in the collection."""
+    def __iter__(self) -> Iterator[tuple[int, LabeledImage]]:
+        """Each image with its place in the collection."""
         return enumerate(self.photographs, self.first)
 
 
-def planned_batches(collection: Collection, batch_size: int, shard: Shard) -> list[PhotographBatch]:
+def plan_batches(collection: Collection, batch_size: int, shard: Shard) -> list[ImageBatch]:
     """The batches of one part of a collection.
 
     Args:
@@ -83,12 +83,12 @@ def planned_batches(collection: Collection, batch_size: int, shard: Shard) -> li
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    numbers = range(shard.index, batch_count(len(collection), batch_size), shard.count)
+    numbers = range(shard.index, count_batches(len(collection), batch_size), shard.count)
     return [_batch(number, batch_size, collection.photographs) for number in numbers]
 
 
-def batch_count(photographs: int, batch_size: int) -> int:
-    """How many batches so many photographs make."""
+def count_batches(photographs: int, batch_size: int) -> int:
+    """How many batches so many images make."""
     return -(-photographs // batch_size)
 
 
@@ -100,14 +100,14 @@ def collection_digest(collection: Collection) -> str:
     return digest.hexdigest()
 
 
-def _batch(number: int, size: int, photographs: Sequence[Photograph]) -> PhotographBatch:
+def _batch(number: int, size: int, photographs: Sequence[LabeledImage]) -> ImageBatch:
     first = number * size
-    return PhotographBatch(number, first, tuple(photographs[first : first + size]))
+    return ImageBatch(number, first, tuple(photographs[first : first + size]))
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A photograph that was read.
+    """An image that was read.
 
     Attributes:
         position: its place in the collection, from 0.
@@ -117,24 +117,24 @@ class Reading:
     """
 
     position: int
-    photograph: Photograph
+    photograph: LabeledImage
     image: npt.NDArray[np.uint8]
     seconds: float
 
 
-def read_photograph(position: int, photograph: Photograph, max_pixels: int | None) -> Reading:
+def load_image(position: int, photograph: LabeledImage, max_pixels: int | None) -> Reading:
     """First step, in whatever thread, process or machine.
 
     Raises:
-        ImageReadError: if the photograph cannot be read.
+        ImageReadError: if the image cannot be read.
     """
     begun = time.perf_counter()
     image = np.asarray(read_image(photograph.path, max_pixels=max_pixels))
     return Reading(position, photograph, image, time.perf_counter() - begun)
 
 
-def failure(photograph: Photograph, reason: str) -> dict[str, Any]:
-    """The line of the manifest of a photograph that could not be read."""
+def failure(photograph: LabeledImage, reason: str) -> dict[str, Any]:
+    """The line of the manifest of an image that could not be read."""
     return {"name": photograph.name, "photograph": str(photograph.path), "error": reason}
 
 
@@ -142,8 +142,8 @@ _FOLDER = "parts"
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What is to be written for a photograph.
+class Labeled:
+    """What is to be written for an image.
 
     Attributes:
         record: its line of the manifest.
@@ -154,8 +154,8 @@ class Labelled:
     files: Mapping[str, bytes]
 
 
-def written(storage: Storage, labelled: Labelled) -> Mapping[str, Any]:
-    """Write the files of a photograph.
+def written(storage: Storage, labeled: Labeled) -> Mapping[str, Any]:
+    """Write the files of an image.
 
     Returns:
         Its line of the manifest.
@@ -164,21 +164,21 @@ def written(storage: Storage, labelled: Labelled) -> Mapping[str, Any]:
         OSError: if they cannot be written.
     """
     begun = time.perf_counter()
-    for name, content in labelled.files.items():
+    for name, content in labeled.files.items():
         storage.write(name, content)
-    seconds = labelled.record["seconds"]
+    seconds = labeled.record["seconds"]
     # What came before, its encoding, belongs to it.
     total = seconds["write"] + time.perf_counter() - begun
-    return {**labelled.record, "seconds": {**seconds, "write": round(total, 4)}}
+    return {**labeled.record, "seconds": {**seconds, "write": round(total, 4)}}
 
 
 def write_records(storage: Storage, number: int, records: Iterable[Mapping[str, Any]]) -> None:
     """Declare a batch finished.
 
     Args:
-        storage: where all files of its photographs are already.
+        storage: where all files of its images are already.
         number: of the batch.
-        records: the lines of its photographs.
+        records: the lines of its images.
 
     Raises:
         OSError: if they cannot be written.
@@ -200,8 +200,8 @@ def read_records(storage: Storage, number: int) -> bytes:
     return storage.read(f"{_FOLDER}/{_name(number)}")
 
 
-def failures_of(lines: bytes) -> dict[str, str]:
-    """Why photographs of the batch could not be read, by their names."""
+def failures_by_name(lines: bytes) -> dict[str, str]:
+    """Why images of the batch could not be read, by their names."""
     records = (json.loads(line) for line in lines.splitlines())
     return {record["name"]: record["error"] for record in records if "error" in record}
 
@@ -220,7 +220,7 @@ class Outputs:
     Attributes:
         maps: whether ``maps/NAME.npz`` is: ``maps`` ``(K, H, W)`` of the ``classes`` ``(K,)``, and ``probabilities``
             ``(1 + K, H, W)`` of background and classes, all float16.
-        overlays: ``overlays/NAME.jpg`` of every so many photographs; 0: of none.
+        overlays: ``overlays/NAME.jpg`` of every so many images; 0: of none.
 
     Raises:
         ValueError: if ``overlays`` is negative.
@@ -237,7 +237,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Step:
-    """A photograph between the steps.
+    """An image between the steps.
 
     Attributes:
         reading: as it was read.
@@ -246,11 +246,11 @@ class Step:
     """
 
     reading: Reading
-    found: PreparedPhotograph | AttributedPhotograph | None
+    found: PreparedImage | AttributedImage | None
     seconds: Mapping[str, float]
 
 
-class Labeller:
+class Labeler:
     """The further steps: they need the model, or its settings.
 
     Attributes:
@@ -270,35 +270,35 @@ class Labeller:
         return Step(reading, found, {"read": reading.seconds + time.perf_counter() - begun})
 
     def attributed(self, steps: Sequence[Step]) -> list[Step]:
-        """Third step, with the model: class maps, background, CRF, of photographs that go through it together.
+        """Third step, with the model: class maps, background, CRF, of images that go through it together.
 
         Args:
             steps: of :meth:`prepared`.
         """
         begun = time.perf_counter()
-        showing = [step.found for step in steps if isinstance(step.found, PreparedPhotograph)]
+        showing = [step.found for step in steps if isinstance(step.found, PreparedImage)]
         found = iter(self.segmenter.attributed(showing) if showing else ())
         results = [step if step.found is None else replace(step, found=next(found)) for step in steps]
         # Of the batch, in equal shares; on a GPU some of it shows in the next step, which waits for the values.
         share = (time.perf_counter() - begun) / len(steps)
         return [replace(step, seconds={**step.seconds, "label": share}) for step in results]
 
-    def finished(self, step: Step) -> Labelled:
-        """Last step, in whatever thread: at the size of the photograph, as the content of files.
+    def finished(self, step: Step) -> Labeled:
+        """Last step, in whatever thread: at the size of the image, as the content of files.
 
         Args:
             step: of :meth:`attributed`.
         """
         begun = time.perf_counter()
         reading, name = step.reading, step.reading.photograph.name
-        if isinstance(step.found, AttributedPhotograph):
+        if isinstance(step.found, AttributedImage):
             result = restored(step.found)
             labels, described = result.display_labels(), _described(result)
         else:
             result = None
             labels = np.zeros(reading.image.shape[:2], dtype=np.int64)
             described = {"classes": [], "confidence": 1.0}
-        written = {"labels": (f"labels/{name}.png", _encoded(label_picture(labels), "PNG"))}
+        written = {"labels": (f"labels/{name}.png", _encoded(label_image(labels), "PNG"))}
         if self.outputs.overlays and reading.position % self.outputs.overlays == 0:
             picture = Image.fromarray(reading.image) if result is None else result.overlay()
             written["overlay"] = (f"overlays/{name}.jpg", _encoded(picture, "JPEG", quality=90))
@@ -313,7 +313,7 @@ class Labeller:
             **described,
             "seconds": {part: round(value, 4) for part, value in seconds.items()},
         }
-        return Labelled(record, dict(written.values()))
+        return Labeled(record, dict(written.values()))
 
 
 def _described(result: Segmentation) -> dict[str, Any]:

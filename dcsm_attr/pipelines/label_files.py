@@ -1,4 +1,4 @@
-"""Label maps of a whole collection as a folder of pictures, which a later run goes on with.
+"""Label maps of a whole collection as a folder of pictures, which a later run resumes.
 
 From photographs with image-level labels to the label maps that AffinityNet learns from, and to pseudo-labels.
 
@@ -23,25 +23,25 @@ from tqdm import tqdm
 from dcsm_attr.attribution.layers import layer_blocks
 from dcsm_attr.attribution.maps import upsample
 from dcsm_attr.crf import DenseCRF
-from dcsm_attr.datasets.collection import Collection, Photograph
+from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.images import ImageReadError, read_image
-from dcsm_attr.datasets.masks import label_picture, resized_labels
-from dcsm_attr.datasets.preprocess import Prepared, Preprocess
+from dcsm_attr.datasets.masks import label_image, resize_labels
+from dcsm_attr.datasets.preprocess import CanvasImage, Preprocess
 from dcsm_attr.evaluation.result import parameters_digest
-from dcsm_attr.io import atomic_buffer, claim_folder
-from dcsm_attr.models.stochastic import drawing_from
+from dcsm_attr.io import atomic_buffer, open_run_folder
+from dcsm_attr.models.stochastic import use_generator
 from dcsm_attr.segmentation import Segmenter
-from dcsm_attr.segmentation.stream import pipelined, readers_beside
-from dcsm_attr.wsss.affinity import RELEASED, RELEASED_CRF, confident_labels
-from dcsm_attr.wsss.seeds import Localiser, lowest_share, median_filtered, middle_layer_saliency, seed_labels
+from dcsm_attr.segmentation.stream import default_num_readers, run_pipeline
+from dcsm_attr.wsss.affinity import RELEASED_CRF, RELEASED_EXPONENTS, confident_labels
+from dcsm_attr.wsss.seeds import Localizer, bottom_fraction, median_filter_3x3, middle_layer_saliency, seed_labels
 
 __all__ = [
-    "BackgroundSeeds",
+    "BackgroundSeedSettings",
     "Confidence",
     "LabelStream",
     "Shard",
+    "image_seeds",
     "middle_layer",
-    "photograph_seeds",
     "write_confident_labels",
     "write_label_maps",
     "write_pseudo_labels",
@@ -51,7 +51,7 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-#: For each photograph, in order, its label map ``(H, W)``, 0 to 255, or why it could not be read.
+#: For each image, in order, its label map ``(H, W)``, 0 to 255, or why it could not be read.
 LabelStream = Generator[npt.NDArray[np.integer] | ImageReadError, None, None]
 
 
@@ -76,7 +76,7 @@ class Shard:
             raise ValueError(f"a shard's index must be in 0 to count - 1 = {self.count - 1}, got {self.index}.")
 
     @classmethod
-    def of_this_process(cls) -> "Shard":
+    def from_environment(cls) -> "Shard":
         """The part of one of the processes that ``torchrun`` started; without it, everything."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
@@ -85,7 +85,7 @@ def write_label_maps(
     collection: Collection,
     folder: str | Path,
     depends_on: Mapping[str, Any],
-    labelled: Callable[[Sequence[Photograph]], LabelStream],
+    labeled: Callable[[Sequence[LabeledImage]], LabelStream],
     *,
     batch_size: int,
     shard: Shard = Shard(),
@@ -93,17 +93,17 @@ def write_label_maps(
     description: str = "labels",
     progress: bool = True,
 ) -> dict[str, str]:
-    """Write ``NAME.png``, a palette picture, for each photograph of a collection.
+    """Write ``NAME.png``, a palette image, for each image of a collection.
 
-    Batches whose label maps are all there are left out; the others are computed as a whole, so that each photograph
-    gets the same, to the last bit, as in a run that was not cut off. A photograph that is known to show no class is
+    Batches whose label maps are all there are left out; the others are computed as a whole, so that each image
+    gets the same, to the last bit, as in a run that was not cut off. An image that is known to show no class is
     background all over.
 
     Args:
         collection: photographs with image-level labels.
         folder: where to write, beside ``settings.json``.
-        depends_on: everything that the label maps depend on, ready for JSON.
-        labelled: computes them, lazily, in batches of ``batch_size`` photographs, of which each shows a class.
+        depends_on: everything that the label maps depend on, JSON-serializable.
+        labeled: computes them, lazily, in batches of ``batch_size`` photographs, of which each shows a class.
         batch_size: photographs that are computed together.
         shard: every ``count``-th batch is this process's.
         max_pixels: photographs with more pixels are not read, see :func:`dcsm_attr.datasets.images.read_image`.
@@ -111,13 +111,13 @@ def write_label_maps(
         progress: whether to show it.
 
     Returns:
-        Why photographs could not be read, by their names; each is logged too.
+        Why images could not be read, by their names; each is logged too.
 
     Raises:
         OSError: if the folder cannot be written to.
         ValueError: if it holds label maps that depend on something else.
     """
-    folder = claim_folder(folder, {**depends_on, "batch_size": batch_size}, "label maps")
+    folder = open_run_folder(folder, {**depends_on, "batch_size": batch_size}, "label maps")
     showing = [photograph for photograph in collection if photograph.classes]
     batches = [showing[i : i + batch_size] for i in range(0, len(showing), batch_size)][shard.index :: shard.count]
     unfinished = [batch for batch in batches if not all(_path(folder, one).exists() for one in batch)]
@@ -128,7 +128,7 @@ def write_label_maps(
     total = sum(map(len, batches)) + len(without)
     done = total - len(due) - len(empty)
     with tqdm(total=total, initial=done, unit="photo", desc=description, disable=not progress) as bar:
-        for photographs, stream in ((due, labelled(due)), (empty, _backgrounds(empty, max_pixels))):
+        for photographs, stream in ((due, labeled(due)), (empty, _backgrounds(empty, max_pixels))):
             with closing(stream) as found:
                 for photograph, labels in zip(photographs, found, strict=True):
                     if isinstance(labels, ImageReadError):
@@ -136,16 +136,16 @@ def write_label_maps(
                         skipped[photograph.name] = str(labels)
                     else:
                         with atomic_buffer(_path(folder, photograph)) as file:
-                            label_picture(labels).save(file, "PNG")
+                            label_image(labels).save(file, "PNG")
                     bar.update()
     return skipped
 
 
-def _path(folder: Path, photograph: Photograph) -> Path:
+def _path(folder: Path, photograph: LabeledImage) -> Path:
     return folder / f"{photograph.name}.png"
 
 
-def _backgrounds(photographs: Sequence[Photograph], max_pixels: int | None) -> LabelStream:
+def _backgrounds(photographs: Sequence[LabeledImage], max_pixels: int | None) -> LabelStream:
     for photograph in photographs:
         try:
             width, height = read_image(photograph.path, max_pixels=max_pixels).size
@@ -154,7 +154,7 @@ def _backgrounds(photographs: Sequence[Photograph], max_pixels: int | None) -> L
             yield error
 
 
-_Read = tuple[Photograph, Prepared]
+_Read = tuple[LabeledImage, CanvasImage]
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,11 @@ class Confidence:
 
     Attributes:
         low, high: exponents of the background.
-        crf: refines both labellings.
+        crf: refines both labelings.
     """
 
-    low: float = RELEASED.low
-    high: float = RELEASED.high
+    low: float = RELEASED_EXPONENTS.low
+    high: float = RELEASED_EXPONENTS.high
     crf: DenseCRF = RELEASED_CRF
 
 
@@ -181,9 +181,9 @@ def write_confident_labels(
     shard: Shard = Shard(),
     progress: bool = True,
 ) -> dict[str, str]:
-    """Write a label map for each photograph of a collection: labels on its canvas where two backgrounds agree.
+    """Write a label map for each image of a collection: labels on its canvas where two backgrounds agree.
 
-    A folder that was begun is gone on with, see :func:`dcsm_attr.pipelines.label_files.write_label_maps`.
+    An existing folder is resumed; see :func:`dcsm_attr.pipelines.label_files.write_label_maps`.
 
     Args:
         segmenter: its model, saliency and preprocessing are used; its own background, walk and CRF are not.
@@ -195,21 +195,21 @@ def write_confident_labels(
         progress: whether to show a bar.
 
     Returns:
-        Why photographs could not be read, by their names.
+        Why images could not be read, by their names.
 
     Raises:
         OSError: if the folder cannot be written to.
         ValueError: if it holds labels of other settings.
     """
 
-    def read(photograph: Photograph) -> _Read:
+    def read(photograph: LabeledImage) -> _Read:
         return photograph, segmenter.preprocess(read_image(photograph.path, max_pixels=segmenter.max_pixels))
 
-    def stream(photographs: Sequence[Photograph]) -> LabelStream:
-        return pipelined(
+    def stream(photographs: Sequence[LabeledImage]) -> LabelStream:
+        return run_pipeline(
             photographs,
             read,
-            partial(_confident, segmenter, confidence),
+            partial(_confident_labels_of_batch, segmenter, confidence),
             lambda labels: labels.cpu().numpy(),
             batch_size=batch_size,
             workers=segmenter.readers,
@@ -235,8 +235,8 @@ def write_confident_labels(
     )
 
 
-def _confident(segmenter: Segmenter, confidence: Confidence, batch: Sequence[_Read]) -> list[Tensor]:
-    """The labels of photographs that go through the model together."""
+def _confident_labels_of_batch(segmenter: Segmenter, confidence: Confidence, batch: Sequence[_Read]) -> list[Tensor]:
+    """The labels of images that go through the model together."""
     canvases = torch.stack([prepared.tensor for _, prepared in batch]).to(segmenter.device)
     found = segmenter.saliency.class_maps(canvases, [photograph.classes for photograph, _ in batch])
     return [
@@ -261,9 +261,9 @@ def write_pseudo_labels(
     shard: Shard = Shard(),
     progress: bool = True,
 ) -> dict[str, str]:
-    """Write the label map that a segmenter gives each photograph, told which classes are in it.
+    """Write the label map that a segmenter gives each image, told which classes are in it.
 
-    A folder that was begun is gone on with, see :func:`dcsm_attr.pipelines.label_files.write_label_maps`.
+    An existing folder is resumed; see :func:`dcsm_attr.pipelines.label_files.write_label_maps`.
 
     Args:
         segmenter: any, with AffinityNet's walk or without.
@@ -274,14 +274,14 @@ def write_pseudo_labels(
         progress: whether to show a bar.
 
     Returns:
-        Why photographs could not be read, by their names.
+        Why images could not be read, by their names.
 
     Raises:
         OSError: if the folder cannot be written to.
         ValueError: if it holds labels of other settings.
     """
 
-    def stream(photographs: Sequence[Photograph]) -> LabelStream:
+    def stream(photographs: Sequence[LabeledImage]) -> LabelStream:
         found = segmenter.segment_stream(
             (photograph.path for photograph in photographs),
             (photograph.classes for photograph in photographs),
@@ -305,12 +305,12 @@ def write_pseudo_labels(
 
 
 @dataclass(frozen=True)
-class BackgroundSeeds:
+class BackgroundSeedSettings:
     """SEC's background: the pixels where a middle layer tells the least of any class.
 
     Attributes:
         layer: its name, see :func:`middle_layer`.
-        share: of the photograph; SEC has 0.1.
+        share: of the image; SEC has 0.1.
     """
 
     layer: str
@@ -332,54 +332,58 @@ def middle_layer(network: nn.Module) -> str:
     return names[-(len(names) // 2)]
 
 
-def photograph_seeds(
-    network: nn.Module, localiser: Localiser, prepared: Prepared, classes: Sequence[int], background: BackgroundSeeds
+def image_seeds(
+    network: nn.Module,
+    localizer: Localizer,
+    prepared: CanvasImage,
+    classes: Sequence[int],
+    background: BackgroundSeedSettings,
 ) -> Tensor:
-    """Find the seeds of one photograph.
+    """Find the seeds of one image.
 
     Args:
         network: the classifier, for the background; its device is where everything is computed.
-        localiser: for the foreground.
-        prepared: the photograph.
+        localizer: for the foreground.
+        prepared: the image.
         classes: in it, at least one.
         background: where it is looked for.
 
     Returns:
-        ``(H, W)`` int64 of the photograph's own size: 0 background, ``c + 1`` for class c, 255 where there is no seed.
+        ``(H, W)`` int64 of the image's own size: 0 background, ``c + 1`` for class c, 255 where there is no seed.
 
     Raises:
         ValueError: if the layer is not in the network, or a share is out of its range.
     """
     canvas = prepared.tensor[None].to(next(network.parameters()).device)
-    foreground, maps = localiser(canvas, prepared, classes)
+    foreground, maps = localizer(canvas, prepared, classes)
     # Where the network selects units at random, the same ones each time.
-    with drawing_from(torch.Generator().manual_seed(0)):
+    with use_generator(torch.Generator().manual_seed(0)):
         saliency = middle_layer_saliency(network, canvas, background.layer)
-    seen = prepared.crop(upsample(median_filtered(saliency), (canvas.shape[2], canvas.shape[3])))
+    seen = prepared.crop(upsample(median_filter_3x3(saliency), (canvas.shape[2], canvas.shape[3])))
     numbers = torch.tensor([list(classes)], device=canvas.device)
-    labels = seed_labels(foreground[None], lowest_share(seen, background.share), maps[None], numbers)
-    return resized_labels(labels[0], prepared.size)
+    labels = seed_labels(foreground[None], bottom_fraction(seen, background.share), maps[None], numbers)
+    return resize_labels(labels[0], prepared.size)
 
 
 def write_seeds(
     network: nn.Module,
-    localiser: Localiser,
+    localizer: Localizer,
     collection: Collection,
     folder: str | Path,
     preprocess: Preprocess,
-    background: BackgroundSeeds,
+    background: BackgroundSeedSettings,
     *,
     shard: Shard = Shard(),
     max_pixels: int | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Write the seeds of each photograph of a collection as a label map ``NAME.png``, 255 where there is none.
+    """Write the seeds of each image of a collection as a label map ``NAME.png``, 255 where there is none.
 
-    A folder that was begun is gone on with, see :func:`dcsm_attr.pipelines.label_files.write_label_maps`.
+    An existing folder is resumed; see :func:`dcsm_attr.pipelines.label_files.write_label_maps`.
 
     Args:
         network: the classifier, on the device where it is to run; it is left as it is.
-        localiser: for the foreground.
+        localizer: for the foreground.
         collection: photographs with image-level labels; true masks are never read.
         folder: where to write.
         preprocess: the canvas.
@@ -389,36 +393,35 @@ def write_seeds(
         progress: whether to show a bar.
 
     Returns:
-        Why photographs could not be read, by their names.
+        Why images could not be read, by their names.
 
     Raises:
         OSError: if the folder cannot be written to.
         ValueError: if it holds label maps of other settings, or a setting is out of its range.
     """
 
-    def read(photograph: Photograph) -> tuple[Photograph, Prepared]:
+    def read(photograph: LabeledImage) -> tuple[LabeledImage, CanvasImage]:
         return photograph, preprocess(read_image(photograph.path, max_pixels=max_pixels))
 
-    def seeded(batch: Sequence[tuple[Photograph, Prepared]]) -> list[Tensor]:
+    def seeded(batch: Sequence[tuple[LabeledImage, CanvasImage]]) -> list[Tensor]:
         return [
-            photograph_seeds(network, localiser, prepared, photograph.classes, background)
-            for photograph, prepared in batch
+            image_seeds(network, localizer, prepared, photograph.classes, background) for photograph, prepared in batch
         ]
 
-    def stream(photographs: Sequence[Photograph]) -> LabelStream:
-        return pipelined(
+    def stream(photographs: Sequence[LabeledImage]) -> LabelStream:
+        return run_pipeline(
             photographs,
             read,
             seeded,
             lambda labels: labels.cpu().numpy(),
             batch_size=1,
-            workers=readers_beside(next(network.parameters()).device),
+            workers=default_num_readers(next(network.parameters()).device),
             excused=ImageReadError,
         )
 
     depends_on = {
         "parameters": parameters_digest(network),
-        "foreground": localiser.settings,
+        "foreground": localizer.settings,
         "background": asdict(background),
         "preprocess": asdict(preprocess),
     }

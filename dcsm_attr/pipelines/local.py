@@ -16,27 +16,27 @@ from typing import Any, Protocol
 
 import torch
 
-from dcsm_attr.datasets.collection import Photograph
+from dcsm_attr.datasets.collection import LabeledImage
 from dcsm_attr.datasets.images import ImageReadError
 from dcsm_attr.io import Storage
 from dcsm_attr.pipelines.batches import (
-    Labeller,
+    ImageBatch,
+    Labeler,
     Outputs,
-    PhotographBatch,
     Step,
     failure,
-    read_photograph,
+    load_image,
     write_records,
     written,
 )
 from dcsm_attr.segmentation.segmenter import Segmenter
-from dcsm_attr.segmentation.stream import pipelined
+from dcsm_attr.segmentation.stream import run_pipeline
 
-__all__ = ["Engine", "FinishedBatch", "InProcesses", "Job", "Recipe", "in_this_process"]
+__all__ = ["Engine", "FinishedBatch", "Job", "MultiprocessEngine", "SegmenterFactory", "local_engine"]
 
 
 #: Builds the segmenter, on the device where it is to run, from nothing: it is called where the work is done.
-Recipe = Callable[[], Segmenter]
+SegmenterFactory = Callable[[], Segmenter]
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Job:
         recipe: of the segmenter.
         outputs: what is written.
         storage: where.
-        max_pixels: of a photograph, see :func:`dcsm_attr.datasets.images.read_image`.
+        max_pixels: of an image, see :func:`dcsm_attr.datasets.images.read_image`.
     """
 
-    recipe: Recipe
+    recipe: SegmenterFactory
     outputs: Outputs
     storage: Storage
     max_pixels: int | None = None
@@ -62,7 +62,7 @@ class FinishedBatch:
 
     Attributes:
         number: of the batch.
-        records: the lines of its photographs.
+        records: the lines of its images.
     """
 
     number: int
@@ -72,7 +72,7 @@ class FinishedBatch:
 class Engine(Protocol):
     """A way to do a job."""
 
-    def __call__(self, job: Job, batches: Sequence[PhotographBatch]) -> Generator[FinishedBatch, None, None]:
+    def __call__(self, job: Job, batches: Sequence[ImageBatch]) -> Generator[FinishedBatch, None, None]:
         """Do the job, and write the files.
 
         Returns:
@@ -82,30 +82,30 @@ class Engine(Protocol):
 
 
 # So often in a row, without a batch finished between, processes may die before the run gives up.
-_DEATHS = 3
+_MAX_WORKER_DEATHS = 3
 
 
-def in_this_process(job: Job, batches: Sequence[PhotographBatch]) -> Generator[FinishedBatch, None, None]:
+def local_engine(job: Job, batches: Sequence[ImageBatch]) -> Generator[FinishedBatch, None, None]:
     """Do a job here: beside a GPU, reading, the model, and writing at once; on the CPU, whose cores it shares, in turn.
 
     See :class:`dcsm_attr.pipelines.local.Engine`.
     """
-    labeller = Labeller(job.recipe(), job.outputs)
-    return _finished(labeller, job, batches, labeller.segmenter.readers)
+    labeler = Labeler(job.recipe(), job.outputs)
+    return _finished(labeler, job, batches, labeler.segmenter.readers)
 
 
 def _finished(
-    labeller: Labeller, job: Job, batches: Sequence[PhotographBatch], workers: int
+    labeler: Labeler, job: Job, batches: Sequence[ImageBatch], workers: int
 ) -> Generator[FinishedBatch, None, None]:
-    def read(item: tuple[int, Photograph]) -> Step:
-        return labeller.prepared(read_photograph(*item, job.max_pixels))
+    def read(item: tuple[int, LabeledImage]) -> Step:
+        return labeler.prepared(load_image(*item, job.max_pixels))
 
-    for size, alike in _of_one_size(batches):
-        results = pipelined(
+    for size, alike in _uniform_batches(batches):
+        results = run_pipeline(
             (item for batch in alike for item in batch),
             read,
-            labeller.attributed,
-            lambda step: written(job.storage, labeller.finished(step)),
+            labeler.attributed,
+            lambda step: written(job.storage, labeler.finished(step)),
             batch_size=size,
             workers=workers,
             excused=ImageReadError,
@@ -117,13 +117,13 @@ def _finished(
                 yield FinishedBatch(batch.number, records)
 
 
-def _of_one_size(batches: Sequence[PhotographBatch]) -> Iterator[tuple[int, list[PhotographBatch]]]:
+def _uniform_batches(batches: Sequence[ImageBatch]) -> Iterator[tuple[int, list[ImageBatch]]]:
     """The last batch of a collection may be smaller, and the others must keep their borders."""
     sizes = sorted({len(batch.photographs) for batch in batches}, reverse=True)
     return ((size, [batch for batch in batches if len(batch.photographs) == size]) for size in sizes)
 
 
-def _records(batch: PhotographBatch, results: Iterable[Mapping[str, Any] | ImageReadError]) -> list[Mapping[str, Any]]:
+def _records(batch: ImageBatch, results: Iterable[Mapping[str, Any] | ImageReadError]) -> list[Mapping[str, Any]]:
     return [
         failure(photograph, str(result)) if isinstance(result, ImageReadError) else result
         for photograph, result in zip(batch.photographs, results, strict=True)
@@ -131,7 +131,7 @@ def _records(batch: PhotographBatch, results: Iterable[Mapping[str, Any] | Image
 
 
 @dataclass(frozen=True)
-class InProcesses:
+class MultiprocessEngine:
     """Do a job in several processes of this machine, which take batches as they come to them.
 
     GPUs are dealt out in turn; on the CPU each process gets its share of the cores. A process that is killed is
@@ -143,7 +143,7 @@ class InProcesses:
 
     workers: int
 
-    def __call__(self, job: Job, batches: Sequence[PhotographBatch]) -> Generator[FinishedBatch, None, None]:
+    def __call__(self, job: Job, batches: Sequence[ImageBatch]) -> Generator[FinishedBatch, None, None]:
         """See :class:`dcsm_attr.pipelines.local.Engine`.
 
         Raises:
@@ -153,32 +153,33 @@ class InProcesses:
         deaths = 0
         while left:
             try:
-                for finished in self._until_one_dies(job, list(left.values())):
+                for finished in self._run_pool(job, list(left.values())):
                     del left[finished.number]
                     deaths = 0
                     yield finished
             except BrokenProcessPool as error:
                 deaths += 1
-                if deaths == _DEATHS:
+                if deaths == _MAX_WORKER_DEATHS:
                     raise ChildProcessError(
-                        f"{_DEATHS} times in a row, a process was killed before a batch was finished, most likely for "
-                        "want of memory. Fewer workers or a smaller batch take less; the same command goes on."
+                        f"{_MAX_WORKER_DEATHS} times in a row, a process was killed before a batch was finished, most "
+                        f"likely for want of memory. Fewer workers or a smaller batch take less; the same command "
+                        f"goes on."
                     ) from error
 
-    def _until_one_dies(self, job: Job, batches: Sequence[PhotographBatch]) -> Iterator[FinishedBatch]:
+    def _run_pool(self, job: Job, batches: Sequence[ImageBatch]) -> Iterator[FinishedBatch]:
         # A process that is forked inherits threads of torch that do not run, and cannot use a GPU.
         context = multiprocessing.get_context("spawn")
         numbers = context.SimpleQueue()
         for number in range(self.workers):
             numbers.put(number)
-        pool = ProcessPoolExecutor(self.workers, context, _begin, (job, numbers, self.workers))
+        pool = ProcessPoolExecutor(self.workers, context, _init_worker, (job, numbers, self.workers))
         try:
             yield from _as_completed(pool, batches, 2 * self.workers)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _as_completed(pool: ProcessPoolExecutor, batches: Iterable[PhotographBatch], ahead: int) -> Iterator[FinishedBatch]:
+def _as_completed(pool: ProcessPoolExecutor, batches: Iterable[ImageBatch], ahead: int) -> Iterator[FinishedBatch]:
     left = iter(batches)
     running: set[Future[FinishedBatch]] = {pool.submit(_label, batch) for batch in islice(left, ahead)}
     while running:
@@ -188,24 +189,24 @@ def _as_completed(pool: ProcessPoolExecutor, batches: Iterable[PhotographBatch],
             yield future.result()
 
 
-class _Here:
+class _WorkerState:
     """What a process of the pool has, from its beginning to its end."""
 
-    labeller: Labeller
+    labeler: Labeler
     job: Job
 
 
-def _begin(job: Job, numbers: Any, workers: int) -> None:
+def _init_worker(job: Job, numbers: Any, workers: int) -> None:
     # The parent process is told of an interruption, and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if torch.cuda.is_available():
         torch.cuda.set_device(numbers.get() % torch.cuda.device_count())
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    _Here.labeller = Labeller(job.recipe(), job.outputs)
-    _Here.job = job
+    _WorkerState.labeler = Labeler(job.recipe(), job.outputs)
+    _WorkerState.job = job
 
 
-def _label(batch: PhotographBatch) -> FinishedBatch:
-    [finished] = _finished(_Here.labeller, _Here.job, [batch], 0)
+def _label(batch: ImageBatch) -> FinishedBatch:
+    [finished] = _finished(_WorkerState.labeler, _WorkerState.job, [batch], 0)
     return finished

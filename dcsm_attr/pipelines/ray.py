@@ -14,22 +14,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dcsm_attr.datasets.collection import Photograph
+from dcsm_attr.datasets.collection import LabeledImage
 from dcsm_attr.datasets.images import ImageReadError
 from dcsm_attr.io import Storage, is_uri
 from dcsm_attr.pipelines.batches import (
-    Labelled,
-    Labeller,
-    PhotographBatch,
+    ImageBatch,
+    Labeled,
+    Labeler,
     Reading,
     failure,
-    read_photograph,
+    load_image,
     write_records,
     written,
 )
 from dcsm_attr.pipelines.local import FinishedBatch, Job
 
-__all__ = ["OnRay", "Reader", "Row", "Writer"]
+__all__ = ["RayEngine", "Reader", "Row", "Writer"]
 
 
 # Photographs of a batch that are read, or written, at once: decoding leaves Python's lock, and an object store answers
@@ -41,10 +41,10 @@ Row = dict[str, Any]
 
 
 class Reader:
-    """A batch, to its photographs; several are read at once."""
+    """A batch, to its images; several are read at once."""
 
     def __init__(self, max_pixels: int | None, here: Path) -> None:
-        """Take the size of a photograph at most, and the folder that paths are relative to."""
+        """Take the size of an image at most, and the folder that paths are relative to."""
         self._max_pixels, self._here = max_pixels, here
 
     def __call__(self, row: Row) -> Row:
@@ -53,12 +53,12 @@ class Reader:
             readings = list(threads.map(self._read, pickle.loads(row["photographs"])))
         return {"number": row["number"], "readings": pickle.dumps(readings)}
 
-    def _read(self, item: tuple[int, Photograph]) -> Reading | dict[str, Any]:
+    def _read(self, item: tuple[int, LabeledImage]) -> Reading | dict[str, Any]:
         position, photograph = item
         try:
             # Paths are told as they were given, and read from where they were given.
             path = photograph.path if is_uri(photograph.path) else self._here / photograph.path
-            found = read_photograph(position, replace(photograph, path=path), self._max_pixels)
+            found = load_image(position, replace(photograph, path=path), self._max_pixels)
             return replace(found, photograph=photograph)
         except ImageReadError as error:
             return failure(photograph, str(error))
@@ -83,8 +83,8 @@ class Writer:
             return {"number": number, "records": "", "error": pickle.dumps(error)}
         return {"number": number, "records": json.dumps(records), "error": b""}
 
-    def _record(self, result: Labelled | Mapping[str, Any]) -> Mapping[str, Any]:
-        return written(self._storage, result) if isinstance(result, Labelled) else result
+    def _record(self, result: Labeled | Mapping[str, Any]) -> Mapping[str, Any]:
+        return written(self._storage, result) if isinstance(result, Labeled) else result
 
 
 # Work is handed out in so many pieces at most: with more, Ray is busy with itself.
@@ -92,7 +92,7 @@ _BLOCKS = 4096
 
 
 @dataclass(frozen=True)
-class OnRay:
+class RayEngine:
     """Do a job on Ray: pools of actors that read, that hold the model, and that write.
 
     The cluster is that of ``RAY_ADDRESS``, or one on this machine that lives as long as the program. The package, and
@@ -124,7 +124,7 @@ class OnRay:
             if value < 0:
                 raise ValueError(f"{name} of an actor must not be negative, got {value}.")
 
-    def __call__(self, job: Job, batches: Sequence[PhotographBatch]) -> Generator[FinishedBatch, None, None]:
+    def __call__(self, job: Job, batches: Sequence[ImageBatch]) -> Generator[FinishedBatch, None, None]:
         """See :class:`dcsm_attr.pipelines.local.Engine`.
 
         Raises:
@@ -169,11 +169,11 @@ class _Model:
     """Holds the model; from photographs to the content of their files."""
 
     def __init__(self, job: Job) -> None:
-        self._labeller = Labeller(job.recipe(), job.outputs)
+        self._labeler = Labeler(job.recipe(), job.outputs)
 
     def __call__(self, row: Row) -> Row:
         readings = pickle.loads(row["readings"])
-        steps = [self._labeller.prepared(one) for one in readings if isinstance(one, Reading)]
-        found = iter(self._labeller.attributed(steps) if steps else ())
-        results = [self._labeller.finished(next(found)) if isinstance(one, Reading) else one for one in readings]
+        steps = [self._labeler.prepared(one) for one in readings if isinstance(one, Reading)]
+        found = iter(self._labeler.attributed(steps) if steps else ())
+        results = [self._labeler.finished(next(found)) if isinstance(one, Reading) else one for one in readings]
         return {"number": row["number"], "results": pickle.dumps(results)}

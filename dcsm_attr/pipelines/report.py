@@ -4,7 +4,7 @@ What the lines of a run's manifest amount to: counts, means and histograms, in m
 
 The report's page: style, script and figures in one file, to which a browser adds nothing from anywhere.
 
-Small pictures of a photograph and of its labels, for the report of a run.
+Small pictures of an image and of its labels, for the report of a run.
 """
 
 import heapq
@@ -29,12 +29,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from dcsm_attr.datasets.images import read_image
-from dcsm_attr.datasets.masks import VOID, MaskError, label_picture, overlay, read_mask, voc_colours
-from dcsm_attr.evaluation.report import value_text
+from dcsm_attr.datasets.masks import VOID, MaskError, label_image, overlay, read_mask, voc_colors
+from dcsm_attr.evaluation.report import format_value
 from dcsm_attr.io import Storage, flattened, is_uri, read_uri
 from dcsm_attr.pipelines.run import MANIFEST
 
-__all__ = ["BINS", "THUMBNAIL_SIDE", "RunFigures", "Thumbnail", "failure_kind", "page", "thumbnail", "write_report"]
+__all__ = ["BINS", "THUMBNAIL_SIDE", "RunStatistics", "Thumbnail", "failure_kind", "page", "thumbnail", "write_report"]
 
 
 #: Bars of a histogram, which together are the range from 0 to 1.
@@ -92,23 +92,23 @@ class _Kind:
     examples: list[dict[str, str]] = field(default_factory=list)
 
 
-class RunFigures:
+class RunStatistics:
     """The figures of a run, from one entry of its manifest after the other."""
 
     def __init__(self) -> None:
-        self.labelled = 0
+        self.labeled = 0
         self.failed = 0
         self._all = _Histograms()
         # A photograph that is known to show no class is of no class: None.
         self._classes: dict[int | None, tuple[str, int, _Histograms]] = {}
-        self._disagreeing = 0
+        self._disagreement_counts = 0
         self._disagreements: list[tuple[float, int, int, dict[str, Any]]] = []
         self._kinds: dict[str, _Kind] = {}
         self._seconds: dict[str, array[float]] = {}
         self._totals: array[float] = array("d")
 
-    def add_labelled(self, entry: Mapping[str, Any]) -> None:
-        """Count a photograph that has a label picture.
+    def add_labeled(self, entry: Mapping[str, Any]) -> None:
+        """Count an image that has a label image.
 
         Args:
             entry: its line of the manifest.
@@ -127,10 +127,10 @@ class RunFigures:
         for stage, seconds in entry["seconds"].items():
             self._seconds.setdefault(stage, array("d")).append(seconds)
         self._totals.append(sum(entry["seconds"].values()))
-        self.labelled += 1
+        self.labeled += 1
 
     def add_failed(self, entry: Mapping[str, Any]) -> None:
-        """Count a photograph that has none.
+        """Count an image that has none.
 
         Args:
             entry: its line of the manifest, with ``"error"``.
@@ -149,7 +149,7 @@ class RunFigures:
         self.failed += 1
 
     def content(self) -> dict[str, Any]:
-        """The figures, ready for JSON.
+        """The figures, JSON-serializable.
 
         Returns:
             ``histograms``: of ``score``, ``share`` and ``confidence``, each with ``counts`` of :data:`BINS` bars, the
@@ -157,7 +157,7 @@ class RunFigures:
             their numbers, with ``photographs`` and histograms of their own; last, with None as its number, what is
             known to show none. ``disagreements``: known classes to which the classifier gives the smallest scores,
             of all those, ``disagreeing`` in number, that are below ``disagrees_below``.
-            ``failures``: by kind, the most frequent first. ``speed``: seconds; None where nothing was labelled.
+            ``failures``: by kind, the most frequent first. ``speed``: seconds; None where nothing was labeled.
         """
         numbers = sorted(number for number in self._classes if number is not None)
         classes = [
@@ -178,7 +178,7 @@ class RunFigures:
             "histograms": self._all.content(),
             "classes": classes,
             "disagrees_below": _DISAGREES_BELOW,
-            "disagreeing": self._disagreeing,
+            "disagreeing": self._disagreement_counts,
             "disagreements": [found for *_, found in doubtful],
             "failures": [{"kind": kind, "count": one.count, "examples": one.examples} for kind, one in kinds],
             "speed": self._speed(),
@@ -190,7 +190,7 @@ class RunFigures:
     def _note_disagreement(self, entry: Mapping[str, Any], position: int, known: Mapping[str, Any]) -> None:
         if known["score"] >= _DISAGREES_BELOW:
             return
-        self._disagreeing += 1
+        self._disagreement_counts += 1
         found = {
             "name": entry["name"],
             "photograph": entry["photograph"],
@@ -199,7 +199,7 @@ class RunFigures:
             "share": round(known["share"], 4),
         }
         # The heap has its smallest on top, the one to go: the highest score, and of equal ones the last.
-        item = (-known["score"], -self.labelled, -position, found)
+        item = (-known["score"], -self.labeled, -position, found)
         if len(self._disagreements) < _DISAGREEMENTS:
             heapq.heappush(self._disagreements, item)
         elif item[:3] > self._disagreements[0][:3]:
@@ -210,7 +210,7 @@ class RunFigures:
             return None
         seconds = sum(self._totals)
         return {
-            "photographs_a_second": self.labelled / seconds if seconds else None,
+            "photographs_a_second": self.labeled / seconds if seconds else None,
             "median": median(self._totals),
             "stages": [
                 {"name": stage, "median": median(values), "share": sum(values) / seconds if seconds else None}
@@ -220,7 +220,7 @@ class RunFigures:
 
 
 def failure_kind(reason: str, photograph: str) -> str:
-    """What reasons have in common that differ in the photograph and in numbers only, each replaced by an ellipsis."""
+    """What reasons have in common that differ in the image and in numbers only, each replaced by an ellipsis."""
     without_name = reason.replace(photograph, "…") if photograph else reason
     return re.sub(r"\d+", "…", without_name).removeprefix("…: ")
 
@@ -232,7 +232,7 @@ def page(content: Mapping[str, Any]) -> str:
     policy in its head forbids a browser to load anything, and to run anything but the script that was shipped.
 
     Args:
-        content: what ``assets/report.js`` shows, ready for JSON.
+        content: what ``assets/report.js`` shows, JSON-serializable.
 
     Raises:
         ValueError: if a number in it is not finite.
@@ -268,8 +268,8 @@ class Thumbnail:
     """JPEG files of at most :data:`THUMBNAIL_SIDE` pixels a side.
 
     Attributes:
-        labels: the colours of the labels over the photograph, or alone where it cannot be read; None if there is no
-            label picture of the photograph's size.
+        labels: the colors of the labels over the image, or alone where it cannot be read; None if there is no
+            label image of the image's size.
         photograph: None if it cannot be read, or has more pixels than it had in the run.
     """
 
@@ -278,17 +278,17 @@ class Thumbnail:
 
 
 def thumbnail(storage: Storage, entry: Mapping[str, Any]) -> Thumbnail:
-    """Make the small pictures of a photograph.
+    """Make the small pictures of an image.
 
     Args:
         storage: of the run.
-        entry: the photograph's line in the manifest.
+        entry: the image's line in the manifest.
 
     Raises:
         ImportError: if it is named by a URI, and pyarrow is missing.
     """
     height, width = entry["size"]
-    photograph = _photograph(entry["photograph"], height * width)
+    photograph = _open_image(entry["photograph"], height * width)
     if photograph is not None:
         photograph.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     labels = _labels(storage, entry["labels"], (height, width))
@@ -298,7 +298,7 @@ def thumbnail(storage: Storage, entry: Mapping[str, Any]) -> Thumbnail:
     )
 
 
-def _photograph(location: str, max_pixels: int) -> Image.Image | None:
+def _open_image(location: str, max_pixels: int) -> Image.Image | None:
     try:
         if is_uri(location):
             with _as_file(read_uri(location)) as path:
@@ -314,7 +314,7 @@ def _labels(storage: Storage, name: str, size: tuple[int, int]) -> Image.Image |
             labels = read_mask(path, size, VOID, max_pixels=size[0] * size[1])
     except (OSError, MaskError):
         return None
-    return label_picture(labels.numpy())
+    return label_image(labels.numpy())
 
 
 def _overlaid(labels: Image.Image, photograph: Image.Image | None) -> Image.Image:
@@ -341,14 +341,14 @@ def _as_file(content: bytes) -> Iterator[str]:
 
 
 _REPORT = "report.html"
-_MEND = "Start the run again: it goes on where it was, and writes the file anew."
+_RERUN_HINT = "Start the run again: it resumes, and writes the file anew."
 
 
 def write_report(storage: Storage, *, photographs: int = 1000, progress: bool = True) -> str:
     """Write ``report.html``, from the manifest of a run that is finished or was interrupted.
 
-    Counts, means and histograms are of all photographs. The same run gives the same bytes, as long as its photographs
-    can be read; of one that cannot, the label picture is shown alone.
+    Counts, means and histograms are of all images. The same run gives the same bytes, as long as its images
+    can be read; of one that cannot, the label image is shown alone.
 
     Args:
         storage: of the run; an earlier report is replaced.
@@ -369,22 +369,22 @@ def write_report(storage: Storage, *, photographs: int = 1000, progress: bool = 
     lines = _manifest(storage)
     with _as_written(storage, 1):
         run = json.loads(next(lines, b""))
-        spread = _evenly_spread(run["labelled"], photographs)
+        spread = _evenly_spread(run["labeled"], photographs)
         head = {"run": _run(run), "settings": _settings(run)}
-    figures, rows = RunFigures(), []
-    with tqdm(total=run["labelled"] + run["failed"], unit="photo", desc="report", disable=not progress) as bar:
+    figures, rows = RunStatistics(), []
+    with tqdm(total=run["labeled"] + run["failed"], unit="photo", desc="report", disable=not progress) as bar:
         for number, line in enumerate(lines, 2):
             with _as_written(storage, number):
                 entry = json.loads(line)
                 if "error" in entry:
                     figures.add_failed(entry)
                 else:
-                    if figures.labelled in spread:
+                    if figures.labeled in spread:
                         rows.append(_row(entry, thumbnail(storage, entry)))
-                    figures.add_labelled(entry)
+                    figures.add_labeled(entry)
             bar.update()
     _check_complete(storage, run, figures)
-    storage.write(_REPORT, page({**head, "thumbnails": rows, **_coloured(figures.content())}).encode())
+    storage.write(_REPORT, page({**head, "thumbnails": rows, **_colorize(figures.content())}).encode())
     return _REPORT
 
 
@@ -407,16 +407,16 @@ def _as_written(storage: Storage, number: int) -> Iterator[None]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{storage.location}: line {number} of {MANIFEST} is not as a run writes it ({type(error).__name__}: "
-            f"{error}). {_MEND}"
+            f"{error}). {_RERUN_HINT}"
         ) from error
 
 
-def _check_complete(storage: Storage, run: Mapping[str, Any], figures: RunFigures) -> None:
-    if (figures.labelled, figures.failed) != (run["labelled"], run["failed"]):
+def _check_complete(storage: Storage, run: Mapping[str, Any], figures: RunStatistics) -> None:
+    if (figures.labeled, figures.failed) != (run["labeled"], run["failed"]):
         raise ValueError(
-            f"{storage.location}: {MANIFEST} must have a line for each photograph that its first line counts, "
-            f"{run['labelled']} labelled and {run['failed']} failed; it has {figures.labelled} and {figures.failed}. "
-            f"{_MEND}"
+            f"{storage.location}: {MANIFEST} must have a line for each image that its first line counts, "
+            f"{run['labeled']} labeled and {run['failed']} failed; it has {figures.labeled} and {figures.failed}. "
+            f"{_RERUN_HINT}"
         )
 
 
@@ -427,20 +427,20 @@ def _evenly_spread(total: int, count: int) -> frozenset[int]:
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, Any]:
-    photographs, labelled, failed = (int(run[key]) for key in ("photographs", "labelled", "failed"))
+    photographs, labeled, failed = (int(run[key]) for key in ("photographs", "labeled", "failed"))
     return {
         "version": run["dcsm_attr"],
         "photographs": photographs,
-        "labelled": labelled,
+        "labeled": labeled,
         "failed": failed,
-        "unfinished": photographs - labelled - failed,
+        "unfinished": photographs - labeled - failed,
         "class_count": len(run["class_names"]),
     }
 
 
 def _settings(run: Mapping[str, Any]) -> list[list[str]]:
     told = flattened({**run["settings"], "outputs": run["outputs"]})
-    return [[name, value_text(value)] for name, value in told.items()]
+    return [[name, format_value(value)] for name, value in told.items()]
 
 
 def _row(entry: Mapping[str, Any], pictures: Thumbnail) -> dict[str, Any]:
@@ -459,9 +459,9 @@ def _data_uri(jpeg: bytes | None) -> str | None:
     return None if jpeg is None else "data:image/jpeg;base64," + b64encode(jpeg).decode()
 
 
-def _coloured(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures, and the colour that each class has in the label pictures."""
-    colours = voc_colours().tolist()
+def _colorize(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures, and the color that each class has in the label images."""
+    colors = voc_colors().tolist()
     for one in figures["classes"]:
-        one["colour"] = "#{:02x}{:02x}{:02x}".format(*colours[one["value"]])
+        one["color"] = "#{:02x}{:02x}{:02x}".format(*colors[one["value"]])
     return figures

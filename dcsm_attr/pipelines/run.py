@@ -1,9 +1,9 @@
 """A run over a whole collection, which can be killed at any moment and started again.
 
-``manifest.jsonl``: what a run is, and what became of each photograph, in the order of the collection.
+``manifest.jsonl``: what a run is, and what became of each image, in the order of the collection.
 
-The first line is the run: ``photographs`` (all), ``labelled``, ``failed``, ``class_names``, ``settings``, ``outputs``;
-and ``stopped``, why it ended early, where it did. Each other line is a photograph: ``name``, ``photograph`` (its path),
+The first line is the run: ``photographs`` (all), ``labeled``, ``failed``, ``class_names``, ``settings``, ``outputs``;
+and ``stopped``, why it ended early, where it did. Each other line is an image: ``name``, ``photograph`` (its path),
 and either ``error``, or ``labels`` (the file), ``overlay`` and ``maps`` where they were written, ``size`` ``[H, W]``,
 ``classes`` (each with ``class``, ``name``, ``value`` in the label map, ``score``: the model's probability of the class,
 ``share`` of the area), ``confidence`` (mean over the pixels of the probability of their label), and ``seconds`` of each
@@ -20,21 +20,21 @@ from tqdm import tqdm
 import dcsm_attr
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.result import parameters_digest
-from dcsm_attr.io import Storage, claim_storage, json_bytes
+from dcsm_attr.io import Storage, check_run_settings, json_bytes
 from dcsm_attr.pipelines.batches import (
+    ImageBatch,
     Outputs,
-    PhotographBatch,
-    batch_count,
     collection_digest,
-    failures_of,
+    count_batches,
+    failures_by_name,
     finished_batches,
-    planned_batches,
+    plan_batches,
     read_records,
 )
 from dcsm_attr.pipelines.label_files import Shard
-from dcsm_attr.pipelines.local import Engine, Job, Recipe, in_this_process
+from dcsm_attr.pipelines.local import Engine, Job, SegmenterFactory, local_engine
 
-__all__ = ["MANIFEST", "Tally", "pseudo_label", "tally", "write_manifest"]
+__all__ = ["MANIFEST", "RunCounts", "pseudo_label", "tally", "write_manifest"]
 
 
 #: Its name.
@@ -42,20 +42,20 @@ MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True)
-class Tally:
-    """What became of photographs.
+class RunCounts:
+    """What became of images.
 
     Attributes:
-        labelled: how many are.
+        labeled: how many are.
         failures: why the others could not be read, by name.
     """
 
-    labelled: int
+    labeled: int
     failures: Mapping[str, str]
 
 
-def tally(parts: Iterable[bytes]) -> Tally:
-    """Count the photographs of finished batches.
+def tally(parts: Iterable[bytes]) -> RunCounts:
+    """Count the images of finished batches.
 
     Args:
         parts: their lines, see :func:`dcsm_attr.pipelines.batches.read_records`.
@@ -63,8 +63,8 @@ def tally(parts: Iterable[bytes]) -> Tally:
     count, failures = 0, dict[str, str]()
     for lines in parts:
         count += lines.count(b"\n")
-        failures |= failures_of(lines)
-    return Tally(count - len(failures), failures)
+        failures |= failures_by_name(lines)
+    return RunCounts(count - len(failures), failures)
 
 
 def write_manifest(storage: Storage, batches: Iterable[int], collection: Collection, run: Mapping[str, Any]) -> None:
@@ -73,7 +73,7 @@ def write_manifest(storage: Storage, batches: Iterable[int], collection: Collect
     Args:
         storage: of the run.
         batches: numbers of those that are finished.
-        collection: all photographs of the run.
+        collection: all images of the run.
         run: further entries of the first line.
 
     Raises:
@@ -83,7 +83,7 @@ def write_manifest(storage: Storage, batches: Iterable[int], collection: Collect
     found = tally(parts)
     first = {
         "photographs": len(collection),
-        "labelled": found.labelled,
+        "labeled": found.labeled,
         "failed": len(found.failures),
         "class_names": list(collection.class_names),
         **run,
@@ -92,22 +92,22 @@ def write_manifest(storage: Storage, batches: Iterable[int], collection: Collect
 
 
 def pseudo_label(
-    recipe: Recipe,
+    recipe: SegmenterFactory,
     collection: Collection,
     storage: Storage,
     *,
     outputs: Outputs = Outputs(),  # noqa: B008 - frozen
     batch_size: int = 8,
     shard: Shard = Shard(),  # noqa: B008 - frozen
-    engine: Engine = in_this_process,
+    engine: Engine = local_engine,
     retry_failures: bool = False,
     progress: bool = True,
-) -> Tally:
-    """Label every photograph of a collection by the classes that it is known to show, and write what was found.
+) -> RunCounts:
+    """Label every image of a collection by the classes that it is known to show, and write what was found.
 
-    Writes ``labels/NAME.png`` (palette pictures in the colours of VOC), what ``outputs`` asks for, and
+    Writes ``labels/NAME.png`` (palette pictures in the colors of VOC), what ``outputs`` asks for, and
     ``manifest.jsonl`` (:mod:`dcsm_attr.pipelines.run`); in ``parts/`` the lines of each batch, the last of its
-    files, by which a later run knows what is done. A photograph that cannot be read is in the manifest, with the
+    files, by which a later run knows what is done. An image that cannot be read is in the manifest, with the
     reason, and ends nothing.
 
     Of a run that is killed and started again, label maps, maps and overlays are byte for byte those of an undisturbed
@@ -125,14 +125,14 @@ def pseudo_label(
         progress: whether to show a bar.
 
     Returns:
-        What became of the photographs of the shard.
+        What became of the images of the shard.
 
     Raises:
-        OSError: if something cannot be written; all that is written is whole, and the same run goes on from there.
+        OSError: if something cannot be written; all that is written is whole, and the same run resumes.
         ValueError: if the storage holds results of other settings or photographs, the classes do not fit, or a number
             is out of its range.
     """
-    planned = planned_batches(collection, batch_size, shard)
+    planned = plan_batches(collection, batch_size, shard)
     segmenter = recipe()
     if segmenter.class_names is None or tuple(segmenter.class_names) != collection.class_names:
         raise ValueError(
@@ -145,14 +145,14 @@ def pseudo_label(
         "batch_size": batch_size,
         "photographs": collection_digest(collection),
     }
-    claim_storage(storage, settings, "pseudo-labels")
+    check_run_settings(storage, settings, "pseudo-labels")
     storage.discard_scratch()
     due = _due(storage, planned, retry_failures)
     job = Job(recipe, outputs, storage, segmenter.max_pixels)
     # Engines build their own, where they work.
     del segmenter
     run = {"dcsm_attr": dcsm_attr.__version__, "outputs": settings.pop("outputs"), "settings": settings}
-    whole = batch_count(len(collection), batch_size)
+    whole = count_batches(len(collection), batch_size)
     try:
         _label(engine, job, planned, due, progress)
     except BaseException as error:
@@ -169,17 +169,15 @@ def pseudo_label(
     return tally(read_records(storage, batch.number) for batch in planned)
 
 
-def _due(storage: Storage, planned: Sequence[PhotographBatch], retry_failures: bool) -> list[PhotographBatch]:
+def _due(storage: Storage, planned: Sequence[ImageBatch], retry_failures: bool) -> list[ImageBatch]:
     finished = finished_batches(storage)
     if retry_failures:
         own = finished & {batch.number for batch in planned}
-        finished -= {number for number in own if failures_of(read_records(storage, number))}
+        finished -= {number for number in own if failures_by_name(read_records(storage, number))}
     return [batch for batch in planned if batch.number not in finished]
 
 
-def _label(
-    engine: Engine, job: Job, planned: Sequence[PhotographBatch], due: Sequence[PhotographBatch], progress: bool
-) -> None:
+def _label(engine: Engine, job: Job, planned: Sequence[ImageBatch], due: Sequence[ImageBatch], progress: bool) -> None:
     total, left = (sum(len(batch.photographs) for batch in batches) for batches in (planned, due))
     bar = tqdm(total=total, initial=total - left, unit="photo", desc="pseudo-labels", disable=not progress)
     failed = 0

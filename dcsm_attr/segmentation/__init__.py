@@ -1,4 +1,4 @@
-"""From a photograph to a label map."""
+"""From an image to a label map."""
 
 from dcsm_attr.segmentation.result import Segmentation
 from dcsm_attr.segmentation.segmenter import Segmenter

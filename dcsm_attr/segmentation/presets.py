@@ -13,7 +13,7 @@ from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.segmentation.segmenter import Segmenter
 
-__all__ = ["PRESETS", "TUNED_CRF", "Preset", "PresetName", "preset_segmenter"]
+__all__ = ["PRESETS", "TUNED_CRF", "Preset", "PresetName", "build_preset_segmenter"]
 
 
 PresetName = Literal["paper", "tuned"]
@@ -37,7 +37,7 @@ class Preset:
     crf: DenseCRF
 
 
-#: The CRF of the preset ``"tuned"``: the paper's, in which colour counts three times as much.
+#: The CRF of the preset ``"tuned"``: the paper's, in which color counts three times as much.
 TUNED_CRF = DenseCRF(bilateral_weight=3)
 
 #: By name. ``"paper"``: Eq. 3 to 8 as published. ``"tuned"``: the deepest of the default layers alone, no classes that
@@ -49,7 +49,7 @@ PRESETS: Mapping[PresetName, Preset] = {
 }
 
 
-def preset_segmenter(
+def build_preset_segmenter(
     model: nn.Module,
     preset: PresetName,
     *,

@@ -1,4 +1,4 @@
-"""A segmentation: the label map of one photograph and everything that led to it."""
+"""A segmentation: the label map of one image and everything that led to it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from torch import Tensor
 
 import dcsm_attr
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.datasets.masks import VOID, label_picture, overlay
-from dcsm_attr.io import atomic_buffer, atomic_path, writable_folder, write_json
+from dcsm_attr.datasets.masks import VOID, label_image, overlay
+from dcsm_attr.io import atomic_buffer, atomic_path, make_writable_folder, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,20 +23,20 @@ __all__ = ["Segmentation"]
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What :class:`Segmenter` finds in one photograph. All tensors are on the CPU.
+    """What :class:`Segmenter` finds in one image. All tensors are on the CPU.
 
     Attributes:
-        image: ``(H, W, 3)`` uint8, the photograph.
+        image: ``(H, W, 3)`` uint8, the image.
         labels: ``(H, W)`` int64: 0 background, ``c + 1`` for class ``c``.
         probabilities: ``(L, H, W)`` float32, summing to one over the labels: the background, then :attr:`classes`.
             After the CRF where there is one.
         unrefined: ``(L, H, W)``, the same before the CRF.
         classes: the L - 1 classes of the result. Classes that were only subtracted are not among them.
-        saliency: the maps of all candidates, ``(1, K, H, W)`` at the size of the photograph.
+        saliency: the maps of all candidates, ``(1, K, H, W)`` at the size of the image.
         class_names: the names of all classes of the model.
-        source: the path of the photograph as it was given; None if it was no file.
+        source: the path of the image as it was given; None if it was no file.
         fallback: True where no class was detected, so that the best one took its place.
-        settings: everything that the result depends on, ready for JSON.
+        settings: everything that the result depends on, JSON-serializable.
     """
 
     image: npt.NDArray[np.uint8]
@@ -83,14 +83,14 @@ class Segmentation:
         return tuple(range(1, 1 + len(self.classes)))
 
     def overlay(self) -> Image.Image:
-        """The photograph with the label map in the colours of VOC laid over it."""
+        """The image with the label map in the colors of VOC laid over it."""
         return Image.fromarray(overlay(self.image, self.display_labels()))
 
     def sheet(self) -> "Figure":
-        """Photograph, candidates' maps, and the label map before and after the CRF, on one sheet."""
-        from dcsm_attr.segmentation.visualization import segmentation_sheet
+        """LabeledImage, candidates' maps, and the label map before and after the CRF, on one sheet."""
+        from dcsm_attr.segmentation.visualization import plot_segmentation
 
-        return segmentation_sheet(self)
+        return plot_segmentation(self)
 
     def show(self) -> None:
         """Show the sheet, in a notebook or a window."""
@@ -99,7 +99,7 @@ class Segmentation:
         show(self.sheet())
 
     def manifest(self) -> dict[str, Any]:
-        """What the result is and depends on, ready for JSON."""
+        """What the result is and depends on, JSON-serializable."""
         return {
             "dcsm_attr": dcsm_attr.__version__,
             "photograph": self.source,
@@ -119,9 +119,9 @@ class Segmentation:
     def save(
         self, folder: str | Path, *, sheet: bool = False, provenance: Mapping[str, Any] | None = None
     ) -> list[Path]:
-        """Write the result into a folder, which is made if it is not there.
+        """Write the result into a folder, which is created if missing.
 
-        ``labels.png``: the label map as a palette picture in the colours of VOC. ``maps.npz``: ``maps`` (K, H, W) and
+        ``labels.png``: the label map as a palette image in the colors of VOC. ``maps.npz``: ``maps`` (K, H, W) and
         ``classes`` (K,) of the candidates, ``probabilities`` (L, H, W), and ``raw`` where it was asked for.
         ``overlay.png``. ``manifest.json``, written last: where it stands, the rest is complete.
 
@@ -136,12 +136,12 @@ class Segmentation:
         Raises:
             OSError: naming the folder, if it cannot be written to; no half-written file stays.
         """
-        folder = writable_folder(folder)
-        # An old manifest must not vouch for new files.
+        folder = make_writable_folder(folder)
+        # Remove the old manifest first: it must not describe new files.
         (folder / "manifest.json").unlink(missing_ok=True)
         written = [folder / "labels.png", folder / "overlay.png"]
         with atomic_buffer(written[0]) as file:
-            label_picture(self.display_labels()).save(file, "PNG")
+            label_image(self.display_labels()).save(file, "PNG")
         with atomic_buffer(written[1]) as file:
             self.overlay().save(file, "PNG")
         if sheet:
@@ -164,13 +164,13 @@ class Segmentation:
         Raises:
             OSError: as :meth:`save`.
         """
-        from dcsm_attr.segmentation.visualization import attribution_sheet
+        from dcsm_attr.segmentation.visualization import plot_attribution
 
-        folder = writable_folder(folder)
+        folder = make_writable_folder(folder)
         (folder / "attribution.json").unlink(missing_ok=True)
         scores, raw = self.saliency.scores[0], self.saliency.raw
         titles = [f"{self.class_names[c]}  {float(scores[c]):.2f}" for c in self.candidates]
-        figure = attribution_sheet(
+        figure = plot_attribution(
             self.image,
             list(zip(titles, self.saliency.maps[0].numpy(), strict=True)),
             [] if raw is None else list(raw[0].numpy()),

@@ -1,4 +1,4 @@
-"""From a photograph to a label map: class maps, the background of Eq. 7, and the dense CRF of Eq. 6 and 8."""
+"""From an image to a label map: class maps, the background of Eq. 7, and the dense CRF of Eq. 6 and 8."""
 
 import os
 from collections import defaultdict
@@ -17,27 +17,27 @@ from dcsm_attr.attribution.dcsm import DistinctClassSaliency
 from dcsm_attr.attribution.maps import label_scores
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.images import read_image
-from dcsm_attr.datasets.preprocess import Prepared, Preprocess
+from dcsm_attr.datasets.preprocess import CanvasImage, Preprocess
 from dcsm_attr.segmentation.result import Segmentation
-from dcsm_attr.segmentation.stream import AttributedPhotograph, PreparedPhotograph, pipelined, readers_beside, restored
+from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, default_num_readers, restored, run_pipeline
 
 __all__ = ["Precision", "Segmenter", "Walk"]
 
 
 Precision = Literal["float32", "bfloat16"]
 
-_Excused = TypeVar("_Excused", bound=Exception)
+_AllowedError = TypeVar("_AllowedError", bound=Exception)
 
 
 class Walk(Protocol):
     """A step between class maps and CRF, such as :class:`dcsm_attr.wsss.random_walk.SemanticWalk`."""
 
     def __call__(self, scores: Tensor, image: Tensor) -> Tensor:
-        """Better scores of the labels of one photograph.
+        """Better scores of the labels of one image.
 
         Args:
             scores: ``(L, h, w)`` of :func:`dcsm_attr.attribution.maps.label_scores`.
-            image: ``(3, h, w)``, the photograph as it lies on the canvas, normalised.
+            image: ``(3, h, w)``, the image as it lies on the canvas, normalized.
 
         Returns:
             ``(L, h, w)``, not negative, with a positive sum everywhere.
@@ -46,7 +46,7 @@ class Walk(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the result depends on, ready for JSON."""
+        """What the result depends on, JSON-serializable."""
         ...
 
 
@@ -54,8 +54,8 @@ class Segmenter:
     """Weakly supervised segmentation: pixel labels from a classifier that has seen image labels only.
 
     The class maps are computed on the canvas of the preprocessing; the background is Eq. 7; the maps and the
-    background, normalised to sum to one, are the unary of a dense CRF, which runs on the canvas too, where its widths
-    in pixels mean the same for every photograph; its probabilities are resized to the photograph.
+    background, normalized to sum to one, are the unary of a dense CRF, which runs on the canvas too, where its widths
+    in pixels mean the same for every image; its probabilities are resized to the image.
 
     Attributes:
         model, saliency, crf, class_names, preprocess, background_exponent, max_pixels, architecture, precision, walk:
@@ -83,13 +83,13 @@ class Segmenter:
             saliency: gives the class maps. None: ``DistinctClassSaliency(model)``.
             crf: refines them. None: the maps themselves are the result.
             class_names: one for each class of the model, in order. None: ``"class 0"``, ``"class 1"``, ...
-            preprocess: the canvas and the normalisation. None: longest side 500, ImageNet's mean and standard
+            preprocess: the canvas and the normalization. None: longest side 500, ImageNet's mean and standard
                 deviation.
             background_exponent: see :func:`dcsm_attr.attribution.maps.background`; 1 is Eq. 7, larger gives more
                 foreground.
             max_pixels: photographs with more pixels are refused, see :func:`dcsm_attr.datasets.images.read_image`.
-            architecture: what the model was built from, ready for JSON, to be told in the settings; the results do not
-                depend on it. None: only the name of its class is told.
+            architecture: what the model was built from, JSON-serializable, to be told in the settings; the results do
+                not depend on it. None: only the name of its class is told.
             precision: ``"bfloat16"``: the model's forward and backward passes run under autocast; maps and CRF are
                 float32 all the same.
             walk: makes the scores of labels better before the CRF. None: they go into it as they are.
@@ -114,7 +114,7 @@ class Segmenter:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that a segmentation depends on beside photograph and parameters, ready for JSON."""
+        """Everything that a segmentation depends on beside photograph and parameters, JSON-serializable."""
         return {
             "model": type(self.model).__name__,
             **({} if self.architecture is None else {"architecture": dict(self.architecture)}),
@@ -127,7 +127,7 @@ class Segmenter:
         }
 
     def segment(self, image: Any, classes: Sequence[int | str] | None = None, *, raw: bool = False) -> Segmentation:
-        """Segment one photograph.
+        """Segment one image.
 
         Args:
             image: a path, PIL image, array ``(H, W, 3)`` uint8, or tensor ``(3, H, W)``, uint8 or in [0, 1].
@@ -136,7 +136,7 @@ class Segmenter:
             raw: whether to keep the maps before subtraction too, for the sheet.
 
         Returns:
-            The segmentation, at the size of the photograph.
+            The segmentation, at the size of the image.
 
         Raises:
             ImageReadError: if the image cannot be read.
@@ -149,7 +149,7 @@ class Segmenter:
     def segment_batch(
         self, images: Sequence[Any], classes: Sequence[Sequence[int | str]] | None = None, *, raw: bool = False
     ) -> list[Segmentation]:
-        """Segment several photographs, of any sizes, in one pass. What each gets does not depend on the others.
+        """Segment several images, of any sizes, in one pass. What each gets does not depend on the others.
 
         Args:
             images: as in :meth:`segment`.
@@ -164,12 +164,12 @@ class Segmenter:
             ValueError: if there is no image, the lengths differ, or a class is not known.
         """
         if len(images) == 0:
-            raise ValueError("images is empty: at least one photograph is needed.")
+            raise ValueError("images is empty: at least one image is needed.")
         if classes is not None and len(classes) != len(images):
             raise ValueError(
                 f"classes must have one entry for each image: got {len(classes)} for {len(images)} images."
             )
-        photographs = [self.prepared(*pair) for pair in _paired(images, classes)]
+        photographs = [self.prepared(*pair) for pair in _pair_images_with_classes(images, classes)]
         return [restored(attributed) for attributed in self.attributed(photographs, raw=raw)]
 
     def segment_stream(
@@ -180,16 +180,16 @@ class Segmenter:
         batch_size: int = 4,
         workers: int | None = None,
         raw: bool = False,
-        excused: type[_Excused] | tuple[type[_Excused], ...] = (),
-    ) -> Generator[Segmentation | _Excused, None, None]:
-        """Segment any number of photographs, lazily, in little memory: reading, the device and the host work at once.
+        excused: type[_AllowedError] | tuple[type[_AllowedError], ...] = (),
+    ) -> Generator[Segmentation | _AllowedError, None, None]:
+        """Segment any number of images, lazily, in little memory: reading, the device and the host work at once.
 
         While the caller has the results of one batch, the next one is finished and the one after it is read, in threads
-        that end with the iterator; see :func:`dcsm_attr.segmentation.stream.pipelined`. The model runs in the
-        caller's thread, and each photograph gets what :meth:`segment_batch` gives it in the same batch.
+        that end with the iterator; see :func:`dcsm_attr.segmentation.stream.run_pipeline`. The model runs in the
+        caller's thread, and each image gets what :meth:`segment_batch` gives it in the same batch.
 
         Args:
-            images: as in :meth:`segment`; several are read at the same time, so that an open picture file must not be
+            images: as in :meth:`segment`; several are read at the same time, so that an open image file must not be
                 among them twice.
             classes: for each image the classes known to be in it. None: those that are detected.
             batch_size: photographs that go through the model together.
@@ -213,8 +213,8 @@ class Segmenter:
             >>> for path, result in zip(paths, segmenter.segment_stream(paths, excused=ImageReadError)):
             ...     print(path, result if isinstance(result, ImageReadError) else result.names)
         """
-        return pipelined(
-            _paired(images, classes),
+        return run_pipeline(
+            _pair_images_with_classes(images, classes),
             lambda pair: self.prepared(*pair),
             lambda photographs: self.attributed(photographs, raw=raw),
             restored,
@@ -231,10 +231,10 @@ class Segmenter:
     @property
     def readers(self) -> int:
         """How many threads best read photographs beside the model: none where it runs on the cores that they need."""
-        return readers_beside(self.device)
+        return default_num_readers(self.device)
 
-    def prepared(self, image: Any, classes: Sequence[int | str] | None = None) -> PreparedPhotograph:
-        """First step of a segmentation, in whatever thread: read a photograph and put it on the canvas.
+    def prepared(self, image: Any, classes: Sequence[int | str] | None = None) -> PreparedImage:
+        """First step of a segmentation, in whatever thread: read an image and put it on the canvas.
 
         Args:
             image: as in :meth:`segment`.
@@ -247,12 +247,12 @@ class Segmenter:
             ImageReadError: if the image cannot be read.
             ValueError: if a class is not known.
         """
-        known = None if classes is None else self._class_numbers(classes)
+        known = None if classes is None else self._class_indices(classes)
         photograph = read_image(image, max_pixels=self.max_pixels)
         source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
-        return PreparedPhotograph(np.asarray(photograph), source, self.preprocess(photograph), known)
+        return PreparedImage(np.asarray(photograph), source, self.preprocess(photograph), known)
 
-    def attributed(self, photographs: Sequence[PreparedPhotograph], *, raw: bool = False) -> list[AttributedPhotograph]:
+    def attributed(self, photographs: Sequence[PreparedImage], *, raw: bool = False) -> list[AttributedImage]:
         """Second step, with the model: class maps and label probabilities, before the CRF and after it.
 
         Args:
@@ -260,7 +260,7 @@ class Segmenter:
             raw: as in :meth:`segment`.
 
         Returns:
-            One for each photograph, in order, for :func:`dcsm_attr.segmentation.stream.restored`.
+            One for each image, in order, for :func:`dcsm_attr.segmentation.stream.restored`.
 
         Raises:
             ValueError: if a class is not one of the model, or classes are known of some photographs alone.
@@ -268,7 +268,7 @@ class Segmenter:
         known = [photograph.known for photograph in photographs if photograph.known is not None]
         if known and len(known) != len(photographs):
             raise ValueError(
-                "classes must be known of all photographs that are attributed together, or of none; they are of "
+                "classes must be known of all images that are attributed together, or of none; they are of "
                 f"{len(known)} of {len(photographs)}."
             )
         device = self.device
@@ -287,16 +287,16 @@ class Segmenter:
         settings = self.settings
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         return [
-            AttributedPhotograph(*parts, names, settings, stream)
+            AttributedImage(*parts, names, settings, stream)
             for parts in zip(photographs, of_image, unaries, refined, strict=True)
         ]
 
-    def _class_numbers(self, classes: Sequence[int | str]) -> list[int]:
+    def _class_indices(self, classes: Sequence[int | str]) -> list[int]:
         if isinstance(classes, str) or len(classes) == 0:
             raise ValueError(f"classes must be a sequence of at least one number or name, got {classes!r}.")
-        return [self._class_number(c) if isinstance(c, str) else c for c in classes]
+        return [self._class_index(c) if isinstance(c, str) else c for c in classes]
 
-    def _class_number(self, name: str) -> int:
+    def _class_index(self, name: str) -> int:
         if self.class_names is None:
             raise ValueError(
                 f"the class {name!r} is a name, but the names are not known: pass class_names, or its number."
@@ -317,8 +317,8 @@ class Segmenter:
             )
         return self.class_names
 
-    def _label_probabilities(self, class_maps: ClassMaps, image: int, prepared: Prepared) -> Tensor:
-        """Unaries of one photograph ``(1 + foreground classes, h, w)``, in the order of the slots."""
+    def _label_probabilities(self, class_maps: ClassMaps, image: int, prepared: CanvasImage) -> Tensor:
+        """Unaries of one image ``(1 + foreground classes, h, w)``, in the order of the slots."""
         foreground = class_maps.foreground[image]
         maps = prepared.crop(class_maps.maps[image, foreground])
         present = torch.ones_like(foreground[foreground])
@@ -327,8 +327,8 @@ class Segmenter:
             scores = self.walk(scores, prepared.crop(prepared.tensor))
         return scores / scores.sum(dim=0, keepdim=True)
 
-    def _refined(self, unaries: list[Tensor], prepared: list[Prepared]) -> list[Tensor]:
-        """Run the CRF, once for all photographs with one shape and number of labels."""
+    def _refined(self, unaries: list[Tensor], prepared: list[CanvasImage]) -> list[Tensor]:
+        """Run the CRF, once for all images with one shape and number of labels."""
         if self.crf is None:
             return unaries
         alike = defaultdict(list)
@@ -341,7 +341,7 @@ class Segmenter:
         return [refined[i] for i in range(len(unaries))]
 
 
-def _paired(
+def _pair_images_with_classes(
     images: Iterable[Any], classes: Iterable[Sequence[int | str]] | None
 ) -> Iterator[tuple[Any, Sequence[int | str] | None]]:
     """Each image with the classes known to be in it."""

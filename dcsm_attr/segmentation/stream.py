@@ -1,4 +1,4 @@
-"""What a photograph is between the steps of its segmentation, and the last step.
+"""What an image is between the steps of its segmentation, and the last step.
 
 Three steps over many items, each step at work on other items at the same time, with results in order.
 """
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.datasets.preprocess import Prepared
+from dcsm_attr.datasets.preprocess import CanvasImage
 from dcsm_attr.segmentation.result import Segmentation
 
-__all__ = ["AttributedPhotograph", "PreparedPhotograph", "pipelined", "readers_beside", "restored"]
+__all__ = ["AttributedImage", "PreparedImage", "default_num_readers", "restored", "run_pipeline"]
 
 
 @dataclass(frozen=True)
-class PreparedPhotograph:
-    """A photograph that was read and put on its canvas.
+class PreparedImage:
+    """An image that was read and put on its canvas.
 
     Attributes:
         image: ``(H, W, 3)`` uint8.
@@ -36,25 +36,25 @@ class PreparedPhotograph:
 
     image: npt.NDArray[np.uint8]
     source: str | None
-    prepared: Prepared
+    prepared: CanvasImage
     known: Sequence[int] | None
 
 
 @dataclass(frozen=True)
-class AttributedPhotograph:
+class AttributedImage:
     """The same with maps and label probabilities, on the device of the model.
 
     Attributes:
         photograph: as it was prepared.
         class_maps: of all candidates, ``(1, K, S, S)``, on the canvas.
-        unrefined: ``(L, h, w)``, the label probabilities where the photograph lies on it, before the CRF.
+        unrefined: ``(L, h, w)``, the label probabilities where the image lies on it, before the CRF.
         refined: ``(L, h, w)``, after it.
         class_names: of all classes of the model.
-        settings: everything that the result depends on, ready for JSON.
+        settings: everything that the result depends on, JSON-serializable.
         stream: the queue of the GPU in which all of this is computed; None on other devices.
     """
 
-    photograph: PreparedPhotograph
+    photograph: PreparedImage
     class_maps: ClassMaps
     unrefined: Tensor
     refined: Tensor
@@ -63,8 +63,8 @@ class AttributedPhotograph:
     stream: torch.cuda.Stream | None
 
 
-def restored(attributed: AttributedPhotograph) -> Segmentation:
-    """Bring a result to the size of the photograph and to the CPU; in whatever thread.
+def restored(attributed: AttributedImage) -> Segmentation:
+    """Bring a result to the size of the image and to the CPU; in whatever thread.
 
     Args:
         attributed: the result on the canvas.
@@ -95,15 +95,15 @@ _Item = TypeVar("_Item")
 _Read = TypeVar("_Read")
 _Worked = TypeVar("_Worked")
 _Finished = TypeVar("_Finished")
-_Excused = TypeVar("_Excused", bound=Exception)
+_AllowedError = TypeVar("_AllowedError", bound=Exception)
 
 
-def readers_beside(device: torch.device) -> int:
+def default_num_readers(device: torch.device) -> int:
     """How many threads best read beside a model: none where it runs on the cores that they need."""
     return 0 if device.type == "cpu" else 2
 
 
-def pipelined(
+def run_pipeline(
     items: Iterable[_Item],
     read: Callable[[_Item], _Read],
     work: Callable[[Sequence[_Read]], Sequence[_Worked]],
@@ -111,8 +111,8 @@ def pipelined(
     *,
     batch_size: int = 4,
     workers: int = 2,
-    excused: type[_Excused] | tuple[type[_Excused], ...] = (),
-) -> Generator[_Finished | _Excused, None, None]:
+    excused: type[_AllowedError] | tuple[type[_AllowedError], ...] = (),
+) -> Generator[_Finished | _AllowedError, None, None]:
     """Read items one by one, work on them in batches, finish them one by one; lazily, and everything at once.
 
     ``read`` runs in a pool of threads; ``work`` in the thread of the caller, as do the items themselves; ``finish`` in
@@ -152,10 +152,10 @@ def pipelined(
 
 
 @dataclass(frozen=True)
-class _Aside(Generic[_Excused]):
+class _FailedItem(Generic[_AllowedError]):
     """What is given in the place of a result, past the further steps."""
 
-    error: _Excused
+    error: _AllowedError
 
 
 def _in_turn(
@@ -164,24 +164,24 @@ def _in_turn(
     work: Callable[[Sequence[_Read]], Sequence[_Worked]],
     finish: Callable[[_Worked], _Finished],
     batch_size: int,
-    excused: type[_Excused] | tuple[type[_Excused], ...],
-) -> Generator[_Finished | _Excused, None, None]:
+    excused: type[_AllowedError] | tuple[type[_AllowedError], ...],
+) -> Generator[_Finished | _AllowedError, None, None]:
     left = iter(items)
     while batch := list(islice(left, batch_size)):
         outcomes = [_outcome(read, item, excused) for item in batch]
-        readable = [value for value in outcomes if not isinstance(value, _Aside)]
+        readable = [value for value in outcomes if not isinstance(value, _FailedItem)]
         worked = iter(work(readable) if readable else ())
         for value in outcomes:
-            yield value.error if isinstance(value, _Aside) else finish(next(worked))
+            yield value.error if isinstance(value, _FailedItem) else finish(next(worked))
 
 
 def _outcome(
-    read: Callable[[_Item], _Read], item: _Item, excused: type[_Excused] | tuple[type[_Excused], ...]
-) -> _Read | _Aside[_Excused]:
+    read: Callable[[_Item], _Read], item: _Item, excused: type[_AllowedError] | tuple[type[_AllowedError], ...]
+) -> _Read | _FailedItem[_AllowedError]:
     try:
         return read(item)
     except excused as error:
-        return _Aside(error)
+        return _FailedItem(error)
 
 
 def _pipelined(
@@ -191,17 +191,21 @@ def _pipelined(
     finish: Callable[[_Worked], _Finished],
     batch_size: int,
     workers: int,
-    excused: type[_Excused] | tuple[type[_Excused], ...],
-) -> Generator[_Finished | _Excused, None, None]:
-    def begun(outcomes: Sequence[_Read | _Aside[_Excused]]) -> list[Future[_Finished] | _Aside[_Excused]]:
-        readable = [value for value in outcomes if not isinstance(value, _Aside)]
+    excused: type[_AllowedError] | tuple[type[_AllowedError], ...],
+) -> Generator[_Finished | _AllowedError, None, None]:
+    def begun(
+        outcomes: Sequence[_Read | _FailedItem[_AllowedError]],
+    ) -> list[Future[_Finished] | _FailedItem[_AllowedError]]:
+        readable = [value for value in outcomes if not isinstance(value, _FailedItem)]
         worked = iter(work(readable) if readable else ())
-        return [value if isinstance(value, _Aside) else finisher.submit(finish, next(worked)) for value in outcomes]
+        return [
+            value if isinstance(value, _FailedItem) else finisher.submit(finish, next(worked)) for value in outcomes
+        ]
 
     with _threads(workers) as readers, _threads(1) as finisher:
         readings = _readings(items, lambda item: _outcome(read, item, excused), readers)
-        ahead = deque[Future[_Read | _Aside[_Excused]]]()
-        before: list[Future[_Finished] | _Aside[_Excused]] = []
+        ahead = deque[Future[_Read | _FailedItem[_AllowedError]]]()
+        before: list[Future[_Finished] | _FailedItem[_AllowedError]] = []
         while True:
             try:
                 # One batch more than is waited for, so that no reader stands still meanwhile.
@@ -216,9 +220,9 @@ def _pipelined(
             before = batch
 
 
-def _results(values: Iterable[Future[_Finished] | _Aside[_Excused]]) -> Iterator[_Finished | _Excused]:
+def _results(values: Iterable[Future[_Finished] | _FailedItem[_AllowedError]]) -> Iterator[_Finished | _AllowedError]:
     for value in values:
-        yield value.error if isinstance(value, _Aside) else value.result()
+        yield value.error if isinstance(value, _FailedItem) else value.result()
 
 
 def _readings(

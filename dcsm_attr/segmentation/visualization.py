@@ -14,20 +14,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from dcsm_attr.datasets.masks import overlay, voc_colours
+from dcsm_attr.datasets.masks import overlay, voc_colors
 
 if TYPE_CHECKING:
     from dcsm_attr.segmentation.result import Segmentation
 
 __all__ = [
-    "attribution_sheet",
-    "blank_sheet",
+    "blank_figure",
+    "finish_layout",
     "heat_map",
-    "label_sheet",
-    "laid_out",
-    "map_sheet",
     "picture",
-    "segmentation_sheet",
+    "plot_attribution",
+    "plot_labels",
+    "plot_maps",
+    "plot_segmentation",
     "show",
     "visualize_attribution",
 ]
@@ -47,7 +47,7 @@ def visualize_attribution(
 
     Args:
         attribution: ``(H, W)``, ``(1, H, W)`` or ``(1, 1, H, W)``, for example ``dcs.attribute(x)`` of one image.
-        image: ``(H, W, 3)`` uint8, or floating point in [0, 1]; not normalised. Needed by all methods but
+        image: ``(H, W, 3)`` uint8, or floating point in [0, 1]; not normalized. Needed by all methods but
             ``"heat_map"``.
         method: as in Captum: ``"heat_map"``, ``"blended_heat_map"``, ``"original_image"``, ``"masked_image"``,
             ``"alpha_scaling"``.
@@ -83,12 +83,12 @@ def _one_axes(size: tuple[int, int]) -> tuple[Figure, Axes]:
 
 
 def heat_map(axes: Axes, image: npt.NDArray[np.uint8], values: npt.NDArray[np.floating[Any]], title: str) -> None:
-    """Draw one map, brightest at 1, over a grey photograph.
+    """Draw one map, brightest at 1, over a gray photograph.
 
     Args:
         axes: where to draw.
         image: ``(H, W, 3)``.
-        values: ``(h, w)`` in [0, 1], stretched over the photograph; not rescaled, so that maps can be compared.
+        values: ``(h, w)`` in [0, 1], stretched over the image; not rescaled, so that maps can be compared.
         title: written above.
     """
     height, width = image.shape[:2]
@@ -117,13 +117,13 @@ def _finish(axes: Axes, title: str) -> None:
     axes.set_yticks([])
 
 
-def blank_sheet(
+def blank_figure(
     image: npt.NDArray[np.uint8], rows: int, columns: int, column_inches: float = _COLUMN_INCHES
 ) -> tuple[Figure, npt.NDArray[Any]]:
-    """A figure with room for pictures that have the shape of one photograph.
+    """A figure with room for pictures that have the shape of one image.
 
     Args:
-        image: the photograph ``(H, W, 3)``.
+        image: the image ``(H, W, 3)``.
         rows: of the sheet.
         columns: of the sheet.
         column_inches: width of a column.
@@ -140,12 +140,12 @@ def blank_sheet(
     return figure, axes
 
 
-def attribution_sheet(
+def plot_attribution(
     image: npt.NDArray[np.uint8],
     maps: Sequence[tuple[str, npt.NDArray[np.floating[Any]]]],
     raw: Sequence[npt.NDArray[np.floating[Any]]] = (),
 ) -> Figure:
-    """A photograph beside the maps of its classes: distinct in the last row, raw above them.
+    """An image beside the maps of its classes: distinct in the last row, raw above them.
 
     Args:
         image: ``(H, W, 3)``.
@@ -155,23 +155,23 @@ def attribution_sheet(
     Returns:
         The figure.
     """
-    figure, axes = blank_sheet(image, 2 if raw else 1, 1 + len(maps))
+    figure, axes = blank_figure(image, 2 if raw else 1, 1 + len(maps))
     picture(axes[0, 0], image, "photograph")
     for column, (title, values) in enumerate(maps, start=1):
         if raw:
             heat_map(axes[0, column], image, raw[column - 1], f"{title}\nraw")
         heat_map(axes[-1, column], image, values, "distinct" if raw else title)
-    return laid_out(figure)
+    return finish_layout(figure)
 
 
-def map_sheet(
+def plot_maps(
     image: npt.NDArray[np.uint8],
     maps: Mapping[str, Sequence[npt.ArrayLike]],
     columns: Sequence[str],
     *,
     column_inches: float = _COLUMN_INCHES,
 ) -> Figure:
-    """Maps in rows and columns over one photograph, all on one scale of colours.
+    """Maps in rows and columns over one image, all on one scale of colors.
 
     Args:
         image: ``(H, W, 3)``.
@@ -185,7 +185,7 @@ def map_sheet(
     Raises:
         ValueError: if a row has not one map for each column.
     """
-    figure, axes = blank_sheet(image, len(maps), len(columns), column_inches)
+    figure, axes = blank_figure(image, len(maps), len(columns), column_inches)
     # Titles stand above the first row alone.
     figure.set_figheight(figure.get_figheight() - _TITLE_INCHES * (len(maps) - 1))
     for row, (name, of_row) in enumerate(maps.items()):
@@ -196,13 +196,13 @@ def map_sheet(
         for column, (title, values) in enumerate(zip(columns, of_row, strict=True)):
             heat_map(axes[row, column], image, np.asarray(values), "" if row else title)
         axes[row, 0].set_ylabel(name, fontsize=9)
-    return laid_out(figure)
+    return finish_layout(figure)
 
 
-def label_sheet(
+def plot_labels(
     image: npt.NDArray[np.uint8], label_maps: Sequence[tuple[str, npt.ArrayLike]], names: Sequence[str]
 ) -> Figure:
-    """Label maps over one photograph side by side, in the colours of VOC, with a legend.
+    """Label maps over one image side by side, in the colors of VOC, with a legend.
 
     Args:
         image: ``(H, W, 3)``.
@@ -212,16 +212,16 @@ def label_sheet(
     Returns:
         The figure.
     """
-    figure, axes = blank_sheet(image, 1, len(label_maps))
+    figure, axes = blank_figure(image, 1, len(label_maps))
     for one, (title, labels) in zip(axes[0], label_maps, strict=True):
         picture(one, overlay(image, np.asarray(labels)), title)
-    colours = voc_colours() / 255
-    patches = [Patch(facecolor=colours[1 + i], edgecolor="black", label=name) for i, name in enumerate(names)]
+    colors = voc_colors() / 255
+    patches = [Patch(facecolor=colors[1 + i], edgecolor="black", label=name) for i, name in enumerate(names)]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
-    return laid_out(figure)
+    return finish_layout(figure)
 
 
-def laid_out(figure: Figure) -> Figure:
+def finish_layout(figure: Figure) -> Figure:
     """Arrange a finished sheet so that no title is cut off, and return it.
 
     One pass comes with drawing; where pictures keep their shape, the layout settles in the second only.
@@ -249,10 +249,10 @@ def show(figure: Figure) -> None:
     plt.show()
 
 
-def segmentation_sheet(segmentation: "Segmentation") -> Figure:
-    """Everything about one photograph on one sheet.
+def plot_segmentation(segmentation: "Segmentation") -> Figure:
+    """Everything about one image on one sheet.
 
-    The photograph and a legend with names and scores; each candidate's raw map (where it was kept) and distinct map;
+    The image and a legend with names and scores; each candidate's raw map (where it was kept) and distinct map;
     the label map before and after the CRF. Candidates that were only subtracted are marked.
 
     Args:
@@ -263,11 +263,11 @@ def segmentation_sheet(segmentation: "Segmentation") -> Figure:
     """
     saliency, image = segmentation.saliency, segmentation.image
     candidates = len(segmentation.candidates)
-    figure, axes = blank_sheet(image, 2, 2 + candidates)
+    figure, axes = blank_figure(image, 2, 2 + candidates)
     picture(axes[0, 0], image, "photograph")
     _legend(axes[1, 0], segmentation)
     for slot, c in enumerate(segmentation.candidates):
-        name = f"{_shortened(segmentation.class_names[c])}  {float(saliency.scores[0, c]):.2f}"
+        name = f"{_shorten(segmentation.class_names[c])}  {float(saliency.scores[0, c]):.2f}"
         role = "" if c in segmentation.classes else " (only subtracted)"
         if saliency.raw is not None:
             heat_map(axes[0, 1 + slot], image, saliency.raw[0, slot].numpy(), f"{name}\nraw{role}")
@@ -276,11 +276,11 @@ def segmentation_sheet(segmentation: "Segmentation") -> Figure:
     picture(axes[0, -1], overlay(image, segmentation.display_labels(segmentation.unrefined)), before)
     if segmentation.settings.get("crf"):
         picture(axes[1, -1], overlay(image, segmentation.display_labels()), "after the CRF")
-    return laid_out(figure)
+    return finish_layout(figure)
 
 
 def _legend(axes: Axes, segmentation: "Segmentation") -> None:
-    colours = voc_colours() / 255
+    colors = voc_colors() / 255
     scores = segmentation.saliency.scores[0]
     values = np.unique(segmentation.display_labels()).tolist()
     patches = []
@@ -288,11 +288,11 @@ def _legend(axes: Axes, segmentation: "Segmentation") -> None:
         share = float((segmentation.labels == c + 1).float().mean())
         text = f"{segmentation.class_names[c]}  {float(scores[c]):.2f}, {share:.0%} of the image"
         patches.append(
-            Patch(facecolor=colours[value], edgecolor="black", label=text, alpha=1.0 if value in values else 0.3)
+            Patch(facecolor=colors[value], edgecolor="black", label=text, alpha=1.0 if value in values else 0.3)
         )
     title = "no class above the threshold: the best one" if segmentation.fallback else None
     axes.legend(handles=patches, loc="center", frameon=False, fontsize=9, title=title, title_fontsize=8)
 
 
-def _shortened(name: str) -> str:
+def _shorten(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:23]}…"

@@ -15,27 +15,27 @@ from dcsm_attr.models.affinity_net import (
     TrainedAffinityNet,
     affinities,
     load_affinity_net,
-    neighbour_offsets,
+    neighbor_offsets,
     pair_mask,
     save_affinity_net,
 )
-from dcsm_attr.training.data import BatchPlan, LabelledBatch, LabelledCanvases, collate_labelled, grid_labels
-from dcsm_attr.training.loop import Settings, Task, batches_of, run_training
+from dcsm_attr.training.data import BatchPlan, LabeledBatch, LabeledCanvases, collate_labeled, downsample_labels
+from dcsm_attr.training.loop import Settings, Task, data_loader, run_training
 from dcsm_attr.training.optimizer import LITTLE_DATA, Preset
-from dcsm_attr.wsss.affinity import affinity_loss, pair_labels
+from dcsm_attr.wsss.affinity import affinity_labels, affinity_loss
 
-__all__ = ["NETWORK", "PRESETS", "train_affinity_net"]
+__all__ = ["NETWORK_FILE", "PRESETS", "train_affinity_net"]
 
 
 #: The file of the trained network, in the folder of the training.
-NETWORK = "affinity_net.safetensors"
+NETWORK_FILE = "affinity_net.safetensors"
 
 #: By name. ``"paper"``: as the released code trains in effect (plain SGD: what it passes as weight decay lands in the
-#: place of the momentum), eight epochs of 10,582 photographs; its crops, its resizing and its jitter of colours are not
+#: place of the momentum), eight epochs of 10,582 photographs; its crops, its resizing and its jitter of colors are not
 #: reproduced, nor are its frozen first layers. ``"modern"``: for little data.
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
-        optimiser="sgd",
+        optimizer="sgd",
         schedule="poly",
         learning_rate=0.1,
         head_rate=10.0,
@@ -76,7 +76,7 @@ def train_affinity_net(
             :func:`dcsm_attr.wsss.affinity.confident_labels`.
         folder: where to write; a run that stands there is continued.
         settings: of the training.
-        radius: of the neighbourhood, in positions of the features.
+        radius: of the neighborhood, in positions of the features.
         border: which pairs are learned from, see :func:`dcsm_attr.models.affinity_net.pair_mask`.
         device: where to train.
         workers: processes that read photographs ahead; 0: this one reads them.
@@ -94,14 +94,14 @@ def train_affinity_net(
         OSError: if the folder cannot be written to.
     """
     if not len(collection):
-        raise ValueError("the training collection is empty: at least one photograph is needed.")
-    task = _Affinity(start, collection, labels, radius, border, max_pixels)
+        raise ValueError("the training collection is empty: at least one image is needed.")
+    task = _AffinityTask(start, collection, labels, radius, border, max_pixels)
     run_training(task, folder, settings, device=device, workers=workers, tensorboard=tensorboard, progress=progress)
-    return load_affinity_net(Path(folder) / NETWORK)
+    return load_affinity_net(Path(folder) / NETWORK_FILE)
 
 
-class _Affinity(Task[LabelledBatch]):
-    """Affinities of neighbours from label maps."""
+class _AffinityTask(Task[LabeledBatch]):
+    """Affinities of neighbors from label maps."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class _Affinity(Task[LabelledBatch]):
         self._start = start
         self._radius = radius
         self._border: Border = border
-        self._canvases = LabelledCanvases(collection, labels, start.preprocess, max_pixels)
+        self._canvases = LabeledCanvases(collection, labels, start.preprocess, max_pixels)
 
     def described(self) -> dict[str, Any]:
         return {
@@ -130,16 +130,16 @@ class _Affinity(Task[LabelledBatch]):
         }
 
     def batches(self, plan: BatchPlan, workers: int) -> "DataLoader[Any]":
-        return batches_of(self._canvases, plan, workers, collate_labelled)
+        return data_loader(self._canvases, plan, workers, collate_labeled)
 
-    def loss(self, network: nn.Module, batch: LabelledBatch, ratio: float) -> Tensor:
+    def loss(self, network: nn.Module, batch: LabeledBatch, ratio: float) -> Tensor:
         images = batch.images.to(self.device, non_blocking=True)
         features = network(*rescaled((images,), ratio, "bilinear"))
         height, width = features.shape[2:]
-        offsets = neighbour_offsets(self._radius)
-        labels = grid_labels(batch.labels.to(self.device, non_blocking=True), (height, width))
-        known = pair_labels(labels, offsets, pair_mask(height, width, offsets, self._border, device=self.device))
+        offsets = neighbor_offsets(self._radius)
+        labels = downsample_labels(batch.labels.to(self.device, non_blocking=True), (height, width))
+        known = affinity_labels(labels, offsets, pair_mask(height, width, offsets, self._border, device=self.device))
         return affinity_loss(affinities(features, offsets, self._start.norm), known)
 
     def keep(self, folder: Path) -> None:
-        save_affinity_net(self._start, folder / NETWORK)
+        save_affinity_net(self._start, folder / NETWORK_FILE)

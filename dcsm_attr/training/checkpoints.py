@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dcsm_attr.io import atomic_path, differences
-from dcsm_attr.models.weights import load_plain
+from dcsm_attr.models.weights import load_weights_only
 
 __all__ = ["CheckpointError", "TensorBoardLog", "TrainingLog", "load_checkpoint", "save_checkpoint"]
 
@@ -28,7 +28,7 @@ class CheckpointError(ValueError):
 def save_checkpoint(
     path: Path,
     network: nn.Module,
-    optimiser: Optimizer,
+    optimizer: Optimizer,
     schedule: LRScheduler,
     *,
     progress: Mapping[str, Any],
@@ -39,7 +39,7 @@ def save_checkpoint(
     Args:
         path: to write, ``.pt``.
         network: its parameters and buffers are kept.
-        optimiser: its state is kept.
+        optimizer: its state is kept.
         schedule: its state is kept.
         progress: how far the training is, of plain values.
         settings: what the training depends on, of plain values.
@@ -49,7 +49,7 @@ def save_checkpoint(
         random_state["cuda"] = torch.cuda.get_rng_state()
     content = {
         "network": network.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "random_state": random_state,
         "progress": dict(progress),
@@ -61,14 +61,14 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, network: nn.Module, optimiser: Optimizer, schedule: LRScheduler, *, settings: Mapping[str, Any]
+    path: Path, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler, *, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Put a training back to where it was, random state included.
 
     Args:
         path: written by :func:`save_checkpoint`; opened without executing anything in it.
         network: takes the parameters and buffers.
-        optimiser: takes its state.
+        optimizer: takes its state.
         schedule: takes its state.
         settings: of this training, which must be those of the checkpoint.
 
@@ -79,7 +79,7 @@ def load_checkpoint(
         CheckpointError: if the file cannot be read, or comes from a training with other settings.
     """
     try:
-        content = load_plain(path)
+        content = load_weights_only(path)
         kept = content["settings"]
     except Exception as error:
         raise CheckpointError(
@@ -92,7 +92,7 @@ def load_checkpoint(
             "settings, or choose another folder."
         )
     network.load_state_dict(content["network"])
-    optimiser.load_state_dict(content["optimiser"])
+    optimizer.load_state_dict(content["optimizer"])
     schedule.load_state_dict(content["schedule"])
     torch.set_rng_state(content["random_state"]["cpu"])
     if "cuda" in content["random_state"] and torch.cuda.is_available():
@@ -118,7 +118,7 @@ class TrainingLog:
         """Add a line."""
         self._write([*self._lines(), {name: str(line[name]) for name in self._columns}])
 
-    def forget_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Remove the lines of later steps, which a resumed training logs again."""
         self._write([line for line in self._lines() if int(line["step"]) <= step])
 
@@ -163,7 +163,7 @@ class TensorBoardLog:
             self._writer.add_scalar(name, float(line[name]), int(line["step"]))
         self._writer.flush()
 
-    def forget_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Have the points of later steps replaced, which a resumed training logs again; before the first line."""
         self._kept = step
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dcsm_attr.attribution.inputs import rescaled
-from dcsm_attr.attribution.model import pooled_scores
+from dcsm_attr.attribution.model import pool_score_maps
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.metrics import mean_average_precision
 from dcsm_attr.models.checkpoint import Classifier, load_classifier, save_classifier
-from dcsm_attr.training.data import BatchPlan, CanvasBatch, Canvases, Draw, collate
+from dcsm_attr.training.data import BatchPlan, Draw, ImageLabelBatch, ImageLabelDataset, collate
 from dcsm_attr.training.distributed import Processes
-from dcsm_attr.training.loop import Settings, Task, Validation, batches_of, run_training
+from dcsm_attr.training.loop import Settings, Task, Validation, data_loader, run_training
 from dcsm_attr.training.optimizer import ClassifierPreset
 
 __all__ = ["multi_label_loss", "train_classifier"]
@@ -39,7 +39,7 @@ def multi_label_loss(logits: Tensor, present: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), present.float(), reduction="none").sum(dim=1).mean()
 
 
-_BEST = "best.safetensors"
+_BEST_FILE = "best.safetensors"
 
 
 def train_classifier(
@@ -59,7 +59,7 @@ def train_classifier(
 
     Writes into the folder: ``last.pt``, from which a run that was cut off goes on as if nothing had happened;
     ``best.safetensors``, the classifier with the best mean average precision on the validation photographs;
-    ``log.csv``, a line for each validation; ``settings.json``; and ``unreadable.json``, why photographs of both
+    ``log.csv``, a line for each validation; ``settings.json``; and ``unreadable.json``, why images of both
     collections could not be read, if any. Under ``torchrun``, the processes share each batch.
 
     Args:
@@ -87,7 +87,7 @@ def train_classifier(
     """
     for name, collection in (("training", training), ("validation", validation)):
         if not len(collection):
-            raise ValueError(f"the {name} collection is empty: at least one photograph is needed.")
+            raise ValueError(f"the {name} collection is empty: at least one image is needed.")
         if collection.class_names != classifier.class_names:
             raise ValueError(
                 f"the {name} collection has the classes {collection.class_names}, the classifier "
@@ -96,12 +96,12 @@ def train_classifier(
     preset = settings.preset
     if not isinstance(preset, ClassifierPreset):
         raise TypeError(f"a classifier is trained with a ClassifierPreset, which has a pooling; got {preset}.")
-    task = _Classification(replace(classifier, pooling=preset.pooling), training, validation, preset, max_pixels)
+    task = _ClassificationTask(replace(classifier, pooling=preset.pooling), training, validation, preset, max_pixels)
     run_training(task, folder, settings, device=device, workers=workers, tensorboard=tensorboard, progress=progress)
-    return load_classifier(Path(folder) / _BEST)
+    return load_classifier(Path(folder) / _BEST_FILE)
 
 
-class _Classification(Task[CanvasBatch]):
+class _ClassificationTask(Task[ImageLabelBatch]):
     """Image-level labels from score maps."""
 
     measured = ("validation_map",)
@@ -130,12 +130,12 @@ class _Classification(Task[CanvasBatch]):
         }
 
     def batches(self, plan: BatchPlan, workers: int) -> "DataLoader[Any]":
-        return batches_of(self._canvases(self._training), plan, workers, collate)
+        return data_loader(self._canvases(self._training), plan, workers, collate)
 
-    def loss(self, network: nn.Module, batch: CanvasBatch, ratio: float) -> Tensor:
+    def loss(self, network: nn.Module, batch: ImageLabelBatch, ratio: float) -> Tensor:
         images = batch.images.to(self.device, non_blocking=True)
         score_maps = network(*rescaled((images,), ratio, "bilinear"))
-        logits = pooled_scores(score_maps.float(), self._preset.pooling)
+        logits = pool_score_maps(score_maps.float(), self._preset.pooling)
         return multi_label_loss(logits, batch.present.to(self.device, non_blocking=True))
 
     def validate(self, processes: Processes, workers: int) -> Validation:
@@ -145,11 +145,11 @@ class _Classification(Task[CanvasBatch]):
         failures: list[str] = []
         rows: list[tuple[int, list[float]]] = []
         with torch.no_grad():
-            for batch in batches_of(self._canvases(self._validation), batches, workers, collate):
+            for batch in data_loader(self._canvases(self._validation), batches, workers, collate):
                 failures += batch.failures
                 if not len(batch.numbers):
                     continue
-                logits = pooled_scores(self.network(batch.images.to(self.device)).float(), self._preset.pooling)
+                logits = pool_score_maps(self.network(batch.images.to(self.device)).float(), self._preset.pooling)
                 rows += zip(batch.numbers.tolist(), logits.tolist(), strict=True)
         return self._validated(sorted(processes.gathered(rows)), processes.gathered(failures))
 
@@ -165,7 +165,7 @@ class _Classification(Task[CanvasBatch]):
         return Validation({"validation_map": value}, value, failures)
 
     def keep(self, folder: Path) -> None:
-        save_classifier(self._classifier, folder / _BEST)
+        save_classifier(self._classifier, folder / _BEST_FILE)
 
-    def _canvases(self, collection: Collection) -> Canvases:
-        return Canvases(collection, self._classifier.preprocess, self._max_pixels)
+    def _canvases(self, collection: Collection) -> ImageLabelDataset:
+        return ImageLabelDataset(collection, self._classifier.preprocess, self._max_pixels)

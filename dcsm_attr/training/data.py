@@ -1,4 +1,4 @@
-"""The photographs of a training in batches, in an order that a resumed run repeats.
+"""The images of a training in batches, in an order that a resumed run repeats.
 
 The photographs of a collection on their canvases, with image-level labels.
 
@@ -20,26 +20,26 @@ from torch.utils.data import Dataset, Sampler
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.datasets.images import ImageReadError, read_image
 from dcsm_attr.datasets.masks import VOID, MaskError, read_mask
-from dcsm_attr.datasets.preprocess import Prepared, Preprocess
+from dcsm_attr.datasets.preprocess import CanvasImage, Preprocess
 
 __all__ = [
     "BatchPlan",
     "Canvas",
-    "CanvasBatch",
-    "Canvases",
     "Draw",
-    "LabelledBatch",
-    "LabelledCanvas",
-    "LabelledCanvases",
+    "ImageLabelBatch",
+    "ImageLabelDataset",
+    "LabeledBatch",
+    "LabeledCanvas",
+    "LabeledCanvases",
     "collate",
-    "collate_labelled",
-    "grid_labels",
+    "collate_labeled",
+    "downsample_labels",
 ]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One photograph of a batch: its number in the collection, and whether it is mirrored."""
+    """One image of a batch: its number in the collection, and whether it is mirrored."""
 
     number: int
     mirrored: bool = False
@@ -79,7 +79,7 @@ class BatchPlan(Sampler[list[Draw]]):
         """
         if batch_size % processes:
             raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {batch_size}.")
-        self._photographs, self._batch_size, self._steps, self._seed = photographs, batch_size, steps, seed
+        self._images, self._batch_size, self._steps, self._seed = photographs, batch_size, steps, seed
         self._first, self._rank, self._processes = first, rank, processes
 
     def __len__(self) -> int:
@@ -97,8 +97,8 @@ class BatchPlan(Sampler[list[Draw]]):
     def _draws(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(self._seed)
         while True:
-            order = torch.randperm(self._photographs, generator=generator).tolist()
-            mirrored = (torch.rand(self._photographs, generator=generator) < 0.5).tolist()
+            order = torch.randperm(self._images, generator=generator).tolist()
+            mirrored = (torch.rand(self._images, generator=generator) < 0.5).tolist()
             yield from map(Draw, order, mirrored)
 
     def ratio(self, step: int, between: tuple[float, float]) -> float:
@@ -126,14 +126,14 @@ class Canvas:
 
 
 @dataclass(frozen=True)
-class CanvasBatch:
+class ImageLabelBatch:
     """The readable photographs of a batch.
 
     Attributes:
         numbers: ``(n,)`` int64, in their collection.
         images: ``(n, 3, S, S)``.
         present: ``(n, C)`` float32.
-        failures: a line for each photograph that could not be read.
+        failures: a line for each image that could not be read.
     """
 
     numbers: Tensor
@@ -142,15 +142,15 @@ class CanvasBatch:
     failures: tuple[str, ...]
 
 
-class Canvases(Dataset[Canvas]):
+class ImageLabelDataset(Dataset[Canvas]):
     """Photographs on the canvas of a preprocessing, with image-level labels; masks are never looked at."""
 
     def __init__(self, collection: Collection, preprocess: Preprocess, max_pixels: int | None = None) -> None:
         """Describe the dataset; items are :class:`Draw`.
 
         Args:
-            collection: the photographs.
-            preprocess: resizes, pads and normalises.
+            collection: the images.
+            preprocess: resizes, pads and normalizes.
             max_pixels: photographs with more pixels are not read, see :func:`dcsm_attr.datasets.images.read_image`.
         """
         self._collection = collection
@@ -159,11 +159,11 @@ class Canvases(Dataset[Canvas]):
         self._present = collection.presence().float()
 
     def __len__(self) -> int:
-        """Number of photographs."""
+        """Number of images."""
         return len(self._collection)
 
     def __getitem__(self, draw: Draw) -> Canvas:
-        """Read and prepare one photograph; one that cannot be read comes back with the reason."""
+        """Read and prepare one image; one that cannot be read comes back with the reason."""
         photograph = self._collection.photographs[draw.number]
         try:
             image = self._preprocess(read_image(photograph.path, max_pixels=self._max_pixels)).tensor
@@ -172,8 +172,8 @@ class Canvases(Dataset[Canvas]):
         return Canvas(draw.number, image.flip(-1) if draw.mirrored else image, self._present[draw.number])
 
 
-def collate(canvases: list[Canvas]) -> CanvasBatch:
-    """Stack the photographs that could be read.
+def collate(canvases: list[Canvas]) -> ImageLabelBatch:
+    """Stack the images that could be read.
 
     Args:
         canvases: of one batch.
@@ -182,7 +182,7 @@ def collate(canvases: list[Canvas]) -> CanvasBatch:
         The batch; empty tensors if none could be read.
     """
     readable = [(canvas, canvas.image) for canvas in canvases if canvas.image is not None]
-    return CanvasBatch(
+    return ImageLabelBatch(
         numbers=torch.tensor([canvas.number for canvas, _ in readable], dtype=torch.long),
         images=torch.stack([image for _, image in readable]) if readable else torch.empty(0, 3, 0, 0),
         present=torch.stack([canvas.present for canvas in canvases])[[c.image is not None for c in canvases]],
@@ -193,7 +193,7 @@ def collate(canvases: list[Canvas]) -> CanvasBatch:
 _LABELS = 256
 
 
-def grid_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+def downsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """The most frequent label of each cell of a grid; of equally frequent ones the lowest.
 
     Differs from the release of AffinityNet, which averages the probabilities after the CRF over each cell: label maps
@@ -222,13 +222,13 @@ def grid_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LabelledCanvas:
+class LabeledCanvas:
     """A prepared photograph with its label map.
 
     Attributes:
         number: in its collection.
         image: ``(3, S, S)``; None if a file could not be read.
-        labels: ``(S, S)`` uint8, 255 where there is no photograph; None if a file could not be read.
+        labels: ``(S, S)`` uint8, 255 where there is no image; None if a file could not be read.
         failure: why it could not be read; empty if it was.
     """
 
@@ -239,14 +239,14 @@ class LabelledCanvas:
 
 
 @dataclass(frozen=True)
-class LabelledBatch:
+class LabeledBatch:
     """The readable photographs of a batch.
 
     Attributes:
         numbers: ``(n,)`` int64, in their collection.
         images: ``(n, 3, S, S)``.
         labels: ``(n, S, S)`` uint8: 0 background, ``c + 1`` for class ``c``, 255 unknown.
-        failures: a line for each photograph that could not be read.
+        failures: a line for each image that could not be read.
     """
 
     numbers: Tensor
@@ -255,7 +255,7 @@ class LabelledBatch:
     failures: tuple[str, ...]
 
 
-class LabelledCanvases(Dataset[LabelledCanvas]):
+class LabeledCanvases(Dataset[LabeledCanvas]):
     """Photographs and label maps on the canvas of a preprocessing."""
 
     def __init__(
@@ -264,10 +264,10 @@ class LabelledCanvases(Dataset[LabelledCanvas]):
         """Describe the dataset; items are :class:`Draw`.
 
         Args:
-            collection: the photographs.
-            folder: with a label map ``NAME.png`` for each, of the size of the photograph or of another one: resized
+            collection: the images.
+            folder: with a label map ``NAME.png`` for each, of the size of the image or of another one: resized
                 without mixing labels.
-            preprocess: resizes, pads and normalises.
+            preprocess: resizes, pads and normalizes.
             max_pixels: photographs with more pixels are not read, see :func:`dcsm_attr.datasets.images.read_image`.
         """
         self._collection = collection
@@ -276,11 +276,11 @@ class LabelledCanvases(Dataset[LabelledCanvas]):
         self._max_pixels = max_pixels
 
     def __len__(self) -> int:
-        """Number of photographs."""
+        """Number of images."""
         return len(self._collection)
 
-    def __getitem__(self, draw: Draw) -> LabelledCanvas:
-        """Read and prepare one photograph; one that cannot be read comes back with the reason."""
+    def __getitem__(self, draw: Draw) -> LabeledCanvas:
+        """Read and prepare one image; one that cannot be read comes back with the reason."""
         photograph = self._collection.photographs[draw.number]
         try:
             prepared = self._preprocess(read_image(photograph.path, max_pixels=self._max_pixels))
@@ -293,15 +293,15 @@ class LabelledCanvases(Dataset[LabelledCanvas]):
                 prepared,
             )
         except (ImageReadError, MaskError) as error:
-            return LabelledCanvas(draw.number, None, None, str(error))
+            return LabeledCanvas(draw.number, None, None, str(error))
         image = prepared.tensor
         if draw.mirrored:
             image, labels = image.flip(-1), labels.flip(-1)
-        return LabelledCanvas(draw.number, image, labels)
+        return LabeledCanvas(draw.number, image, labels)
 
 
-def collate_labelled(canvases: list[LabelledCanvas]) -> LabelledBatch:
-    """Stack the photographs that could be read.
+def collate_labeled(canvases: list[LabeledCanvas]) -> LabeledBatch:
+    """Stack the images that could be read.
 
     Args:
         canvases: of one batch.
@@ -312,7 +312,7 @@ def collate_labelled(canvases: list[LabelledCanvas]) -> LabelledBatch:
     readable = [canvas for canvas in canvases if canvas.image is not None]
     images = [canvas.image for canvas in readable if canvas.image is not None]
     labels = [canvas.labels for canvas in readable if canvas.labels is not None]
-    return LabelledBatch(
+    return LabeledBatch(
         numbers=torch.tensor([canvas.number for canvas in readable], dtype=torch.long),
         images=torch.stack(images) if images else torch.empty(0, 3, 0, 0),
         labels=torch.stack(labels) if labels else torch.empty(0, 0, 0, dtype=torch.uint8),
@@ -320,7 +320,7 @@ def collate_labelled(canvases: list[LabelledCanvas]) -> LabelledBatch:
     )
 
 
-def _on_canvas(labels: Tensor, prepared: Prepared) -> Tensor:
+def _on_canvas(labels: Tensor, prepared: CanvasImage) -> Tensor:
     height, width = prepared.pixels.shape[1:]
     picture = Image.fromarray(labels.numpy().astype(np.uint8))
     resized = picture.resize((width, height), Image.Resampling.NEAREST)

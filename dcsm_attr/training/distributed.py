@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-__all__ = ["Processes", "own_device", "process_group"]
+__all__ = ["Processes", "local_device", "process_group"]
 
 
 _Item = TypeVar("_Item")
@@ -50,7 +50,7 @@ class Processes:
             dist.barrier()
 
 
-def own_device(device: torch.device) -> torch.device:
+def local_device(device: torch.device) -> torch.device:
     """The device of this process: of several GPUs, the one that ``torchrun`` means it to take."""
     if device.type != "cuda" or device.index is not None:
         return device

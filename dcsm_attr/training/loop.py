@@ -1,6 +1,6 @@
 """The loop of every training: steps, logs, checkpoints, resuming, several processes.
 
-What a training is about: a network, its loss, its photographs, and how it is judged; the loop does the rest.
+What a training is about: a network, its loss, its images, and how it is judged; the loop does the rest.
 """
 
 import json
@@ -18,14 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dcsm_attr.attribution.model import preserved_random_state
-from dcsm_attr.io import writable_folder, write_json
+from dcsm_attr.attribution.model import preserve_rng_state
+from dcsm_attr.io import make_writable_folder, write_json
 from dcsm_attr.training.checkpoints import TensorBoardLog, TrainingLog, load_checkpoint, save_checkpoint
 from dcsm_attr.training.data import BatchPlan, Draw
-from dcsm_attr.training.distributed import Processes, own_device, process_group
-from dcsm_attr.training.optimizer import Preset, optimisation
+from dcsm_attr.training.distributed import Processes, local_device, process_group
+from dcsm_attr.training.optimizer import Preset, optimization
 
-__all__ = ["Batch", "Settings", "Task", "Validation", "batches_of", "run_training"]
+__all__ = ["Batch", "Settings", "Task", "Validation", "data_loader", "run_training"]
 
 
 class Batch(Protocol):
@@ -33,12 +33,12 @@ class Batch(Protocol):
 
     @property
     def numbers(self) -> Tensor:
-        """``(n,)`` int64, which photographs could be read; none, if none could."""
+        """``(n,)`` int64, which images could be read; none, if none could."""
         ...
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """A line for each photograph that could not be read."""
+        """A line for each image that could not be read."""
         ...
 
 
@@ -52,7 +52,7 @@ class Validation:
     Attributes:
         columns: of the log, by name; those that the task says it measures.
         score: the network is kept where it is higher than ever before. None: it is kept anyway.
-        failures: a line for each photograph that could not be read.
+        failures: a line for each image that could not be read.
         error: why nothing could be measured, which ends the training once the failures are written; empty if it could.
     """
 
@@ -87,11 +87,11 @@ class Task(ABC, Generic[_Batch]):
 
     @abstractmethod
     def described(self) -> dict[str, Any]:
-        """What the training depends on beside its settings, ready for JSON."""
+        """What the training depends on beside its settings, JSON-serializable."""
 
     @abstractmethod
     def batches(self, plan: BatchPlan, workers: int) -> "DataLoader[Any]":
-        """The batches of a plan; see :func:`batches_of`."""
+        """The batches of a plan; see :func:`data_loader`."""
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: _Batch, ratio: float) -> Tensor:
@@ -99,15 +99,15 @@ class Task(ABC, Generic[_Batch]):
 
         Args:
             network: :attr:`network`, or that wrapped for several processes.
-            batch: with at least one photograph.
+            batch: with at least one image.
             ratio: that the images are to be resized by.
 
         Returns:
             Scalar.
         """
 
-    def loss_of_nothing(self, network: nn.Module) -> Tensor:
-        """Zero, with zero gradients of all that learns: the share of a process that could read no photograph."""
+    def zero_loss(self, network: nn.Module) -> Tensor:
+        """Zero, with zero gradients of all that learns: the share of a process that could read no image."""
         empty = torch.zeros(self.fewest, 3, self.side, self.side, device=self.device)
         nothing: Tensor = 0.0 * network(empty).sum()
         return nothing
@@ -121,7 +121,7 @@ class Task(ABC, Generic[_Batch]):
         """Write the network, the best one so far, into the folder of the run."""
 
 
-def batches_of(
+def data_loader(
     dataset: "Dataset[Any]",
     batches: Iterable[list[Draw]],
     workers: int,
@@ -147,16 +147,16 @@ def batches_of(
 
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
-_UNREADABLE = "unreadable.json"
+_UNREADABLE_FILE = "unreadable.json"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training depends on beside the network and the photographs.
+    """What a training depends on beside the network and the images.
 
     Attributes:
-        preset: optimiser, rates, steps.
-        seed: of the order of the photographs, mirroring, resizing and dropout.
+        preset: optimizer, rates, steps.
+        seed: of the order of the images, mirroring, resizing and dropout.
         frozen_batch_norm: whether the trunk's batch norms keep their statistics and their parameters. Those of a new
             head always learn; their statistics are of each process's share of the batch.
         validate_every: steps between validations, each of which may give the best network.
@@ -192,7 +192,7 @@ def run_training(
 
     Writes into the folder: ``last.pt``, from which a run that was cut off goes on as if nothing had happened; what the
     task keeps of the best network; ``log.csv``, a line for each validation; ``settings.json``; and
-    ``unreadable.json``, why photographs could not be read, if any. Under ``torchrun``, the processes share each batch.
+    ``unreadable.json``, why images could not be read, if any. Under ``torchrun``, the processes share each batch.
 
     Args:
         task: what is learned.
@@ -213,11 +213,11 @@ def run_training(
     # Before the folder: a library that is missing is found out now.
     drawn = ("loss", "learning_rate", *task.measured)
     board = TensorBoardLog(Path(folder) / "tensorboard", drawn) if tensorboard else None
-    folder = writable_folder(folder)
-    device = own_device(torch.device(device))
+    folder = make_writable_folder(folder)
+    device = local_device(torch.device(device))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with preserved_random_state(device), process_group(device) as processes:
+    with preserve_rng_state(device), process_group(device) as processes:
         run = _Run(task, folder, settings, device, processes, board)
         try:
             run.go(workers, progress)
@@ -227,7 +227,7 @@ def run_training(
 
 
 class _Run:
-    """One training: the network with its optimiser, and how far they are."""
+    """One training: the network with its optimizer, and how far they are."""
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class _Run:
         self._device = device
         self._processes = processes
         self._network = task.network.to(device)
-        self._optimiser, self._schedule = optimisation(self._network, settings.preset)
+        self._optimizer, self._schedule = optimization(self._network, settings.preset)
         self._step = 0
         self._best = -1.0
         self._loss = 0.0
@@ -265,8 +265,8 @@ class _Run:
         if last.exists():
             self._resume(last, description)
         elif processes.is_first:
-            self._forget_after(0)
-            (self._folder / _UNREADABLE).unlink(missing_ok=True)
+            self._truncate_after(0)
+            (self._folder / _UNREADABLE_FILE).unlink(missing_ok=True)
             write_json(self._folder / "settings.json", description)
         plan = BatchPlan(
             self._task.photographs,
@@ -290,7 +290,7 @@ class _Run:
         for batch in bar:
             # The gradients of a distributed network are known at its construction: anew for each phase.
             if network is None or self._step == preset.head_only:
-                network = self._for_phase()
+                network = self._set_trainable()
             self._train_step(network, batch, plan.ratio(self._step, preset.ratios), bar.write)
             bar.set_postfix(loss=f"{self._loss:.3f}", refresh=False)
             self._step += 1
@@ -302,18 +302,18 @@ class _Run:
                 processes.wait()
 
     def _resume(self, last: Path, description: dict[str, Any]) -> None:
-        state = load_checkpoint(last, self._network, self._optimiser, self._schedule, settings=description)
+        state = load_checkpoint(last, self._network, self._optimizer, self._schedule, settings=description)
         self._step, self._best = state["step"], state["best"]
         self._loss, self._unreadable, self._seconds = state["loss"], state["unreadable"], state["seconds"]
         self._failures = state["failures"]
         if self._processes.is_first:
-            self._forget_after(self._step)
+            self._truncate_after(self._step)
 
-    def _forget_after(self, step: int) -> None:
+    def _truncate_after(self, step: int) -> None:
         for log in self._logs:
-            log.forget_after(step)
+            log.truncate_after(step)
 
-    def _for_phase(self) -> nn.Module:
+    def _set_trainable(self) -> nn.Module:
         """Choose what learns: the head alone at first, then everything that may."""
         for parameter in self._network.parameters():
             parameter.requires_grad_(True)
@@ -344,16 +344,16 @@ class _Run:
         for failure in batch.failures:
             say(f"skipped: {failure}")
         self._training_mode()
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         if len(batch.numbers) or self._processes.count > 1:
             with self._autocast():
                 # The other processes wait for this one's gradients.
                 readable = len(batch.numbers)
-                loss = self._task.loss(network, batch, ratio) if readable else self._task.loss_of_nothing(network)
+                loss = self._task.loss(network, batch, ratio) if readable else self._task.zero_loss(network)
             loss.backward()  # type: ignore[no-untyped-call]
             if self._settings.preset.gradient_limit is not None:
                 nn.utils.clip_grad_norm_(self._network.parameters(), self._settings.preset.gradient_limit)
-            self._optimiser.step()
+            self._optimizer.step()
             value = float(loss.detach())
             self._loss = value if self._step == 0 else 0.98 * self._loss + 0.02 * value
         self._schedule.step()
@@ -369,7 +369,7 @@ class _Run:
         found = self._task.validate(processes, workers)
         self._failures = sorted(set(processes.gathered([*self._failures, *found.failures])))
         if processes.is_first and self._failures:
-            write_json(self._folder / _UNREADABLE, {"failures": self._failures})
+            write_json(self._folder / _UNREADABLE_FILE, {"failures": self._failures})
         if found.error:
             raise ValueError(found.error)
         if not processes.is_first:
@@ -397,4 +397,4 @@ class _Run:
             "failures": self._failures,
             "seconds": self._seconds,
         }
-        save_checkpoint(path, self._network, self._optimiser, self._schedule, progress=progress, settings=description)
+        save_checkpoint(path, self._network, self._optimizer, self._schedule, progress=progress, settings=description)

@@ -1,6 +1,6 @@
 """How a network is trained; of a classifier, the paper's way, and one for little data.
 
-Optimiser and learning rates of a training, as a preset has them.
+Optimizer and learning rates of a training, as a preset has them.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from dcsm_attr.attribution.model import PoolingName
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["LITTLE_DATA", "PRESETS", "ClassifierPreset", "PartedNetwork", "Preset", "PresetName", "optimisation"]
+__all__ = ["LITTLE_DATA", "PRESETS", "BackboneHeadNetwork", "ClassifierPreset", "Preset", "PresetName", "optimization"]
 
 
 PresetName = Literal["paper", "modern"]
@@ -27,14 +27,14 @@ class Preset:
     """Everything that training depends on beside network, photographs and loss.
 
     Attributes:
-        optimiser: ``"sgd"`` with momentum, or ``"adamw"``.
+        optimizer: ``"sgd"`` with momentum, or ``"adamw"``.
         schedule: ``"constant"``; ``"onecycle"``: the rate rises and falls once (Smith and Topin 2017); ``"poly"``: it
             falls to zero as ``(1 - step / steps) ** 0.9``; ``"step"``: see ``decay``.
         learning_rate: of the trunk; with one-cycle the highest.
         head_rate: of the head, as a multiple of that.
         weight_decay: of all parameters with more than one dimension.
         batch_size: photographs in one step, over all processes.
-        steps: of the optimiser.
+        steps: of the optimizer.
         head_only: of these, the first ones, in which the head alone is trained.
         ratios: between which each batch is resized, both sides alike.
         gradient_limit: norm that the gradient is scaled down to. None: there is no limit.
@@ -45,7 +45,7 @@ class Preset:
         ValueError: if a number is out of its range, or ``decay`` does not go with the schedule.
     """
 
-    optimiser: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw"]
     schedule: Literal["constant", "onecycle", "poly", "step"]
     learning_rate: float
     head_rate: float
@@ -92,7 +92,7 @@ class Preset:
 
 #: For networks other than classifiers, which are trained from label maps of a few hundred photographs.
 LITTLE_DATA = Preset(
-    optimiser="adamw",
+    optimizer="adamw",
     schedule="onecycle",
     learning_rate=1e-4,
     head_rate=10.0,
@@ -109,7 +109,7 @@ class ClassifierPreset(Preset):
     """The same with what a classifier needs.
 
     Attributes:
-        pooling: of score maps to scores, see :func:`dcsm_attr.attribution.model.pooled_scores`.
+        pooling: of score maps to scores, see :func:`dcsm_attr.attribution.model.pool_score_maps`.
     """
 
     pooling: PoolingName
@@ -118,7 +118,7 @@ class ClassifierPreset(Preset):
 PRESETS: dict[PresetName, ClassifierPreset] = {
     # Section 4.2 of the paper: batches of two, 30,000 steps above pool5, then 20,000 of all layers.
     "paper": ClassifierPreset(
-        optimiser="sgd",
+        optimizer="sgd",
         schedule="constant",
         learning_rate=1e-5,
         head_rate=1.0,
@@ -129,7 +129,7 @@ PRESETS: dict[PresetName, ClassifierPreset] = {
         pooling="max",
     ),
     "modern": ClassifierPreset(
-        optimiser="adamw",
+        optimizer="adamw",
         schedule="onecycle",
         learning_rate=2e-4,
         head_rate=5.0,
@@ -148,7 +148,7 @@ PRESETS: dict[PresetName, ClassifierPreset] = {
 _POLY_POWER = 0.9
 
 
-class PartedNetwork(Protocol):
+class BackboneHeadNetwork(Protocol):
     """A network of a trunk that has learned before and a head that has not."""
 
     @property
@@ -162,8 +162,8 @@ class PartedNetwork(Protocol):
         ...
 
 
-def optimisation(network: PartedNetwork, preset: Preset) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """Make the optimiser of a network and the schedule of its rates.
+def optimization(network: BackboneHeadNetwork, preset: Preset) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """Make the optimizer of a network and the schedule of its rates.
 
     Args:
         network: whose trunk and head have rates of their own.
@@ -174,26 +174,26 @@ def optimisation(network: PartedNetwork, preset: Preset) -> tuple[torch.optim.Op
     """
     groups = list(_parameter_groups(network, preset))
     rates = [group["lr"] for group in groups]
-    optimiser: torch.optim.Optimizer
-    if preset.optimiser == "sgd":
-        optimiser = torch.optim.SGD(groups, lr=preset.learning_rate, momentum=preset.momentum)
+    optimizer: torch.optim.Optimizer
+    if preset.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=preset.learning_rate, momentum=preset.momentum)
     else:
-        optimiser = torch.optim.AdamW(groups, lr=preset.learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=preset.learning_rate)
     if preset.schedule == "constant":
-        return optimiser, LambdaLR(optimiser, lambda step: 1.0)
+        return optimizer, LambdaLR(optimizer, lambda step: 1.0)
     if preset.schedule == "poly":
-        return optimiser, LambdaLR(optimiser, lambda step: (1 - min(step, preset.steps) / preset.steps) ** _POLY_POWER)
+        return optimizer, LambdaLR(optimizer, lambda step: (1 - min(step, preset.steps) / preset.steps) ** _POLY_POWER)
     if preset.decay is not None:
-        return optimiser, StepLR(optimiser, *preset.decay)
+        return optimizer, StepLR(optimizer, *preset.decay)
     # The momentum stays: the last step of the schedule is one more than there are.
     total = preset.steps + 1
     # The rise takes a fifth of the steps, but one at least: PyTorch divides by its length.
-    return optimiser, OneCycleLR(
-        optimiser, rates, total_steps=total, cycle_momentum=False, pct_start=max(0.2, 2 / total)
+    return optimizer, OneCycleLR(
+        optimizer, rates, total_steps=total, cycle_momentum=False, pct_start=max(0.2, 2 / total)
     )
 
 
-def _parameter_groups(network: PartedNetwork, preset: Preset) -> Iterator[dict[str, Any]]:
+def _parameter_groups(network: BackboneHeadNetwork, preset: Preset) -> Iterator[dict[str, Any]]:
     for part, rate in ((network.trunk, 1.0), (network.head, preset.head_rate)):
         for decays in (True, False):
             parameters = [p for p in part.parameters() if (p.ndim > 1) == decays]

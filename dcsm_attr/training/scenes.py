@@ -1,6 +1,6 @@
 """Training the network of the generated scenes from image-level labels.
 
-Hiding parts of the training images, so that a network learns to recognise more than the most telling part.
+Hiding parts of the training images, so that a network learns to recognize more than the most telling part.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dcsm_attr.attribution.inputs import rescaled
-from dcsm_attr.attribution.model import pooled_scores
+from dcsm_attr.attribution.model import pool_score_maps
 from dcsm_attr.datasets.scenes import CLASS_NAMES, Scenes
 from dcsm_attr.io import atomic_path
 from dcsm_attr.models.scene_net import MEAN, STD, SceneNet, load_scene_net
@@ -24,12 +24,12 @@ __all__ = ["FIRST_TRAINING_SEED", "hide_patches", "train_scene_net"]
 
 
 def hide_patches(images: Tensor, most: float, cells: int = 8) -> Tensor:
-    """Cover random cells of a grid with the mean colour of their image.
+    """Cover random cells of a grid with the mean color of their image.
 
     A network trained with image-level labels needs one telling part of an object, and its gradients point there;
     where any part may be hidden it has to know all of them. Kumar Singh and Lee, "Hide-and-Seek", ICCV 2017.
 
-    Differs from the paper: the share of hidden cells is drawn anew for each image, and the grid for each batch.
+    Differs from the paper: the share of hidden cells is sampled for each image, and the grid for each batch.
 
     Args:
         images: ``(N, C, H, W)``.
@@ -60,9 +60,9 @@ _WARM_UP = 0.1
 _WEIGHT_DECAY = 0.2
 # Ratios that a batch is resized by, as the paper does with other ones.
 _RATIOS = (0.75, 1.0)
-# Whole pictures first: nothing is learnt from hidden ones before something is known.
-_HIDE_FROM = 0.4
-_MOST_HIDDEN = 0.8
+# Whole pictures first: nothing is learned from hidden ones before something is known.
+_HIDE_START = 0.4
+_MAX_HIDDEN = 0.8
 _SCALING_BATCHES = 4
 
 
@@ -84,7 +84,7 @@ def train_scene_net(
         path: the ``.safetensors`` file to write, in half precision, with ``seed``, ``steps`` and ``classes`` as its
             metadata. It appears when it is complete.
         seed: of the weights, of the scenes (see :data:`FIRST_TRAINING_SEED`) and of their augmentation.
-        steps: of the optimiser.
+        steps: of the optimizer.
         size: side of the scenes in pixels.
         workers: processes that draw scenes ahead; 0: this one draws them.
         progress: whether to show a bar.
@@ -113,24 +113,24 @@ def _trained(seed: int, steps: int, size: int, workers: int, progress: bool) -> 
         torch.manual_seed(seed)
         network = SceneNet(len(CLASS_NAMES))
         batches = iter(DataLoader(scenes, _BATCH, num_workers=workers))
-        _scale_weights(network, torch.cat([_normalised(next(batches)[0]) for _ in range(_SCALING_BATCHES)]))
+        _scale_weights(network, torch.cat([_normalize(next(batches)[0]) for _ in range(_SCALING_BATCHES)]))
         _fit(network, tqdm(batches, total=steps, unit="step", desc="training", disable=not progress), steps)
     return network
 
 
 def _fit(network: SceneNet, batches: "tqdm[tuple[Tensor, Tensor]]", steps: int) -> None:
-    optimiser = torch.optim.AdamW(network.parameters(), _LEARNING_RATE, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / steps))
+    optimizer = torch.optim.AdamW(network.parameters(), _LEARNING_RATE, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
     for step, (images, present) in enumerate(batches):
-        inputs = _normalised(images)
-        if step >= _HIDE_FROM * steps:
-            inputs = hide_patches(inputs, _MOST_HIDDEN)
+        inputs = _normalize(images)
+        if step >= _HIDE_START * steps:
+            inputs = hide_patches(inputs, _MAX_HIDDEN)
         ratio = _RATIOS[int(torch.randint(len(_RATIOS), ()))]
         score_maps = network(*rescaled((inputs,), ratio, "bilinear"))
-        loss = multi_label_loss(pooled_scores(score_maps), present)
-        optimiser.zero_grad()
+        loss = multi_label_loss(pool_score_maps(score_maps), present)
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         batches.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
@@ -142,7 +142,7 @@ def _rate(done: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP))
 
 
-def _normalised(images: Tensor) -> Tensor:
+def _normalize(images: Tensor) -> Tensor:
     return (images / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 

@@ -11,17 +11,17 @@ from torch.utils.data import DataLoader
 from dcsm_attr.attribution.inputs import rescaled
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.models.segmentation_net import TrainedSegmentationNet, load_segmentation_net, save_segmentation_net
-from dcsm_attr.training.data import BatchPlan, LabelledBatch, LabelledCanvases, collate_labelled, grid_labels
+from dcsm_attr.training.data import BatchPlan, LabeledBatch, LabeledCanvases, collate_labeled, downsample_labels
 from dcsm_attr.training.distributed import Processes
-from dcsm_attr.training.loop import Settings, Task, Validation, batches_of, run_training
+from dcsm_attr.training.loop import Settings, Task, Validation, data_loader, run_training
 from dcsm_attr.training.optimizer import LITTLE_DATA, Preset, PresetName
 from dcsm_attr.wsss.losses import OBJECTIVES, ObjectiveName
 
-__all__ = ["NETWORK", "PRESETS", "train_segmentation_net"]
+__all__ = ["NETWORK_FILE", "PRESETS", "train_segmentation_net"]
 
 
 #: The file of the trained network, in the folder of the training.
-NETWORK = "segmentation_net.safetensors"
+NETWORK_FILE = "segmentation_net.safetensors"
 
 # Rates of SEC and DSRG are those of VGG's layers; their new last layer has ten times as much, here the whole head.
 #: By the loss and then by name. ``"paper"``: the published solvers, of DSRG's second step for pseudo-labels; crops of
@@ -29,7 +29,7 @@ NETWORK = "segmentation_net.safetensors"
 PRESETS: dict[ObjectiveName, dict[PresetName, Preset]] = {
     "pseudo": {
         "paper": Preset(
-            optimiser="sgd",
+            optimizer="sgd",
             schedule="poly",
             learning_rate=1e-3,
             head_rate=10.0,
@@ -43,7 +43,7 @@ PRESETS: dict[ObjectiveName, dict[PresetName, Preset]] = {
     },
     "sec": {
         "paper": Preset(
-            optimiser="sgd",
+            optimizer="sgd",
             schedule="step",
             learning_rate=1e-3,
             head_rate=10.0,
@@ -58,7 +58,7 @@ PRESETS: dict[ObjectiveName, dict[PresetName, Preset]] = {
     },
     "dsrg": {
         "paper": Preset(
-            optimiser="sgd",
+            optimizer="sgd",
             schedule="step",
             learning_rate=5e-4,
             head_rate=10.0,
@@ -119,19 +119,19 @@ def train_segmentation_net(
         OSError: if the folder cannot be written to.
     """
     if not len(collection):
-        raise ValueError("the training collection is empty: at least one photograph is needed.")
+        raise ValueError("the training collection is empty: at least one image is needed.")
     if collection.class_names != start.class_names:
         raise ValueError(
             f"the training collection has the classes {collection.class_names}, the network {start.class_names}."
         )
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))}; got {objective!r}.")
-    task = _Segmentation(start, collection, labels, objective, max_pixels)
+    task = _SegmentationTask(start, collection, labels, objective, max_pixels)
     run_training(task, folder, settings, device=device, workers=workers, tensorboard=tensorboard, progress=progress)
-    return load_segmentation_net(Path(folder) / NETWORK)
+    return load_segmentation_net(Path(folder) / NETWORK_FILE)
 
 
-class _Segmentation(Task[LabelledBatch]):
+class _SegmentationTask(Task[LabeledBatch]):
     """Labels of positions from label maps."""
 
     fewest = 2
@@ -152,7 +152,7 @@ class _Segmentation(Task[LabelledBatch]):
         self._objective = OBJECTIVES[objective]
         self.measured = self._objective.names
         self._present = collection.presence()
-        self._canvases = LabelledCanvases(collection, labels, start.preprocess, max_pixels)
+        self._canvases = LabeledCanvases(collection, labels, start.preprocess, max_pixels)
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
 
@@ -167,16 +167,16 @@ class _Segmentation(Task[LabelledBatch]):
         }
 
     def batches(self, plan: BatchPlan, workers: int) -> "DataLoader[Any]":
-        return batches_of(self._canvases, plan, workers, collate_labelled)
+        return data_loader(self._canvases, plan, workers, collate_labeled)
 
-    def loss(self, network: nn.Module, batch: LabelledBatch, ratio: float) -> Tensor:
+    def loss(self, network: nn.Module, batch: LabeledBatch, ratio: float) -> Tensor:
         images = batch.images.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
         present = self._present[batch.numbers].to(self.device, non_blocking=True)
         (resized,) = rescaled((images,), ratio, "bilinear")
         logits = network(self._enough(resized))[: len(images)]
         pixels = self._start.preprocess.pixels(images)
-        terms = self._objective(logits, grid_labels(labels, logits.shape[2:]), present, pixels)
+        terms = self._objective(logits, downsample_labels(labels, logits.shape[2:]), present, pixels)
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach()
         self._steps += 1
@@ -191,7 +191,7 @@ class _Segmentation(Task[LabelledBatch]):
         return Validation({name: sum(sums.get(name, 0.0) for _, sums in parts) / steps for name in self.measured})
 
     def keep(self, folder: Path) -> None:
-        save_segmentation_net(self._start, folder / NETWORK)
+        save_segmentation_net(self._start, folder / NETWORK_FILE)
 
     def _enough(self, images: Tensor) -> Tensor:
         """One image twice: DeepLab's head has a batch norm of one value an image, which needs two."""

@@ -3,11 +3,11 @@ r"""Exponents of the background, :math:`(1 - \max_c M_c)^\alpha`, for the maps o
 Maps of different methods rise to their maximum in different ways, and an exponent that suits one says of another that
 everything is foreground.
 
-Semantic affinity labels: which neighbours surely show the same, and which surely do not.
+Semantic affinity labels: which neighbors surely show the same, and which surely do not.
 
 The loss of AffinityNet.
 
-Affinities as a picture: where a position differs from its neighbours.
+Affinities as a picture: where a position differs from its neighbors.
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ from dcsm_attr.models.affinity_net import Offsets, overlap
 
 __all__ = [
     "EXPONENTS",
-    "RELEASED",
     "RELEASED_CRF",
+    "RELEASED_EXPONENTS",
+    "AffinityLabels",
     "Exponents",
-    "PairLabels",
+    "affinity_labels",
     "affinity_loss",
     "boundaries",
     "confident_labels",
-    "exponents_of",
-    "pair_labels",
+    "method_exponents",
 ]
 
 
@@ -51,18 +51,18 @@ class Exponents:
 
 
 #: Those of the release, for CAM. (The submission had 24 in the place of 32.)
-RELEASED = Exponents(4.0, 32.0, 16.0)
+RELEASED_EXPONENTS = Exponents(4.0, 32.0, 16.0)
 
 #: By the name of the method. Those of DCSM, with the preset "tuned", and of its product with CAM were chosen on 64
 #: photographs of VOC's training set: about as many pixels are known, and as many of them rightly, as with CAM.
 EXPONENTS: Mapping[str, Exponents] = {
-    "cam": RELEASED,
+    "cam": RELEASED_EXPONENTS,
     "dcsm": Exponents(0.2, 0.8, 0.25),
     "fusion": Exponents(8.0, 64.0, 32.0),
 }
 
 
-def exponents_of(method: str) -> Exponents:
+def method_exponents(method: str) -> Exponents:
     """Those of a method by its name.
 
     Raises:
@@ -81,8 +81,8 @@ RELEASED_CRF = DenseCRF(bilateral_weight=10, bilateral_xy=80, bilateral_rgb=13, 
 
 
 @dataclass(frozen=True)
-class PairLabels:
-    """What is known of pairs of neighbours, each ``(N, P, h, w)`` bool; a pair in none of them is not learned from.
+class AffinityLabels:
+    """What is known of pairs of neighbors, each ``(N, P, h, w)`` bool; a pair in none of them is not learned from.
 
     Attributes:
         foreground: both ends show one class.
@@ -100,14 +100,14 @@ def confident_labels(
     classes: Tensor,
     image: Tensor,
     *,
-    low: float = RELEASED.low,
-    high: float = RELEASED.high,
+    low: float = RELEASED_EXPONENTS.low,
+    high: float = RELEASED_EXPONENTS.high,
     crf: DenseCRF | None = RELEASED_CRF,
 ) -> Tensor:
     r"""Labels on which two backgrounds agree: one that leaves little foreground, and one that leaves much.
 
     The background is :math:`(1 - \max_c M_c)^\alpha` (Ahn and Kwak, section 3.2; the exponents are the release's). The
-    CRF refines both labellings, over one lattice. A position is foreground where it is with the low exponent,
+    CRF refines both labelings, over one lattice. A position is foreground where it is with the low exponent,
     background where it is with the high one, and else unknown.
 
     Args:
@@ -137,8 +137,8 @@ def confident_labels(
     return torch.where(of_low > 0, numbers[of_low], torch.where(of_high > 0, VOID, 0)).to(torch.uint8)
 
 
-def pair_labels(labels: Tensor, offsets: Offsets, mask: Tensor) -> PairLabels:
-    """What the labels of two neighbours say about their affinity.
+def affinity_labels(labels: Tensor, offsets: Offsets, mask: Tensor) -> AffinityLabels:
+    """What the labels of two neighbors say about their affinity.
 
     Args:
         labels: ``(N, h, w)`` int64: 0 background, ``c + 1`` for class ``c``, 255 unknown.
@@ -151,19 +151,19 @@ def pair_labels(labels: Tensor, offsets: Offsets, mask: Tensor) -> PairLabels:
     height, width = labels.shape[1:]
     ahead = labels.new_full((len(labels), len(offsets), height, width), VOID)
     for pair, offset in enumerate(offsets):
-        (rows, columns), (rows_ahead, columns_ahead) = overlap(height, width, offset)
-        ahead[:, pair, rows, columns] = labels[:, rows_ahead, columns_ahead]
+        (rows, columns), (target_rows, target_columns) = overlap(height, width, offset)
+        ahead[:, pair, rows, columns] = labels[:, target_rows, target_columns]
     here = labels[:, None]
     known = mask & (here != VOID) & (ahead != VOID)
     equal = known & (here == ahead)
-    return PairLabels(equal & (here > 0), equal & (here == 0), known & (here != ahead))
+    return AffinityLabels(equal & (here > 0), equal & (here == 0), known & (here != ahead))
 
 
 # Of the release.
-_SMALLEST = 1e-5
+_EPSILON = 1e-5
 
 
-def affinity_loss(affinities: Tensor, labels: PairLabels) -> Tensor:
+def affinity_loss(affinities: Tensor, labels: AffinityLabels) -> Tensor:
     r"""Cross entropy of affinities, balanced between pairs of the foreground, of the background, and different ones.
 
     .. math::
@@ -181,34 +181,34 @@ def affinity_loss(affinities: Tensor, labels: PairLabels) -> Tensor:
         Scalar, float32; zero where no pair is known.
     """
     values = affinities.float()
-    different = _mean(torch.log(1.0 + _SMALLEST - values), labels.different)
+    different = _mean(torch.log(1.0 + _EPSILON - values), labels.different)
     foreground, background = (
-        _mean(torch.log(values + _SMALLEST), equal) for equal in (labels.foreground, labels.background)
+        _mean(torch.log(values + _EPSILON), equal) for equal in (labels.foreground, labels.background)
     )
     return -(foreground / 4 + background / 4 + different / 2)
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
     # The others may be infinite: chosen, not multiplied by zero.
-    return torch.where(chosen, values, 0.0).sum() / (chosen.sum() + _SMALLEST)
+    return torch.where(chosen, values, 0.0).sum() / (chosen.sum() + _EPSILON)
 
 
 def boundaries(affinities: Tensor, offsets: Offsets) -> Tensor:
-    """One minus the mean affinity of each position with its neighbours, those before it and those after it.
+    """One minus the mean affinity of each position with its neighbors, those before it and those after it.
 
     Args:
         affinities: ``(N, P, h, w)`` in [0, 1], see :func:`dcsm_attr.models.affinity_net.affinities`.
         offsets: P pairs ``(dy, dx)``, those of the affinities.
 
     Returns:
-        ``(N, 1, h, w)`` in [0, 1]; 0 for a position without neighbours.
+        ``(N, 1, h, w)`` in [0, 1]; 0 for a position without neighbors.
     """
     count, _, height, width = affinities.shape
-    total, neighbours = affinities.new_zeros(count, height, width), affinities.new_zeros(height, width)
+    total, neighbors = affinities.new_zeros(count, height, width), affinities.new_zeros(height, width)
     for pair, offset in enumerate(offsets):
         sources, ahead = overlap(height, width, offset)
         of_pair = affinities[:, pair, sources[0], sources[1]]
         for rows, columns in (sources, ahead):
             total[:, rows, columns] += of_pair
-            neighbours[rows, columns] += 1
-    return torch.where(neighbours > 0, 1 - total / neighbours.clamp(min=1), 0.0)[:, None]
+            neighbors[rows, columns] += 1
+    return torch.where(neighbors > 0, 1 - total / neighbors.clamp(min=1), 0.0)[:, None]

@@ -13,7 +13,7 @@ From many maps of each class to one label map: what any of them shows, and where
 Lee et al., "FickleNet", CVPR 2019. The maps may be those of any method that gives other ones each time, as DCSM's
 do with dropout switched on (:func:`~dcsm_attr.wsss.stochastic_saliency.stochastic_class_maps`).
 
-Many maps of each class from one pass through the trunk: Grad-CAM on the features, of units drawn anew each time.
+Many maps of each class from one pass through the trunk: Grad-CAM on the features, of units resampled each time.
 
 FickleNet's foreground seeds: what any of many stochastic maps is sure of.
 """
@@ -29,27 +29,27 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dcsm_attr.attribution.gradients import ConstantParameters
-from dcsm_attr.attribution.guided import plain_rectifiers
+from dcsm_attr.attribution.gradients import DetachedParameters
+from dcsm_attr.attribution.guided import unguided_rectifiers
 from dcsm_attr.attribution.maps import divide_by_maximum, upsample
-from dcsm_attr.attribution.model import evaluation_mode, pooled_scores, preserved_random_state, uncompiled
+from dcsm_attr.attribution.model import evaluation_mode, pool_score_maps, preserve_rng_state, uncompiled
 from dcsm_attr.datasets.masks import VOID
-from dcsm_attr.datasets.preprocess import Prepared
+from dcsm_attr.datasets.preprocess import CanvasImage
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
-from dcsm_attr.models.stochastic import StochasticSelection, cell_products, drawing_from, seen_from_pixels
+from dcsm_attr.models.stochastic import StochasticSelection, cell_products, transpose_masks, use_generator
 
 __all__ = [
     "Aggregate",
-    "FickleLocaliser",
+    "FickleLocalizer",
     "GradCamForm",
     "aggregated",
     "aggregates",
     "check_threshold",
     "elementwise_maps",
     "fickle_maps",
+    "find_stochastic_selections",
     "grad_cam",
     "pooled_maps",
-    "selections_of",
     "stochastic_maps",
 ]
 
@@ -66,7 +66,7 @@ def elementwise_maps(products: Tensor, masks: Tensor) -> Tensor:
     """
     classes, _, height, width = products.shape
     # One small matrix product a pixel: (h * w, M, s * s) with (h * w, s * s, K).
-    seen = seen_from_pixels(masks).flatten(2).permute(2, 0, 1).to(products.dtype)
+    seen = transpose_masks(masks).flatten(2).permute(2, 0, 1).to(products.dtype)
     summed = torch.bmm(seen, products.flatten(2).permute(2, 1, 0))
     maps = summed.permute(1, 2, 0).reshape(len(masks), classes, height, width)
     return maps.relu_().div_(height * width)
@@ -84,7 +84,7 @@ def pooled_maps(features: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
         ``(M, K, h, w)``, not negative.
     """
     positions = features[0].numel()
-    shares = seen_from_pixels(masks).flatten(2).sum(dim=2).to(weight.dtype) / positions**2
+    shares = transpose_masks(masks).flatten(2).sum(dim=2).to(weight.dtype) / positions**2
     pooled = torch.einsum("ms,kds->mkd", shares, weight.flatten(2))
     return torch.einsum("mkd,dhw->mkhw", pooled, features).relu_()
 
@@ -169,17 +169,17 @@ def aggregates(maps: Iterable[Tensor]) -> Iterator[Aggregate]:
     """
     aggregate: Aggregate | None = None
     for one in maps:
-        normalised = divide_by_maximum(one.detach().to(torch.promote_types(one.dtype, torch.float32)))
+        normalized = divide_by_maximum(one.detach().to(torch.promote_types(one.dtype, torch.float32)))
         if aggregate is None:
-            aggregate = Aggregate(normalised, normalised.clone(), 1)
+            aggregate = Aggregate(normalized, normalized.clone(), 1)
         else:
-            if normalised.shape != aggregate.highest.shape:
+            if normalized.shape != aggregate.highest.shape:
                 raise ValueError(
-                    f"maps must all be of one shape (K, H, W); got {tuple(normalised.shape)} after "
+                    f"maps must all be of one shape (K, H, W); got {tuple(normalized.shape)} after "
                     f"{tuple(aggregate.highest.shape)}."
                 )
-            aggregate.total.add_(normalised)
-            torch.maximum(aggregate.highest, normalised, out=aggregate.highest)
+            aggregate.total.add_(normalized)
+            torch.maximum(aggregate.highest, normalized, out=aggregate.highest)
             aggregate = replace(aggregate, count=aggregate.count + 1)
         yield aggregate
 
@@ -187,7 +187,7 @@ def aggregates(maps: Iterable[Tensor]) -> Iterator[Aggregate]:
 GradCamForm = Literal["elementwise", "pooled"]
 
 # Draws that are computed together: their masks in float32 take 14 MB at 41 x 41.
-_AT_ONCE = 25
+_CHUNK_SIZE = 25
 
 
 def fickle_maps(
@@ -198,27 +198,27 @@ def fickle_maps(
     *,
     form: GradCamForm = "elementwise",
     size: tuple[int, int] | None = None,
-    draws_at_once: int = _AT_ONCE,
+    draw_chunk_size: int = _CHUNK_SIZE,
     seed: int = 0,
     progress: bool = False,
 ) -> Iterator[Tensor]:
-    """Localise classes in one picture by stochastic inference; the trunk runs once, when the first map is asked for.
+    """Localize classes in one picture by stochastic inference; the trunk runs once, when the first map is asked for.
 
     Lee et al., "FickleNet", CVPR 2019. The network is left as it is found, and so is PyTorch's random state.
 
     Args:
         network: whose head holds a :class:`~dcsm_attr.models.stochastic.StochasticSelection`.
-        image: ``(1, 3, H, W)``, normalised as the network wants it.
+        image: ``(1, 3, H, W)``, normalized as the network wants it.
         classes: K of the network's classes.
         draws: N, 200 in the paper.
         form: see :func:`grad_cam`.
         size: ``(H, W)``, to which each map is resized bilinearly. None: the maps have the size of the features.
-        draws_at_once: how many are computed together; changes memory and time alone.
+        draw_chunk_size: how many are computed together; changes memory and time alone.
         seed: of the draws, which are the same on every device.
         progress: whether to show a bar.
 
     Yields:
-        N times ``(K, h, w)``, not negative, not normalised.
+        N times ``(K, h, w)``, not negative, not normalized.
 
     Raises:
         ValueError: with the first map, if there is not one picture, a class is not the network's, there is no such
@@ -226,7 +226,7 @@ def fickle_maps(
     """
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"image must be one picture, of shape (1, 3, H, W); got {tuple(image.shape)}.")
-    with torch.no_grad(), _as_guest(network, image.device):
+    with torch.no_grad(), _prepared_model(network, image.device):
         features = network.trunk(image)["map"]
     for maps in stochastic_maps(
         network.head,
@@ -234,7 +234,7 @@ def fickle_maps(
         classes,
         draws,
         form=form,
-        draws_at_once=draws_at_once,
+        draw_chunk_size=draw_chunk_size,
         seed=seed,
         progress=progress,
     ):
@@ -248,7 +248,7 @@ def stochastic_maps(
     draws: int = 200,
     *,
     form: GradCamForm = "elementwise",
-    draws_at_once: int = _AT_ONCE,
+    draw_chunk_size: int = _CHUNK_SIZE,
     seed: int = 0,
     progress: bool = False,
 ) -> Iterator[Tensor]:
@@ -263,29 +263,29 @@ def stochastic_maps(
         classes: K of its classes.
         draws: N.
         form: see :func:`grad_cam`.
-        draws_at_once: how many are computed together; changes memory and time alone.
+        draw_chunk_size: how many are computed together; changes memory and time alone.
         seed: of the draws.
         progress: whether to show a bar.
 
     Yields:
-        N times ``(K, h, w)``, not negative, not normalised.
+        N times ``(K, h, w)``, not negative, not normalized.
 
     Raises:
         ValueError: with the first map, if the features are not of one picture, a class is not the head's, there is no
             such form, or a number is not positive.
     """
-    _check(features, draws, form, draws_at_once)
+    _check(features, draws, form, draw_chunk_size)
     generator = torch.Generator().manual_seed(seed)
-    selection = _only_selection(head)
-    map_draws = (
+    selection = _single_selection(head)
+    map_draw_batch = (
         partial(_by_autograd, head, features, classes, form)
         if selection is None
         else _in_closed_form(selection, features, classes, form)
     )
     with tqdm(total=draws, unit="map", disable=not progress, leave=False) as bar:
-        for start in range(0, draws, draws_at_once):
-            with drawing_from(generator):
-                maps = map_draws(min(draws_at_once, draws - start))
+        for start in range(0, draws, draw_chunk_size):
+            with use_generator(generator):
+                maps = map_draw_batch(min(draw_chunk_size, draws - start))
             for one in maps:
                 bar.update()
                 yield one
@@ -308,9 +308,9 @@ def grad_cam(head: nn.Module, features: Tensor, classes: Sequence[int], form: Gr
         ValueError: if a class is not the head's, or there is no such form.
     """
     _check_form(form)
-    with torch.enable_grad(), ConstantParameters(), plain_rectifiers():
+    with torch.enable_grad(), DetachedParameters(), unguided_rectifiers():
         x = features.detach().requires_grad_()
-        scores = pooled_scores(head(x), "average")
+        scores = pool_score_maps(head(x), "average")
     _check_classes(classes, scores.shape[1])
     maps = []
     for c in classes:
@@ -322,7 +322,7 @@ def grad_cam(head: nn.Module, features: Tensor, classes: Sequence[int], form: Gr
 
 
 def _by_autograd(head: nn.Module, features: Tensor, classes: Sequence[int], form: GradCamForm, count: int) -> Tensor:
-    with _as_guest(head, features.device):
+    with _prepared_model(head, features.device):
         return grad_cam(head, features.expand(count, -1, -1, -1), classes, form)
 
 
@@ -338,23 +338,23 @@ def _in_closed_form(
     return lambda count: elementwise_maps(products, selection.draw(count, features))
 
 
-def _only_selection(head: nn.Module) -> StochasticSelection | None:
+def _single_selection(head: nn.Module) -> StochasticSelection | None:
     parts = list(head) if type(head) is nn.Sequential else [head]
     return parts[0] if len(parts) == 1 and type(parts[0]) is StochasticSelection else None
 
 
 @contextmanager
-def _as_guest(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _prepared_model(model: nn.Module, device: torch.device) -> Iterator[None]:
     """The model in evaluation mode and uncompiled; it and the random state as before afterwards."""
-    with evaluation_mode(model), uncompiled(model), preserved_random_state(device):
+    with evaluation_mode(model), uncompiled(model), preserve_rng_state(device):
         yield
 
 
-def _check(features: Tensor, draws: int, form: GradCamForm, draws_at_once: int) -> None:
+def _check(features: Tensor, draws: int, form: GradCamForm, draw_chunk_size: int) -> None:
     if features.ndim != 4 or len(features) != 1:
         raise ValueError(f"features must be of one picture, of shape (1, D, h, w); got {tuple(features.shape)}.")
     _check_form(form)
-    for name, value in (("draws", draws), ("draws_at_once", draws_at_once)):
+    for name, value in (("draws", draws), ("draw_chunk_size", draw_chunk_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
 
@@ -370,7 +370,7 @@ def _check_classes(classes: Sequence[int], count: int) -> None:
         raise ValueError(f"classes must be in 0 to {count - 1}, at least one; got {unknown[0] if unknown else 'none'}.")
 
 
-def selections_of(network: ScoreMapNetwork) -> list[StochasticSelection]:
+def find_stochastic_selections(network: ScoreMapNetwork) -> list[StochasticSelection]:
     """The stochastic selections of a network.
 
     Raises:
@@ -386,15 +386,15 @@ def selections_of(network: ScoreMapNetwork) -> list[StochasticSelection]:
 
 
 @dataclass(frozen=True)
-class FickleLocaliser:
-    """Stochastic inference, aggregated; a :class:`~dcsm_attr.wsss.seeds.Localiser`.
+class FickleLocalizer:
+    """Stochastic inference, aggregated; a :class:`~dcsm_attr.wsss.seeds.Localizer`.
 
     Attributes:
         network: whose head holds a stochastic selection.
         draws: N; 200 in the paper.
         threshold: above which one of the maps must be, each divided by its maximum; 0.35 in the paper.
         form: see :func:`~dcsm_attr.wsss.ficklenet.grad_cam`.
-        seed: of the draws, the same for each photograph.
+        seed: of the draws, the same for each image.
 
     Raises:
         ValueError: if the network selects no units at random, or the threshold is outside [0, 1].
@@ -408,19 +408,19 @@ class FickleLocaliser:
 
     def __post_init__(self) -> None:
         """Check the network and the threshold."""
-        selections_of(self.network)
+        find_stochastic_selections(self.network)
         check_threshold(self.threshold)
 
-    def __call__(self, canvas: Tensor, prepared: Prepared, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Localise.
+    def __call__(self, canvas: Tensor, prepared: CanvasImage, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Localize.
 
         Args:
-            canvas: ``(1, 3, S, S)``, normalised, on the device of the network.
-            prepared: where on it the photograph lies.
-            classes: K classes of the photograph.
+            canvas: ``(1, 3, S, S)``, normalized, on the device of the network.
+            prepared: where on it the image lies.
+            classes: K classes of the image.
 
         Returns:
-            Seeds ``(K, h, w)`` bool where the photograph lies, and the mean maps ``(K, h, w)``.
+            Seeds ``(K, h, w)`` bool where the image lies, and the mean maps ``(K, h, w)``.
         """
         size = (canvas.shape[2], canvas.shape[3])
         maps = fickle_maps(self.network, canvas, classes, self.draws, form=self.form, size=size, seed=self.seed)
@@ -429,8 +429,8 @@ class FickleLocaliser:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the seeds depend on beside the parameters and the photograph, ready for JSON."""
-        (selection, *_) = selections_of(self.network)
+        """What the seeds depend on beside the parameters and the image, JSON-serializable."""
+        (selection, *_) = find_stochastic_selections(self.network)
         return {
             "method": "FickleNet",
             "draws": self.draws,
@@ -439,5 +439,5 @@ class FickleLocaliser:
             "seed": self.seed,
             "window": selection.kernel_size[0],
             "rate": selection.rate,
-            "centre_kept": selection.centre_kept,
+            "keep_center": selection.keep_center,
         }

@@ -1,4 +1,4 @@
-"""Label maps of photographs from a segmentation network: several scales, mirror images, and the dense CRF."""
+"""Label maps of images from a segmentation network: several scales, mirror images, and the dense CRF."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,22 +8,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.attribution.inputs import checked_scales, rescaled
-from dcsm_attr.attribution.model import evaluation_mode, preserved_random_state, uncompiled
+from dcsm_attr.attribution.inputs import check_scales, rescaled
+from dcsm_attr.attribution.model import evaluation_mode, preserve_rng_state, uncompiled
 from dcsm_attr.crf import DenseCRF
-from dcsm_attr.datasets.preprocess import Prepared
+from dcsm_attr.datasets.preprocess import CanvasImage
 from dcsm_attr.models.segmentation_net import TrainedSegmentationNet
 from dcsm_attr.segmentation.segmenter import Precision, Segmenter
-from dcsm_attr.wsss.region_growing import crf_on_canvas
+from dcsm_attr.wsss.region_growing import crf_for_canvas
 
-__all__ = ["SCALES", "LabelMaps", "NetworkSegmenter", "label_probabilities"]
+__all__ = ["SCALES", "NetworkSegmenter", "SegmentationNetSaliency", "label_probabilities"]
 
 
 #: DSRG's.
 SCALES = (0.75, 1.0, 1.25)
 
 # Below any probability of single precision that a class could have next to another one.
-_LEAST = 1e-12
+_MIN_PROBABILITY = 1e-12
 
 
 def label_probabilities(
@@ -35,7 +35,7 @@ def label_probabilities(
 
     Args:
         network: images to logits ``(N, L, h, w)``.
-        images: ``(N, 3, H, W)``, normalised.
+        images: ``(N, 3, H, W)``, normalized.
         scales: ratios to the size of the images.
         mirrored: whether each scale is looked at mirrored too.
 
@@ -45,9 +45,9 @@ def label_probabilities(
     Raises:
         ValueError: if there is no scale, or one is out of its range.
     """
-    scales = checked_scales(scales)
+    scales = check_scales(scales)
     total: Tensor | None = None
-    with torch.no_grad(), evaluation_mode(network), uncompiled(network), preserved_random_state(images.device):
+    with torch.no_grad(), evaluation_mode(network), uncompiled(network), preserve_rng_state(images.device):
         for scale in scales:
             (resized,) = rescaled((images,), scale, "bilinear")
             for flipped in (False, True) if mirrored else (False,):
@@ -59,7 +59,7 @@ def label_probabilities(
     return total / (len(scales) * (2 if mirrored else 1))
 
 
-class LabelMaps:
+class SegmentationNetSaliency:
     """The probabilities of a segmentation network as class maps, so that it can stand where a saliency method does.
 
     Attributes:
@@ -78,19 +78,19 @@ class LabelMaps:
             ValueError: if there is no scale, or one is out of its range.
         """
         self.network = network
-        self.scales = checked_scales(scales)
+        self.scales = check_scales(scales)
         self.mirrored = mirrored
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the maps depend on beside network and images, ready for JSON."""
+        """What the maps depend on beside network and images, JSON-serializable."""
         return {"method": "segmentation network", "scales": list(self.scales), "mirrored": self.mirrored}
 
     def class_maps(self, inputs: Tensor, classes: Any = None, *, raw: bool = False) -> ClassMaps:
         """Map every class.
 
         Args:
-            inputs: ``(N, 3, H, W)``, normalised.
+            inputs: ``(N, 3, H, W)``, normalized.
             classes: for each image those known to be in it. None: a class counts as detected where it is the most
                 probable label of any pixel.
             raw: whether to give the same maps as the raw ones too.
@@ -151,7 +151,7 @@ class NetworkSegmenter(Segmenter):
             trained: the network, on the device where it is to run.
             scales: see :func:`label_probabilities`.
             mirrored: see there.
-            crf: refines the probabilities on the canvas of the network. ``"auto"``: SEC's, as wide as on photographs of
+            crf: refines the probabilities on the canvas of the network. ``"auto"``: SEC's, as wide as on images of
                 500 pixels. None: they are the result.
             max_pixels: as in :class:`~dcsm_attr.segmentation.segmenter.Segmenter`.
             precision: as there.
@@ -161,8 +161,8 @@ class NetworkSegmenter(Segmenter):
         """
         super().__init__(
             trained.network,
-            saliency=LabelMaps(trained.network, scales, mirrored=mirrored),
-            crf=crf_on_canvas(trained.preprocess.side) if crf == "auto" else crf,
+            saliency=SegmentationNetSaliency(trained.network, scales, mirrored=mirrored),
+            crf=crf_for_canvas(trained.preprocess.side) if crf == "auto" else crf,
             class_names=trained.class_names,
             preprocess=trained.preprocess,
             max_pixels=max_pixels,
@@ -175,9 +175,9 @@ class NetworkSegmenter(Segmenter):
             precision=precision,
         )
 
-    def _label_probabilities(self, class_maps: ClassMaps, image: int, prepared: Prepared) -> Tensor:
+    def _label_probabilities(self, class_maps: ClassMaps, image: int, prepared: CanvasImage) -> Tensor:
         maps = prepared.crop(class_maps.maps[image])
-        background = (1 - maps.sum(dim=0, keepdim=True)).clamp(min=_LEAST)
+        background = (1 - maps.sum(dim=0, keepdim=True)).clamp(min=_MIN_PROBABILITY)
         chosen = torch.cat([background, maps[class_maps.foreground[image]]])
         return chosen / chosen.sum(dim=0, keepdim=True)
 

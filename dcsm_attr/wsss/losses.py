@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dcsm_attr.datasets.masks import VOID
-from dcsm_attr.wsss.region_growing import grown_seeds, refined
-from dcsm_attr.wsss.seeds import seeds_of_labels
+from dcsm_attr.wsss.region_growing import grow_seeds, refined
+from dcsm_attr.wsss.seeds import labels_to_seeds
 
 __all__ = [
     "DSRG_RATIO_LIMITS",
@@ -42,7 +42,7 @@ __all__ = [
 DSRG_RATIO_LIMITS = (0.05, 20.0)
 
 _FLOOR = 1e-4
-_FEWEST_SEEDS = 1e-4
+_MIN_SEED_COUNT = 1e-4
 
 
 def floored_softmax(logits: Tensor, floor: float = _FLOOR) -> Tensor:
@@ -162,7 +162,7 @@ def boundary_loss(probabilities: Tensor, target: Tensor, ratio_limits: tuple[flo
 def _mean_at(logarithms: Tensor, seeds: Tensor) -> Tensor:
     """The mean over the seeds of each picture, ``(N,)``."""
     chosen = seeds.to(logarithms.dtype)
-    return (chosen * logarithms).sum(dim=(1, 2, 3)) / chosen.sum(dim=(1, 2, 3)).clamp(min=_FEWEST_SEEDS)
+    return (chosen * logarithms).sum(dim=(1, 2, 3)) / chosen.sum(dim=(1, 2, 3)).clamp(min=_MIN_SEED_COUNT)
 
 
 def _mean_over(values: Tensor, classes: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ ObjectiveName = Literal["pseudo", "sec", "dsrg"]
 
 
 def pseudo_label_terms(logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) -> dict[str, Tensor]:
-    """Cross entropy at all labelled positions.
+    """Cross entropy at all labeled positions.
 
     The mean is taken over the positions of each picture, and then over the pictures, as in the other losses: several
     processes that share a batch then learn as one.
@@ -216,7 +216,7 @@ def pseudo_label_terms(logits: Tensor, labels: Tensor, present: Tensor, images: 
     Raises:
         ValueError: if a label is neither below L nor 255.
     """
-    known = seeds_of_labels(labels, logits.shape[1]).any(dim=1)
+    known = labels_to_seeds(labels, logits.shape[1]).any(dim=1)
     each = F.cross_entropy(logits.float(), labels, ignore_index=VOID, reduction="none")
     means = each.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
     return {"cross_entropy": means.mean()}
@@ -240,7 +240,7 @@ def sec_terms(logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) -
     logits = logits.float()
     probabilities = floored_softmax(logits)
     return {
-        "seed": seed_loss(probabilities, seeds_of_labels(labels, logits.shape[1])),
+        "seed": seed_loss(probabilities, labels_to_seeds(labels, logits.shape[1])),
         "expansion": expansion_loss(probabilities, present),
         "boundary": boundary_loss(probabilities, refined(logits.detach(), images)),
     }
@@ -267,7 +267,7 @@ def dsrg_terms(logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) 
     logits = logits.float()
     probabilities = floored_softmax(logits)
     target = refined(logits.detach(), images)
-    grown = grown_seeds(seeds_of_labels(labels, logits.shape[1]), target, present)
+    grown = grow_seeds(labels_to_seeds(labels, logits.shape[1]), target, present)
     return {
         "seed": balanced_seed_loss(probabilities, grown),
         "boundary": boundary_loss(probabilities, target, DSRG_RATIO_LIMITS),

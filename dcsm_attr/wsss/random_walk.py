@@ -19,7 +19,7 @@ Sachdeva and Vishnoi, "Faster Algorithms via Approximation Theory", 2014, sectio
 half of the term for k = 0, the first :math:`\sqrt{2 t \log(2 / \epsilon)}` polynomials hold all but :math:`\epsilon`
 of the sum: 84 products do for 256, where rounding to float32 is tolerated, 128 where rounding to float64 is.
 
-The random walk as a step of a segmentation: from class maps on a photograph to class maps along its objects.
+The random walk as a step of a segmentation: from class maps on an image to class maps along its objects.
 """
 
 import math
@@ -42,7 +42,7 @@ from dcsm_attr.models.affinity_net import (
     Offsets,
     TrainedAffinityNet,
     affinities,
-    neighbour_offsets,
+    neighbor_offsets,
     overlap,
     pair_mask,
     together,
@@ -51,18 +51,18 @@ from dcsm_attr.models.affinity_net import (
 __all__ = [
     "SemanticWalk",
     "apply_power",
+    "build_csr_matrix",
     "chebyshev_coefficients",
-    "compressed_rows",
     "random_walk",
     "transition_matrix",
 ]
 
 
 _lock = threading.Lock()
-_told = False
+_warning_silenced = False
 
 
-def compressed_rows(columns: Tensor, values: Tensor, present: Tensor) -> Tensor:
+def build_csr_matrix(columns: Tensor, values: Tensor, present: Tensor) -> Tensor:
     """A square matrix from tables of its rows.
 
     Args:
@@ -73,7 +73,7 @@ def compressed_rows(columns: Tensor, values: Tensor, present: Tensor) -> Tensor:
     Returns:
         ``(R, R)``, sparse, of layout CSR.
     """
-    _hear_the_notice()
+    _silence_beta_warning()
     ends = torch.zeros(len(columns) + 1, dtype=torch.int32, device=columns.device)
     torch.cumsum(present.sum(dim=1), dim=0, out=ends[1:])
     # Looked for once, where indexing with the mask would look for them in each table.
@@ -82,16 +82,16 @@ def compressed_rows(columns: Tensor, values: Tensor, present: Tensor) -> Tensor:
     return torch.sparse_csr_tensor(ends, columns, values, (len(present), len(present)), check_invariants=False)
 
 
-def _hear_the_notice() -> None:
+def _silence_beta_warning() -> None:
     """PyTorch says once in a process that this layout is in beta: not to our callers, who can do nothing about it."""
-    global _told
+    global _warning_silenced
     with _lock:
-        if not _told:
+        if not _warning_silenced:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 none = torch.zeros(0, dtype=torch.int32)
                 torch.sparse_csr_tensor(none.new_zeros(1), none, torch.zeros(0), (0, 0), check_invariants=False)
-            _told = True
+            _warning_silenced = True
 
 
 def apply_power(product: Callable[[Tensor], Tensor], values: Tensor, exponent: int, tolerance: float) -> Tensor:
@@ -131,7 +131,7 @@ def chebyshev_coefficients(exponent: int, tolerance: float) -> list[float]:
         Those of :math:`T_k` for k = t mod 2 and every second after it; positive, summing to one.
     """
     first = exponent % 2
-    # Neighbouring binomial coefficients have simple ratios; the first is taken for one, and the sum normalises.
+    # Neighboring binomial coefficients have simple ratios; the first is taken for one, and the sum normalizes.
     coefficient, degree, terms = 1.0, first, []
     while True:
         terms.append(coefficient if degree else coefficient / 2)
@@ -188,19 +188,19 @@ def random_walk(
 
 
 def transition_matrix(affinities: Tensor, offsets: Offsets, *, beta: float = 8.0, border: Border = "full") -> Tensor:
-    r"""The probabilities to step from each position to each of its neighbours: the rows of :math:`T = D^{-1} W^\beta`.
+    r"""The probabilities to step from each position to each of its neighbors: the rows of :math:`T = D^{-1} W^\beta`.
 
     W is symmetric, with ones on its diagonal.
 
     Args:
-        affinities: ``(N, P, h, w)`` floating point in [0, 1]; those with a neighbour outside of the map do not count.
+        affinities: ``(N, P, h, w)`` floating point in [0, 1]; those with a neighbor outside of the map do not count.
         offsets: P pairs ``(dy, dx)``.
         beta: the power of each affinity, positive.
         border: as of :func:`random_walk`.
 
     Returns:
         ``(N, 2P + 1, h, w)``, with the dtype of the affinities, at least float32, summing to one over the second
-        dimension: to the neighbours that come before the position (the offsets negated, the last one first), to itself,
+        dimension: to the neighbors that come before the position (the offsets negated, the last one first), to itself,
         to those after it.
 
     Raises:
@@ -219,8 +219,8 @@ def transition_matrix(affinities: Tensor, offsets: Offsets, *, beta: float = 8.0
     ahead = affinities.to(torch.promote_types(affinities.dtype, torch.float32)).pow(beta).masked_fill(~present, 0)
     behind = torch.zeros_like(ahead)
     for pair, offset in enumerate(offsets):
-        (rows, columns), (rows_ahead, columns_ahead) = overlap(height, width, offset)
-        behind[:, pairs - 1 - pair, rows_ahead, columns_ahead] = ahead[:, pair, rows, columns]
+        (rows, columns), (target_rows, target_columns) = overlap(height, width, offset)
+        behind[:, pairs - 1 - pair, target_rows, target_columns] = ahead[:, pair, rows, columns]
     weights = torch.cat([behind, ahead.new_ones(len(ahead), 1, height, width), ahead], dim=1)
     return weights / weights.sum(dim=1, keepdim=True)
 
@@ -233,7 +233,7 @@ def _compressed(matrix: Tensor, offsets: Offsets, smallest: float) -> Tensor:
     shifts = torch.tensor([*(-step for step in reversed(steps)), 0, *steps], dtype=torch.int32, device=matrix.device)
     columns = torch.arange(points, dtype=torch.int32, device=matrix.device)[:, None] + shifts
     values = matrix.permute(0, 2, 3, 1).contiguous().view(points, entries)
-    return compressed_rows(columns, values, values > smallest)
+    return build_csr_matrix(columns, values, values > smallest)
 
 
 def _check(maps: Tensor, affinities: Tensor, steps: int) -> None:
@@ -261,14 +261,14 @@ def _check(maps: Tensor, affinities: Tensor, steps: int) -> None:
 
 @dataclass(frozen=True)
 class SemanticWalk:
-    r"""Let scores walk along the affinities that AffinityNet sees in the photograph.
+    r"""Let scores walk along the affinities that AffinityNet sees in the image.
 
     They are multiplied by :math:`T^t` with :math:`T = D^{-1} W^{\circ\beta}` (Ahn and Kwak, Eq. 9 and 10). Give it to
     :class:`dcsm_attr.Segmenter` as ``walk``.
 
     Attributes:
         net: a trained AffinityNet; its network is left as it is found, on the device where it is.
-        radius: of the neighbourhood, in positions of 8 pixels.
+        radius: of the neighborhood, in positions of 8 pixels.
         beta: power of each affinity; larger makes unlikely steps unlikelier. 8 as published.
         steps: t, of the walk. 256 as published, which with networks that see borders less surely than VGG-16 trained on
             10,582 photographs carries everything everywhere; beta and t were chosen on 96 photographs of VOC's training
@@ -289,7 +289,7 @@ class SemanticWalk:
     def __post_init__(self) -> None:
         """Check the settings."""
         if self.radius < 2:
-            raise ValueError(f"radius must be at least 2, the smallest with neighbours, got {self.radius}.")
+            raise ValueError(f"radius must be at least 2, the smallest with neighbors, got {self.radius}.")
         if not 0 < self.beta < float("inf"):
             raise ValueError(f"beta must be positive, got {self.beta}.")
         if self.steps < 0:
@@ -297,7 +297,7 @@ class SemanticWalk:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the walk depends on beside the photograph, ready for JSON."""
+        """What the walk depends on beside the image, JSON-serializable."""
         return {
             "parameters": self._digest,
             "norm": self.net.norm,
@@ -316,7 +316,7 @@ class SemanticWalk:
         """The affinities that the network sees.
 
         Args:
-            image: ``(3, H, W)``, normalised as the network was trained.
+            image: ``(3, H, W)``, normalized as the network was trained.
 
         Returns:
             ``(1, P, ceil(H / 8), ceil(W / 8))`` in [0, 1], see :func:`dcsm_attr.models.affinity_net.affinities`.
@@ -328,10 +328,10 @@ class SemanticWalk:
         padded = F.pad(image[None], (0, -width % GRID_STRIDE, 0, -height % GRID_STRIDE))
         with torch.no_grad(), evaluation_mode(network):
             features = network(padded.to(parameter.device, parameter.dtype))
-            return affinities(features, neighbour_offsets(self.radius), self.net.norm)
+            return affinities(features, neighbor_offsets(self.radius), self.net.norm)
 
     def __call__(self, scores: Tensor, image: Tensor) -> Tensor:
-        """Let the scores of one photograph walk.
+        """Let the scores of one image walk.
 
         Args:
             scores: ``(L, H, W)``, of the background and of classes, in [0, 1].
@@ -343,7 +343,7 @@ class SemanticWalk:
         return self.walked(scores[None], self.affinities(image))[0]
 
     def walked(self, scores: Tensor, seen: Tensor) -> Tensor:
-        """The same for several scores of one photograph, with affinities that were asked for already.
+        """The same for several scores of one image, with affinities that were asked for already.
 
         Args:
             scores: ``(S, L, H, W)`` in [0, 1].
@@ -358,7 +358,7 @@ class SemanticWalk:
         walked = random_walk(
             grid.view(1, count * labels, *grid.shape[2:]),
             seen.to(scores.device),
-            neighbour_offsets(self.radius),
+            neighbor_offsets(self.radius),
             beta=self.beta,
             steps=self.steps,
             border=self.border,

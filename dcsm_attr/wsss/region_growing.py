@@ -21,8 +21,8 @@ __all__ = [
     "TRAINING_CRF",
     "confident_labels",
     "connected_components",
-    "crf_on_canvas",
-    "grown_seeds",
+    "crf_for_canvas",
+    "grow_seeds",
     "refined",
 ]
 
@@ -45,10 +45,10 @@ def connected_components(masks: Tensor) -> Tensor:
     """
     count, height, width = masks.shape
     # One after the other on the CPU, as its caches like it better.
-    at_once = 1 if masks.device.type == "cpu" else max(1, count)
+    chunk_size = 1 if masks.device.type == "cpu" else max(1, count)
     result = torch.zeros(masks.shape, dtype=torch.int64, device=masks.device)
-    for start in range(0, count, at_once):
-        part = slice(start, start + at_once)
+    for start in range(0, count, chunk_size):
+        part = slice(start, start + chunk_size)
         result[part] = (_numbered(masks[part]) + start * height * width).mul_(masks[part])
     return result
 
@@ -59,7 +59,7 @@ def _numbered(masks: Tensor) -> Tensor:
     # The number that each number has joined; 0 is what is outside.
     joined = torch.arange(pixels + 1, device=masks.device)
     while True:
-        touched = _highest_neighbour(numbers) * masks
+        touched = _max_neighbor(numbers) * masks
         if torch.equal(touched, numbers):
             return numbers
         joined.scatter_reduce_(0, numbers.flatten(), touched.flatten(), "amax")
@@ -75,7 +75,7 @@ def _followed(joined: Tensor) -> Tensor:
         joined = further
 
 
-def _highest_neighbour(numbers: Tensor) -> Tensor:
+def _max_neighbor(numbers: Tensor) -> Tensor:
     """Of the 3 x 3 pixels around each."""
     padded = F.pad(numbers, (1, 1, 1, 1))
     rows = torch.maximum(torch.maximum(padded[:, :-2], padded[:, 1:-1]), padded[:, 2:])
@@ -102,7 +102,7 @@ def confident_labels(
     return labels.masked_fill(highest <= needed, -1)
 
 
-def grown_seeds(
+def grow_seeds(
     seeds: Tensor,
     probabilities: Tensor,
     present: Tensor,
@@ -114,7 +114,7 @@ def grown_seeds(
     The region of a label is its seeds and the pixels that the network is sure of (:func:`confident_labels`); where the
     network is sure of another label than the seed's, the pixel is of the network's region. Each 8-connected component
     of a region that holds a seed of its label becomes seeds, except pixels that carry exactly one seed, of another
-    label. That is the fixed point of adding neighbours one by one.
+    label. That is the fixed point of adding neighbors one by one.
 
     Seeds are never lost, also those that the network contradicts. A pixel with seeds of several labels of which none is
     certain belongs to the regions of all of them, which is our choice. The released code grows the cues of the data set
@@ -167,7 +167,7 @@ def _check(seeds: Tensor, probabilities: Tensor, present: Tensor) -> None:
             raise TypeError(f"{name} must be bool, got {value.dtype}.")
 
 
-#: The CRF of SEC on photographs.
+#: The CRF of SEC on images.
 TEST_CRF = DenseCRF(
     bilateral_weight=10.0,
     bilateral_xy=80.0,
@@ -186,11 +186,11 @@ _PUBLISHED_SIDE = 500
 _FLOOR = 1e-4
 
 
-def crf_on_canvas(side: int) -> DenseCRF:
+def crf_for_canvas(side: int) -> DenseCRF:
     """The CRF of SEC where photographs have another size than VOC's: as wide on what they show.
 
     Args:
-        side: of the canvas, the longest side of each photograph on it, in pixels.
+        side: of the canvas, the longest side of each image on it, in pixels.
 
     Raises:
         ValueError: if it is not positive.
@@ -202,14 +202,14 @@ def crf_on_canvas(side: int) -> DenseCRF:
 
 
 def refined(scores: Tensor, images: Tensor, crf: DenseCRF = TRAINING_CRF) -> Tensor:
-    """Refine a network's scores by a CRF on the photographs, without a gradient.
+    """Refine a network's scores by a CRF on the images, without a gradient.
 
     Differs from SEC in that the CRF clamps unaries at 1e-5, as :class:`~dcsm_attr.crf.DenseCRF` does everywhere.
 
     Args:
         scores: ``(N, L, h, w)``, of which the negatives are the energies up to a constant: logits, as in SEC. The
             released code of DSRG passes probabilities, and has thereby weaker unaries.
-        images: ``(N, 3, H, W)`` uint8, not normalised; they are resized to the scores, bilinearly with their corners on
+        images: ``(N, 3, H, W)`` uint8, not normalized; they are resized to the scores, bilinearly with their corners on
             each other, as in SEC.
         crf: its deviations are in pixels of the scores.
 

@@ -2,10 +2,10 @@
 
 What the publications say: SEC takes pixels whose map is above 0.2 of its maximum, and for the background the tenth of
 the picture with the lowest saliency (:func:`dcsm_attr.wsss.seeds.middle_layer_saliency`), median filtered. Others
-take the 20 % of pixels with the highest values of a map (:func:`highest_share`). Where seeds of several labels meet,
+take the 20 % of pixels with the highest values of a map (:func:`top_fraction`). Where seeds of several labels meet,
 the publications are silent; see :func:`seed_labels` for the choice made here.
 
-Where the classes of a photograph are seen well enough to be seeds: from the maps of any method.
+Where the classes of an image are seen well enough to be seeds: from the maps of any method.
 
 Saliency of anything at all, whatever class it is: what is left of it is background.
 """
@@ -20,27 +20,27 @@ from torch import Tensor, nn
 
 from dcsm_attr.attribution.class_maps import Saliency
 from dcsm_attr.attribution.gradients import LayerPoint, record
-from dcsm_attr.attribution.guided import plain_rectifiers
-from dcsm_attr.attribution.layers import named_layers
+from dcsm_attr.attribution.guided import unguided_rectifiers
+from dcsm_attr.attribution.layers import resolve_layers
 from dcsm_attr.attribution.maps import absolute_channel_maximum
-from dcsm_attr.attribution.model import evaluation_mode, preserved_random_state, scores_of, uncompiled, unwrapped
+from dcsm_attr.attribution.model import evaluation_mode, find_scores, preserve_rng_state, uncompiled, unwrap_model
 from dcsm_attr.datasets.masks import VOID
-from dcsm_attr.datasets.preprocess import Prepared
+from dcsm_attr.datasets.preprocess import CanvasImage
 
 __all__ = [
-    "Localiser",
-    "MapLocaliser",
-    "above_share_of_maximum",
-    "highest_share",
-    "lowest_share",
-    "median_filtered",
+    "Localizer",
+    "MapLocalizer",
+    "above_fraction_of_maximum",
+    "bottom_fraction",
+    "labels_to_seeds",
+    "median_filter_3x3",
     "middle_layer_saliency",
     "seed_labels",
-    "seeds_of_labels",
+    "top_fraction",
 ]
 
 
-def above_share_of_maximum(maps: Tensor, share: float = 0.2) -> Tensor:
+def above_fraction_of_maximum(maps: Tensor, share: float = 0.2) -> Tensor:
     """Foreground seeds of SEC: where a map is above a share of its maximum.
 
     Args:
@@ -58,7 +58,7 @@ def above_share_of_maximum(maps: Tensor, share: float = 0.2) -> Tensor:
     return (maps > share * maps.amax(dim=(2, 3), keepdim=True)) & (maps > 0)
 
 
-def highest_share(maps: Tensor, share: float = 0.2) -> Tensor:
+def top_fraction(maps: Tensor, share: float = 0.2) -> Tensor:
     """Foreground seeds by area: the pixels with the highest values of each map.
 
     Args:
@@ -74,11 +74,11 @@ def highest_share(maps: Tensor, share: float = 0.2) -> Tensor:
     return _first_ranked(maps, share, descending=True) & (maps > 0)
 
 
-def lowest_share(saliency: Tensor, share: float = 0.1) -> Tensor:
+def bottom_fraction(saliency: Tensor, share: float = 0.1) -> Tensor:
     """Background seeds of SEC: the pixels with the lowest saliency.
 
     Args:
-        saliency: ``(N, 1, h, w)``, in SEC :func:`median_filtered`.
+        saliency: ``(N, 1, h, w)``, in SEC :func:`median_filter_3x3`.
         share: of the pixels, in [0, 1], rounded down to whole ones; of equal values the first, row by row.
 
     Returns:
@@ -90,7 +90,7 @@ def lowest_share(saliency: Tensor, share: float = 0.1) -> Tensor:
     return _first_ranked(saliency, share, descending=False)
 
 
-def median_filtered(maps: Tensor) -> Tensor:
+def median_filter_3x3(maps: Tensor) -> Tensor:
     """The median of the 3 x 3 pixels around each; beyond the edge, the edge is repeated.
 
     Args:
@@ -137,7 +137,7 @@ def seed_labels(foreground: Tensor, background: Tensor, maps: Tensor, classes: T
     return torch.where(seeded.any(dim=1, keepdim=True), labels, unseeded)[:, 0]
 
 
-def seeds_of_labels(labels: Tensor, label_count: int) -> Tensor:
+def labels_to_seeds(labels: Tensor, label_count: int) -> Tensor:
     """Read a label map as the seeds that losses and region growing take.
 
     Args:
@@ -166,31 +166,31 @@ def _first_ranked(maps: Tensor, share: float, descending: bool) -> Tensor:
     return torch.zeros_like(values, dtype=torch.bool).scatter_(2, first, True).view_as(maps)
 
 
-class Localiser(Protocol):
-    """A way from a photograph and its classes to foreground seeds."""
+class Localizer(Protocol):
+    """A way from an image and its classes to foreground seeds."""
 
-    def __call__(self, canvas: Tensor, prepared: Prepared, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Localise.
+    def __call__(self, canvas: Tensor, prepared: CanvasImage, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Localize.
 
         Args:
-            canvas: ``(1, 3, S, S)``, normalised, on the device of the network.
-            prepared: where on it the photograph lies.
-            classes: K classes of the photograph.
+            canvas: ``(1, 3, S, S)``, normalized, on the device of the network.
+            prepared: where on it the image lies.
+            classes: K classes of the image.
 
         Returns:
-            Seeds ``(K, h, w)`` bool where the photograph lies, and maps ``(K, h, w)`` that decide where seeds of
+            Seeds ``(K, h, w)`` bool where the image lies, and maps ``(K, h, w)`` that decide where seeds of
             several classes meet.
         """
         ...
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the seeds depend on beside network and photograph, ready for JSON."""
+        """What the seeds depend on beside network and photograph, JSON-serializable."""
         ...
 
 
 @dataclass(frozen=True)
-class MapLocaliser:
+class MapLocalizer:
     """SEC's foreground: where a map is above a share of its maximum.
 
     Attributes:
@@ -201,15 +201,15 @@ class MapLocaliser:
     saliency: Saliency
     share: float = 0.2
 
-    def __call__(self, canvas: Tensor, prepared: Prepared, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Localise; see :class:`Localiser`."""
+    def __call__(self, canvas: Tensor, prepared: CanvasImage, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Localize; see :class:`Localizer`."""
         found = self.saliency.class_maps(canvas, [list(classes)])
         maps = prepared.crop(found.of_classes(classes))
-        return above_share_of_maximum(maps[None], self.share)[0], maps
+        return above_fraction_of_maximum(maps[None], self.share)[0], maps
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the seeds depend on beside network and photograph, ready for JSON."""
+        """What the seeds depend on beside network and photograph, JSON-serializable."""
         return {"saliency": self.saliency.settings, "share": self.share}
 
 
@@ -221,7 +221,7 @@ def middle_layer_saliency(model: nn.Module, images: Tensor, layer: nn.Module | s
 
     Args:
         model: gives scores ``(N, C)`` or score maps ``(N, C, h, w)`` before sigmoid or softmax.
-        images: ``(N, 3, H, W)``, normalised as the model wants them.
+        images: ``(N, 3, H, W)``, normalized as the model wants them.
         layer: a module of the model or its name; its output is looked at.
 
     Returns:
@@ -232,13 +232,13 @@ def middle_layer_saliency(model: nn.Module, images: Tensor, layer: nn.Module | s
         TypeError: if the layer is neither a module nor a name.
         ValueError: if it is not in the model.
     """
-    model = unwrapped(model)
-    ((name, module),) = named_layers(model, layer).items()
+    model = unwrap_model(model)
+    ((name, module),) = resolve_layers(model, layer).items()
 
     def summed(x: Tensor) -> Any:
-        return scores_of(model(x)).sum(dim=1, keepdim=True)
+        return find_scores(model(x)).sum(dim=1, keepdim=True)
 
-    with evaluation_mode(model), uncompiled(model), preserved_random_state(images.device), plain_rectifiers():
+    with evaluation_mode(model), uncompiled(model), preserve_rng_state(images.device), unguided_rectifiers():
         recording = record(
             summed,
             (images,),
@@ -247,6 +247,6 @@ def middle_layer_saliency(model: nn.Module, images: Tensor, layer: nn.Module | s
             reduction=absolute_channel_maximum,
             guided=False,
         )
-        all_as_one = torch.zeros(len(images), 1, dtype=torch.int64, device=images.device)
-        (maps,) = recording.channel_maxima(all_as_one)
+        summed_scores = torch.zeros(len(images), 1, dtype=torch.int64, device=images.device)
+        (maps,) = recording.channel_maxima(summed_scores)
     return maps

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from tqdm import trange
 
 from dcsm_attr.attribution.class_maps import Saliency
-from dcsm_attr.models.stochastic import drawing_from
+from dcsm_attr.models.stochastic import use_generator
 
 __all__ = ["ActiveDropout", "stochastic_class_maps"]
 
@@ -88,7 +88,7 @@ def stochastic_class_maps(
 
     Args:
         saliency: for example ``DistinctClassSaliency(model)``.
-        image: ``(1, 3, H, W)``, normalised as the model wants it.
+        image: ``(1, 3, H, W)``, normalized as the model wants it.
         classes: K known classes of the picture.
         draws: N.
         seed: of what is dropped, the same on every device.
@@ -105,12 +105,12 @@ def stochastic_class_maps(
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}.")
     # What a method finds out about the model in its first run, such as the layers to look at, must not shift the draws.
-    with drawing_from(torch.Generator().manual_seed(seed)):
+    with use_generator(torch.Generator().manual_seed(seed)):
         saliency.class_maps(image, list(classes))
     dropout = ActiveDropout(seed)
     generator = torch.Generator().manual_seed(seed)
     for _ in trange(draws, unit="map", disable=not progress, leave=False):
-        with dropout, drawing_from(generator):
+        with dropout, use_generator(generator):
             result = saliency.class_maps(image, list(classes))
         # Candidates are in the order of their scores, which dropout changes.
         yield result.of_classes(classes)

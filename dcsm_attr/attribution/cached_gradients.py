@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["GradientRun", "KeptGradients", "KeptRun"]
+__all__ = ["CachedGradients", "CachedRun", "GradientRun"]
 
 
 class GradientRun(Protocol):
@@ -24,14 +24,14 @@ class GradientRun(Protocol):
         ...
 
     def channel_maxima(
-        self, classes: Tensor, positions: Tensor | None = None, classes_at_once: int = 1
+        self, classes: Tensor, positions: Tensor | None = None, class_chunk_size: int = 1
     ) -> list[Tensor]:
-        """For each point ``(N, K, h, w)``; see :meth:`dcsm_attr.attribution.gradients.Recording.channel_maxima`."""
+        """For each point ``(N, K, h, w)``; see :meth:`dcsm_attr.attribution.gradients.ForwardPass.channel_maxima`."""
         ...
 
 
 @dataclass(frozen=True)
-class KeptRun:
+class CachedRun:
     """The channel maxima of one forward pass, at one scale.
 
     Attributes:
@@ -57,14 +57,14 @@ class KeptRun:
             )
 
     def channel_maxima(
-        self, classes: Tensor, positions: Tensor | None = None, classes_at_once: int = 1
+        self, classes: Tensor, positions: Tensor | None = None, class_chunk_size: int = 1
     ) -> list[Tensor]:
         """Look the classes up.
 
         Args:
             classes: ``(N, K')`` int64, each among those that were kept, or -1.
             positions: must be None: all positions of the score maps were seeded.
-            classes_at_once: of no effect.
+            class_chunk_size: of no effect.
 
         Returns:
             For each point ``(N, K', h, w)``; zero where the class is -1.
@@ -87,7 +87,7 @@ class KeptRun:
         images = torch.arange(len(classes), device=classes.device)[:, None]
         return [maps[images, slots].masked_fill(empty[:, :, None, None], 0.0) for maps in self.maps]
 
-    def at(self, points: Sequence[str]) -> "KeptRun":
+    def at(self, points: Sequence[str]) -> "CachedRun":
         """The same with some of its points, in the order given.
 
         Raises:
@@ -97,12 +97,12 @@ class KeptRun:
         if missing:
             raise ValueError(f"no gradients were kept at {', '.join(missing)}; kept are {', '.join(self.points)}.")
         maps = [self.maps[self.points.index(point)] for point in points]
-        return KeptRun(self.scale, self.logits, list(points), self.classes, maps)
+        return CachedRun(self.scale, self.logits, list(points), self.classes, maps)
 
 
 @dataclass(frozen=True)
-class KeptGradients:
-    """The kept runs of one batch of images, one a scale.
+class CachedGradients:
+    """The kept runs of one batch of images, one per scale.
 
     Attributes:
         size: ``(H, W)`` of the images.
@@ -110,9 +110,9 @@ class KeptGradients:
     """
 
     size: tuple[int, int]
-    runs: tuple[KeptRun, ...]
+    runs: tuple[CachedRun, ...]
 
-    def run(self, scale: float) -> KeptRun:
+    def run(self, scale: float) -> CachedRun:
         """The run at a scale.
 
         Raises:
@@ -123,9 +123,9 @@ class KeptGradients:
                 return run
         raise ValueError(f"no gradients were kept at scale {scale}; kept are {[run.scale for run in self.runs]}.")
 
-    def __add__(self, other: "KeptGradients") -> "KeptGradients":
+    def __add__(self, other: "CachedGradients") -> "CachedGradients":
         """The runs of both, which are of the same images at different scales."""
-        return KeptGradients(self.size, self.runs + other.runs)
+        return CachedGradients(self.size, self.runs + other.runs)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as named tensors, for a file."""
@@ -138,7 +138,7 @@ class KeptGradients:
         return named
 
     @staticmethod
-    def from_tensors(named: Mapping[str, Tensor], points: Sequence[str]) -> "KeptGradients":
+    def from_tensors(named: Mapping[str, Tensor], points: Sequence[str]) -> "CachedGradients":
         """Read what :meth:`tensors` gave.
 
         Args:
@@ -151,7 +151,7 @@ class KeptGradients:
         scales = [name.split("|")[0] for name in named if name.endswith("|logits")]
         try:
             runs = tuple(
-                KeptRun(
+                CachedRun(
                     float(scale),
                     named[f"{scale}|logits"],
                     list(points),
@@ -163,4 +163,4 @@ class KeptGradients:
             height, width = named["size"].tolist()
         except KeyError as error:
             raise ValueError(f"these are not kept gradients: {error} is missing") from error
-        return KeptGradients((height, width), runs)
+        return CachedGradients((height, width), runs)
