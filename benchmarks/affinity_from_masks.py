@@ -24,7 +24,7 @@ def main() -> None:
     classifier = load_classifier(weights)
     torch.manual_seed(0)
     start = TrainedAffinityNet(
-        AffinityNet(classifier.network.trunk, "mean"),
+        AffinityNet(classifier.network.backbone, "mean"),
         classifier.architecture,
         classifier.preprocess,
         seed="true masks",

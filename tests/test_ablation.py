@@ -377,8 +377,8 @@ def test_every_table_runs(classifier, background, collection, folder, name):
 
 def test_the_rows_are_the_settings_that_they_name(classifier, collection, folder):
     settings = {
-        ("layers", "1"): {"layer": ["trunk.features.3.squeeze", "trunk.features.4.squeeze"]},
-        ("layers", "2"): {"layer": ["trunk.features.6.squeeze", "trunk.features.6.expand1x1"]},
+        ("layers", "1"): {"layer": ["backbone.features.3.squeeze", "backbone.features.4.squeeze"]},
+        ("layers", "2"): {"layer": ["backbone.features.6.squeeze", "backbone.features.6.expand1x1"]},
         ("layers", "1+2"): {},
         ("size", "38+51"): {"scales": (0.6, 0.8)},
         ("size", "77"): {"scales": (1.2,)},

@@ -1,4 +1,4 @@
-"""AffinityNet: the stages of any trunk, its features, its file, its training, and the walk it leads."""
+"""AffinityNet: the stages of any backbone, its features, its file, its training, and the walk it leads."""
 
 import csv
 from dataclasses import replace
@@ -44,42 +44,42 @@ SETTINGS = Settings(PRESET, validate_every=2)
 
 
 def test_stages_end_where_the_resolution_falls():
-    def found(trunk):
-        return [(stage.node, stage.channels, stage.stride) for stage in find_stages(trunk)]
+    def found(backbone):
+        return [(stage.node, stage.channels, stage.stride) for stage in find_stages(backbone)]
 
     vgg = make_layers(cfgs["A"], batch_norm=False).eval()
     assert found(vgg) == [("1", 64, 1), ("4", 128, 2), ("9", 256, 4), ("14", 512, 8), ("19", 512, 16)]
     # In a bottleneck the resolution falls in the middle: its first, narrower maps are not the end of the block before.
-    resnet = fully_convolutional(get_model("resnet50", weights=None).eval(), 2, cut="layer2", head="linear").trunk
+    resnet = fully_convolutional(get_model("resnet50", weights=None).eval(), 2, cut="layer2", head="linear").backbone
     assert found(resnet) == [("relu", 64, 2), ("layer1.2.relu_2", 256, 4), ("layer2.3.relu_2", 512, 8)]
-    squeezenet = fully_convolutional(get_model("squeezenet1_1", weights=None).eval(), 2).trunk
+    squeezenet = fully_convolutional(get_model("squeezenet1_1", weights=None).eval(), 2).backbone
     assert found(squeezenet) == [("features.1", 64, 2), ("cat_1", 128, 4), ("cat_3", 256, 8), ("cat_7", 512, 17)]
 
 
 def test_who_looks_for_stages_changes_nothing():
-    trunk = fully_convolutional(get_model("resnet18", weights=None), 2, cut="layer1", head="linear").train().trunk
-    trunk.get_submodule("bn1").eval()
-    with untouched(trunk):
-        assert [stage.stride for stage in find_stages(trunk)] == [2, 4]
+    backbone = fully_convolutional(get_model("resnet18", weights=None), 2, cut="layer1", head="linear").train().backbone
+    backbone.get_submodule("bn1").eval()
+    with untouched(backbone):
+        assert [stage.stride for stage in find_stages(backbone)] == [2, 4]
 
 
 def test_the_maps_of_stages_are_those_of_the_model():
     model = get_model("resnet18", weights=None).eval()
-    trunk = fully_convolutional(model, 2).trunk
+    backbone = fully_convolutional(model, 2).backbone
     images = torch.rand(2, 3, 64, 96)
     seen = []
     for layer in (model.layer2, model.layer3, model.layer4):
         layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
     with torch.no_grad():
         model(images)
-        maps = list(multi_stage_backbone(trunk, find_stages(trunk)[-3:])(images).values())
+        maps = list(multi_stage_backbone(backbone, find_stages(backbone)[-3:])(images).values())
     assert all(torch.equal(one, other) for one, other in zip(maps, seen, strict=True))
 
 
 def net(norm="sum", seed=3):
     torch.manual_seed(seed)
     classifier = build_classifier(Architecture("squeezenet1_1", 2, "features.7", "linear"), None, NAMES, CANVAS)
-    network = AffinityNet(classifier.network.trunk, norm)
+    network = AffinityNet(classifier.network.backbone, norm)
     return TrainedAffinityNet(network, classifier.architecture, CANVAS, norm, "cam")
 
 
@@ -103,7 +103,7 @@ def test_affinities_begin_in_the_middle(norm):
 def test_the_backbone_is_a_copy():
     classifier = build_classifier(Architecture("squeezenet1_1", 2, "features.7", "linear"), None, NAMES, CANVAS)
     before = parameters_digest(classifier.network)
-    network = AffinityNet(classifier.network.trunk)
+    network = AffinityNet(classifier.network.backbone)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()

@@ -190,7 +190,7 @@ def affinity_net(voc):
     classifier = load_classifier(voc.parent / "best.safetensors")
     torch.manual_seed(1)
     net = TrainedAffinityNet(
-        AffinityNet(classifier.network.trunk), classifier.architecture, classifier.preprocess, seed="cam"
+        AffinityNet(classifier.network.backbone), classifier.architecture, classifier.preprocess, seed="cam"
     )
     save_affinity_net(net, voc.parent / "affinity_net.safetensors")
     return net

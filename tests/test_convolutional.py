@@ -77,7 +77,7 @@ def test_heads_that_are_not_linear_work_at_each_position(name):
     network = fully_convolutional(model)
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        features = network.trunk(x)["map"]
+        features = network.backbone(x)["map"]
         maps = network(x)
         position = features[:, :, 2:3, 4:5]
         expected = model.classifier(position.flatten(1) if name.startswith("mobilenet") else position)
@@ -91,9 +91,9 @@ def test_new_classes_replace_the_last_layer_alone(name):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     network = fully_convolutional(model, 9)
     assert network(torch.randn(2, 3, 96, 96)).shape[:2] == (2, 9)
-    trunk = network.trunk.state_dict()
-    assert trunk
-    assert all(torch.equal(value, before[key]) for key, value in trunk.items())
+    backbone = network.backbone.state_dict()
+    assert backbone
+    assert all(torch.equal(value, before[key]) for key, value in backbone.items())
     for parameter in network.parameters():
         parameter.data.zero_()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "the model is a guest"
@@ -110,7 +110,7 @@ def test_a_network_cut_after_a_stage(head):
     model = model_named("resnet18")
     network = fully_convolutional(model, 4, cut="layer3", head=head)
     x = torch.randn(1, 3, 64, 96)
-    assert torch.equal(network.trunk(x)["map"], nn.Sequential(*list(model.children())[:7])(x))
+    assert torch.equal(network.backbone(x)["map"], nn.Sequential(*list(model.children())[:7])(x))
     assert network(x).shape == (1, 4, 4, 6)
     assert not any("layer4" in name for name in network.state_dict())
     assert sum(isinstance(m, nn.ReLU) for m in network.head) == (2 if head == "rectified" else 0)
@@ -127,7 +127,7 @@ def test_the_user_may_bring_a_model_that_is_not_torchvisions():
             return self.end(self.stem(x).mean((2, 3)))
 
     assert fully_convolutional(Mine(), 5, cut="stem", head="linear")(torch.randn(1, 3, 33, 33)).shape == (1, 5, 16, 16)
-    with pytest.raises(ValueError, match="where the trunk of Mine ends is not known"):
+    with pytest.raises(ValueError, match="where the backbone of Mine ends is not known"):
         fully_convolutional(Mine(), 5)
 
 
@@ -141,7 +141,7 @@ def test_mode_and_precision_are_those_of_the_model():
 def test_it_can_be_explained():
     network = fully_convolutional(model_named("vgg11"), 4)
     dcs = DistinctClassSaliency(network)
-    assert all("trunk.features" in name for name in dcs.layers)
+    assert all("backbone.features" in name for name in dcs.layers)
     found = dcs.class_maps(torch.randn(1, 3, 96, 96))
     assert found.maps.shape == (1, 3, 96, 96)
     assert found.subtracted.all()
@@ -209,11 +209,11 @@ def test_the_extended_head_stands_on_the_models_own_scores(name):
 
 def test_the_copy_of_a_backbone_changes_its_mode_and_shares_nothing():
     network = fully_convolutional(model_named("resnet18"), 2, head="linear").eval()
-    copied = copy_backbone(network.trunk)
+    copied = copy_backbone(network.backbone)
     images = torch.randn(2, 3, 64, 64)
-    before = network.trunk(images)["map"]
+    before = network.backbone(images)["map"]
     assert torch.equal(copied.train().eval()(images)["map"], before)
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.zero_()
-    assert torch.equal(network.trunk(images)["map"], before)
+    assert torch.equal(network.backbone(images)["map"], before)

@@ -207,7 +207,7 @@ def test_segmentation_networks_learn_by_what_they_do_on_the_cpu(name):
 
 def test_label_probabilities_of_a_network_as_on_the_cpu():
     network = SegmentationNet(
-        fully_convolutional(torchvision.models.get_model("resnet18", weights=None), 3).trunk, 3, "fcn"
+        fully_convolutional(torchvision.models.get_model("resnet18", weights=None), 3).backbone, 3, "fcn"
     ).eval()
     images = torch.rand(2, 3, 64, 48)
     expected = label_probabilities(network, images)

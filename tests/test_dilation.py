@@ -1,4 +1,4 @@
-"""Trunks without their last strides: against torchvision's dilated ResNets, and against what they computed before."""
+"""Backbones without their last strides, compared with torchvision's dilated ResNets and with the undilated maps."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from dcsm_attr.models.fully_convolutional import fully_convolutional
 
 
 def geometry(network):
-    return [(m.stride, m.dilation, m.padding) for m in network.trunk.modules() if isinstance(m, nn.Conv2d)]
+    return [(m.stride, m.dilation, m.padding) for m in network.backbone.modules() if isinstance(m, nn.Conv2d)]
 
 
 def test_a_bottlenecked_resnet_is_torchvisions_dilated_one():
@@ -23,7 +23,7 @@ def test_a_bottlenecked_resnet_is_torchvisions_dilated_one():
     expected = fully_convolutional(theirs, 2, head="linear")
     images = torch.randn(1, 3, 97, 64)
     with torch.no_grad():
-        torch.testing.assert_close(ours.trunk(images)["map"], expected.trunk(images)["map"], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours.backbone(images)["map"], expected.backbone(images)["map"], rtol=1e-3, atol=1e-3)
     assert geometry(ours) == geometry(expected)
     # The model itself keeps its strides.
     assert model.layer4[0].conv2.stride == (2, 2)
@@ -45,8 +45,8 @@ class Chain(nn.Module):
 def test_every_other_position_is_what_it_was():
     model = Chain().double().eval()
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
-    coarse = fully_convolutional(model, 2, cut="features", head="linear").trunk
-    fine = fully_convolutional(model, 2, cut="features", head="linear", output_stride=2).trunk
+    coarse = fully_convolutional(model, 2, cut="features", head="linear").backbone
+    fine = fully_convolutional(model, 2, cut="features", head="linear", output_stride=2).backbone
     with torch.no_grad():
         found, before = fine(images)["map"], coarse(images)["map"]
     assert found.shape == (1, 6, 16, 16)
@@ -58,7 +58,7 @@ def test_vgg_as_deeplab_has_it():
     with torch.device("meta"):
         model = get_model("vgg11", weights=None)
     network = fully_convolutional(model, 2, head="linear", output_stride=8)
-    layers = list(dict(network.trunk.named_modules())["features"].children())
+    layers = list(dict(network.backbone.named_modules())["features"].children())
     pools = [layer for layer in layers if isinstance(layer, nn.MaxPool2d)]
     assert [(pool.kernel_size, pool.stride) for pool in pools] == [(2, 2), (2, 2), (2, 2), (3, 1), (3, 1)]
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
@@ -70,7 +70,7 @@ def test_other_families(name):
     model = get_model(name, weights=None).eval()
     network = fully_convolutional(model, 2, head="linear", output_stride=8).eval()
     with torch.no_grad():
-        side = network.trunk(torch.zeros(1, 3, 160, 160))["map"].shape[-1]
+        side = network.backbone(torch.zeros(1, 3, 160, 160))["map"].shape[-1]
     assert side in (19, 20)
 
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_dilated():
         fully_convolutional(model, 2, head="linear", output_stride=8)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         fully_convolutional(Chain(), 2, cut="features", head="linear", output_stride=0)
-    with pytest.raises(TypeError, match="traced trunk.*Chain"):
+    with pytest.raises(TypeError, match="traced backbone.*Chain"):
         replace_stride_with_dilation(Chain(), 8)
 
 

@@ -220,12 +220,12 @@ def training(name):
         settings = Settings(ClassifierPreset(*SOLVER, pooling="average"), 0, validate_every=1)
         train_classifier(start, collection, voc_collection(scenes, "val"), folder, settings, **QUIET)
     elif kind == "affinity":
-        canvas, network = Preprocess("paper", 64, MEAN, STD), AffinityNet(base.network.trunk)
+        canvas, network = Preprocess("paper", 64, MEAN, STD), AffinityNet(base.network.backbone)
         start = TrainedAffinityNet(network, base.architecture, canvas)
         train_affinity_net(start, collection, masks, folder, settings, radius=3, **QUIET)
     else:
         canvas, head = Preprocess("caffe", 64, MEAN, STD), ("largefov", None)
-        network = SegmentationNet(base.network.trunk, len(CLASS_NAMES), *head)
+        network = SegmentationNet(base.network.backbone, len(CLASS_NAMES), *head)
         start = TrainedSegmentationNet(network, base.architecture, *head, CLASS_NAMES, canvas)
         train_segmentation_net(start, collection, masks, folder, settings, objective=further, **QUIET)
     return {"log": logged(folder / "log.csv"), "weights": weight_values(start.network.state_dict())}

@@ -137,24 +137,24 @@ def test_the_mean_map_converges_with_the_root_of_the_number_of_draws():
 def test_the_backbone_runs_once_and_nothing_is_computed_before_it_is_asked_for():
     network = ScoreMapNetwork(Backbone(), nn.Sequential(selection()))
     maps = fickle_maps(network, torch.randn(1, 3, 14, 16), [0, 1], 60)
-    assert network.trunk.runs == 0
+    assert network.backbone.runs == 0
     next(maps)
-    assert network.trunk.runs == 1
+    assert network.backbone.runs == 1
     assert len(list(maps)) == 59
-    assert network.trunk.runs == 1
+    assert network.backbone.runs == 1
 
 
 @pytest.mark.parametrize("deeper", [[], [nn.Dropout(0.5), nn.Conv2d(4, 3, 1)]])
 def test_the_network_is_left_unchanged_also_between_two_maps(deeper):
     network = ScoreMapNetwork(Backbone(), nn.Sequential(selection(), *deeper)).train()
-    network.trunk.body.eval()
+    network.backbone.body.eval()
     network.head[0].weight.grad = torch.ones_like(network.head[0].weight)
     image = torch.randn(1, 3, 14, 16)
     list(fickle_maps(network, image, [0], 1))
-    network.trunk.runs = 1
+    network.backbone.runs = 1
     with untouched(network, image):
         maps = fickle_maps(network, image, [0, 1], 4, draw_chunk_size=2)
-        network.trunk.runs = 0
+        network.backbone.runs = 0
         next(maps)
     with untouched(network, image):
         next(maps)

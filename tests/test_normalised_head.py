@@ -1,4 +1,4 @@
-"""A head with batch norms: its function by hand, and that it learns where those of the trunk are frozen."""
+"""A head with batch norms: its function by hand, and that it learns where those of the backbone are frozen."""
 
 from dataclasses import replace
 
@@ -80,9 +80,9 @@ def test_its_batch_norms_learn_while_the_backbones_are_frozen(training, tmp_path
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     for norm in ("head.1", "head.4"):
         assert {f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")} <= changed
-    trunk = {name for name in changed if name.startswith("trunk.") and ".bn" in name}
-    assert bool(trunk) == (not frozen and head_only == 0)
-    assert ("trunk.conv1.weight" in changed) == (head_only == 0)
+    backbone = {name for name in changed if name.startswith("backbone.") and ".bn" in name}
+    assert bool(backbone) == (not frozen and head_only == 0)
+    assert ("backbone.conv1.weight" in changed) == (head_only == 0)
     # What was learned is used: the file gives the network back with the head's statistics.
     best = load_classifier(tmp_path / "out" / "best.safetensors").network.state_dict()
     assert all(torch.equal(best[name], after[name]) for name in best)

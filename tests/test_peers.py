@@ -52,8 +52,8 @@ def _convolution(weights, biases=None):
 
 def _by_hand(*head):
     """Features are the image's first two colors; each class is weighted as above."""
-    trunk = _Backbone(nn.Sequential(_convolution([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), nn.ReLU(inplace=True)))
-    return ScoreMapNetwork(trunk, nn.Sequential(*(head or (_convolution(WEIGHTS, BIASES),)))).eval()
+    backbone = _Backbone(nn.Sequential(_convolution([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), nn.ReLU(inplace=True)))
+    return ScoreMapNetwork(backbone, nn.Sequential(*(head or (_convolution(WEIGHTS, BIASES),)))).eval()
 
 
 def _tiny(model=TinyVGG, **arguments):
@@ -206,7 +206,7 @@ def test_torchcam_agrees_with_pytorch_grad_cam(parity, name, other):
     # pytorch-grad-cam subtracts the minimum, which changes nothing where that is zero.
     comparable = [c for c in range(12) if (ours[c].min(), ours[c].max()) == (0, 1)]
     assert len(comparable) >= 3
-    with getattr(pytorch_grad_cam, other)(scores, [network.trunk.features]) as extractor:
+    with getattr(pytorch_grad_cam, other)(scores, [network.backbone.features]) as extractor:
         for c in comparable:
             target = pytorch_grad_cam.utils.model_targets.ClassifierOutputTarget(c)
             np.testing.assert_allclose(ours[c], extractor(image, [target])[0], atol=1e-4)
@@ -214,7 +214,7 @@ def test_torchcam_agrees_with_pytorch_grad_cam(parity, name, other):
 
 def test_torchcam_agrees_with_captum(parity):
     network, scores, image = parity
-    method = LayerGradCam(scores, network.trunk.features)
+    method = LayerGradCam(scores, network.backbone.features)
     raw = torch.cat([method.attribute(image, c, relu_attributions=True) for c in range(12)], dim=1).detach()
     expected = divide_by_maximum(upsample(raw, (32, 40)))[0]
     torch.testing.assert_close(reference_maps("grad-cam", network, "max", image, range(12)), expected)
@@ -226,7 +226,7 @@ def test_pytorch_grad_cam_agrees_with_torchcam_on_two_classes():
     network, image = _tiny(classes=2), torch.randn(1, 3, 32, 40)
     ours = reference_maps("finer-cam", network, "average", image, [0, 1])
     assert ours.amax() == 1
-    with torchcam.FinerCAM(network, network.trunk.features, gamma=1.0, num_references=1) as extractor:
+    with torchcam.FinerCAM(network, network.backbone.features, gamma=1.0, num_references=1) as extractor:
         for c in range(2):
             scores = pool_score_maps(network(image), "average")
             raw = extractor(c, scores, normalized=False)[0]
@@ -242,22 +242,22 @@ def test_a_named_layer_is_its_output_also_before_a_rectifier_in_place(name):
     """A library that hooked the convolution itself would see what the rectifier made of its output."""
     separate, overwriting, image = _tiny(in_place=False), _tiny(in_place=True), torch.randn(1, 3, 16, 20)
     overwriting.load_state_dict(separate.state_dict())
-    expected = reference_maps(name, separate, "max", image, [0, 1], "trunk.features.5")
-    torch.testing.assert_close(reference_maps(name, overwriting, "max", image, [0, 1], "trunk.features.5"), expected)
-    by_module = reference_maps(name, overwriting, "max", image, [0, 1], overwriting.trunk.features[5])
+    expected = reference_maps(name, separate, "max", image, [0, 1], "backbone.features.5")
+    torch.testing.assert_close(reference_maps(name, overwriting, "max", image, [0, 1], "backbone.features.5"), expected)
+    by_module = reference_maps(name, overwriting, "max", image, [0, 1], overwriting.backbone.features[5])
     torch.testing.assert_close(by_module, expected)
-    assert not torch.equal(expected, reference_maps(name, separate, "max", image, [0, 1], "trunk.features.2"))
+    assert not torch.equal(expected, reference_maps(name, separate, "max", image, [0, 1], "backbone.features.2"))
 
 
 def test_grad_cam_of_a_named_layer_against_autograd(images):
     network = _tiny().double()
     image = images[:1].double()
-    features = network.trunk.features[:6](image).detach().requires_grad_()
-    score = network.head(network.trunk.features[6:](features.clone()))[0, 2].mean()
+    features = network.backbone.features[:6](image).detach().requires_grad_()
+    score = network.head(network.backbone.features[6:](features.clone()))[0, 2].mean()
     (gradient,) = torch.autograd.grad(score, features)
     raw = (gradient.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).clamp(min=0)
     resized = F.interpolate(raw, image.shape[2:], mode="bilinear", align_corners=False)[0, 0]
-    maps = reference_maps("grad-cam", network, "average", image, [2], "trunk.features.5")
+    maps = reference_maps("grad-cam", network, "average", image, [2], "backbone.features.5")
     torch.testing.assert_close(maps[0], (resized / resized.max()).float())
 
 
@@ -381,8 +381,8 @@ def test_finer_cam_needs_another_class():
         ({"images": IMAGE.expand(2, 3, 2, 2)}, r"got \(2, 3, 2, 2\)"),
         ({"images": IMAGE.long()}, "torch.int64"),
         ({"classes": []}, "classes is empty"),
-        ({"layer": "trunk.features.7"}, "layer 'trunk.features.7' is not in ScoreMapNetwork"),
-        ({"layer": "trunk"}, "layer 'trunk' must give a map"),
+        ({"layer": "backbone.features.7"}, "layer 'backbone.features.7' is not in ScoreMapNetwork"),
+        ({"layer": "backbone"}, "layer 'backbone' must give a map"),
         ({"name": "cam", "layer": "head.0"}, "CAM is defined at the input of the classifying layer alone"),
     ],
 )
@@ -398,5 +398,5 @@ def test_a_layer_must_run_once():
     with pytest.raises(ValueError, match=r"layer 'head.0' must run once in a forward pass, but it runs 2 times"):
         reference_maps("grad-cam", network, "max", IMAGE, [0], "head.0")
     traced = _torchvision("resnet18", head="linear")
-    with pytest.raises(ValueError, match=r"'trunk.layer4.1' .* runs 0 times: .*innermost"):
-        reference_maps("grad-cam", traced, "max", torch.randn(1, 3, 64, 64), [0], "trunk.layer4.1")
+    with pytest.raises(ValueError, match=r"'backbone.layer4.1' .* runs 0 times: .*innermost"):
+        reference_maps("grad-cam", traced, "max", torch.randn(1, 3, 64, 64), [0], "backbone.layer4.1")

@@ -76,7 +76,7 @@ def test_seeds_of_maps_by_hand(tmp_path, vgg):
 
 def test_seeds_of_ficklenet_by_hand(tmp_path, fickle):
     prepared = photograph(tmp_path)
-    layer = "trunk.features.5"
+    layer = "backbone.features.5"
     with untouched(fickle):
         found = image_seeds(
             fickle, FickleLocalizer(fickle, 7, 0.8), prepared, (1, 3), BackgroundSeedSettings(layer, BACKGROUND.share)
@@ -125,7 +125,7 @@ def test_the_middle_of_vgg_is_where_sec_looks():
     assert [i for i, layer in enumerate(model.features) if isinstance(layer, nn.MaxPool2d)][2] == 16
     assert middle_layer(model) == "features.17"
     with_score_maps = fully_convolutional(model, 2, cut="features.29", head="linear")
-    assert middle_layer(with_score_maps) == "trunk.features.17"
+    assert middle_layer(with_score_maps) == "backbone.features.17"
 
 
 def test_a_folder_of_seeds_goes_on(tmp_path, vgg):
@@ -168,7 +168,7 @@ def test_from_a_fickle_classifier_to_an_evaluated_network(tmp_path, scenes):
     done("train", scenes, *of_training, *head, "--size", 64, "--output", tmp_path / "c")
     best = tmp_path / "c" / "best.safetensors"
     ficklenet = ("ficklenet", scenes, "--weights", best, "--draws", 3, "--output", tmp_path / "f")
-    assert "trunk.features" in done(*ficklenet)
+    assert "backbone.features" in done(*ficklenet)
     listed = (scenes / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
     before = written(tmp_path / "f")
     assert set(before) == {f"{name}.png" for name in listed}

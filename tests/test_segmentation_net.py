@@ -42,8 +42,8 @@ ARCHITECTURE = Architecture("squeezenet1_1", 2, "features.4", "linear")
 
 def net(head="fcn", output_stride=None, seed=3):
     torch.manual_seed(seed)
-    trunk = build_classifier(ARCHITECTURE, None, NAMES, CANVAS).network.trunk
-    network = SegmentationNet(trunk, 2, head, output_stride)
+    backbone = build_classifier(ARCHITECTURE, None, NAMES, CANVAS).network.backbone
+    network = SegmentationNet(backbone, 2, head, output_stride)
     return TrainedSegmentationNet(network, ARCHITECTURE, head, output_stride, NAMES, CANVAS, "sec, cam")
 
 
@@ -80,7 +80,7 @@ def test_one_map_of_logits_a_label(head):
     images = torch.rand(2, 3, 40, 32)
     with torch.no_grad():
         logits = network(images)
-        assert torch.equal(logits, network.head(network.trunk(images)["map"]))
+        assert torch.equal(logits, network.head(network.backbone(images)["map"]))
     assert logits.shape == (2, 3, 9, 7)
 
 
@@ -89,14 +89,14 @@ def test_the_backbone_is_a_copy_with_a_stride_of_its_own():
     classifier = build_classifier(Architecture("resnet18", 2, head="linear"), None, NAMES, CANVAS).network.eval()
     images = torch.rand(1, 3, 64, 64)
     before = snapshot(classifier)
-    network = SegmentationNet(classifier.trunk, 2, "fcn", output_stride=8).eval()
+    network = SegmentationNet(classifier.backbone, 2, "fcn", output_stride=8).eval()
     with torch.no_grad():
         assert network(images).shape == (1, 3, 8, 8)
         for parameter in network.parameters():
             parameter.zero_()
     # The head is drawn from the global generator.
     assert changes(before, snapshot(classifier)) == ["random"]
-    assert classifier.trunk(images)["map"].shape[-1] == 2
+    assert classifier.backbone(images)["map"].shape[-1] == 2
 
 
 def test_the_file_brings_everything(tmp_path):

@@ -293,19 +293,19 @@ def test_it_copies_pickles_and_loads_like_any_layer():
 
 
 def test_a_network_with_it_is_explained_like_any_other():
-    trunk = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1))
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1))
 
     class Backbone(nn.Module):
         def __init__(self):
             super().__init__()
-            self.body = trunk
+            self.body = backbone
 
         def forward(self, x):
             return {"map": self.body(x).relu()}
 
     network = ScoreMapNetwork(Backbone(), nn.Sequential(StochasticSelection(8, 4, window=3))).eval()
     x = torch.randn(2, 3, 12, 12)
-    method = DistinctClassSaliency(network, layer="trunk.body.3", scales=(1.0,))
+    method = DistinctClassSaliency(network, layer="backbone.body.3", scales=(1.0,))
     with use_generator(torch.Generator().manual_seed(0)):
         first, second = method.class_maps(x, [0, 1, 2]).maps, method.class_maps(x, [0, 1, 2]).maps
     with use_generator(torch.Generator().manual_seed(0)):

@@ -15,7 +15,7 @@ timm = pytest.importorskip("timm", reason="needs timm, the extra of its name")
 CLASSES = 6
 # These take multiples of 32 only, which 160 is at the scales 0.8 and 1.2 too.
 SIZES = {"dla34": 160, "hrnet_w18_small": 160}
-# With the place where the trunk ends.
+# With the place where the backbone ends.
 MODELS = {
     "convnextv2_atto": "stages",
     "cspresnet50": "stages",

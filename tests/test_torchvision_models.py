@@ -178,7 +178,7 @@ def test_transformers_are_refused_with_what_to_use_instead(name):
     for refused in (DistinctClassSaliency, Segmenter):
         with pytest.raises(ValueError, match=said):
             refused(model)
-    with pytest.raises(ValueError, match="is a transformer.*no trunk of convolutions.*Use a CNN"):
+    with pytest.raises(ValueError, match="is a transformer.*no backbone of convolutions.*Use a CNN"):
         fully_convolutional(model)
 
 
@@ -196,7 +196,7 @@ def test_segmentation_models_are_score_map_networks(name):
     x = torch.randn(1, 3, SIZE, SIZE)
     dcs = DistinctClassSaliency(model)
     assert all(layer.startswith("backbone.") for layer in dcs.layers)
-    assert {layer.split(".")[1] for layer in dcs.layers} & {"layer4", "15", "14"}, "up to the end of the trunk"
+    assert {layer.split(".")[1] for layer in dcs.layers} & {"layer4", "15", "14"}, "up to the end of the backbone"
     result = dcs.class_maps(x, [1, 2])
     assert result.scores.shape == (1, CLASSES)
     assert result.maps.isfinite().all()

@@ -92,8 +92,8 @@ def test_it_learns_and_keeps_the_best(tmp_path):
 def test_the_network_of_the_scenes_starts_from_its_shipped_backbone():
     built = build_classifier(Architecture("scene_net", 2), "DEFAULT", NAMES, CANVAS)
     shipped = load_scene_net().features.state_dict()
-    trunk = built.network.trunk.state_dict()
-    assert all(torch.equal(trunk[f"features.{name}"], value) for name, value in shipped.items())
+    backbone = built.network.backbone.state_dict()
+    assert all(torch.equal(backbone[f"features.{name}"], value) for name, value in shipped.items())
     assert built.network(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 4, 4)
     assert built.network.training
     with pytest.raises(ValueError, match="no classification model"):
@@ -106,10 +106,12 @@ def test_the_head_learns_alone_at_first(tmp_path):
     before = {name: value.clone() for name, value in classifier().network.state_dict().items()}
     train(tmp_path / "out", training, training, settings)
     after = last_weights(tmp_path / "out")
-    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("trunk."))
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("backbone."))
     assert not torch.equal(after["head.0.weight"], before["head.0.weight"])
     train(tmp_path / "all", training, training, replace(settings, preset=replace(PRESET, steps=2, head_only=0)))
-    assert not torch.equal(last_weights(tmp_path / "all")["trunk.features.0.weight"], before["trunk.features.0.weight"])
+    assert not torch.equal(
+        last_weights(tmp_path / "all")["backbone.features.0.weight"], before["backbone.features.0.weight"]
+    )
 
 
 @pytest.mark.parametrize("fault_at", [1, 4, 5, 8])
@@ -196,10 +198,10 @@ def test_frozen_batch_norms_keep_statistics_and_parameters(tmp_path):
         return {name for name in before if not torch.equal(before[name], after[name])}
 
     changed = trained(frozen=True)
-    assert "trunk.conv1.weight" in changed
+    assert "backbone.conv1.weight" in changed
     assert not any(".bn" in name for name in changed)
     changed = trained(frozen=False)
-    assert {"trunk.bn1.running_mean", "trunk.bn1.weight"} <= changed
+    assert {"backbone.bn1.running_mean", "backbone.bn1.weight"} <= changed
 
 
 @pytest.fixture
@@ -287,7 +289,7 @@ def test_a_cut_network_takes_its_part_of_a_file(tmp_path):
     save_file(whole.state_dict(), tmp_path / "whole.safetensors")
     architecture = Architecture("resnet18", 2, "layer2", "linear")
     built = build_classifier(architecture, tmp_path / "whole.safetensors", NAMES)
-    for name, value in built.network.trunk.state_dict().items():
+    for name, value in built.network.backbone.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name])
     part = {name: value for name, value in whole.state_dict().items() if not name.startswith("layer2.1")}
     save_file(part, tmp_path / "part.safetensors")

@@ -15,9 +15,9 @@ def cam(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tenso
     r"""CAM: :math:`\sum_k w^c_k A_k` with the weights of the classifying layer and its input.
 
     Behind average pooling and one linear layer, this is the definition of Zhou et al. Where rectified layers come
-    between the trunk and the classifying layer, the maps are those of the last of them. Either way it is the score map
-    without the bias, which Zhou et al. leave out too. Where no linear layer comes last (SqueezeNet's own head, which
-    rectifies its scores), nothing can be weighted, and the score map itself is taken, with its bias.
+    between the backbone and the classifying layer, the maps are those of the last of them. Either way it is the score
+    map without the bias, which Zhou et al. leave out too. Where no linear layer comes last (SqueezeNet's own head,
+    which rectifies its scores), nothing can be weighted, and the score map itself is taken, with its bias.
 
     Args:
         model: tapped at :func:`~benchmarks.peers.tapped.cam_point`.

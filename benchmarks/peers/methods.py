@@ -75,7 +75,7 @@ def reference_maps(
         images: ``(1, 3, H, W)``, floating point, on any device.
         classes: K class numbers.
         layer: the module whose output the map is made of, or its name as in ``network.named_modules()``; it must run
-            just once. None: the last map of the trunk. Plain CAM has no choice.
+            just once. None: the last map of the backbone. Plain CAM has no choice.
 
     Returns:
         ``(K, H, W)`` float32 in [0, 1], on the CPU.

@@ -79,7 +79,7 @@ class HookableNetwork(nn.Module):
         if self._runs != 1:
             raise ValueError(
                 f"layer {self._name!r} must run once in a forward pass, but it runs {self._runs} times: name one that "
-                "does. In a traced trunk those are the innermost modules, not the stages that hold them."
+                "does. In a traced backbone those are the innermost modules, not the stages that hold them."
             )
         unknown = [c for c in self._classes if not 0 <= c < maps.shape[1]]
         if unknown:
@@ -140,7 +140,7 @@ def feature_point(network: ScoreMapNetwork, layer: nn.Module | str | None) -> La
 
     Args:
         network: gives score maps.
-        layer: a module of it or its name. None: the map that the trunk hands to the head, its last.
+        layer: a module of it or its name. None: the map that the backbone hands to the head, its last.
 
     Returns:
         The output of the layer.

@@ -111,7 +111,7 @@ def layer_blocks(
 
     - those count whose input is a map, is not the image itself, and has a gradient that differs between positions;
     - those of one resolution are a block;
-    - of each block, tensors with at least half of the second largest number of channels count (the trunk, not the
+    - of each block, tensors with at least half of the second largest number of channels count (the backbone, not the
       bottlenecks), each once, whichever convolutions share it. One tensor alone may be wider: where a block widens
       before it strides (RegNet), that has the width of the next stage;
     - of those, three are taken, evenly spread from the first to the last. VGG-16 has at most three a block; deeper

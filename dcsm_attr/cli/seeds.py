@@ -387,5 +387,5 @@ def _start(
         classifier = build_classifier(
             Architecture(backbone, len(names), head="linear"), source, names, classifier.preprocess
         )
-    network = AffinityNet(classifier.network.trunk, norm.value)
+    network = AffinityNet(classifier.network.backbone, norm.value)
     return TrainedAffinityNet(network, classifier.architecture, classifier.preprocess, norm.value, method.value)

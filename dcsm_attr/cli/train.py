@@ -123,7 +123,7 @@ def train(
     Writes best.safetensors (the best on the images of split val, which the other commands take as --weights),
     log.csv, settings.json, unreadable.json (why photographs could not be read, if any), and last.pt, from which the
     same command goes on after an interruption. Under torchrun, the processes share each batch. --model scene_net is the
-    network of the generated scenes; its DEFAULT weights are those of the shipped one's trunk.
+    network of the generated scenes; its DEFAULT weights are those of the shipped one's backbone.
 
     Examples:
       dcsm-attr train VOCdevkit/VOC2012 --model vgg16 --preset paper
@@ -280,15 +280,15 @@ def train_seg(
             "or pseudo-label wrote label maps to."
         )
     torch.manual_seed(seed)
-    backbone = _backbone(model, weights, cut, collection.class_names, size)
+    classifier = _backbone(model, weights, cut, collection.class_names, size)
     stride = output_stride or None
     start = TrainedSegmentationNet(
-        SegmentationNet(backbone.network.trunk, len(collection.class_names), head.value, stride),
-        backbone.architecture,
+        SegmentationNet(classifier.network.backbone, len(collection.class_names), head.value, stride),
+        classifier.architecture,
         head.value,
         stride,
         collection.class_names,
-        backbone.preprocess,
+        classifier.preprocess,
         f"{loss.value}, {labels_from.name}",
     )
     chosen = PRESETS[loss.value][preset.value].adapted(steps=steps, batch_size=batch_size)
@@ -308,7 +308,7 @@ def train_seg(
 
 
 def _backbone(model: str, weights: str, cut: str | None, names: tuple[str, ...], size: int) -> "Classifier":
-    """A classifier for its trunk, on the canvas that SEC has: warped, so that no position is empty."""
+    """A classifier for its backbone, on the canvas that SEC has: warped, so that no position is empty."""
     from dcsm_attr.datasets.preprocess import Preprocess
     from dcsm_attr.models.checkpoint import Architecture, build_classifier, is_classifier
 

@@ -26,8 +26,14 @@ from torch.autograd.function import once_differentiable
 
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.backbone import copy_backbone, find_stages, multi_stage_backbone
-from dcsm_attr.models.checkpoint import Architecture, explain_build_errors, read_metadata, save_with_metadata
-from dcsm_attr.models.weights import load_weights, read_weights
+from dcsm_attr.models.checkpoint import (
+    Architecture,
+    explain_build_errors,
+    read_metadata,
+    read_tensors,
+    save_with_metadata,
+)
+from dcsm_attr.models.weights import load_weights
 
 __all__ = [
     "GRID_STRIDE",
@@ -262,30 +268,30 @@ class AffinityNet(nn.Module):
     r"""Features :math:`f` of positions, with affinities :math:`\exp(-|f_i - f_j|_1)` between them.
 
     Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision", CVPR 2018. The released network
-    takes conv4, conv5 and the fully connected layer of a dilated VGG, all at stride 8. Here the trunk stays as it is:
-    the maps of its last three resolutions are reduced by 1 x 1 convolutions and then resized to stride 8; averaged
+    takes conv4, conv5 and the fully connected layer of a dilated VGG, all at stride 8. Here the backbone stays as it
+    is: the maps of its last three resolutions are reduced by 1 x 1 convolutions and then resized to stride 8; averaged
     where they are finer, bilinearly where they are coarser. Each reduction has a group norm, which the release has for
     VGG alone: the maps of other networks differ in size by orders of magnitude.
 
     Attributes:
-        trunk: images to the maps of the stages.
+        backbone: images to the maps of the stages.
         head: these to features.
     """
 
-    def __init__(self, trunk: nn.Module, norm: Norm = "mean") -> None:
-        """Build the network on a trunk.
+    def __init__(self, backbone: nn.Module, norm: Norm = "mean") -> None:
+        """Build the network on a backbone.
 
         Args:
-            trunk: of a :class:`~dcsm_attr.models.fully_convolutional.ScoreMapNetwork`, or any that ``torch.fx`` can
+            backbone: of a :class:`~dcsm_attr.models.fully_convolutional.ScoreMapNetwork`, or any that ``torch.fx`` can
                 trace; copied with its weights. The head is drawn from PyTorch's global generator.
             norm: see :class:`AffinityHead`.
 
         Raises:
-            ValueError: if the trunk has no convolutions.
+            ValueError: if the backbone has no convolutions.
         """
         super().__init__()
-        stages = find_stages(trunk)[-len(_WIDTHS) :]
-        self.trunk = multi_stage_backbone(copy_backbone(trunk), stages)
+        stages = find_stages(backbone)[-len(_WIDTHS) :]
+        self.backbone = multi_stage_backbone(copy_backbone(backbone), stages)
         self.head = AffinityHead([stage.channels for stage in stages], norm)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -295,10 +301,10 @@ class AffinityNet(nn.Module):
             images: ``(N, 3, H, W)``.
 
         Returns:
-            ``(N, D, ceil(H / 8), ceil(W / 8))``, D = 448 for a trunk of three stages or more.
+            ``(N, D, ceil(H / 8), ceil(W / 8))``, D = 448 for a backbone of three stages or more.
         """
         size = (-(-images.shape[2] // GRID_STRIDE), -(-images.shape[3] // GRID_STRIDE))
-        features: Tensor = self.head(list(self.trunk(images).values()), size)
+        features: Tensor = self.head(list(self.backbone(images).values()), size)
         return features
 
 
@@ -314,7 +320,7 @@ class TrainedAffinityNet:
 
     Attributes:
         network: gives features.
-        architecture: the classifier whose trunk it has.
+        architecture: the classifier whose backbone it has.
         preprocess: the canvas that it was, or is to be, trained on.
         norm: of its distances.
         seed: the method whose maps gave the labels that it is trained from, in a word.
@@ -360,6 +366,6 @@ def load_affinity_net(path: str | Path) -> TrainedAffinityNet:
         architecture = Architecture(**description["architecture"])
         preprocess = Preprocess.from_dict(description["preprocess"])
         norm, seed = description["norm"], description["seed"]
-        network = AffinityNet(architecture.build_network().trunk, norm)
-    load_weights(network, read_weights(path), str(path))
+        network = AffinityNet(architecture.build_network().backbone, norm)
+    load_weights(network, read_tensors(path), str(path))
     return TrainedAffinityNet(network.eval(), architecture, preprocess, norm, seed)

@@ -1,8 +1,8 @@
-"""A copy of a traced trunk that changes its mode as the trunk does.
+"""A copy of a traced backbone that changes its mode as the backbone does.
 
-The stages of a trunk: one map at each of its resolutions, from one forward pass.
+The stages of a backbone: one map at each of its resolutions, from one forward pass.
 
-A trunk without its last strides: maps of a higher resolution from the same weights, by dilation.
+A backbone without its last strides: maps of a higher resolution from the same weights, by dilation.
 """
 
 import copy
@@ -23,19 +23,20 @@ __all__ = ["Stage", "copy_backbone", "find_stages", "multi_stage_backbone", "rep
 _GRAPHS = ("train_graph", "eval_graph")
 
 
-def copy_backbone(trunk: nn.Module) -> nn.Module:
-    """Copy a trunk with its weights.
+def copy_backbone(backbone: nn.Module) -> nn.Module:
+    """Copy a backbone with its weights.
 
     Args:
-        trunk: of a :class:`~dcsm_attr.models.fully_convolutional.ScoreMapNetwork`, or any module; it is left as it is.
+        backbone: of a :class:`~dcsm_attr.models.fully_convolutional.ScoreMapNetwork`, or any module; it is left as it
+        is.
 
     Returns:
         The copy, which shares nothing with it.
     """
-    copied = copy.deepcopy(trunk)
+    copied = copy.deepcopy(backbone)
     for name in _GRAPHS:
-        if hasattr(trunk, name) and not hasattr(copied, name):
-            setattr(copied, name, copy.deepcopy(getattr(trunk, name)))
+        if hasattr(backbone, name) and not hasattr(copied, name):
+            setattr(copied, name, copy.deepcopy(getattr(backbone, name)))
     return copied
 
 
@@ -46,10 +47,10 @@ _SIDE = 224
 
 @dataclass(frozen=True)
 class Stage:
-    """What a trunk computes at one resolution.
+    """What a backbone computes at one resolution.
 
     Attributes:
-        node: name of the last of its widest maps in the traced trunk.
+        node: name of the last of its widest maps in the traced backbone.
         channels: of the map.
         stride: pixels of the image to one position of the map.
     """
@@ -59,11 +60,11 @@ class Stage:
     stride: int
 
 
-def find_stages(trunk: nn.Module) -> list[Stage]:
-    """Find the stages of a trunk that hold a convolution.
+def find_stages(backbone: nn.Module) -> list[Stage]:
+    """Find the stages of a backbone that hold a convolution.
 
     Args:
-        trunk: that ``torch.fx`` can trace, such as that of a
+        backbone: that ``torch.fx`` can trace, such as that of a
             :class:`~dcsm_attr.models.fully_convolutional.ScoreMapNetwork`; it is left as it is.
 
     Returns:
@@ -73,7 +74,7 @@ def find_stages(trunk: nn.Module) -> list[Stage]:
         ValueError: if it gives no maps.
     """
     # Tracing puts every module in one mode.
-    traced = copy_backbone(trunk)
+    traced = copy_backbone(backbone)
     names = get_graph_node_names(traced, tracer_kwargs=_TRACING, suppress_diff_warning=True)[1]
     parameter = next(traced.parameters())
     image = torch.zeros(1, 3, _SIDE, _SIDE, device=parameter.device, dtype=parameter.dtype)
@@ -91,27 +92,27 @@ def find_stages(trunk: nn.Module) -> list[Stage]:
         # The blocks of the next stage may begin at the resolution of this one, with fewer channels.
         if stage.stride not in stages or stage.channels >= stages[stage.stride].channels:
             stages[stage.stride] = stage
-        if _has_convolution(trunk, name):
+        if _has_convolution(backbone, name):
             convolved.add(stage.stride)
     found = [stage for stride, stage in sorted(stages.items()) if stride in convolved]
     if not found:
-        raise ValueError(f"{type(trunk).__name__} has no convolutions whose maps could be taken: name a CNN.")
+        raise ValueError(f"{type(backbone).__name__} has no convolutions whose maps could be taken: name a CNN.")
     return found
 
 
-def _has_convolution(trunk: nn.Module, node: str) -> bool:
+def _has_convolution(backbone: nn.Module, node: str) -> bool:
     try:
-        module = trunk.get_submodule(node)
+        module = backbone.get_submodule(node)
     except AttributeError:
         return False
     return any(isinstance(inner, nn.Conv2d) for inner in module.modules())
 
 
-def multi_stage_backbone(trunk: nn.Module, stages: list[Stage]) -> nn.Module:
-    """The same trunk with the maps of some stages as its result.
+def multi_stage_backbone(backbone: nn.Module, stages: list[Stage]) -> nn.Module:
+    """The same backbone with the maps of some stages as its result.
 
     Args:
-        trunk: as in :func:`find_stages`, but for its modules, which all take the mode of the trunk itself.
+        backbone: as in :func:`find_stages`, but for its modules, which all take the mode of the backbone itself.
         stages: of it.
 
     Returns:
@@ -119,7 +120,7 @@ def multi_stage_backbone(trunk: nn.Module, stages: list[Stage]) -> nn.Module:
         the names ``"0"``, ``"1"``, ..., in the order of the stages.
     """
     extractor: nn.Module = create_feature_extractor(
-        trunk,
+        backbone,
         {stage.node: str(number) for number, stage in enumerate(stages)},
         tracer_kwargs=_TRACING,
         suppress_diff_warning=True,
@@ -133,37 +134,39 @@ _PROBE_SIDE = 224
 _TOLERANCE = 1.2
 
 
-def replace_stride_with_dilation(trunk: nn.Module, output_stride: int) -> None:
+def replace_stride_with_dilation(backbone: nn.Module, output_stride: int) -> None:
     """Take the strides away that would make the map coarser, and dilate the convolutions behind them, in place.
 
     Of ResNets with bottlenecks that is torchvision's ``replace_stride_with_dilation``; here the graph says which
-    convolutions lie behind a stride, so that it works on any trunk of modules. Pools lose their stride too; those of an
-    even width become wider by one, so that they have a center, and none is dilated, both as in DeepLab's VGG (Chen et
-    al., ICLR 2015).
+    convolutions lie behind a stride, so that it works on any backbone of modules. Pools lose their stride too; those
+    of an even width become wider by one, so that they have a center, and none is dilated, both as in DeepLab's VGG
+    (Chen et al., ICLR 2015).
 
     Args:
-        trunk: of a :class:`~dcsm_attr.models.fully_convolutional.ScoreMapNetwork`.
+        backbone: of a :class:`~dcsm_attr.models.fully_convolutional.ScoreMapNetwork`.
         output_stride: pixels of the image to one position of the map, that are not exceeded.
 
     Raises:
-        TypeError: if the trunk was not traced.
+        TypeError: if the backbone was not traced.
         ValueError: if the stride is not positive, or strides are left that are those of no module.
     """
     if output_stride < 1:
         raise ValueError(f"output_stride must be at least 1, got {output_stride}.")
-    if not isinstance(trunk, fx.GraphModule):
-        raise TypeError(f"only a traced trunk can be dilated, such as a ScoreMapNetwork's; got {type(trunk).__name__}.")
+    if not isinstance(backbone, fx.GraphModule):
+        raise TypeError(
+            f"only a traced backbone can be dilated, such as a ScoreMapNetwork's; got {type(backbone).__name__}."
+        )
     # Of each node: pixels to a position, and positions between the values that belonged side by side.
     reached: dict[fx.Node, tuple[int, int]] = {}
-    for node in trunk.graph.nodes:
+    for node in backbone.graph.nodes:
         before = [reached[given] for given in node.all_input_nodes]
         stride, dilation = (max(values) for values in zip(*before, strict=True)) if before else (1, 1)
         if node.op == "call_module":
             # Some modules are traced as one node, with a chain of layers within.
-            for layer in trunk.get_submodule(str(node.target)).modules():
+            for layer in backbone.get_submodule(str(node.target)).modules():
                 stride, dilation = _kept(layer, stride, dilation, output_stride)
         reached[node] = stride, dilation
-    left = _measure_stride(trunk)
+    left = _measure_stride(backbone)
     if left > _TOLERANCE * output_stride:
         raise ValueError(
             f"output_stride={output_stride} cannot be had of this network: some of its strides are those of functions, "
@@ -195,12 +198,12 @@ def _pair(value: int | Iterable[int]) -> tuple[int, int]:
     return rows, columns
 
 
-def _measure_stride(trunk: nn.Module) -> float:
-    parameter = next(trunk.parameters())
+def _measure_stride(backbone: nn.Module) -> float:
+    parameter = next(backbone.parameters())
     image = torch.zeros(1, 3, _PROBE_SIDE, _PROBE_SIDE, device=parameter.device, dtype=parameter.dtype)
     try:
-        with torch.no_grad(), evaluation_mode(trunk):
-            return _PROBE_SIDE / int(trunk(image)["map"].shape[-1])
+        with torch.no_grad(), evaluation_mode(backbone):
+            return _PROBE_SIDE / int(backbone(image)["map"].shape[-1])
     except RuntimeError:
         # Branches that no longer have one size.
         return math.inf

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dcsm_attr.attribution.model import PoolingName, preserve_rng_state
 from dcsm_attr.datasets.preprocess import Preprocess
@@ -31,6 +31,7 @@ __all__ = [
     "is_classifier",
     "load_classifier",
     "read_metadata",
+    "read_tensors",
     "save_classifier",
     "save_with_metadata",
 ]
@@ -108,6 +109,14 @@ def _metadata(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a complete safetensors file ({error}).") from error
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a trained network, with the names of this version: the backbone was called trunk before."""
+    return {
+        f"backbone.{name.removeprefix('trunk.')}" if name.startswith("trunk.") else name: tensor
+        for name, tensor in read_weights(path).items()
+    }
 
 
 _KEY = "dcsm_attr.classifier"
@@ -191,7 +200,7 @@ def build_classifier(
     class_names: Sequence[str],
     preprocess: Preprocess = Preprocess(),  # noqa: B008 - frozen
 ) -> Classifier:
-    """Build a network for training: a trunk with published weights, and new layers for its classes.
+    """Build a network for training: a backbone with published weights, and new layers for its classes.
 
     Args:
         architecture: of the network.
@@ -214,11 +223,11 @@ def build_classifier(
         network = architecture.build_network()
         if weights is not None:
             tensors = read_weights(weights)
-            wanted = network.trunk.state_dict()
-            load_weights(network.trunk, {name: t for name, t in tensors.items() if name in wanted}, str(weights))
+            wanted = network.backbone.state_dict()
+            load_weights(network.backbone, {name: t for name, t in tensors.items() if name in wanted}, str(weights))
     elif architecture.model == SCENE_NET and weights == "DEFAULT":
         network = architecture.build_network()
-        network.trunk.load_state_dict(scene_score_maps(load_scene_net()).trunk.state_dict())
+        network.backbone.load_state_dict(scene_score_maps(load_scene_net()).backbone.state_dict())
     else:
         network = architecture.network(load_model(architecture.model, weights))
     return Classifier(network.train(), architecture, tuple(class_names), preprocess)
@@ -271,5 +280,5 @@ def load_classifier(path: str | Path) -> Classifier:
         names, pooling = tuple(description["class_names"]), description["pooling"]
         _check_names(architecture, names)
         network = architecture.build_network()
-    load_weights(network, read_weights(path), str(path))
+    load_weights(network, read_tensors(path), str(path))
     return Classifier(network.eval(), architecture, names, preprocess, pooling)

@@ -27,7 +27,7 @@ __all__ = [
 
 HeadName = Literal["own", "extended", "linear", "rectified", "normalized", "fickle"]
 
-# Where the trunk of each family ends, and the attributes that make up its head, in order.
+# Where the backbone of each family ends, and the attributes that make up its head, in order.
 _FAMILIES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     tv.AlexNet: ("features", ("classifier",)),
     tv.ConvNeXt: ("features", ("classifier",)),
@@ -53,22 +53,22 @@ _DEFAULT_WIDTH = 512
 
 
 class ScoreMapNetwork(nn.Module):
-    """A trunk of convolutions and a head that gives a score map for each class.
+    """A backbone of convolutions and a head that gives a score map for each class.
 
     Attributes:
-        trunk: images to a map of features.
+        backbone: images to a map of features.
         head: the map of features to score maps; what :func:`fully_convolutional` made anew is the end of it.
     """
 
-    def __init__(self, trunk: nn.Module, head: nn.Sequential) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Sequential) -> None:
         """Put the parts together.
 
         Args:
-            trunk: returns a dictionary with the one entry ``"map"``, as torchvision's feature extractors do.
+            backbone: returns a dictionary with the one entry ``"map"``, as torchvision's feature extractors do.
             head: of layers that work at any size.
         """
         super().__init__()
-        self.trunk = trunk
+        self.backbone = backbone
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class ScoreMapNetwork(nn.Module):
         Returns:
             ``(N, C, h, w)``.
         """
-        scores: Tensor = self.head(self.trunk(images)["map"])
+        scores: Tensor = self.head(self.backbone(images)["map"])
         return scores
 
 
@@ -127,7 +127,7 @@ def rectified_head(channels: int, num_classes: int, width: int = _DEFAULT_WIDTH,
     """A head of VGG's kind: two rectified hidden layers, so that the seeds of two classes differ by position.
 
     Args:
-        channels: of the trunk's map.
+        channels: of the backbone's map.
         num_classes: C.
         width: of the hidden layers.
         dropout: probability, before each of the last two layers.
@@ -155,7 +155,7 @@ def normalized_head(
     small (ResNet-18's after ``layer3`` are 0.1 in the mean), and the gradients of three small layers in a row smaller.
 
     Args:
-        channels: of the trunk's map.
+        channels: of the backbone's map.
         num_classes: C.
         width: of the hidden layers.
         dropout: probability, before the last layer.
@@ -175,16 +175,16 @@ def normalized_head(
     )
 
 
-def output_channels(trunk: nn.Module) -> int:
-    """How many channels the map of a trunk has.
+def output_channels(backbone: nn.Module) -> int:
+    """How many channels the map of a backbone has.
 
     Args:
-        trunk: of a :class:`ScoreMapNetwork`; it is left as it is.
+        backbone: of a :class:`ScoreMapNetwork`; it is left as it is.
     """
-    parameter = next(trunk.parameters())
+    parameter = next(backbone.parameters())
     image = torch.zeros(1, 3, 224, 224, device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), evaluation_mode(trunk):
-        return int(trunk(image)["map"].shape[1])
+    with torch.no_grad(), evaluation_mode(backbone):
+        return int(backbone(image)["map"].shape[1])
 
 
 def fully_convolutional(
@@ -217,7 +217,7 @@ def fully_convolutional(
             ``"linear"``: one new 1 x 1 convolution; ``"rectified"``: see :func:`rectified_head`; ``"normalized"``: see
             :func:`normalized_head`; ``"fickle"``: one new
             :class:`~dcsm_attr.models.stochastic.StochasticSelection`, FickleNet's. New layers need ``num_classes``.
-        output_stride: pixels of the image to one position of the trunk's map, see
+        output_stride: pixels of the image to one position of the backbone's map, see
             :func:`~dcsm_attr.models.backbone.replace_stride_with_dilation`. None: the model's own.
         window: of ``head="fickle"``, side of the windows.
         rate: of the same, probability that a unit is dropped.
@@ -244,11 +244,11 @@ def fully_convolutional(
         raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
     own = copy.deepcopy(unwrap_model(model))
     end, parts = _family(own, cut)
-    trunk = _select_backbone(own, end)
+    backbone = _select_backbone(own, end)
     parameter = next(own.parameters())
     if output_stride is not None:
-        replace_stride_with_dilation(trunk, output_stride)
-    channels = output_channels(trunk)
+        replace_stride_with_dilation(backbone, output_stride)
+    channels = output_channels(backbone)
     if num_classes is None:
         built = nn.Sequential(*_to_convolutional(_reorder(own, parts), channels))
     elif head == "linear":
@@ -261,7 +261,7 @@ def fully_convolutional(
         built = nn.Sequential(StochasticSelection(channels, num_classes, window, rate, keep_center=keep_center))
     else:
         built = _replace_class_layer(list(_to_convolutional(_reorder(own, parts), channels)), num_classes, head)
-    return ScoreMapNetwork(trunk, built.to(parameter.device, parameter.dtype)).train(model.training)
+    return ScoreMapNetwork(backbone, built.to(parameter.device, parameter.dtype)).train(model.training)
 
 
 def _replace_class_layer(layers: list[nn.Module], num_classes: int, head: HeadName) -> nn.Sequential:
@@ -286,11 +286,11 @@ def _family(model: nn.Module, cut: str | None) -> tuple[str, tuple[str, ...]]:
     attention = find_attention(model)
     if attention is not None:
         raise ValueError(
-            f"{type(model).__name__} is a transformer ({attention}) and has no trunk of convolutions. Use a CNN."
+            f"{type(model).__name__} is a transformer ({attention}) and has no backbone of convolutions. Use a CNN."
         )
     raise ValueError(
-        f"where the trunk of {type(model).__name__} ends is not known: name the module with cut=..., and choose a new "
-        f"head. Known are {', '.join(family.__name__ for family in _FAMILIES)}."
+        f"where the backbone of {type(model).__name__} ends is not known: name the module with cut=..., and choose a "
+        f"new head. Known are {', '.join(family.__name__ for family in _FAMILIES)}."
     )
 
 
@@ -298,7 +298,7 @@ def _select_backbone(model: nn.Module, end: str) -> nn.Module:
     try:
         # Convolutions of a library's own kind stay modules too: layers of the network are found among them.
         tracing = {"leaf_modules": [nn.Conv2d]}
-        trunk: nn.Module = create_feature_extractor(
+        backbone: nn.Module = create_feature_extractor(
             model, {end: "map"}, tracer_kwargs=tracing, suppress_diff_warning=True
         )
     except ValueError as error:
@@ -306,7 +306,7 @@ def _select_backbone(model: nn.Module, end: str) -> nn.Module:
         raise ValueError(
             f"{end!r} is not a place to cut {type(model).__name__} at; its stages: {', '.join(near)}."
         ) from error
-    return trunk
+    return backbone
 
 
 def _reorder(model: nn.Module, parts: tuple[str, ...]) -> Iterator[nn.Module]:

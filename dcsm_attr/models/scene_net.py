@@ -81,9 +81,9 @@ class SceneNet(nn.Module):
 
 
 def scene_score_maps(network: SceneNet) -> ScoreMapNetwork:
-    """The same network as a trunk and a head, which share its parameters."""
-    trunk = create_feature_extractor(network, {"features": "map"}, suppress_diff_warning=True)
-    return ScoreMapNetwork(trunk, network.classifier)
+    """The same network as a backbone and a head, which share its parameters."""
+    backbone = create_feature_extractor(network, {"features": "map"}, suppress_diff_warning=True)
+    return ScoreMapNetwork(backbone, network.classifier)
 
 
 def load_scene_net(path: str | Path | None = None) -> SceneNet:

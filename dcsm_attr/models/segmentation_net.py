@@ -1,6 +1,6 @@
-"""Heads of segmentation networks: from the map of a trunk to logits of labels.
+"""Heads of segmentation networks: from the map of a backbone to logits of labels.
 
-Segmentation networks: a head of labels on the trunk of any classifier, and their files.
+Segmentation networks: a head of labels on the backbone of any classifier, and their files.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,11 @@ from dcsm_attr.models.checkpoint import (
     explain_build_errors,
     has_metadata,
     read_metadata,
+    read_tensors,
     save_with_metadata,
 )
 from dcsm_attr.models.fully_convolutional import output_channels
-from dcsm_attr.models.weights import load_weights, read_weights
+from dcsm_attr.models.weights import load_weights
 
 __all__ = [
     "FieldOfViewHead",
@@ -65,7 +66,7 @@ class FieldOfViewHead(nn.Module):
         """Draw the layers from PyTorch's global generator.
 
         Args:
-            channels: of the trunk's map.
+            channels: of the backbone's map.
             labels: L.
             dilations: of fc6, one a branch.
             width: of the hidden layers.
@@ -108,7 +109,7 @@ def segmentation_head(name: SegmentationHead, channels: int, labels: int) -> nn.
     Args:
         name: ``"deeplab"``: torchvision's ``DeepLabHead``, of DeepLab v3; ``"fcn"``: its ``FCNHead``; ``"largefov"``:
             :class:`FieldOfViewHead` with one branch; ``"aspp"``: that with DSRG's four.
-        channels: of the trunk's map.
+        channels: of the backbone's map.
         labels: L.
 
     Raises:
@@ -130,34 +131,34 @@ _KEY = "dcsm_attr.segmentation_net"
 
 
 class SegmentationNet(nn.Module):
-    """Logits of the background and of each class, at the resolution of the trunk.
+    """Logits of the background and of each class, at the resolution of the backbone.
 
     Attributes:
-        trunk: images to a map of features.
+        backbone: images to a map of features.
         head: the map to logits.
     """
 
     def __init__(
-        self, trunk: nn.Module, num_classes: int, head: SegmentationHead = "deeplab", output_stride: int | None = 8
+        self, backbone: nn.Module, num_classes: int, head: SegmentationHead = "deeplab", output_stride: int | None = 8
     ) -> None:
-        """Build the network on a trunk.
+        """Build the network on a backbone.
 
         Args:
-            trunk: of a :class:`~dcsm_attr.models.fully_convolutional.ScoreMapNetwork`; copied with its weights. The
+            backbone: of a :class:`~dcsm_attr.models.fully_convolutional.ScoreMapNetwork`; copied with its weights. The
                 head is drawn from PyTorch's global generator.
             num_classes: C, without the background.
             head: see :func:`~dcsm_attr.models.segmentation_net.segmentation_head`.
             output_stride: pixels of the image to one position, see
-                :func:`~dcsm_attr.models.backbone.replace_stride_with_dilation`. None: the trunk's own.
+                :func:`~dcsm_attr.models.backbone.replace_stride_with_dilation`. None: the backbone's own.
 
         Raises:
-            ValueError: if there is no such head, or the trunk cannot have the stride.
+            ValueError: if there is no such head, or the backbone cannot have the stride.
         """
         super().__init__()
-        self.trunk = copy_backbone(trunk)
+        self.backbone = copy_backbone(backbone)
         if output_stride is not None:
-            replace_stride_with_dilation(self.trunk, output_stride)
-        self.head = segmentation_head(head, output_channels(self.trunk), 1 + num_classes)
+            replace_stride_with_dilation(self.backbone, output_stride)
+        self.head = segmentation_head(head, output_channels(self.backbone), 1 + num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of labels.
@@ -168,7 +169,7 @@ class SegmentationNet(nn.Module):
         Returns:
             ``(N, 1 + C, h, w)``: the background, then each class.
         """
-        logits: Tensor = self.head(self.trunk(images)["map"])
+        logits: Tensor = self.head(self.backbone(images)["map"])
         return logits
 
 
@@ -178,7 +179,7 @@ class TrainedSegmentationNet:
 
     Attributes:
         network: gives logits.
-        architecture: the classifier whose trunk it has.
+        architecture: the classifier whose backbone it has.
         head: see :func:`~dcsm_attr.models.segmentation_net.segmentation_head`.
         output_stride: see :class:`SegmentationNet`.
         class_names: one per class, without the background.
@@ -237,6 +238,6 @@ def load_segmentation_net(path: str | Path) -> TrainedSegmentationNet:
         names = tuple(description["class_names"])
         head, output_stride = description["head"], description["output_stride"]
         learned_from = description["learned_from"]
-        network = SegmentationNet(architecture.build_network().trunk, len(names), head, output_stride)
-    load_weights(network, read_weights(path), str(path))
+        network = SegmentationNet(architecture.build_network().backbone, len(names), head, output_stride)
+    load_weights(network, read_tensors(path), str(path))
     return TrainedSegmentationNet(network.eval(), architecture, head, output_stride, names, preprocess, learned_from)

@@ -330,7 +330,7 @@ class StochasticSelection(nn.Conv2d):
 
     Examples::
 
-        >>> network = ScoreMapNetwork(trunk, nn.Sequential(StochasticSelection(512, 20)))
+        >>> network = ScoreMapNetwork(backbone, nn.Sequential(StochasticSelection(512, 20)))
         >>> with use_generator(torch.Generator().manual_seed(0)):
         ...     scores = network(images)
     """

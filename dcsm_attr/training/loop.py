@@ -66,7 +66,7 @@ class Task(ABC, Generic[_Batch]):
     """What is learned, by which loss, and from what; how, is the loop's.
 
     Attributes:
-        network: has the parts ``trunk`` and ``head``; trained in place.
+        network: has the parts ``backbone`` and ``head``; trained in place.
         measured: names of the columns that :meth:`validate` adds to the log.
         photographs: to learn from, their number.
         side: of their canvas, in pixels.
@@ -157,7 +157,7 @@ class Settings:
     Attributes:
         preset: optimizer, rates, steps.
         seed: of the order of the images, mirroring, resizing and dropout.
-        frozen_batch_norm: whether the trunk's batch norms keep their statistics and their parameters. Those of a new
+        frozen_batch_norm: whether the backbone's batch norms keep their statistics and their parameters. Those of a new
             head always learn; their statistics are of each process's share of the batch.
         validate_every: steps between validations, each of which may give the best network.
         mixed_precision: autocast to bfloat16 on a GPU.
@@ -317,10 +317,10 @@ class _Run:
         """Choose what learns: the head alone at first, then everything that may."""
         for parameter in self._network.parameters():
             parameter.requires_grad_(True)
-        for parameter in self._network.trunk.parameters():
+        for parameter in self._network.backbone.parameters():
             parameter.requires_grad_(self._step >= self._settings.preset.head_only)
         if self._settings.frozen_batch_norm:
-            for module in self._network.trunk.modules():
+            for module in self._network.backbone.modules():
                 if isinstance(module, _BATCH_NORMS):
                     for parameter in module.parameters():
                         parameter.requires_grad_(False)
@@ -332,9 +332,9 @@ class _Run:
     def _training_mode(self) -> None:
         self._network.train()
         if self._step < self._settings.preset.head_only:
-            self._network.trunk.eval()
+            self._network.backbone.eval()
         if self._settings.frozen_batch_norm:
-            for module in self._network.trunk.modules():
+            for module in self._network.backbone.modules():
                 if isinstance(module, _BATCH_NORMS):
                     module.eval()
 

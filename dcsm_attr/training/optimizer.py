@@ -30,7 +30,7 @@ class Preset:
         optimizer: ``"sgd"`` with momentum, or ``"adamw"``.
         schedule: ``"constant"``; ``"onecycle"``: the rate rises and falls once (Smith and Topin 2017); ``"poly"``: it
             falls to zero as ``(1 - step / steps) ** 0.9``; ``"step"``: see ``decay``.
-        learning_rate: of the trunk; with one-cycle the highest.
+        learning_rate: of the backbone; with one-cycle the highest.
         head_rate: of the head, as a multiple of that.
         weight_decay: of all parameters with more than one dimension.
         batch_size: photographs in one step, over all processes.
@@ -149,10 +149,10 @@ _POLY_POWER = 0.9
 
 
 class BackboneHeadNetwork(Protocol):
-    """A network of a trunk that has learned before and a head that has not."""
+    """A network of a backbone that has learned before and a head that has not."""
 
     @property
-    def trunk(self) -> nn.Module:
+    def backbone(self) -> nn.Module:
         """Images to features."""
         ...
 
@@ -166,7 +166,7 @@ def optimization(network: BackboneHeadNetwork, preset: Preset) -> tuple[torch.op
     """Make the optimizer of a network and the schedule of its rates.
 
     Args:
-        network: whose trunk and head have rates of their own.
+        network: whose backbone and head have rates of their own.
         preset: says which.
 
     Returns:
@@ -194,7 +194,7 @@ def optimization(network: BackboneHeadNetwork, preset: Preset) -> tuple[torch.op
 
 
 def _parameter_groups(network: BackboneHeadNetwork, preset: Preset) -> Iterator[dict[str, Any]]:
-    for part, rate in ((network.trunk, 1.0), (network.head, preset.head_rate)):
+    for part, rate in ((network.backbone, 1.0), (network.head, preset.head_rate)):
         for decays in (True, False):
             parameters = [p for p in part.parameters() if (p.ndim > 1) == decays]
             if parameters:

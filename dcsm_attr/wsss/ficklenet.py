@@ -13,7 +13,7 @@ From many maps of each class to one label map: what any of them shows, and where
 Lee et al., "FickleNet", CVPR 2019. The maps may be those of any method that gives other ones each time, as DCSM's
 do with dropout switched on (:func:`~dcsm_attr.wsss.stochastic_saliency.stochastic_class_maps`).
 
-Many maps of each class from one pass through the trunk: Grad-CAM on the features, of units resampled each time.
+Many maps of each class from one pass through the backbone: Grad-CAM on the features, of units resampled each time.
 
 FickleNet's foreground seeds: what any of many stochastic maps is sure of.
 """
@@ -202,7 +202,7 @@ def fickle_maps(
     seed: int = 0,
     progress: bool = False,
 ) -> Iterator[Tensor]:
-    """Localize classes in one picture by stochastic inference; the trunk runs once, when the first map is asked for.
+    """Localize classes in one picture by stochastic inference; the backbone runs once, when the first map is asked for.
 
     Lee et al., "FickleNet", CVPR 2019. The network is left as it is found, and so is PyTorch's random state.
 
@@ -227,7 +227,7 @@ def fickle_maps(
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"image must be one picture, of shape (1, 3, H, W); got {tuple(image.shape)}.")
     with torch.no_grad(), _prepared_model(network, image.device):
-        features = network.trunk(image)["map"]
+        features = network.backbone(image)["map"]
     for maps in stochastic_maps(
         network.head,
         features,
