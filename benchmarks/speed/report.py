@@ -97,8 +97,8 @@ def _content(outcome: Outcome) -> dict[str, Any]:
 def _markdown(outcomes: Sequence[Outcome], scalings: Sequence[Scaling], measured: Mapping[str, Any]) -> str:
     parts = [
         "# Speed",
-        "Implementations run in turn in one process, after one run each to warm up. Peak memory is what an implementation "
-        "used more than before it began, in a process of its own.",
+        "Implementations run in turn in one process, after one run each to warm up. Peak memory is what an "
+        "implementation used more than before it began, in a process of its own.",
     ]
     for outcome in outcomes:
         parts += [f"## {outcome.title}", outcome_table(outcome)]
