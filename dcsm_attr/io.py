@@ -1,14 +1,8 @@
-"""Files and folders: atomic writing, local and object storage, folders whose files all come from one setting.
+"""Files and folders: atomic writing, local and object storage, and run folders that resume.
 
-Nested settings laid flat: for tables, and to say in what two of them differ.
-
-The lines of text files that users write.
-
-Writing files so that nothing half-written ever appears under its final name.
-
-Where results are kept: a folder, or a place in an object store; each file appears when it is whole.
-
-Folders whose files all come from one setting, so that what stands there already can be trusted by a later run.
+Every file appears under its final name only when it is complete. Every command that writes many results keeps its
+settings in ``settings.json`` in the same folder (:func:`open_run_folder`): the same settings resume, other settings are
+an error, and ``overwrite=True`` starts over.
 """
 
 import errno
@@ -18,8 +12,9 @@ import secrets
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,39 +25,18 @@ __all__ = [
     "Storage",
     "atomic_buffer",
     "atomic_path",
-    "check_run_settings",
-    "differences",
-    "flattened",
+    "diff_settings",
+    "flatten_settings",
     "is_uri",
     "json_bytes",
     "make_writable_folder",
     "open_run_folder",
+    "open_run_storage",
     "open_storage",
     "read_lines",
     "read_uri",
     "write_json",
 ]
-
-
-def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings as one, with names such as ``"crf.iterations"``; lists stay as they are."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{inner}": held for inner, held in flattened(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two nested settings, a phrase each: ``"crf.iterations (10 before, 5 now)"``."""
-    old, new = flattened(before), flattened(now)
-    return [
-        f"{name} ({old.get(name, 'nothing')} before, {new.get(name, 'nothing')} now)"
-        for name in {**old, **new}
-        if name not in old or name not in new or old[name] != new[name]
-    ]
 
 
 def read_lines(path: Path) -> list[str]:
@@ -234,6 +208,14 @@ class Storage(ABC):
         """Names of the files in a folder, without it; none if there is no such folder."""
 
     @abstractmethod
+    def remove(self, pattern: str) -> None:
+        """Remove the files and folders directly in the place whose names match a glob pattern, if there are any.
+
+        Raises:
+            OSError: if one cannot be removed.
+        """
+
+    @abstractmethod
     def discard_scratch(self) -> None:
         """Remove what writers that were killed have left; nobody else may be writing with the same scratch."""
 
@@ -278,6 +260,15 @@ class FolderStorage(Storage):
         except FileNotFoundError:
             return set()
 
+    def remove(self, pattern: str) -> None:
+        """See :meth:`Storage.remove`."""
+        for path in self._folder.iterdir():
+            if fnmatchcase(path.name, pattern):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
     def discard_scratch(self) -> None:
         """See :meth:`Storage.discard_scratch`."""
         if self._scratch is not None:
@@ -320,6 +311,17 @@ class ObjectStorage(Storage):
 
         selector = FileSelector(str(self._path(folder)), allow_not_found=True)
         return {info.base_name for info in self._files.get_file_info(selector) if info.type == FileType.File}
+
+    def remove(self, pattern: str) -> None:
+        """See :meth:`Storage.remove`."""
+        from pyarrow.fs import FileSelector, FileType
+
+        for info in self._files.get_file_info(FileSelector(str(PurePosixPath(self._root)), allow_not_found=True)):
+            if fnmatchcase(info.base_name, pattern):
+                if info.type == FileType.Directory:
+                    self._files.delete_dir(info.path)
+                else:
+                    self._files.delete_file(info.path)
 
     def discard_scratch(self) -> None:
         """Nothing is left behind: what was not completed does not exist."""
@@ -375,56 +377,108 @@ def _file_system(uri: str) -> tuple[Any, str]:
     return found
 
 
-_NAME = "settings.json"
+_SETTINGS_FILE = "settings.json"
+# The key of that file which says what the folder holds; it keeps --overwrite away from files of other programs.
+_CONTENTS = "contents"
 
 
-def open_run_folder(folder: str | Path, settings: Mapping[str, Any], holds: str) -> Path:
-    """Take a folder for the results of one setting, noted in its ``settings.json``; or go on in one that was taken.
+def open_run_folder(
+    folder: str | Path, settings: Mapping[str, Any], contents: str, *, results: Sequence[str], overwrite: bool = False
+) -> Path:
+    """Create the folder of a run with its ``settings.json``, or resume the run that the folder holds.
+
+    The same settings resume: results that exist are kept, and the caller computes those that are missing. Other
+    settings are an error, unless ``overwrite`` is set.
 
     Args:
         folder: created if missing.
         settings: everything that the results depend on, JSON-serializable.
-        holds: what is in it, for messages.
+        contents: what the folder holds, such as ``"label maps"``; used in messages and written to ``settings.json``.
+        results: names or glob patterns (``"labels"``, ``"*.png"``) of the files and subfolders that the run writes
+            directly into the folder.
+        overwrite: remove the results of an earlier run and start over. Files that match none of ``results`` are kept,
+            and a folder without a ``settings.json`` of the same contents is left as it is. Of several processes that
+            share a folder, only one may pass True, before the others open it.
 
     Returns:
         The folder.
 
     Raises:
-        OSError: if it cannot be written to.
-        ValueError: if it holds results of other settings, which are named, or its ``settings.json`` is damaged.
+        OSError: if the folder cannot be written to.
+        ValueError: if the folder holds a run with other settings, which are named, or something else than
+            ``contents``, or if its ``settings.json`` is damaged.
     """
-    check_run_settings(FolderStorage(folder), settings, holds)
+    open_run_storage(FolderStorage(folder), settings, contents, results=results, overwrite=overwrite)
     return Path(folder)
 
 
-def check_run_settings(storage: Storage, settings: Mapping[str, Any], holds: str) -> None:
-    """The same for a folder or a place in an object store.
+def open_run_storage(
+    storage: Storage, settings: Mapping[str, Any], contents: str, *, results: Sequence[str], overwrite: bool = False
+) -> None:
+    """Do what :func:`open_run_folder` does, for a folder or a place in an object store.
 
     Args:
-        storage: for the results.
-        settings: as in :func:`open_run_folder`.
-        holds: as there.
+        storage: the place.
+        settings: see :func:`open_run_folder`.
+        contents: see :func:`open_run_folder`.
+        results: see :func:`open_run_folder`.
+        overwrite: see :func:`open_run_folder`.
 
     Raises:
-        OSError, ValueError: as there.
+        OSError, ValueError: see :func:`open_run_folder`.
     """
-    now = json.loads(json.dumps(settings))
+    # JSON turns tuples into lists: compare what a reader gets.
+    new = json.loads(json.dumps({_CONTENTS: contents, **settings}))
     try:
-        before = storage.read(_NAME)
+        old = _parse_settings(storage.read(_SETTINGS_FILE), storage.location)
     except FileNotFoundError:
-        storage.write(_NAME, json_bytes(now, indent=2))
+        storage.write(_SETTINGS_FILE, json_bytes(new, indent=2))
         return
-    different = differences(_settings(before, storage.location), now)
+    if old[_CONTENTS] != contents:
+        raise ValueError(f"{storage.location}: holds {old[_CONTENTS]}, not {contents}. Choose another folder.")
+    if overwrite:
+        # The settings are replaced last: if removing is interrupted, no old result is left with the new settings.
+        for pattern in results:
+            storage.remove(pattern)
+        storage.write(_SETTINGS_FILE, json_bytes(new, indent=2))
+        return
+    different = diff_settings(old, new)
     if different:
         raise ValueError(
-            f"{storage.location}: holds {holds} of other settings, which differ in {'; '.join(different)}. Remove it, "
-            "or choose another folder."
+            f"{storage.location}: holds {contents} with other settings: {'; '.join(different)}. Run with the same "
+            "settings, choose another folder, or pass overwrite=True (--overwrite) to start over."
         )
 
 
-def _settings(content: bytes, location: str) -> Mapping[str, Any]:
+def _parse_settings(content: bytes, location: str) -> dict[str, Any]:
     try:
         settings = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{location}/{_NAME}: is damaged ({error}). Remove its folder to start again.") from error
-    return settings if isinstance(settings, dict) else {}
+        raise ValueError(f"{location}/{_SETTINGS_FILE}: is damaged ({error}). Choose another folder.") from error
+    if not isinstance(settings, dict) or _CONTENTS not in settings:
+        raise ValueError(
+            f"{location}/{_SETTINGS_FILE}: does not say what the folder contains, so that it is not of this version of "
+            "dcsm_attr. Choose another folder."
+        )
+    return settings
+
+
+def diff_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List the differences of two nested settings, such as ``"crf.iterations (10 before, 5 now)"``."""
+    before, now = flatten_settings(old), flatten_settings(new)
+    return [
+        f"{name} ({before.get(name, 'nothing')} before, {now.get(name, 'nothing')} now)"
+        for name in {**before, **now}
+        if name not in before or name not in now or before[name] != now[name]
+    ]
+
+
+def flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested mappings into one with names such as ``"crf.iterations"``; lists are kept."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": entry for inner, entry in flatten_settings(value).items()}
+        else:
+            flat[name] = value
+    return flat

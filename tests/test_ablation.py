@@ -498,10 +498,10 @@ def test_a_store_of_something_else_is_refused(classifier, case_of, tmp_path):
         (replace(classifier, preprocess=Preprocess(size=72)), r"preprocess\.size \(64 before, 72 now\)"),
         (replace(classifier, pooling="average"), r"pass\.pooling \(max before, average now\)"),
     ):
-        with pytest.raises(ValueError, match=rf"images: holds gradients of other settings, .*{difference}.*Remove"):
+        with pytest.raises(ValueError, match=rf"images: holds gradients with other settings: .*{difference}.*choose"):
             GradientStore(tmp_path, other).gradients("images", "x", None, [], [])
     (tmp_path / "images" / "settings.json").write_text("{half")
-    with pytest.raises(ValueError, match=r"settings\.json: is damaged .*Remove its folder"):
+    with pytest.raises(ValueError, match=r"settings\.json: is damaged .*Choose another folder"):
         GradientStore(tmp_path, classifier).gradients("images", "x", None, [], [])
 
 

@@ -237,7 +237,9 @@ def test_unreadable_images_end_nothing(tmp_path, collection, undisturbed):
 
 
 def test_other_settings_or_images_are_refused(tmp_path, collection, undisturbed):
-    with pytest.raises(ValueError, match=r"holds pseudo-labels of other settings.*crf\.iterations \(2 before, 3 now\)"):
+    with pytest.raises(
+        ValueError, match=r"holds pseudo-labels with other settings.*crf\.iterations \(2 before, 3 now\)"
+    ):
         run(collection, undisturbed, partial(tiny, 3))
     with pytest.raises(ValueError, match=r"batch_size \(3 before, 2 now\)"):
         run(collection, undisturbed, batch_size=2)

@@ -1,16 +1,16 @@
-"""Nested settings laid flat, and what differs between two of them."""
+"""Nested settings: flattening them, and listing the differences of two of them."""
 
-from dcsm_attr.io import differences, flattened
+from dcsm_attr.io import diff_settings, flatten_settings
 
 
-def test_flattened_names_what_is_inside():
+def test_flattening_names_nested_settings():
     nested = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}, "f": {}}
-    assert flattened(nested) == {"a": 1, "b.c": [1, 2], "b.d.e": None}
+    assert flatten_settings(nested) == {"a": 1, "b.c": [1, 2], "b.d.e": None}
 
 
 def test_differences_are_named_with_both_values():
     before = {"seed": 0, "preset": {"steps": 8, "rate": 0.1}, "old": None}
     now = {"seed": 0, "preset": {"steps": 9, "rate": 0.1}, "new": "x"}
     expected = ["preset.steps (8 before, 9 now)", "old (None before, nothing now)", "new (nothing before, x now)"]
-    assert differences(before, now) == expected
-    assert differences(now, now) == []
+    assert diff_settings(before, now) == expected
+    assert diff_settings(now, now) == []

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dcsm_attr.datasets.images import ImageReadError, read_image
-from dcsm_attr.io import FolderStorage, ObjectStorage, check_run_settings, is_uri, open_storage
+from dcsm_attr.io import FolderStorage, ObjectStorage, is_uri, open_run_storage, open_storage
 
 
 @pytest.fixture(params=["folder", "scratch", "objects"])
@@ -39,13 +39,43 @@ def test_files_by_their_names(storage):
     assert elsewhere.location == storage.location
 
 
-def test_settings_claim_a_place(storage):
-    check_run_settings(storage, {"crf": {"iterations": 5}}, "label maps")
-    check_run_settings(storage, {"crf": {"iterations": 5}}, "label maps")
+def test_overwriting_removes_results_and_nothing_else(storage):
+    five, six = ({"crf": {"iterations": iterations}} for iterations in (5, 6))
+    results = ("labels", "*.png", "manifest.jsonl")
+    open_run_storage(storage, five, "label maps", results=results)
+    for name in ("labels/a.png", "labels/b/c.png", "d.png", "manifest.jsonl", "notes.txt", "mine/labels"):
+        storage.write(name, b"content")
+    open_run_storage(storage, five, "label maps", results=results)
     with pytest.raises(
-        ValueError, match=r"run: holds label maps of other settings.*crf.iterations \(5 before, 6 now\)"
+        ValueError, match=r"run: holds label maps with other settings: crf.iterations \(5 before, 6 now"
     ):
-        check_run_settings(storage, {"crf": {"iterations": 6}}, "label maps")
+        open_run_storage(storage, six, "label maps", results=results)
+    with pytest.raises(ValueError, match="run: holds label maps, not an evaluation. Choose another folder"):
+        open_run_storage(storage, five, "an evaluation", results=("*",), overwrite=True)
+    assert storage.read("labels/a.png") == storage.read("d.png") == b"content"
+
+    open_run_storage(storage, six, "label maps", results=results, overwrite=True)
+    assert storage.names("labels") == storage.names("labels/b") == set()
+    assert storage.names("") == {"notes.txt", "settings.json"}
+    assert storage.names("mine") == {"labels"}
+    open_run_storage(storage, six, "label maps", results=results)
+
+
+def test_a_settings_file_of_another_program_is_left_alone(storage):
+    for content, error in ((b"{half", "is damaged"), (b"[]", "does not say"), (b'{"tabs": 4}', "does not say")):
+        storage.write("settings.json", content)
+        storage.write("a.png", b"content")
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=rf"settings\.json: {error}.*Choose another folder"):
+                open_run_storage(storage, {}, "label maps", results=["*"], overwrite=overwrite)
+        assert storage.read("settings.json") == content
+        assert storage.read("a.png") == b"content"
+
+
+def test_overwriting_a_folder_without_settings_removes_nothing(storage):
+    storage.write("labels/a.png", b"content")
+    open_run_storage(storage, {}, "label maps", results=["*"], overwrite=True)
+    assert storage.names("labels") == {"a.png"}
 
 
 def test_what_was_left_behind_can_be_removed(tmp_path):

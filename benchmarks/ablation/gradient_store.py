@@ -135,7 +135,7 @@ class GradientStore:
         one = self._passes[name]
         settings = {**one.method.settings, "points": one.points, "candidates": one.candidates}
         described = {"parameters": self.parameters, "preprocess": self._preprocess, "pass": settings}
-        open_run_folder(self._folder / name, described, "gradients")
+        open_run_folder(self._folder / name, described, "gradients", results=["*.safetensors"])
         self._checked.add(name)
 
 

@@ -25,7 +25,7 @@ from dcsm_attr.datasets.masks import label_image, read_mask
 from dcsm_attr.datasets.scene_backdrops import CLUTTER, draw_backdrop
 from dcsm_attr.datasets.scene_objects import DRAWINGS, CutOut, Floats, ObjectColors, Pen, gray_to_float, oklch
 from dcsm_attr.datasets.voc import CLASS_LIST, LABEL_LIST, LISTS
-from dcsm_attr.io import atomic_buffer, atomic_path, differences, make_writable_folder, write_json
+from dcsm_attr.io import atomic_buffer, atomic_path, diff_settings, make_writable_folder, write_json
 
 __all__ = [
     "CLASS_NAMES",
@@ -306,7 +306,7 @@ def _check_unused(folder: Path, series: dict[str, int]) -> None:
             f"{folder}: holds files, but no scenes ({_DESCRIPTION} would say which). Choose a folder that is empty or "
             "not there."
         ) from error
-    different = differences(before, series)
+    different = diff_settings(before, series)
     if different:
         raise ValueError(
             f"{folder}: holds another series of scenes, which differs in {'; '.join(different)}. Choose another folder."

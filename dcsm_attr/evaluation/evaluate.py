@@ -27,7 +27,7 @@ from dcsm_attr.datasets.masks import VOID
 from dcsm_attr.evaluation.label_maps import SKIPPED_ERRORS, check_collection, read_with_mask
 from dcsm_attr.evaluation.metrics import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol, labels_digest, parameters_digest
-from dcsm_attr.io import atomic_path, differences, make_writable_folder
+from dcsm_attr.io import atomic_path, diff_settings, make_writable_folder
 from dcsm_attr.segmentation import Segmentation, Segmenter
 from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restored, run_pipeline
 
@@ -105,7 +105,7 @@ def _check_settings(path: Path, lines: list[bytes], depends_on: Mapping[str, Any
     if not isinstance(before, dict):
         raise ValueError(f"{path}: is not the state of an evaluation. {_REMEDY}")
     # Tuples have become lists in the file.
-    different = differences(before, json.loads(json.dumps(depends_on)))
+    different = diff_settings(before, json.loads(json.dumps(depends_on)))
     if different:
         raise ValueError(f"{path}: belongs to another evaluation, which differs in {'; '.join(different)}. {_REMEDY}")
 

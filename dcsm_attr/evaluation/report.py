@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol, measured_on
-from dcsm_attr.io import atomic_path, flattened, make_writable_folder
+from dcsm_attr.io import atomic_path, flatten_settings, make_writable_folder
 
 __all__ = ["format_value", "markdown_table", "provenance_section", "write_report"]
 
@@ -178,7 +178,7 @@ def _iou_table(evaluations: Mapping[str, Evaluation]) -> str:
 
 def _facts_table(evaluations: Mapping[str, Evaluation]) -> str:
     """What stands beneath the figures: how many images, how good the classifier is, and the settings."""
-    settings = [flattened(evaluation.settings) for evaluation in evaluations.values()]
+    settings = [flatten_settings(evaluation.settings) for evaluation in evaluations.values()]
     facts: dict[str, list[Any]] = {
         "photographs": [len(evaluation.photographs) for evaluation in evaluations.values()],
         "skipped": [len(evaluation.skipped) for evaluation in evaluations.values()],

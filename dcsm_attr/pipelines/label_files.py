@@ -117,7 +117,7 @@ def write_label_maps(
         OSError: if the folder cannot be written to.
         ValueError: if it holds label maps that depend on something else.
     """
-    folder = open_run_folder(folder, {**depends_on, "batch_size": batch_size}, "label maps")
+    folder = open_run_folder(folder, {**depends_on, "batch_size": batch_size}, "label maps", results=["*.png"])
     showing = [photograph for photograph in collection if photograph.classes]
     batches = [showing[i : i + batch_size] for i in range(0, len(showing), batch_size)][shard.index :: shard.count]
     unfinished = [batch for batch in batches if not all(_path(folder, one).exists() for one in batch)]

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from dcsm_attr.datasets.images import read_image
 from dcsm_attr.datasets.masks import VOID, MaskError, label_image, overlay, read_mask, voc_colors
 from dcsm_attr.evaluation.report import format_value
-from dcsm_attr.io import Storage, flattened, is_uri, read_uri
+from dcsm_attr.io import Storage, flatten_settings, is_uri, read_uri
 from dcsm_attr.pipelines.run import MANIFEST
 
 __all__ = ["BINS", "THUMBNAIL_SIDE", "RunStatistics", "Thumbnail", "failure_kind", "page", "thumbnail", "write_report"]
@@ -439,7 +439,7 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(run: Mapping[str, Any]) -> list[list[str]]:
-    told = flattened({**run["settings"], "outputs": run["outputs"]})
+    told = flatten_settings({**run["settings"], "outputs": run["outputs"]})
     return [[name, format_value(value)] for name, value in told.items()]
 
 

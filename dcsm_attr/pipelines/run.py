@@ -20,7 +20,7 @@ from tqdm import tqdm
 import dcsm_attr
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.result import parameters_digest
-from dcsm_attr.io import Storage, check_run_settings, json_bytes
+from dcsm_attr.io import Storage, json_bytes, open_run_storage
 from dcsm_attr.pipelines.batches import (
     ImageBatch,
     Outputs,
@@ -39,6 +39,9 @@ __all__ = ["MANIFEST", "RunCounts", "pseudo_label", "tally", "write_manifest"]
 
 #: Its name.
 MANIFEST = "manifest.jsonl"
+
+# What a run writes. Without its entry in "parts" a batch counts as not computed, so that these are removed first.
+_RESULTS = ("parts", MANIFEST, "labels", "maps", "overlays", "report.html")
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def pseudo_label(
         "batch_size": batch_size,
         "photographs": collection_digest(collection),
     }
-    check_run_settings(storage, settings, "pseudo-labels")
+    open_run_storage(storage, settings, "pseudo-labels", results=_RESULTS)
     storage.discard_scratch()
     due = _due(storage, planned, retry_failures)
     job = Job(recipe, outputs, storage, segmenter.max_pixels)

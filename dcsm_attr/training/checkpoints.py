@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dcsm_attr.io import atomic_path, differences
+from dcsm_attr.io import atomic_path, diff_settings
 from dcsm_attr.models.weights import load_weights_only
 
 __all__ = ["CheckpointError", "TensorBoardLog", "TrainingLog", "load_checkpoint", "save_checkpoint"]
@@ -85,7 +85,7 @@ def load_checkpoint(
         raise CheckpointError(
             f"{path}: not a complete checkpoint ({error}). Remove it to start the training again."
         ) from error
-    different = differences(kept, settings)
+    different = diff_settings(kept, settings)
     if different:
         raise CheckpointError(
             f"{path}: comes from another training, which differs in {'; '.join(different)}. Go on with the same "
