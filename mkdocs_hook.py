@@ -1,6 +1,6 @@
-"""What the documentation site adds to MkDocs: the pages that are made, the repository's files, and formulas."""
+"""Hooks of MkDocs: generated pages and lists, files of the repository, and formulas."""
 
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,74 +10,77 @@ from mkdocs.structure.files import File, InclusionLevel
 
 from benchmarks.model_tables import tables
 from dcsm_attr.cli import app
-from docs_pages.accuracy import accuracy
-from docs_pages.benchmarks import benchmarks
 from docs_pages.commands import commands_page
-from docs_pages.contract import file_tables, layers, package_table, picture
 from docs_pages.formulas import with_mathml
-from docs_pages.name_links import linked_names
-from docs_pages.repository_links import linked_files, place, relinked, shown
-from docs_pages.results import Results
+from docs_pages.links import link_names, linked_files, relink, site_path, source_page
+from docs_pages.modules import import_order, module_list, reference_page
+from docs_pages.results import Results, accuracy_page, benchmarks_page
 
 ROOT = Path(__file__).parent
-RESULTS = ROOT / "benchmarks" / "results"
 PACKAGE = ROOT / "dcsm_attr"
+RESULTS = ROOT / "benchmarks" / "results"
+#: Packages and modules with a page of reference.
+REFERENCE = (
+    "attribution",
+    "crf",
+    "segmentation",
+    "datasets",
+    "models",
+    "training",
+    "evaluation",
+    "wsss",
+    "pipelines",
+    "io.py",
+)
 
 
 def generated_pages() -> dict[str, str]:
-    """The pages that are made, by their path below ``docs/``.
+    """The generated pages by their paths below ``docs/``.
 
     Raises:
-        PluginError: naming the files, if a result is shown by no page.
+        PluginError: naming the files, if a result is on no page.
     """
     results = Results(RESULTS)
     pages = {
-        "measured/accuracy.md": accuracy(results),
-        "measured/benchmarks.md": benchmarks(results),
+        "measured/accuracy.md": accuracy_page(results),
+        "measured/benchmarks.md": benchmarks_page(results),
         "command-line.md": commands_page(typer.main.get_command(app), "dcsm-attr"),
+        **{f"reference/{Path(name).stem}.md": reference_page(PACKAGE / name) for name in REFERENCE},
     }
-    left = results.not_shown()
-    if left:
-        raise PluginError(f"no page shows these results: {', '.join(left)}. Add them to docs_pages/, or remove them.")
+    if results.unused():
+        raise PluginError(
+            f"no page shows these results: {', '.join(results.unused())}. Add them to docs_pages/results.py."
+        )
     return pages
 
 
-#: What takes the place of the marks in typed pages.
-MARKS: dict[str, Callable[[], str]] = {
-    "<!-- table: models -->": lambda: tables(Results(RESULTS).json("models/models.json")),
-    "<!-- picture: packages -->": lambda: picture(layers(ROOT / "setup.cfg", PACKAGE.name)),
-    "<!-- table: packages -->": lambda: package_table(PACKAGE),
-    "<!-- tables: files -->": lambda: file_tables(PACKAGE),
-}
-
-
 def on_files(files: Any, *, config: Any) -> Any:
-    """Add the pages that are made, and the files of the repository that pages link to."""
-    pages = generated_pages()
-    for path, text in pages.items():
+    """Add the generated pages, and the files of the repository that pages link to."""
+    for path, text in generated_pages().items():
         files.append(File.generated(config, path, content=text))
-    typed = {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
-    for path in linked_files(typed, ROOT, lambda page: typed.get(page) or (ROOT / page).read_text(encoding="utf-8")):
-        text = shown(path, ROOT)
+    pages = {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
+    for path in linked_files(pages, ROOT):
+        text = source_page(path, ROOT)
         source = {"abs_src_path": str(ROOT / path)} if text is None else {"content": text}
-        files.append(File.generated(config, place(path), inclusion=InclusionLevel.NOT_IN_NAV, **source))
+        files.append(File.generated(config, site_path(path), inclusion=InclusionLevel.NOT_IN_NAV, **source))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Fill the marks, and lead links to files of the repository to where they stand in the site."""
-    for mark, text in MARKS.items():
-        if mark in markdown:
-            markdown = markdown.replace(mark, text())
+    """Fill in the generated lists and tables, and adapt links to files of the repository."""
+    markdown = re.sub(r"<!-- modules: (\S+) -->", lambda mark: module_list(PACKAGE / mark[1]), markdown)
+    if "<!-- import order -->" in markdown:
+        markdown = markdown.replace("<!-- import order -->", import_order(ROOT / "setup.cfg"))
+    if "<!-- table: models -->" in markdown:
+        markdown = markdown.replace("<!-- table: models -->", tables(Results(RESULTS).json("models/models.json")))
     source = page.file.src_uri
-    kept = source.removeprefix("repository/")
-    path = f"docs/{source}" if kept == source else kept
-    return relinked(markdown, path, ROOT)
+    path = source.removeprefix("repository/") if source.startswith("repository/") else f"docs/{source}"
+    return relink(markdown, path, ROOT)
 
 
 def on_page_content(html: str, *, page: Any, **_: Any) -> str:
-    """Formulas as MathML, names of the package as links to the reference."""
+    """Convert formulas to MathML, and link names of the package to the reference."""
     try:
-        return linked_names(with_mathml(html))
+        return link_names(with_mathml(html))
     except ValueError as error:
         raise PluginError(f"{page.file.src_uri}: {error}") from error

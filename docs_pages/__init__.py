@@ -1,1 +1,1 @@
-"""The pages of the documentation that are made, not typed: from results, options and contracts to Markdown."""
+"""Generated parts of the documentation: results, the command line, module lists, links and docstrings."""

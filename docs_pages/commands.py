@@ -1,42 +1,41 @@
-"""The page of the command line, from the commands themselves."""
+"""The page of the command line, generated from the commands."""
 
 import inspect
-from enum import Enum
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from dcsm_attr.evaluation.report import markdown_table
-from docs_pages.layout import page
 
-__all__ = ["command_section", "commands_page", "split_help"]
+__all__ = ["commands_page"]
 
-_KINDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
+_TYPES = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
 def commands_page(group: Any, name: str) -> str:
-    """Every command of a click group.
+    """All commands of a click group with their help, arguments, options and defaults.
 
     Args:
         group: such as ``typer.main.get_command(app)``.
-        name: that it is called by.
+        name: of the program.
     """
-    about = [
-        f"{inspect.cleandoc(group.help)} `{name} COMMAND --help` tells what stands here.",
-        *(block for command in group.commands.items() for block in command_section(f"{name} {command[0]}", command[1])),
+    blocks = [
+        f"# Command line: {name}",
+        f"{inspect.cleandoc(group.help)} `{name} COMMAND --help` prints the same text.",
     ]
-    return page(f"Command line: {name}", about)
+    for command in group.commands.items():
+        blocks += _command_section(f"{name} {command[0]}", command[1])
+    return "\n\n".join(blocks) + "\n"
 
 
-def command_section(called: str, command: Any) -> list[str]:
-    """One command: heading, usage, help, examples, arguments and options."""
-    # Not from click's types, which Typer's versions have in different places.
+def _command_section(called: str, command: Any) -> list[str]:
+    # The types of click differ between versions of Typer; the annotations of the function do not.
     signature = inspect.signature(command.callback, eval_str=True)
     hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
     arguments = [one for one in shown if one.param_type_name == "argument"]
     options = [one for one in shown if one.param_type_name == "option"]
     usage = " ".join([called, "[OPTIONS]", *(_argument(one) for one in arguments)])
-    paragraphs, examples = split_help(command.help)
+    paragraphs, examples = _split_help(command.help)
     blocks = [f"## {called}", f"```text\n{usage}\n```", *paragraphs]
     if examples:
         blocks.append("```bash\n" + "\n".join(examples) + "\n```")
@@ -51,11 +50,11 @@ def command_section(called: str, command: Any) -> list[str]:
     return blocks
 
 
-def split_help(text: str) -> tuple[list[str], list[str]]:
+def _split_help(text: str) -> tuple[list[str], list[str]]:
     """The paragraphs of a command's help, and its examples, one line each."""
-    told, _, examples = inspect.cleandoc(text).partition("Examples:\n")
+    about, _, examples = inspect.cleandoc(text).partition("Examples:\n")
     joined = [" ".join(block.split()) for block in examples.split("\n\n")]
-    return [" ".join(block.split()) for block in told.split("\n\n") if block.strip()], [one for one in joined if one]
+    return [" ".join(block.split()) for block in about.split("\n\n") if block.strip()], [one for one in joined if one]
 
 
 def _argument(parameter: Any) -> str:
@@ -64,16 +63,18 @@ def _argument(parameter: Any) -> str:
 
 def _names(option: Any, hint: Any) -> str:
     names = ", ".join([*option.opts, *option.secondary_opts])
-    told = names if option.is_flag else f"{names} {option.metavar or _values(hint)}"
-    # Not between backticks, where a table's escaped bar would be shown with its backslash.
-    return f"<code>{told.replace('|', '&#124;')}</code>"
+    text = names if option.is_flag else f"{names} {option.metavar or _values(hint)}"
+    # Not between backticks: there a table shows the backslash of an escaped bar.
+    return f"<code>{text.replace('|', '&#124;')}</code>"
 
 
 def _values(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, get_args(hint)))
     inner = [one for one in get_args(hint) if one is not type(None)]
     if inner:
         return _values(inner[0])
-    return "|".join(choice.value for choice in hint) if issubclass(hint, Enum) else _KINDS[hint]
+    return _TYPES[hint] if hint in _TYPES else "|".join(choice.value for choice in hint)
 
 
 def _default(option: Any) -> str:
@@ -83,7 +84,7 @@ def _default(option: Any) -> str:
     if value is None or value == [] or value == () or option.is_flag or callable(value):
         return "-"
     values = value if isinstance(value, (list, tuple)) else [value]
-    return " ".join(f"`{one.value if isinstance(one, Enum) else one}`" for one in values)
+    return " ".join(f"`{getattr(one, 'value', one)}`" for one in values)
 
 
 def _help(parameter: Any) -> str:

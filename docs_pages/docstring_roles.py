@@ -1,7 +1,7 @@
-"""Docstrings as Markdown: Captum's Sphinx roles and formulas, which Python's own help shows as they are.
+"""A griffe extension that converts the Sphinx roles and formulas of docstrings to Markdown.
 
-An extension of griffe, which mkdocs.yml names. A role whose target does not exist is a warning, so that the strict
-build fails; one whose target has no place on a page is shown as code.
+A role whose target does not exist is a warning, so that the strict build fails. A role whose target is on no page is
+shown as code.
 """
 
 import logging
@@ -20,9 +20,9 @@ _INLINE = re.compile(r":math:`(?P<latex>[^`]+)`")
 _BLOCK = re.compile(
     r"^(?P<indent> *)\.\. math::[ ]*(?P<first>[^\n]*)\n(?P<rest>(?:(?:(?P=indent) +[^\n]*)?\n)*)", re.MULTILINE
 )
-# Captum leaves a line free below the title of a section, the parser of Google's style does not know it.
+# Captum's layout has an empty line after the title of a section, which the parser of Google's style does not accept.
 _FREE_LINE = re.compile(r"^( *)(Args|Returns|Raises):\n\n+(?=\1 )", re.MULTILINE)
-# Markdown knows a list by the free line above it, which Captum's "*Tensor* of **attributions**:" has not.
+# Markdown needs an empty line before a list, which is missing after Captum's "*Tensor* of **attributions**:".
 _LIST = re.compile(r"^( *)(\*[^\n]*:)\n(?=\1- )", re.MULTILINE)
 _LITERAL = re.compile(r"^(?P<words>.*\S)::$", re.MULTILINE)
 
@@ -31,11 +31,11 @@ def as_markdown(text: str, path_of: Callable[[str], str | None]) -> str:
     """A docstring with roles, formulas and literal blocks as Markdown.
 
     Args:
-        text: of the docstring, without its common indentation.
-        path_of: the full path of what a role names; None: there is no such thing.
+        text: the docstring without its common indentation.
+        path_of: returns the full path of a role's target, or None if it does not exist.
 
     Returns:
-        The same, where ``:func:`~a.b``` is a reference with the text ``b``.
+        Markdown, where ``:func:`~a.b``` is a reference with the text ``b``.
     """
 
     def reference(found: re.Match[str]) -> str:
@@ -58,10 +58,10 @@ def as_markdown(text: str, path_of: Callable[[str], str | None]) -> str:
 
 
 class DocstringRoles(griffe.Extension):
-    """Rewrites every docstring of a package once it is loaded."""
+    """Rewrites all docstrings of a package after loading."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        """Called by griffe when the package is loaded."""
+        """Called by griffe when a package is loaded."""
         self._rewrite(pkg, pkg)
 
     def _rewrite(self, obj: Any, package: griffe.Module) -> None:
