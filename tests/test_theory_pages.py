@@ -21,7 +21,7 @@ def _gradient(network):
 
 
 def test_gradients_are_constant_in_space_below_linear_layers_and_vary_below_gates():
-    """dcsm.md: behind a pooled head, position-independent linear layers keep the gradient constant within the border."""
+    """dcsm.md: behind a pooled head, pointwise linear layers keep the gradient constant within the border."""
     pointwise = nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.Dropout(), nn.Conv2d(6, 4, 1))
     assert is_constant(_gradient(pointwise)).all()
     wider = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1), pointwise)
