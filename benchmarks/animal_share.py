@@ -38,7 +38,7 @@ def shares(segmenter: Segmenter, photograph: Path) -> dict[str, dict[str, float]
     for name, boxes in animals.items():
         slot = result.candidates.index(segmenter.class_names.index(name))
         mask = animal_mask(boxes, result.image.shape[:2])
-        maps = {"raw": result.saliency.raw[0, slot], "distinct": result.saliency.maps[0, slot]}
+        maps = {"raw": result.class_maps.raw[0, slot], "distinct": result.class_maps.maps[0, slot]}
         found[name] = {"area": float(mask.float().mean())}
         found[name] |= {kind: float(values[mask].sum() / values.sum()) for kind, values in maps.items()}
     return found

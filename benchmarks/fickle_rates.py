@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     given, options = parser.parse_known_args()
     folder = make_writable_folder(given.folder)
-    collection = voc_collection(given.voc, "train").spread(given.count)
+    collection = voc_collection(given.voc, "train").evenly_spaced(given.count)
     results: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'mean IoU in %':>24}" + "".join(f"{f'N = {draws}':>10}" for draws in DRAWS))
     for kind in KINDS:

@@ -40,7 +40,7 @@ BATCH = 120
 SECONDS_A_FILE = 10
 MAX_PIXELS = 100_000
 OPTIONS = ("--weights", "demo", "--device", "cpu", "--max-pixels", str(MAX_PIXELS), "--output", "out")
-_WRITTEN = {"labels.png", "overlay.png", "sheet.png", "maps.npz", "manifest.json"}
+_WRITTEN = {"labels.png", "overlay.png", "overview.png", "maps.npz", "manifest.json"}
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "WebP": "webp", "TIFF": "tif"}
 
 
@@ -167,10 +167,10 @@ def _check_whole(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == _WRITTEN, "other files than those that are promised"
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     size = tuple(manifest["size"])
-    for name in ("labels.png", "overlay.png", "sheet.png"):
+    for name in ("labels.png", "overlay.png", "overview.png"):
         with Image.open(folder / name) as picture:
             picture.load()
-            if name != "sheet.png":
+            if name != "overview.png":
                 assert (picture.height, picture.width) == size, f"{name} has another size"
             if name == "labels.png":
                 shown = set(np.unique(np.asarray(picture)).tolist())

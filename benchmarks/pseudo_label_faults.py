@@ -35,7 +35,7 @@ ROOM = 300_000
 
 def written_list(voc: Path, folder: Path, count: int) -> tuple[Path, Path]:
     """The list with its broken files, and their labels."""
-    paths = [entry.photograph.resolve() for entry in read_voc_list(voc, "train")]
+    paths = [entry.image.resolve() for entry in read_voc_list(voc, "train")]
     chosen = [paths[i * len(paths) // count] for i in range(count)]
     draw = random.Random(0)
     rows = []

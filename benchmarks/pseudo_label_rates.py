@@ -33,7 +33,7 @@ ENGINES = {
 
 def image_list(voc: Path, folder: Path, count: int) -> tuple[Path, int]:
     """A list of the images of train and val, evenly spread."""
-    paths = [entry.photograph.resolve() for split in ("train", "val") for entry in read_voc_list(voc, split)]
+    paths = [entry.image.resolve() for split in ("train", "val") for entry in read_voc_list(voc, split)]
     total = len(paths)
     chosen = [paths[i * total // count] for i in range(min(count or total, total))] if count else paths
     listed = folder / "photographs.txt"

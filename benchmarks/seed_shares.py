@@ -55,7 +55,7 @@ def main() -> None:
     given = parser.parse_args()
     classifier = load_classifier(given.classifier)
     network, labels = classifier.network, 1 + len(classifier.class_names)
-    collection = voc_collection(given.voc, "train").spread(given.count)
+    collection = voc_collection(given.voc, "train").evenly_spaced(given.count)
     layer = middle_layer(network)
     results = {}
     for method, preset in METHODS.items():

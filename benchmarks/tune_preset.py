@@ -50,7 +50,7 @@ CRFS = (
 def write_labels(voc: Path, target: Path) -> None:
     """The split train, a part of it held out as val."""
     whole = voc_collection(voc, "train", masks=False)
-    held_out = {photograph.name for photograph in whole.spread(HELD_OUT)}
+    held_out = {photograph.name for photograph in whole.evenly_spaced(HELD_OUT)}
     rows = {p.name: LabelRow("val" if p.name in held_out else "train", p.classes) for p in whole}
     write_image_labels(target, ImageLabels(whole.class_names, rows))
     print(f"{target}: {len(whole) - len(held_out)} photographs to train on, {len(held_out)} held out")
@@ -65,7 +65,7 @@ def crf_name(crf: DenseCRF) -> str:
 def search(voc: Path, weights: Path, folder: Path) -> None:
     """Measure every choice, print the best of each, write all."""
     classifier = load_classifier(weights)
-    photographs = voc_collection(voc, "train").spread(HELD_OUT).spread(MEASURED)
+    photographs = voc_collection(voc, "train").evenly_spaced(HELD_OUT).evenly_spaced(MEASURED)
     layers = default_layers(classifier.network)
     folder = make_writable_folder(folder)
     sweep = Sweep(

@@ -142,7 +142,7 @@ def run_demo(
 
 def step_labels(segmentation: Segmentation) -> tuple[Tensor, ...]:
     """The label map of each of :data:`STEPS` ``(S, S)``."""
-    raw, foreground = segmentation.saliency.raw, segmentation.saliency.foreground
+    raw, foreground = segmentation.class_maps.raw, segmentation.class_maps.foreground
     assert raw is not None
     values = torch.tensor([0, *(c + 1 for c in segmentation.classes)])
     without_contrast = label_probabilities(raw[:, foreground[0]], foreground[:, foreground[0]])[0]
@@ -216,11 +216,11 @@ def demo_figure(result: DemoResult) -> Figure:
 
 def _images_to_show(segmented: SegmentedScene) -> list[npt.NDArray[np.uint8]]:
     segmentation = segmented.segmentation
-    assert segmentation.saliency.raw is not None
+    assert segmentation.class_maps.raw is not None
     return [
         segmentation.image,
-        _in_class_colors(segmentation.saliency.raw[0], segmentation.candidates),
-        _in_class_colors(segmentation.saliency.maps[0], segmentation.candidates),
+        _in_class_colors(segmentation.class_maps.raw[0], segmentation.candidates),
+        _in_class_colors(segmentation.class_maps.maps[0], segmentation.candidates),
         overlay(segmentation.image, segmentation.labels.numpy(), 0.7, _COLORS),
         overlay(segmentation.image, segmented.scene.labels.numpy(), 0.7, _COLORS),
     ]

@@ -18,7 +18,7 @@ from dcsm_attr.cli.building import load_chosen_classifier
 from dcsm_attr.datasets.masks import VOID, overlay, read_mask
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.models.affinity_net import load_affinity_net, neighbor_offsets
-from dcsm_attr.segmentation.visualization import blank_figure, finish_layout, heat_map, picture
+from dcsm_attr.segmentation.visualization import blank_figure, draw_heat_map, draw_image, finish_layout
 from dcsm_attr.wsss.affinity import RELEASED_EXPONENTS, boundaries
 from dcsm_attr.wsss.random_walk import SemanticWalk
 
@@ -45,21 +45,21 @@ def main() -> None:
         background_exponent=arguments.background,
         walk=walk,
     )
-    photographs = voc_collection(arguments.voc_root, arguments.split).spread(arguments.count).photographs
-    first = segmenter.prepared(photographs[0].path).image
+    photographs = voc_collection(arguments.voc_root, arguments.split).evenly_spaced(arguments.count).images
+    first = segmenter.prepare_image(photographs[0].path).image
     figure, axes = blank_figure(first, len(photographs), 6)
     for row, photograph in zip(axes, photographs, strict=True):
         result = segmenter.segment(photograph.path, photograph.classes)
-        prepared = segmenter.prepared(photograph.path).prepared
+        prepared = segmenter.prepare_image(photograph.path).canvas
         seen = walk.affinities(prepared.crop(prepared.tensor))
         low = F.interpolate(boundaries(seen, neighbor_offsets(walk.radius)), result.image.shape[:2], mode="bilinear")
         truth = read_mask(photograph.mask, class_count=len(classifier.class_names)).numpy()
-        picture(row[0], result.image, ", ".join(result.names))
-        picture(row[1], overlay(result.image, np.where(truth == VOID, 0, truth)), "truth")
-        heat_map(row[2], result.image, result.saliency.maps[0].amax(dim=0).numpy(), "class activation maps")
-        heat_map(row[3], result.image, low[0, 0].numpy(), "low affinities")
-        picture(row[4], overlay(result.image, result.display_labels(result.unrefined)), "after the walk")
-        picture(row[5], overlay(result.image, result.display_labels()), "after the CRF")
+        draw_image(row[0], result.image, ", ".join(result.names))
+        draw_image(row[1], overlay(result.image, np.where(truth == VOID, 0, truth)), "truth")
+        draw_heat_map(row[2], result.image, result.class_maps.maps[0].amax(dim=0).numpy(), "class activation maps")
+        draw_heat_map(row[3], result.image, low[0, 0].numpy(), "low affinities")
+        draw_image(row[4], overlay(result.image, result.display_labels(result.unrefined)), "after the walk")
+        draw_image(row[5], overlay(result.image, result.display_labels()), "after the CRF")
     finish_layout(figure).savefig(arguments.output, dpi=90)
     print(arguments.output)
 

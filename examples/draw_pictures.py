@@ -39,7 +39,7 @@ def main() -> None:
     richest = result.shown[0].scene
     segmentation = scene_segmenter(network).segment(richest.image, raw=True)
     with atomic_path(folder / "scene-sheet.png") as path:
-        segmentation.sheet().savefig(path, dpi=80)
+        segmentation.overview().savefig(path, dpi=80)
     with atomic_path(folder / "subtraction.png") as path:
         subtraction(network).savefig(path, dpi=80)
     with atomic_path(folder / "layers.png") as path:

@@ -34,7 +34,7 @@ def main() -> None:
         class_names=classifier.class_names,
         preprocess=classifier.preprocess,
     )
-    measured = evaluate(segmenter, voc_collection(given.voc_root, "val").spread(given.count), given.protocol)
+    measured = evaluate(segmenter, voc_collection(given.voc_root, "val").evenly_spaced(given.count), given.protocol)
     print(f"{'IoU, per cent':<16}{'before':>8}{'after':>8}")
     rows = zip(("background", *measured.class_names), measured.unrefined.iou, measured.refined.iou, strict=True)
     for name, before, after in (*rows, ("mean", measured.unrefined.mean_iou, measured.refined.mean_iou)):

@@ -3,7 +3,7 @@
     python examples/segment_photograph.py PHOTO
     python examples/segment_photograph.py PHOTO --output out --model squeezenet1_1 --weights FILE
 
-Without --weights, torchvision's are downloaded once. Writes labels.png, maps.npz, overlay.png, sheet.png and
+Without --weights, torchvision's are downloaded once. Writes labels.png, maps.npz, overlay.png, overview.png and
 manifest.json.
 """
 
@@ -26,7 +26,7 @@ def main() -> None:
     segmenter = Segmenter(model, crf=DenseCRF(iterations=10), class_names=class_names("imagenet"))
     result = segmenter.segment(arguments.photograph, raw=True)
     print("found:", ", ".join(result.names))
-    for path in result.save(arguments.output, sheet=True):
+    for path in result.save(arguments.output, overview=True):
         print(path)
 
 

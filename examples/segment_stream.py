@@ -35,7 +35,7 @@ def main() -> None:
         preprocess=classifier.preprocess,
     )
     photographs, output = list_images(given.folder), make_writable_folder(given.output)
-    results = segmenter.segment_stream(photographs, batch_size=4, excused=ImageReadError)
+    results = segmenter.segment_stream(photographs, batch_size=4, allowed_errors=ImageReadError)
     for path, result in zip(photographs, results, strict=True):
         if isinstance(result, ImageReadError):
             print(f"skipped: {result}")

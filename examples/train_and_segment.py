@@ -45,9 +45,9 @@ def main() -> None:
     segmenter = build_preset_segmenter(
         best.network, "tuned", pooling=best.pooling, class_names=names, preprocess=best.preprocess
     )
-    result = segmenter.segment(validation.photographs[0].path)
+    result = segmenter.segment(validation.images[0].path)
     result.save(given.output / "first")
-    print(validation.photographs[0].name, "shows", ", ".join(result.names))
+    print(validation.images[0].name, "shows", ", ".join(result.names))
 
 
 if __name__ == "__main__":

@@ -79,12 +79,12 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def collection(scenes):
-    return replace(scenes, photographs=scenes.photographs[:COUNT])
+    return replace(scenes, images=scenes.images[:COUNT])
 
 
 @pytest.fixture(scope="module")
 def background(scenes):
-    return replace(scenes, photographs=scenes.photographs[COUNT:])
+    return replace(scenes, images=scenes.images[COUNT:])
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def copied(collection, folder):
     folder.mkdir()
     return replace(
         collection,
-        photographs=tuple(
+        images=tuple(
             replace(p, path=shutil.copy(p.path, folder / p.path.name), mask=shutil.copy(p.mask, folder / p.mask.name))
             for p in collection
         ),
@@ -181,7 +181,7 @@ def test_where_nothing_is_detected_the_best_class_is(background, collection, tmp
     silent = built()
     with torch.no_grad():
         silent.network.head[-1].bias.fill_(-1000)
-    few = replace(collection, photographs=collection.photographs[:2])
+    few = replace(collection, images=collection.images[:2])
     ours = measured(table_of(simonyan(silent, 8)), silent, background, few, tmp_path, Protocol.DETECTED)
     expected = evaluate(segmenter(silent, Simonyan(silent.network)), few, "detected", batch_size=1, progress=False)
     assert len(expected.nothing_detected) == 2
@@ -256,7 +256,7 @@ def test_the_chosen_background_is_the_best_one(classifier, background, collectio
             classifier.network, alpha=1
         ),
     }
-    few = replace(collection, photographs=collection.photographs[:1])
+    few = replace(collection, images=collection.images[:1])
     measurement = measured(table_of(*methods), classifier, background, few, folder / "one")
     assert {Image.open(p.path).width for p in background} != {64}, "not all are as large as the canvas"
     for method, saliency in methods.items():
@@ -359,8 +359,8 @@ def test_every_table_runs(classifier, background, collection, folder, name):
     for row in table.rows:
         labels.setdefault(row.series, []).append(row.label)
     assert labels == LABELS[name]
-    one = replace(collection, photographs=collection.photographs[2:3])
-    few = replace(background, photographs=background.photographs[:1])
+    one = replace(collection, images=collection.images[2:3])
+    few = replace(background, images=background.images[:1])
     measurement = measured(table, classifier, few, one, folder / "tables")
     figures = Counter()
     for row in table.rows:
@@ -391,7 +391,7 @@ def test_the_rows_are_the_settings_that_they_name(classifier, collection, folder
         ("variant", "matconvnet"): {"variant": "matconvnet"},
     }
     store = GradientStore(folder / "gradients", classifier)
-    case = load_case(collection.photographs[2], classifier, store, Protocol.KNOWN)
+    case = load_case(collection.images[2], classifier, store, Protocol.KNOWN)
     tables = {name: TABLES[name](classifier) for name, _ in settings}
     default = default_layers(classifier.network)
     for (name, label), changed in settings.items():
@@ -409,8 +409,8 @@ def test_the_rows_are_the_settings_that_they_name(classifier, collection, folder
 
 
 def test_gradients_are_taken_once(classifier, background, collection, tmp_path, passes):
-    first = replace(background, photographs=background.photographs[:1])
-    second = replace(collection, photographs=collection.photographs[:2])
+    first = replace(background, images=background.images[:1])
+    second = replace(collection, images=collection.images[:2])
 
     def taken(table, protocol=Protocol.KNOWN):
         measured(table, classifier, first, second, tmp_path, protocol)
@@ -452,7 +452,7 @@ def case_of(classifier, collection, tmp_path):
     """Opens an image with a store that begins anew, or goes on."""
 
     def opened(number=0, **changes):
-        photograph = replace(collection.photographs[number], **changes)
+        photograph = replace(collection.images[number], **changes)
         return load_case(photograph, classifier, GradientStore(tmp_path, classifier), Protocol.KNOWN)
 
     return opened
@@ -482,7 +482,7 @@ def test_a_damaged_file_of_gradients_is_made_again(case_of, tmp_path, passes, ha
 
 def test_labels_that_were_corrected_take_further_gradients(case_of, collection, passes):
     method = simonyan(built(), 8)
-    (shown, *_) = collection.photographs[0].classes
+    (shown, *_) = collection.images[0].classes
     first = case_of(classes=(shown,))
     method.maps(first)
     other = next(c for c in reversed(first.by_score) if c not in first.required)
@@ -563,7 +563,7 @@ def test_a_run_that_was_killed_while_it_wrote_goes_on(classifier, background, co
 
 def test_counts_of_something_else_stand_beside_each_other(classifier, background, collection, tmp_path):
     table = table_of(simonyan(classifier, 8))
-    fewer = replace(collection, photographs=collection.photographs[1:])
+    fewer = replace(collection, images=collection.images[1:])
     settings = {"progress": False}
 
     def both(folder, photographs, crf):
@@ -591,9 +591,9 @@ def test_counts_of_something_else_stand_beside_each_other(classifier, background
 def test_a_bad_file_is_named_and_the_others_count(classifier, background, collection, folder, tmp_path, harm, caplog):
     table = table_of(simonyan(classifier, 8))
     mine = copied(collection, tmp_path / "scenes")
-    photograph, reason = harm(mine.photographs[2])
-    harmed = replace(mine, photographs=(*mine.photographs[:2], photograph, *mine.photographs[3:]))
-    others = replace(mine, photographs=(*mine.photographs[:2], *mine.photographs[3:]))
+    photograph, reason = harm(mine.images[2])
+    harmed = replace(mine, images=(*mine.images[:2], photograph, *mine.images[3:]))
+    others = replace(mine, images=(*mine.images[:2], *mine.images[3:]))
     with caplog.at_level(logging.WARNING):
         found = measured(table, classifier, background, harmed, tmp_path / "harmed")
     expected = measured(table, classifier, background, others, tmp_path / "others")
@@ -614,7 +614,7 @@ def test_a_bad_file_is_named_and_the_others_count(classifier, background, collec
 
 
 def test_only_bad_files(classifier, background, collection, tmp_path):
-    harmed = copied(replace(collection, photographs=collection.photographs[:2]), tmp_path / "scenes")
+    harmed = copied(replace(collection, images=collection.images[:2]), tmp_path / "scenes")
     for photograph in harmed:
         damage_image(photograph)
     table = table_of(simonyan(classifier, 8))
@@ -625,8 +625,8 @@ def test_only_bad_files(classifier, background, collection, tmp_path):
 
 def test_what_the_caller_can_mend(classifier, background, collection, tmp_path):
     table = table_of(simonyan(classifier, 8))
-    first, *others = collection.photographs
-    unmasked = replace(collection, photographs=(replace(first, mask=None), *others))
+    first, *others = collection.images
+    unmasked = replace(collection, images=(replace(first, mask=None), *others))
     for bad, message in (
         (Collection(CLASS_NAMES, ()), "the collection is empty"),
         (unmasked, "1 of 4 have none, such as scene 0"),

@@ -307,7 +307,7 @@ def test_a_segmenter_with_a_walk(vgg):
     plain = Segmenter(vgg, **settings).segment(photograph, [0, 2])
     walked = Segmenter(vgg, **settings, walk=walk).segment(photograph, [0, 2])
     prepared = CANVAS(photograph)
-    maps = plain.saliency.maps[0, [plain.candidates.index(c) for c in plain.classes]]
+    maps = plain.class_maps.maps[0, [plain.candidates.index(c) for c in plain.classes]]
     scores = torch.cat([(1 - maps.amax(dim=0, keepdim=True)) ** 2, maps])
     expected = walk(scores, prepared.crop(prepared.tensor))
     assert torch.allclose(walked.probabilities, expected / expected.sum(dim=0), atol=1e-5)

@@ -472,4 +472,4 @@ def test_a_segmenter_takes_it(cnn):
     expected = torch.cat([background, foreground])
     assert result.classes == tuple(maps.classes[0].tolist())
     torch.testing.assert_close(result.probabilities, expected / expected.sum(0), rtol=1e-5, atol=1e-6)
-    assert segmenter.segment(photograph).saliency.maps.shape[1] >= 1
+    assert segmenter.segment(photograph).class_maps.maps.shape[1] >= 1

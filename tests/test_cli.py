@@ -66,7 +66,7 @@ def test_segment_writes_everything(files, tmp_path):
     assert result.exit_code == 0, result.output
     folder = tmp_path / "photo"
     written = {path.name for path in folder.iterdir()}
-    assert written == {"labels.png", "maps.npz", "overlay.png", "sheet.png", "manifest.json"}
+    assert written == {"labels.png", "maps.npz", "overlay.png", "overview.png", "manifest.json"}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {entry["name"] for entry in manifest["label_values"].values()} == {"bee", "dog"}
     assert manifest["settings"]["weights"] == str(files / "net.safetensors")

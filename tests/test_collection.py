@@ -14,7 +14,7 @@ def collection(total):
 
 
 def chosen(total, count):
-    return [int(photograph.name) for photograph in collection(total).spread(count)]
+    return [int(photograph.name) for photograph in collection(total).evenly_spaced(count)]
 
 
 @pytest.mark.parametrize(
@@ -44,4 +44,4 @@ def test_gaps_differ_by_one_at_most(total, count):
 
 
 def test_the_classes_stay():
-    assert collection(3).spread(2).class_names == ("a",)
+    assert collection(3).evenly_spaced(2).class_names == ("a",)

@@ -67,8 +67,8 @@ def test_the_labels_of_each_step():
     segmentation = scene_segmenter(load_scene_net()).segment(scene.image, raw=True)
     raw, subtracted, refined = step_labels(segmentation)
     assert torch.equal(refined, segmentation.labels)
-    slots = segmentation.saliency.foreground[0]
-    for labels, maps in ((raw, segmentation.saliency.raw), (subtracted, segmentation.saliency.maps)):
+    slots = segmentation.class_maps.foreground[0]
+    for labels, maps in ((raw, segmentation.class_maps.raw), (subtracted, segmentation.class_maps.maps)):
         candidates = maps[0, slots]
         background = 1 - candidates.amax(dim=0)
         expected = torch.cat([background[None], candidates]).argmax(dim=0)

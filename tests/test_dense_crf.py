@@ -79,7 +79,7 @@ def test_alternatives_equal_single_calls(settings):
     image, probabilities = _picture(40, 50), _probabilities(5, 4, 40, 50)
     probabilities[3] = probabilities[3].argmax(0) == torch.arange(4)[:, None, None]
     crf = DenseCRF(**settings)
-    together = crf.alternatives(probabilities, image[0])
+    together = crf.refine_alternatives(probabilities, image[0])
     for one, refined in zip(probabilities, together, strict=True):
         assert (refined - crf(one[None], image)[0]).abs().max() < 1e-5
     assert ((together - probabilities).abs().max() > 0.1) == (settings != {"iterations": 0})
@@ -90,9 +90,9 @@ def test_alternatives_of_the_reference_library_are_its_single_calls():
     pytest.importorskip("pydensecrf", reason="the reference CRF is an extra: pip install 'dcsm_attr[pydensecrf]'")
     image, probabilities = _picture(40, 50), _probabilities(3, 4, 40, 50)
     reference = DenseCRF(backend="pydensecrf")
-    together = reference.alternatives(probabilities, image[0])
+    together = reference.refine_alternatives(probabilities, image[0])
     assert torch.equal(together, torch.cat([reference(one[None], image) for one in probabilities]))
-    assert (together - DenseCRF().alternatives(probabilities, image[0])).abs().max() < 1e-3
+    assert (together - DenseCRF().refine_alternatives(probabilities, image[0])).abs().max() < 1e-3
 
 
 def test_no_lattice_is_built_twice(monkeypatch):
@@ -105,7 +105,7 @@ def test_no_lattice_is_built_twice(monkeypatch):
 
     monkeypatch.setattr(dense_crf_module, "PermutohedralLattice", counted)
     crf = DenseCRF(iterations=1)
-    crf.alternatives(_probabilities(6, 3, 12, 14), _picture(12, 14)[0])
+    crf.refine_alternatives(_probabilities(6, 3, 12, 14), _picture(12, 14)[0])
     assert dimensions == [2, 5], "once for all labelings"
     dimensions.clear()
     crf(_probabilities(3, 3, 12, 14), _picture(12, 14).expand(3, 3, 12, 14))
@@ -121,7 +121,7 @@ def test_bad_alternatives():
         (_probabilities(2, 3, 12, 14)[0], image, ValueError, r"\(N, L, H, W\)"),
     ):
         with pytest.raises(error, match=message):
-            DenseCRF().alternatives(probabilities, picture)
+            DenseCRF().refine_alternatives(probabilities, picture)
 
 
 def test_it_recovers_regions_from_noisy_unaries():

@@ -130,7 +130,7 @@ def test_the_scores_are_the_classifiers(segmenter, collection):
 def test_the_protocols_differ(segmenter, collection):
     detected = measured(segmenter, collection, "detected")
     # Told wrong, the segmenter finds what it was told.
-    lies = replace(collection, photographs=tuple(replace(p, classes=(0,)) for p in collection))
+    lies = replace(collection, images=tuple(replace(p, classes=(0,)) for p in collection))
     known = measured(segmenter, lies, "known")
     assert set(known.refined.counts.sum(dim=0).nonzero()[:, 0].tolist()) <= {0, 1}
     assert len(detected.refined.counts.sum(dim=0).nonzero()) > 2
@@ -198,11 +198,11 @@ def forget_classes(photograph):
 def test_a_bad_file_is_named_and_not_counted(segmenter, collection, harm, caplog):
     bad = 3
     others = [p for i, p in enumerate(collection) if i != bad]
-    expected = measured(segmenter, replace(collection, photographs=tuple(others)), "known", batch_size=1)
-    photograph, reason = harm(collection.photographs[bad])
+    expected = measured(segmenter, replace(collection, images=tuple(others)), "known", batch_size=1)
+    photograph, reason = harm(collection.images[bad])
     harmed = (*others[:bad], photograph, *others[bad:])
     with caplog.at_level(logging.WARNING):
-        evaluation = measured(segmenter, replace(collection, photographs=harmed), "known", batch_size=1)
+        evaluation = measured(segmenter, replace(collection, images=harmed), "known", batch_size=1)
     assert list(evaluation.skipped) == ["scene 3"]
     assert reason in evaluation.skipped["scene 3"]
     assert "scene 3 is skipped" in caplog.text
@@ -210,7 +210,7 @@ def test_a_bad_file_is_named_and_not_counted(segmenter, collection, harm, caplog
 
 
 def test_a_bad_file_among_a_batch(segmenter, collection):
-    damage_image(collection.photographs[1])
+    damage_image(collection.images[1])
     evaluation = measured(segmenter, collection, batch_size=4)
     assert list(evaluation.skipped) == ["scene 1"]
     assert evaluation.photographs == tuple(f"scene {i}" for i in (0, 2, 3, 4, 5, 6))
@@ -232,11 +232,11 @@ class Interrupted(Segmenter):
 
     left = 0
 
-    def attributed(self, *arguments, **options):
+    def attribute_batch(self, *arguments, **options):
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
-        return super().attributed(*arguments, **options)
+        return super().attribute_batch(*arguments, **options)
 
 
 def interrupted(segmenter, after):
@@ -248,7 +248,7 @@ def interrupted(segmenter, after):
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_run_that_was_killed_goes_on(segmenter, collection, tmp_path, after):
-    damage_image(collection.photographs[1])
+    damage_image(collection.images[1])
     expected = measured(segmenter, collection, batch_size=3)
     state = tmp_path / "deep" / "state.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -314,15 +314,15 @@ def test_a_state_of_other_settings_is_refused(segmenter, collection, tmp_path):
     with torch.no_grad():
         network.classifier[4].bias[0] += 1e-3
     trained = Segmenter(network, crf=segmenter.crf, class_names=CLASS_NAMES, preprocess=segmenter.preprocess)
-    relabeled = replace(collection.photographs[0], classes=(0,))
+    relabeled = replace(collection.images[0], classes=(0,))
     for arguments, options, difference in (
         ((weaker, collection), {}, r"crf.iterations \(2 before, 5 now\)\. Remove"),
         ((trained, collection), {}, r"parameters \([0-9a-f]+ before, [0-9a-f]+ now\)\. Remove"),
         ((segmenter, collection, "known"), {}, r"protocol \(detected before, known now\)\. Remove"),
         ((segmenter, collection), {"batch_size": 2}, r"batch_size \(4 before, 2 now\)\. Remove"),
-        ((segmenter, replace(collection, photographs=collection.photographs[:3])), {}, r"photographs \(7 before, 3"),
+        ((segmenter, replace(collection, images=collection.images[:3])), {}, r"photographs \(7 before, 3"),
         (
-            (segmenter, replace(collection, photographs=(relabeled, *collection.photographs[1:]))),
+            (segmenter, replace(collection, images=(relabeled, *collection.images[1:]))),
             {},
             "image-level labels",
         ),
@@ -345,7 +345,7 @@ def test_a_state_of_other_settings_is_refused(segmenter, collection, tmp_path):
 )
 def test_a_file_that_is_no_state_is_left_alone(segmenter, collection, tmp_path, content, message):
     state = tmp_path / "state.jsonl"
-    few = replace(collection, photographs=collection.photographs[:3])
+    few = replace(collection, images=collection.images[:3])
     measured(segmenter, few, state=state)
     harmed = content(state.read_bytes().splitlines(keepends=True))
     state.write_bytes(harmed)
@@ -355,12 +355,12 @@ def test_a_file_that_is_no_state_is_left_alone(segmenter, collection, tmp_path, 
 
 
 def test_what_the_caller_can_mend(segmenter, collection):
-    first, *others = collection.photographs
+    first, *others = collection.images
     named = Segmenter(segmenter.model, class_names=CLASS_NAMES[::-1])
     unnamed = Segmenter(segmenter.model)
     many = tuple(map(str, range(255)))
     crowd = Segmenter(segmenter.model, class_names=many)
-    unmasked = replace(collection, photographs=(replace(first, mask=None), *others))
+    unmasked = replace(collection, images=(replace(first, mask=None), *others))
     for arguments, options, message in (
         ((segmenter, Collection(CLASS_NAMES, ())), {}, "the collection is empty"),
         ((segmenter, unmasked), {}, "1 of 7 have none, such as scene 0"),

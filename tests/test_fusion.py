@@ -140,4 +140,4 @@ def test_a_segmenter_takes_two_methods_as_one(cnn):
         "first": saliency.first.settings,
         "second": saliency.second.settings,
     }
-    assert result.saliency.raw.shape == result.saliency.maps.shape
+    assert result.class_maps.raw.shape == result.class_maps.maps.shape

@@ -30,7 +30,7 @@ def here(fuzz_images):
 
     def command(sandbox, files):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Segmentation, "sheet", lambda self: Figure(figsize=(1, 1)))
+            patch.setattr(Segmentation, "overview", lambda self: Figure(figsize=(1, 1)))
             patch.chdir(sandbox)
             result = CliRunner().invoke(app, ["segment", "in", *fuzz_images.OPTIONS])
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

@@ -37,7 +37,7 @@ def run(*arguments):
 @pytest.fixture
 def no_sheets(monkeypatch):
     """Without the figures, which take most of the time."""
-    monkeypatch.setattr(Segmentation, "sheet", lambda self: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(Segmentation, "overview", lambda self: Figure(figsize=(1, 1)))
     monkeypatch.setattr(visualization, "plot_attribution", lambda *_: Figure(figsize=(1, 1)))
 
 

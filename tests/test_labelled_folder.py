@@ -35,7 +35,7 @@ def test_ids_with_and_without_endings(images, labels):
         warnings.simplefilter("error")
         collection = folder_collection(images, labels("c.d,,dog", "b.PNG,,cat dog", "a,,ant"))
     assert collection.class_names == ("ant", "cat", "dog")
-    assert collection.photographs == (
+    assert collection.images == (
         LabeledImage("c.d", images / "c.d.webp", (2,)),
         LabeledImage("b", images / "b.PNG", (1, 2)),
         LabeledImage("a", images / "a.jpg", (0,)),

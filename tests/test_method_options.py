@@ -228,7 +228,7 @@ def test_other_methods_from_end_to_end(scenes, tmp_path, method):
     segmenter = Segmenter(network, saliency=expected, preprocess=scene_classifier().preprocess)
     own = segmenter.segment(photograph)
     with np.load(out / "000000" / "maps.npz") as arrays:
-        assert arrays["classes"].tolist() == own.saliency.classes[0].tolist()
+        assert arrays["classes"].tolist() == own.class_maps.classes[0].tolist()
         np.testing.assert_allclose(arrays["probabilities"], own.probabilities.numpy(), atol=2e-3)
     result = run("evaluate", scenes, *options, "--protocol", "known", "--output", out)
     assert result.exit_code == 0, result.output

@@ -68,7 +68,7 @@ def test_a_run_goes_on_and_gives_the_same_files(bucket, collection, undisturbed)
 
     def dying():
         segmenter = tiny()
-        attributed = segmenter.attributed
+        attributed = segmenter.attribute_batch
 
         def go(photographs):
             calls.append(photographs)
@@ -76,7 +76,7 @@ def test_a_run_goes_on_and_gives_the_same_files(bucket, collection, undisturbed)
                 raise KeyboardInterrupt
             return attributed(photographs)
 
-        segmenter.attributed = go
+        segmenter.attribute_batch = go
         return segmenter
 
     options = {"outputs": OUTPUTS, "batch_size": BATCH, "progress": False}

@@ -25,15 +25,13 @@ def test_in_the_order_of_the_list_by_whatever_id(tmp_path, files):
         ("a", "/far/away/a.png", (2,)),
         ("c.d", "s3://bucket/x/c.d.jpg", (0,)),
     ]
-    assert image_list_collection(*files(lines, *rows[:3]), class_names=["dog", "ant", "cat"]).photographs[
-        1
-    ].classes == (0,)
+    assert image_list_collection(*files(lines, *rows[:3]), class_names=["dog", "ant", "cat"]).images[1].classes == (0,)
 
 
 def test_what_is_wrong_is_named(tmp_path, files):
     with pytest.raises(ValueError, match=r"labels\.csv: 2 of 3 photographs of .*list\.txt have no row: b\.png, c\.png"):
         image_list_collection(*files(["a.png", "b.png", "c.png"], "a,dog"))
-    with pytest.raises(ValueError, match=r"two photographs have the name 'a': .*x/a\.png and y/a\.jpg"):
+    with pytest.raises(ValueError, match=r"two images have the name 'a': .*x/a\.png and y/a\.jpg"):
         image_list_collection(*files(["x/a.png", "y/a.jpg"], "a,dog"))
     with pytest.raises(ValueError, match=r"list\.txt: names no image"):
         image_list_collection(*files(["# nothing", ""], "a,dog"))

@@ -105,7 +105,7 @@ def test_crf(setting):
     pictures = torch.randint(0, 256, (2, 3, 9, 11), dtype=torch.uint8)
 
     def results():
-        return [DenseCRF()(probabilities, pictures), DenseCRF().alternatives(probabilities, pictures[0])]
+        return [DenseCRF()(probabilities, pictures), DenseCRF().refine_alternatives(probabilities, pictures[0])]
 
     expected = results()
     with setting():
@@ -121,7 +121,7 @@ def test_segmentations(setting, vgg, canvas):
 
     def results():
         of_both = [segmenter.segment(photograph), segmenter.segment(tensor, [1])]
-        return [value for s in of_both for value in (s.labels, s.probabilities, s.unrefined, s.saliency.maps)]
+        return [value for s in of_both for value in (s.labels, s.probabilities, s.unrefined, s.class_maps.maps)]
 
     expected = results()
     with setting():

@@ -103,11 +103,11 @@ def test_every_image_gets_what_the_segmenter_gives_it(collection, undisturbed):
     assert {name: first[name] for name in counted} == counted
     assert first["settings"]["crf"]["iterations"] == 2
     for start in range(0, 8, BATCH):
-        chosen = collection.photographs[start : start + BATCH]
+        chosen = collection.images[start : start + BATCH]
         showing = [one for one in chosen if one.classes]
         results = segmenter.segment_batch([one.path for one in showing], [one.classes for one in showing])
         for photograph, result in zip(showing, results, strict=True):
-            line = lines[collection.photographs.index(photograph)]
+            line = lines[collection.images.index(photograph)]
             labels = np.asarray(Image.open(undisturbed / line["labels"]))
             assert np.array_equal(labels, result.labels.numpy())
             assert line["size"] == list(labels.shape)
@@ -119,12 +119,12 @@ def test_every_image_gets_what_the_segmenter_gives_it(collection, undisturbed):
                     "class": c,
                     "name": NAMES[c],
                     "value": c + 1,
-                    "score": pytest.approx(float(result.saliency.scores[0, c]), abs=1e-6),
+                    "score": pytest.approx(float(result.class_maps.scores[0, c]), abs=1e-6),
                     "share": pytest.approx(share, abs=1e-6),
                 }
             maps = np.load(undisturbed / line["maps"])
             assert maps["classes"].tolist() == list(result.classes)
-            found = {c: result.saliency.maps[0, i].numpy() for i, c in enumerate(result.candidates)}
+            found = {c: result.class_maps.maps[0, i].numpy() for i, c in enumerate(result.candidates)}
             expected = np.stack([found[c] for c in result.classes]).astype(np.float16)
             assert np.array_equal(maps["maps"], expected)
             assert np.array_equal(maps["probabilities"], result.probabilities.numpy().astype(np.float16))
@@ -211,10 +211,10 @@ def test_shards_together_are_the_whole(tmp_path, collection, undisturbed, order)
 
 
 def test_unreadable_images_end_nothing(tmp_path, collection, undisturbed):
-    broken = {1: b"no picture", 3: b"", 4: collection.photographs[4].path.read_bytes()[:60]}
-    whole = {i: collection.photographs[i].path.read_bytes() for i in broken}
+    broken = {1: b"no picture", 3: b"", 4: collection.images[4].path.read_bytes()[:60]}
+    whole = {i: collection.images[i].path.read_bytes() for i in broken}
     for i, content in broken.items():
-        collection.photographs[i].path.write_bytes(content)
+        collection.images[i].path.write_bytes(content)
     folder = tmp_path / "broken"
     found = run(collection, folder)
     assert found.labeled == 5
@@ -224,13 +224,13 @@ def test_unreadable_images_end_nothing(tmp_path, collection, undisturbed):
     for i, line in enumerate(lines):
         assert ("error" in line) == (i in broken)
         if i in broken:
-            path = collection.photographs[i].path
+            path = collection.images[i].path
             assert line["photograph"] == str(path)
             assert str(path) in line["error"]
         assert (folder / f"labels/p{i}.png").exists() == (i not in broken)
     # Mended photographs are tried again where that is asked for, and only then.
     for i, content in whole.items():
-        collection.photographs[i].path.write_bytes(content)
+        collection.images[i].path.write_bytes(content)
     assert run(collection, folder).failures.keys() == found.failures.keys()
     assert not run(collection, folder, retry_failures=True).failures
     assert_alike(folder, undisturbed)
@@ -245,7 +245,7 @@ def test_other_settings_or_images_are_refused(tmp_path, collection, undisturbed)
         run(collection, undisturbed, batch_size=2)
     with pytest.raises(ValueError, match=r"outputs\.overlays \(3 before, 0 now\)"):
         run(collection, undisturbed, outputs=Outputs(maps=True))
-    fewer = replace(collection, photographs=collection.photographs[1:])
+    fewer = replace(collection, images=collection.images[1:])
     with pytest.raises(ValueError, match="differ in photographs"):
         run(fewer, undisturbed)
 

@@ -40,7 +40,7 @@ def test_an_actor_that_is_killed_is_replaced(tmp_path, collection, undisturbed):
 
 
 def test_failures_are_told(tmp_path, collection):  # noqa: F811
-    collection.photographs[1].path.write_bytes(b"no picture")
+    collection.images[1].path.write_bytes(b"no picture")
     found = run(collection, tmp_path / "ray", engine=RayEngine())
     assert (found.labeled, list(found.failures)) == (7, ["p1"])
     assert "not an image" in manifest(tmp_path / "ray")[1][1]["error"]
@@ -69,7 +69,7 @@ def _mortal(run_itself, marks):
     if os.getpid() == run_itself:
         return segmenter
     (marks / str(os.getpid())).touch()
-    attributed, calls = segmenter.attributed, []
+    attributed, calls = segmenter.attribute_batch, []
 
     def go(photographs):
         calls.append(photographs)
@@ -77,5 +77,5 @@ def _mortal(run_itself, marks):
             os.kill(os.getpid(), signal.SIGKILL)
         return attributed(photographs)
 
-    segmenter.attributed = go
+    segmenter.attribute_batch = go
     return segmenter

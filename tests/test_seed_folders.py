@@ -33,7 +33,7 @@ def fickle(vgg):
 
 def photograph(folder):
     collection = photographs(folder, [(1, 3)])
-    return CANVAS(Image.open(collection.photographs[0].path))
+    return CANVAS(Image.open(collection.images[0].path))
 
 
 def expected_seeds(network, layer, prepared, foreground, maps, classes):

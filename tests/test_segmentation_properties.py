@@ -51,7 +51,7 @@ def test_labels_and_probabilities_say_the_same(segmenter, photographs):
         assert torch.equal(result.labels, values[result.probabilities.argmax(0)])
         assert result.classes
         assert set(result.classes) <= set(result.candidates)
-        assert ((result.saliency.maps >= 0) & (result.saliency.maps <= 1 + 1e-6)).all()
+        assert ((result.class_maps.maps >= 0) & (result.class_maps.maps <= 1 + 1e-6)).all()
 
 
 @given(_segmenters(), _images())

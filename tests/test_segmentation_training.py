@@ -165,7 +165,7 @@ def test_it_learns_to_segment(tmp_path, objective, labels):
 
 def test_true_masks_are_not_read(tmp_path):
     collection = pictures(tmp_path / "p", 4)
-    hidden = replace(collection, photographs=tuple(replace(p, mask=tmp_path / "nowhere") for p in collection))
+    hidden = replace(collection, images=tuple(replace(p, mask=tmp_path / "nowhere") for p in collection))
     train(tmp_path / "out", hidden, tmp_path / "p" / "seeds", "sec")
     assert not (tmp_path / "out" / "unreadable.json").exists()
 

@@ -66,7 +66,7 @@ def test_classes_that_are_only_subtracted_never_appear(segmenter, photograph):
     assert result.classes == (2,)
     assert len(result.candidates) == 3
     assert set(result.labels.unique().tolist()) <= {0, 3}
-    assert result.saliency.detected.tolist() == [[True, False, False]]
+    assert result.class_maps.detected.tolist() == [[True, False, False]]
 
 
 def test_unaries_are_the_background_rule_on_the_canvas(vgg, photograph):
@@ -137,7 +137,7 @@ def test_nothing_detected_falls_back_to_the_best_class(segmenter, vgg, photograp
         vgg.classifier[2].bias.fill_(-9)
     result = segmenter.segment(photograph)
     assert result.fallback
-    assert result.classes == (int(result.saliency.scores[0].argmax()),)
+    assert result.classes == (int(result.class_maps.scores[0].argmax()),)
     assert result.manifest()["nothing_detected"] is True
 
 
@@ -147,29 +147,29 @@ def test_other_saliency_takes_its_place(vgg, photograph):
     assert result.settings["saliency"]["method"] == "Simonyan"
     assert result.names == ("class 1",)
     expected = Simonyan(vgg).class_maps(SMALL(square).tensor[None], [1]).maps
-    torch.testing.assert_close(result.saliency.maps, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.class_maps.maps, expected, rtol=0, atol=1e-6)
 
 
 def test_save_writes_everything_and_the_manifest_says_what(segmenter, photograph, tmp_path):
     result = segmenter.segment(photograph, raw=True)
-    written = result.save(tmp_path / "a" / "b", sheet=True, provenance={"weights": "mine.pth"})
+    written = result.save(tmp_path / "a" / "b", overview=True, provenance={"weights": "mine.pth"})
     folder = tmp_path / "a" / "b"
     assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in written)
-    assert {p.name for p in written} == {"labels.png", "maps.npz", "overlay.png", "sheet.png", "manifest.json"}
+    assert {p.name for p in written} == {"labels.png", "maps.npz", "overlay.png", "overview.png", "manifest.json"}
     labels = Image.open(folder / "labels.png")
     assert labels.mode == "P"
     assert np.array_equal(np.array(labels), result.labels.numpy())
     assert np.array_equal(np.array(labels.getpalette(), dtype=np.uint8).reshape(-1, 3), voc_colors())
     with np.load(folder / "maps.npz") as arrays:
-        assert np.array_equal(arrays["maps"], result.saliency.maps[0].numpy())
-        assert np.array_equal(arrays["raw"], result.saliency.raw[0].numpy())
+        assert np.array_equal(arrays["maps"], result.class_maps.maps[0].numpy())
+        assert np.array_equal(arrays["raw"], result.class_maps.raw[0].numpy())
         assert arrays["classes"].tolist() == list(result.candidates)
         assert np.array_equal(arrays["probabilities"], result.probabilities.numpy())
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     assert manifest["size"] == [36, 60]
     assert [entry["name"] for entry in manifest["candidates"]] == [NAMES[c] for c in result.candidates]
     assert manifest["label_values"] == {
-        str(c + 1): {"class": c, "name": NAMES[c], "score": round(float(result.saliency.scores[0, c]), 6)}
+        str(c + 1): {"class": c, "name": NAMES[c], "score": round(float(result.class_maps.scores[0, c]), 6)}
         for c in result.classes
     }
     settings = manifest["settings"]
@@ -194,8 +194,8 @@ def test_the_attribution_alone_can_be_saved(segmenter, photograph, tmp_path):
     with np.load(tmp_path / "attribution.npz") as arrays:
         assert sorted(arrays) == ["classes", "maps", "raw"]
         assert arrays["classes"].tolist() == list(result.candidates)
-        assert np.array_equal(arrays["maps"], result.saliency.maps[0].numpy())
-        assert np.array_equal(arrays["raw"], result.saliency.raw[0].numpy())
+        assert np.array_equal(arrays["maps"], result.class_maps.maps[0].numpy())
+        assert np.array_equal(arrays["raw"], result.class_maps.raw[0].numpy())
 
 
 def test_labels_beyond_the_palette_are_numbered(vgg, photograph, tmp_path):
@@ -278,7 +278,7 @@ def test_the_matconvnet_image_is_not_the_unary(vgg, photograph):
     """The second tanh of the release would leave the background next to nothing."""
     saliency = DistinctClassSaliency(vgg, variant="matconvnet")
     result = Segmenter(vgg, saliency=saliency, crf=None, preprocess=SMALL).segment(photograph, [0, 1])
-    kept = result.saliency.maps[:, [result.candidates.index(c) for c in (0, 1)]]
+    kept = result.class_maps.maps[:, [result.candidates.index(c) for c in (0, 1)]]
     picture = eq.matconvnet_image(kept, 3.0)
     assert picture.mean() > 1.2 * kept.mean()
     inflated = eq.background(picture, torch.ones(1, 2, dtype=torch.bool))
@@ -290,7 +290,7 @@ def test_a_lower_precision_moves_the_maps_a_little(segmenter, photograph, vgg):
     expected, result = (each.segment(photograph, [0, 1]) for each in (segmenter, lower))
     assert (segmenter.settings["precision"], lower.settings["precision"]) == ("float32", "bfloat16")
     assert result.probabilities.dtype == torch.float32
-    difference = (result.saliency.maps - expected.saliency.maps).abs().max()
+    difference = (result.class_maps.maps - expected.class_maps.maps).abs().max()
     # Eight bits of mantissa: not equal, and not another picture.
     assert 1e-5 < difference < 0.15
     assert not torch.is_autocast_enabled("cpu")

@@ -57,7 +57,7 @@ def assert_same(first, second):
     for name in ("image", "labels", "probabilities", "unrefined"):
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
     for name in ("maps", "raw", "classes", "detected", "scores", "subtracted"):
-        ours, theirs = getattr(first.saliency, name), getattr(second.saliency, name)
+        ours, theirs = getattr(first.class_maps, name), getattr(second.class_maps, name)
         assert (ours is None and theirs is None) or torch.equal(ours, theirs), name
     for name in ("classes", "class_names", "source", "fallback", "settings"):
         assert getattr(first, name) == getattr(second, name), name
@@ -90,7 +90,7 @@ def test_the_random_state_and_the_gradient_mode_are_the_callers(segmenter, paths
         with torch.set_grad_enabled(enabled):
             for result in segmenter.segment_stream(paths, batch_size=2, workers=2):
                 assert torch.is_grad_enabled() is enabled
-                assert not result.saliency.maps.requires_grad
+                assert not result.class_maps.maps.requires_grad
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -106,7 +106,7 @@ def test_an_unreadable_image_ends_the_stream_when_its_batch_is_due(segmenter, pa
 def test_an_excused_image_is_given_as_its_exception(segmenter, paths):
     paths[1].write_bytes(b"no picture")
     paths[6].unlink()
-    result = list(segmenter.segment_stream(paths, batch_size=3, excused=ImageReadError))
+    result = list(segmenter.segment_stream(paths, batch_size=3, allowed_errors=ImageReadError))
     assert [isinstance(one, ImageReadError) for one in result] == [i in (1, 6) for i in range(COUNT)]
     assert "1.png: not an image" in str(result[1])
     assert "6.png: there is no such file" in str(result[6])
@@ -118,7 +118,7 @@ def test_an_excused_image_is_given_as_its_exception(segmenter, paths):
 
 def test_only_what_is_named_is_excused(segmenter, paths):
     with pytest.raises(ValueError, match="no class 'ox'"):
-        list(segmenter.segment_stream(paths, [["ox"]] * COUNT, excused=ImageReadError))
+        list(segmenter.segment_stream(paths, [["ox"]] * COUNT, allowed_errors=ImageReadError))
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,9 @@ def test_classes_of_another_length(segmenter, paths, classes, message):
 
 
 def test_classes_known_of_some_alone(segmenter, paths):
-    photographs = [segmenter.prepared(paths[0], ["ant"]), segmenter.prepared(paths[1])]
+    photographs = [segmenter.prepare_image(paths[0], ["ant"]), segmenter.prepare_image(paths[1])]
     with pytest.raises(ValueError, match="of all images .* or of none; they are of 1 of 2"):
-        segmenter.attributed(photographs)
+        segmenter.attribute_batch(photographs)
 
 
 @pytest.mark.parametrize(("name", "least"), [("batch_size", 1), ("workers", 0)])
@@ -209,7 +209,7 @@ def test_order_and_batches(length, batch_size, workers, bad):
         seen.append(list(batch))
         return doubled(batch)
 
-    options = {"batch_size": batch_size, "workers": workers, "excused": (KeyError, IndexError)}
+    options = {"batch_size": batch_size, "workers": workers, "allowed_errors": (KeyError, IndexError)}
     result = list(run_pipeline(iter(range(length)), read, work, str, **options))
     assert [one.args[0] if isinstance(one, KeyError) else one for one in result] == [
         item if item in bad else str(2 * item) for item in range(length)
@@ -340,9 +340,9 @@ def failing_items(at):
 def test_an_exception_of_a_step_comes_as_itself_and_when_it_is_due(step, at):
     steps = {"read": same, "work": same, "finish": same, **({} if step == "items" else {step: failing(at)})}
     # An excused exception is one of reading alone.
-    excused = () if step == "read" else FaultError
+    allowed_errors = () if step == "read" else FaultError
     items = failing_items(at) if step == "items" else range(20)
-    stream = run_pipeline(items, *steps.values(), batch_size=3, excused=excused)
+    stream = run_pipeline(items, *steps.values(), batch_size=3, allowed_errors=allowed_errors)
     result = []
     with pytest.raises(FaultError, match=f"^at {at}$"):
         result.extend(stream)

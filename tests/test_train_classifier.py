@@ -302,7 +302,7 @@ def test_collections_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="the validation collection is empty"):
         train(tmp_path / "out", training, Collection(NAMES, ()))
     with pytest.raises(ValueError, match="the training collection has the classes"):
-        train(tmp_path / "out", Collection(("x", "y"), training.photographs), training)
+        train(tmp_path / "out", Collection(("x", "y"), training.images), training)
     with pytest.raises(ValueError, match="2 classes need as many names, got 1"):
         build_classifier(Architecture("resnet18", 2), None, ("one",))
     assert not (tmp_path / "out").exists()

@@ -36,16 +36,16 @@ def _drawn(figure, title):
 
 def test_the_sheet_of_a_segmentation(segmenter, photograph):
     result = segmenter.segment(photograph, ["ant", "dog"], raw=True)
-    figure = result.sheet()
-    scores = result.saliency.scores[0]
+    figure = result.overview()
+    scores = result.class_maps.scores[0]
     titles = _titles(figure)
     assert titles[0] == "photograph"
     assert titles.count("before the CRF") == titles.count("after the CRF") == 1
     for slot, c in enumerate(result.candidates):
         name = f"{'a very long name of a c…' if c == 1 else NAMES[c]}  {scores[c]:.2f}"
         role = "" if c in result.classes else " (only subtracted)"
-        assert np.array_equal(_drawn(figure, f"{name}\nraw{role}"), result.saliency.raw[0, slot].numpy())
-        assert np.array_equal(_drawn(figure, f"{name}\ndistinct{role}"), result.saliency.maps[0, slot].numpy())
+        assert np.array_equal(_drawn(figure, f"{name}\nraw{role}"), result.class_maps.raw[0, slot].numpy())
+        assert np.array_equal(_drawn(figure, f"{name}\ndistinct{role}"), result.class_maps.maps[0, slot].numpy())
     assert np.array_equal(_drawn(figure, "after the CRF"), np.asarray(result.overlay()))
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     texts = [text.get_text() for text in legend.get_texts()]
@@ -57,19 +57,19 @@ def test_the_sheet_of_a_segmentation(segmenter, photograph):
 def test_a_fallback_is_written_on_the_sheet(segmenter, vgg, photograph):
     with torch.no_grad():
         vgg.classifier[2].bias.fill_(-9)
-    figure = segmenter.segment(photograph).sheet()
+    figure = segmenter.segment(photograph).overview()
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert "no class above the threshold" in legend.get_title().get_text()
     assert not any("raw" in title for title in _titles(figure))
 
 
 def test_without_a_crf_there_is_one_label_map(vgg, photograph):
-    figure = Segmenter(vgg, crf=None, preprocess=Preprocess(size=40)).segment(photograph).sheet()
+    figure = Segmenter(vgg, crf=None, preprocess=Preprocess(size=40)).segment(photograph).overview()
     assert [t for t in _titles(figure) if "CRF" in t] == ["labels, no CRF"]
 
 
 def test_the_sheet_fits_the_image_and_is_not_blank(segmenter, photograph):
-    figure = segmenter.segment(photograph, raw=True).sheet()
+    figure = segmenter.segment(photograph, raw=True).overview()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())

@@ -67,7 +67,7 @@ def write_annotations(root):
 def test_a_list_of_ids(root):
     first, second = read_voc_list(root, "train")
     assert first.name == "2007_02"
-    assert first.photograph == root / "JPEGImages" / "2007_02.jpg"
+    assert first.image == root / "JPEGImages" / "2007_02.jpg"
     assert first.mask == root / "SegmentationClass" / "2007_02.png"
     assert second.name == "2007_01"
 
@@ -77,7 +77,7 @@ def test_both_forms_of_an_augmented_list(root):
     write_list(root, "train_aug", line, "", "2007_02", "  JPEGImages/2007_03.jpg  SegmentationClass/2007_03.png ")
     entries = read_voc_list(root, "train_aug")
     assert [entry.name for entry in entries] == ["2007_01", "2007_02", "2007_03"]
-    assert [entry.photograph for entry in entries] == [root / "JPEGImages" / f"{name}.jpg" for name in SHOWN]
+    assert [entry.image for entry in entries] == [root / "JPEGImages" / f"{name}.jpg" for name in SHOWN]
     folders = ["SegmentationClassAug", "SegmentationClassAug", "SegmentationClass"]
     assert [e.mask for e in entries] == [root / f / f"{name}.png" for f, name in zip(folders, SHOWN, strict=True)]
 
@@ -117,7 +117,7 @@ def test_labels_of_the_file_in_the_folder(root):
     collection = voc_collection(root, "train")
     assert collection.class_names == VOC_CLASSES
     masks = root / "SegmentationClass"
-    assert collection.photographs == (
+    assert collection.images == (
         LabeledImage("2007_02", root / "JPEGImages" / "2007_02.jpg", (CAT, PERSON), masks / "2007_02.png"),
         LabeledImage("2007_01", root / "JPEGImages" / "2007_01.jpg", (DOG,), masks / "2007_01.png"),
     )
@@ -128,8 +128,8 @@ def test_a_file_that_is_named_goes_before_the_one_in_the_folder(root):
     write_annotations(root)
     write_labels(root, "2007_03,val,cat\n")
     other = write_labels(root, "2007_03,val,sofa\n", "other.csv")
-    assert voc_collection(root, "val").photographs[0].classes == (CAT,)
-    assert voc_collection(root, "val", labels=other).photographs[0].classes == (VOC_CLASSES.index("sofa"),)
+    assert voc_collection(root, "val").images[0].classes == (CAT,)
+    assert voc_collection(root, "val", labels=other).images[0].classes == (VOC_CLASSES.index("sofa"),)
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         voc_collection(root, "val", labels=root / "none.csv")
 

@@ -44,7 +44,7 @@ BYTES = (0, 1, 100, 3_000)
 def results(folder):
     """Label maps, maps, figures and the manifest of an image."""
     folder.mkdir(parents=True, exist_ok=True)
-    _segmentation().save(folder, sheet=True)
+    _segmentation().save(folder, overview=True)
 
 
 def attributions(folder):

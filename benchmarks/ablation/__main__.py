@@ -121,7 +121,7 @@ def ablate(
     classifier = load_chosen_classifier(weights)
     classifier.network.to(resolve_device(device.value))
     whole, whole_background = voc_collection(voc_root, split), voc_collection(voc_root, background_split)
-    chosen, background = whole.spread(count), whole_background.spread(background_count)
+    chosen, background = whole.evenly_spaced(count), whole_background.evenly_spaced(background_count)
     nets = affinity_net or []
     methods = _affinity_table(table, classifier, nets) if table in _OF_WALK else TABLES[table.value](classifier)
     measurement = measure_table(methods, classifier, background, chosen, Protocol(protocol.value), output)

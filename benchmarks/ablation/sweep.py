@@ -148,7 +148,7 @@ class Sweep:
         }
 
     def _counted(self, number: int, due: Mapping[Method, Sequence[Reading]]) -> dict[Method, CountsRow]:
-        photograph = self.collection.photographs[number]
+        photograph = self.collection.images[number]
         try:
             case = load_case(photograph, self.classifier, self.store, self.protocol)
         except SKIPPED_ERRORS as error:
@@ -192,7 +192,7 @@ class Sweep:
             for start in range(0, len(keys), _CHUNK_SIZE):
                 part = keys[start : start + _CHUNK_SIZE]
                 stacked = torch.stack([result[method][reading] for method, reading in part])
-                refined_part = crf.alternatives(stacked, case.prepared.pixels)
+                refined_part = crf.refine_alternatives(stacked, case.prepared.pixels)
                 for (method, reading), refined in zip(part, refined_part, strict=True):
                     result[method][reading] = refined
         return result

@@ -15,7 +15,7 @@ from dcsm_attr.attribution import DistinctClassSaliency
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.segmentation import Segmenter
 from dcsm_attr.segmentation.segmenter import Precision
-from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restored
+from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restore_segmentation
 
 __all__ = ["PipelineWork", "pipeline_implementations"]
 
@@ -65,12 +65,12 @@ def pipeline_implementations(work: PipelineWork) -> dict[str, Callable[[], Any]]
             segmenter.segment_batch(*zip(*batch, strict=True))
 
     def prepared() -> list[PreparedImage]:
-        return [segmenter.prepared(*photograph) for photograph in photographs]
+        return [segmenter.prepare_image(*photograph) for photograph in photographs]
 
     ready = prepared()
 
     def attributed(segmenter: Segmenter) -> list[AttributedImage]:
-        return [one for batch in _batches(ready, work.batch_size) for one in segmenter.attributed(batch)]
+        return [one for batch in _batches(ready, work.batch_size) for one in segmenter.attribute_batch(batch)]
 
     with_maps = attributed(segmenter)
     return {
@@ -79,7 +79,7 @@ def pipeline_implementations(work: PipelineWork) -> dict[str, Callable[[], Any]]
         "reading and preparing alone": prepared,
         "class maps alone": lambda: attributed(without_crf),
         "class maps and CRF alone": lambda: attributed(segmenter),
-        "restoring alone": lambda: [restored(one) for one in with_maps],
+        "restoring alone": lambda: [restore_segmentation(one) for one in with_maps],
         "floor, the convolutions": _convolutions(model, work, device),
     }
 

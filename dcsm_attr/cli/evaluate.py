@@ -107,7 +107,7 @@ def evaluate(
 
     output = make_writable_folder(output)
     whole = voc_collection(voc_root, split)
-    chosen = whole.spread(count)
+    chosen = whole.evenly_spaced(count)
     further = {
         **walking.settings(resolve_device(device.value), saliency.method),
         **segmenter_settings(precision, max_pixels, no_crf),

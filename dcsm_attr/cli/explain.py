@@ -60,7 +60,7 @@ def segment(
     """Segment photographs: class maps, background, dense CRF, label map.
 
     Writes for each image: labels.png (a palette picture in the colors of VOC), maps.npz (class maps and
-    probabilities), overlay.png, sheet.png (everything at a glance), manifest.json (classes, scores, every setting).
+    probabilities), overlay.png, overview.png (everything at a glance), manifest.json (classes, scores, every setting).
     And for the run run.json: where each image's results are, or why it could not be read, which ends nothing. Of
     an animation the first frame is taken.
 
@@ -91,7 +91,7 @@ def segment(
 
     def work(photograph: Path, folder: Path) -> str:
         result = segmenter.segment(photograph, known, raw=True)
-        result.save(folder, sheet=True, provenance=provenance)
+        result.save(folder, overview=True, provenance=provenance)
         shares = [float((result.labels == c + 1).float().mean()) for c in result.classes]
         found = ", ".join(f"{name} {share:.1%}" for name, share in zip(result.names, shares, strict=True))
         return f"nothing above the threshold; best: {found}" if result.fallback else found
@@ -136,7 +136,7 @@ def attribute(
     def work(photograph: Path, folder: Path) -> str:
         result = segmenter.segment(photograph, known, raw=True)
         result.save_attribution(folder, provenance=provenance)
-        scores = result.saliency.scores[0]
+        scores = result.class_maps.scores[0]
         return ", ".join(f"{result.class_names[c]} {float(scores[c]):.2f}" for c in result.candidates)
 
     for_each_image(pictures, output, work, finished="attribution.json" if resume else None)

@@ -217,7 +217,7 @@ class DenseCRF:
             )
             return refined.to(probabilities.device, probabilities.dtype)
 
-    def alternatives(self, probabilities: Tensor, image: Tensor) -> Tensor:
+    def refine_alternatives(self, probabilities: Tensor, image: Tensor) -> Tensor:
         """Refine several labelings of one image; the lattices are built once for all of them.
 
         The backend ``"triton"``, whose kernels take one labeling, works as ``"torch"`` here.

@@ -44,30 +44,30 @@ class Collection:
 
     Attributes:
         class_names: one per class, without the background.
-        photographs: in a fixed order.
+        images: in a fixed order.
     """
 
     class_names: tuple[str, ...]
-    photographs: tuple[LabeledImage, ...]
+    images: tuple[LabeledImage, ...]
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.photographs)
+        return len(self.images)
 
     def __iter__(self) -> Iterator[LabeledImage]:
         """The images in order."""
-        return iter(self.photographs)
+        return iter(self.images)
 
-    def spread(self, count: int) -> "Collection":
+    def evenly_spaced(self, count: int) -> "Collection":
         """So many images at equal distances; all, if there are not more or 0 are asked for."""
         total = len(self)
         count = min(count or total, total)
-        return replace(self, photographs=tuple(self.photographs[i * total // count] for i in range(count)))
+        return replace(self, images=tuple(self.images[i * total // count] for i in range(count)))
 
     def presence(self) -> Tensor:
         """Which classes are in which image, ``(N, C)`` bool."""
         present = torch.zeros(len(self), len(self.class_names), dtype=torch.bool)
-        for row, photograph in zip(present, self.photographs, strict=True):
+        for row, photograph in zip(present, self.images, strict=True):
             row[list(photograph.classes)] = True
         return present
 
@@ -136,9 +136,7 @@ def folder_collection(
     _warn_of_unlisted(sorted({path.name for path in pictures.values() if path not in listed}), labels)
     photographs = _images(rows, pictures, labels, None if masks is None else Path(masks))
     if masks is not None:
-        require_files(
-            [p.mask for p in photographs if p.mask is not None], "masks", "Each photograph needs one of its name."
-        )
+        require_files([p.mask for p in photographs if p.mask is not None], "masks", "Each image needs one of its name.")
     return Collection(table.class_names, photographs)
 
 

@@ -28,9 +28,9 @@ __all__ = [
     "Pen",
     "Points",
     "arc",
-    "between",
     "ellipse",
     "gray_to_float",
+    "midpoints",
     "oklch",
 ]
 
@@ -190,7 +190,7 @@ def arc(x: float, y: float, rx: float, ry: float, start: float, end: float, poin
     return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
 
 
-def between(first: float, last: float, count: int) -> Iterable[float]:
+def midpoints(first: float, last: float, count: int) -> Iterable[float]:
     """``count`` numbers at equal distances, the middles of equal parts of ``first`` to ``last``."""
     return (first + (last - first) * (i + 0.5) / count for i in range(count))
 
@@ -206,7 +206,7 @@ class ObjectColors:
     dark: Color
 
     @staticmethod
-    def around(hue: float, second_hue: float, lightness: float) -> "ObjectColors":
+    def from_hues(hue: float, second_hue: float, lightness: float) -> "ObjectColors":
         """Colors that go together: two hues (in turns), each with its shade, one near white and one near black."""
         return ObjectColors(
             main=oklch(lightness, 0.145, hue),
@@ -306,11 +306,11 @@ def _house(pen: Pen, dyes: ObjectColors) -> None:
 
 def _mushroom(pen: Pen, dyes: ObjectColors) -> None:
     pen.shape([(-0.22, 0.1), (0.22, 0.1), (0.36, 0.9), (0.2, 0.98), (-0.2, 0.98), (-0.36, 0.9)], dyes.light)
-    for x in between(-0.26, 0.26, 4):
+    for x in midpoints(-0.26, 0.26, 4):
         pen.stroke([(0.75 * x, 0.2), (1.2 * x, 0.92)], dyes.second, 0.05)
     pen.shape(np.concatenate([arc(0, 0.1, 0.97, 1.05, 0.5, 1.0, 19), arc(0, 0.1, 0.97, 0.2, 0, 0.5, 11)]), dyes.main)
     pen.mark(ellipse(0, 0.14, 0.76, 0.13), dyes.light)
-    for x in between(-0.7, 0.7, 9):
+    for x in midpoints(-0.7, 0.7, 9):
         pen.stroke([(0.7 * x, 0.06), (x, 0.2)], dyes.second, 0.04)
     for x, y, radius in (
         (-0.05, -0.62, 0.16),
@@ -345,10 +345,10 @@ def _tree(pen: Pen, dyes: ObjectColors) -> None:
     for top, bottom, half in ((0.0, 0.78, 0.8), (-0.48, 0.32, 0.66), (-0.98, -0.14, 0.5)):
         hem = [(half * (1 - 2 * i / 8), bottom + (0.09 if i % 2 else 0.0)) for i in range(9)]
         pen.shape([(0, top), *hem], dyes.main)
-        for y in between(top + 0.12, bottom, 4):
+        for y in midpoints(top + 0.12, bottom, 4):
             width = half * (y - top) / (bottom - top)
             count = max(1, round(width / 0.14))
-            for x in between(-0.92 * width, 0.92 * width, count):
+            for x in midpoints(-0.92 * width, 0.92 * width, count):
                 pen.stroke([(x - 0.07, y + 0.05), (x, y - 0.05), (x + 0.07, y + 0.05)], dyes.deep, 0.04)
         pen.stroke([(-half, bottom), (half, bottom)], dyes.deep, 0.05)
     for x, y in ((0.0, -0.42), (-0.26, 0.12), (0.22, 0.0), (-0.42, 0.62), (0.08, 0.5), (0.5, 0.66)):

@@ -161,7 +161,7 @@ class _Canvas:
         radius = self._size * rng.uniform(0.15, 0.29)
         center = self._free_place(radius)
         hue, second_hue = self._two_hues()
-        dyes = ObjectColors.around(hue, second_hue, rng.uniform(0.56, 0.76))
+        dyes = ObjectColors.from_hues(hue, second_hue, rng.uniform(0.56, 0.76))
         pen = Pen(center, radius, rng.uniform(-kind.sway, kind.sway), bool(rng.random() < 0.5), dyes.main)
         kind.draw(pen, dyes)
         self._lay(pen.cut_out(self._light), number + 1)

@@ -38,12 +38,12 @@ class VocEntry:
 
     Attributes:
         name: the id, such as ``"2007_000032"``.
-        photograph: its file, which need not be there.
+        image: its file, which need not be there.
         mask: its file, which need not be there.
     """
 
     name: str
-    photograph: Path
+    image: Path
     mask: Path
 
 
@@ -193,13 +193,13 @@ def voc_collection(root: str | Path, split: str, *, labels: str | Path | None = 
     """
     root = Path(root)
     entries = read_voc_list(root, split)
-    require_files([entry.photograph for entry in entries], "photographs", f"The split {split!r} lists them.")
+    require_files([entry.image for entry in entries], "photographs", f"The split {split!r} lists them.")
     if masks:
         require_files([entry.mask for entry in entries], "masks", "To do without masks, pass masks=False.")
     class_names = voc_class_names(root)
     classes = _classes(root, [entry.name for entry in entries], labels, class_names)
     photographs = [
-        LabeledImage(entry.name, entry.photograph, shown, entry.mask if masks else None)
+        LabeledImage(entry.name, entry.image, shown, entry.mask if masks else None)
         for entry, shown in zip(entries, classes, strict=True)
     ]
     return Collection(class_names, tuple(photographs))

@@ -29,7 +29,7 @@ from dcsm_attr.evaluation.metrics import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol, labels_digest, parameters_digest
 from dcsm_attr.io import atomic_path, diff_settings, make_writable_folder
 from dcsm_attr.segmentation import Segmentation, Segmenter
-from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restored, run_pipeline
+from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restore_segmentation, run_pipeline
 
 __all__ = [
     "ImageCounts",
@@ -243,13 +243,13 @@ def evaluate(
         depends_on = {**settings, "protocol": protocol.value, **_described(collection)}
         rows = load_rows(path, depends_on, [photograph.name for photograph in collection], batch_size, parse_row)
     description = f"{protocol.value} classes"
-    found = _measured(segmenter, collection.photographs[len(rows) :], protocol, len(collection.class_names), batch_size)
+    found = _measured(segmenter, collection.images[len(rows) :], protocol, len(collection.class_names), batch_size)
     with (
         closing(found),
         tqdm(total=len(collection), initial=len(rows), unit="photo", desc=description, disable=not progress) as bar,
     ):
         while len(rows) < len(collection):
-            batch = collection.photographs[len(rows) : len(rows) + batch_size]
+            batch = collection.images[len(rows) : len(rows) + batch_size]
             done = [_row(photograph.name, next(found)) for photograph in batch]
             if path is not None:
                 append_lines(path, [format_row(row) for row in done])
@@ -301,16 +301,20 @@ def _measured(
     def read(photograph: LabeledImage) -> _Read:
         image, mask = read_with_mask(photograph, protocol, class_count, max_pixels=segmenter.max_pixels)
         known = photograph.classes if protocol is Protocol.KNOWN else None
-        return _Read(photograph.name, mask, segmenter.prepared(image, known))
+        return _Read(photograph.name, mask, segmenter.prepare_image(image, known))
 
     def attributed(batch: Sequence[_Read]) -> list[tuple[_Read, AttributedImage]]:
-        return list(zip(batch, segmenter.attributed([one.photograph for one in batch]), strict=True))
+        return list(zip(batch, segmenter.attribute_batch([one.photograph for one in batch]), strict=True))
 
     def counted(pair: tuple[_Read, AttributedImage]) -> ImageCounts:
         one, result = pair
-        return _counted(one.name, restored(result), one.mask, 1 + class_count)
+        return _counted(one.name, restore_segmentation(result), one.mask, 1 + class_count)
 
-    settings: dict[str, Any] = {"batch_size": batch_size, "workers": segmenter.readers, "excused": SKIPPED_ERRORS}
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "workers": segmenter.num_readers,
+        "allowed_errors": SKIPPED_ERRORS,
+    }
     return run_pipeline(photographs, read, attributed, counted, **settings)
 
 
@@ -327,7 +331,7 @@ def _counted(name: str, result: Segmentation, mask: Tensor, labels: int) -> Imag
         name,
         unrefined=confusion_matrix(unrefined, mask, labels, VOID).tolist(),
         refined=confusion_matrix(result.labels, mask, labels, VOID).tolist(),
-        scores=result.saliency.scores[0].tolist(),
+        scores=result.class_maps.scores[0].tolist(),
         nothing_detected=result.fallback,
     )
 

@@ -29,7 +29,7 @@ from dcsm_attr.io import Storage, json_bytes
 from dcsm_attr.pipelines.label_files import Shard
 from dcsm_attr.segmentation.result import Segmentation
 from dcsm_attr.segmentation.segmenter import Segmenter
-from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restored
+from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restore_segmentation
 
 __all__ = [
     "ImageBatch",
@@ -84,7 +84,7 @@ def plan_batches(collection: Collection, batch_size: int, shard: Shard) -> list[
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     numbers = range(shard.index, count_batches(len(collection), batch_size), shard.count)
-    return [_batch(number, batch_size, collection.photographs) for number in numbers]
+    return [_batch(number, batch_size, collection.images) for number in numbers]
 
 
 def count_batches(photographs: int, batch_size: int) -> int:
@@ -266,7 +266,7 @@ class Labeler:
         """Second step, in whatever thread: onto the canvas."""
         begun = time.perf_counter()
         classes = reading.photograph.classes
-        found = self.segmenter.prepared(reading.image, classes) if classes else None
+        found = self.segmenter.prepare_image(reading.image, classes) if classes else None
         return Step(reading, found, {"read": reading.seconds + time.perf_counter() - begun})
 
     def attributed(self, steps: Sequence[Step]) -> list[Step]:
@@ -277,7 +277,7 @@ class Labeler:
         """
         begun = time.perf_counter()
         showing = [step.found for step in steps if isinstance(step.found, PreparedImage)]
-        found = iter(self.segmenter.attributed(showing) if showing else ())
+        found = iter(self.segmenter.attribute_batch(showing) if showing else ())
         results = [step if step.found is None else replace(step, found=next(found)) for step in steps]
         # Of the batch, in equal shares; on a GPU some of it shows in the next step, which waits for the values.
         share = (time.perf_counter() - begun) / len(steps)
@@ -292,7 +292,7 @@ class Labeler:
         begun = time.perf_counter()
         reading, name = step.reading, step.reading.photograph.name
         if isinstance(step.found, AttributedImage):
-            result = restored(step.found)
+            result = restore_segmentation(step.found)
             labels, described = result.display_labels(), _described(result)
         else:
             result = None
@@ -322,7 +322,7 @@ def _described(result: Segmentation) -> dict[str, Any]:
             "class": c,
             "name": name,
             "value": value,
-            "score": round(float(result.saliency.scores[0, c]), _DIGITS),
+            "score": round(float(result.class_maps.scores[0, c]), _DIGITS),
             "share": round(float((result.labels == c + 1).float().mean()), _DIGITS),
         }
         for c, name, value in zip(result.classes, result.names, result.label_values, strict=True)
@@ -334,7 +334,7 @@ def _arrays(result: Segmentation | None, size: Sequence[int]) -> bytes:
     if result is None:
         maps, classes, probabilities = np.zeros((0, *size)), np.zeros(0, np.int64), np.ones((1, *size))
     else:
-        maps = result.saliency.of_classes(result.classes).numpy()
+        maps = result.class_maps.of_classes(result.classes).numpy()
         classes = np.array(result.classes, dtype=np.int64)
         probabilities = result.probabilities.numpy()
     buffer = io.BytesIO()

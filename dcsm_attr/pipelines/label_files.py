@@ -212,8 +212,8 @@ def write_confident_labels(
             partial(_confident_labels_of_batch, segmenter, confidence),
             lambda labels: labels.cpu().numpy(),
             batch_size=batch_size,
-            workers=segmenter.readers,
-            excused=ImageReadError,
+            workers=segmenter.num_readers,
+            allowed_errors=ImageReadError,
         )
 
     depends_on = {
@@ -286,7 +286,7 @@ def write_pseudo_labels(
             (photograph.path for photograph in photographs),
             (photograph.classes for photograph in photographs),
             batch_size=batch_size,
-            excused=ImageReadError,
+            allowed_errors=ImageReadError,
         )
         for result in found:
             yield result if isinstance(result, ImageReadError) else result.display_labels()
@@ -416,7 +416,7 @@ def write_seeds(
             lambda labels: labels.cpu().numpy(),
             batch_size=1,
             workers=default_num_readers(next(network.parameters()).device),
-            excused=ImageReadError,
+            allowed_errors=ImageReadError,
         )
 
     depends_on = {

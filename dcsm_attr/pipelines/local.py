@@ -91,7 +91,7 @@ def local_engine(job: Job, batches: Sequence[ImageBatch]) -> Generator[FinishedB
     See :class:`dcsm_attr.pipelines.local.Engine`.
     """
     labeler = Labeler(job.recipe(), job.outputs)
-    return _finished(labeler, job, batches, labeler.segmenter.readers)
+    return _finished(labeler, job, batches, labeler.segmenter.num_readers)
 
 
 def _finished(
@@ -108,7 +108,7 @@ def _finished(
             lambda step: written(job.storage, labeler.finished(step)),
             batch_size=size,
             workers=workers,
-            excused=ImageReadError,
+            allowed_errors=ImageReadError,
         )
         with closing(results):
             for batch in alike:

@@ -32,7 +32,7 @@ class Segmentation:
             After the CRF where there is one.
         unrefined: ``(L, H, W)``, the same before the CRF.
         classes: the L - 1 classes of the result. Classes that were only subtracted are not among them.
-        saliency: the maps of all candidates, ``(1, K, H, W)`` at the size of the image.
+        class_maps: the maps of all candidates, ``(1, K, H, W)`` at the size of the image.
         class_names: the names of all classes of the model.
         source: the path of the image as it was given; None if it was no file.
         fallback: True where no class was detected, so that the best one took its place.
@@ -44,7 +44,7 @@ class Segmentation:
     probabilities: Tensor
     unrefined: Tensor
     classes: tuple[int, ...]
-    saliency: ClassMaps
+    class_maps: ClassMaps
     class_names: tuple[str, ...]
     source: str | None
     fallback: bool
@@ -57,8 +57,8 @@ class Segmentation:
 
     @property
     def candidates(self) -> tuple[int, ...]:
-        """The candidate classes, in the order of :attr:`saliency`."""
-        return tuple(self.saliency.classes[0].tolist())
+        """The candidate classes, in the order of :attr:`class_maps`."""
+        return tuple(self.class_maps.classes[0].tolist())
 
     def display_labels(self, probabilities: Tensor | None = None) -> npt.NDArray[np.int64]:
         """A label map whose values fit a palette: the labels themselves, or their number in the result.
@@ -86,7 +86,7 @@ class Segmentation:
         """The image with the label map in the colors of VOC laid over it."""
         return Image.fromarray(overlay(self.image, self.display_labels()))
 
-    def sheet(self) -> "Figure":
+    def overview(self) -> "Figure":
         """LabeledImage, candidates' maps, and the label map before and after the CRF, on one sheet."""
         from dcsm_attr.segmentation.visualization import plot_segmentation
 
@@ -96,13 +96,13 @@ class Segmentation:
         """Show the sheet, in a notebook or a window."""
         from dcsm_attr.segmentation.visualization import show
 
-        show(self.sheet())
+        show(self.overview())
 
     def manifest(self) -> dict[str, Any]:
         """What the result is and depends on, JSON-serializable."""
         return {
             "dcsm_attr": dcsm_attr.__version__,
-            "photograph": self.source,
+            "image": self.source,
             "size": list(self.image.shape[:2]),
             "background_value": 0,
             "label_values": {
@@ -114,10 +114,10 @@ class Segmentation:
         }
 
     def _described(self, c: int) -> dict[str, Any]:
-        return {"class": c, "name": self.class_names[c], "score": round(float(self.saliency.scores[0, c]), 6)}
+        return {"class": c, "name": self.class_names[c], "score": round(float(self.class_maps.scores[0, c]), 6)}
 
     def save(
-        self, folder: str | Path, *, sheet: bool = False, provenance: Mapping[str, Any] | None = None
+        self, folder: str | Path, *, overview: bool = False, provenance: Mapping[str, Any] | None = None
     ) -> list[Path]:
         """Write the result into a folder, which is created if missing.
 
@@ -127,7 +127,7 @@ class Segmentation:
 
         Args:
             folder: where to write; files of an earlier result are replaced.
-            sheet: whether to write ``sheet.png`` too.
+            overview: whether to write ``overview.png`` too.
             provenance: further entries for the manifest's settings, for example where the weights came from.
 
         Returns:
@@ -144,8 +144,8 @@ class Segmentation:
             label_image(self.display_labels()).save(file, "PNG")
         with atomic_buffer(written[1]) as file:
             self.overlay().save(file, "PNG")
-        if sheet:
-            written.append(_save_figure(self.sheet(), folder / "sheet.png"))
+        if overview:
+            written.append(_save_figure(self.overview(), folder / "overview.png"))
         arrays = {**self._map_arrays(), "probabilities": self.probabilities.numpy()}
         written.append(_save_arrays(arrays, folder / "maps.npz"))
         written.append(_save_json(self.manifest(), provenance, folder / "manifest.json"))
@@ -168,11 +168,11 @@ class Segmentation:
 
         folder = make_writable_folder(folder)
         (folder / "attribution.json").unlink(missing_ok=True)
-        scores, raw = self.saliency.scores[0], self.saliency.raw
+        scores, raw = self.class_maps.scores[0], self.class_maps.raw
         titles = [f"{self.class_names[c]}  {float(scores[c]):.2f}" for c in self.candidates]
         figure = plot_attribution(
             self.image,
-            list(zip(titles, self.saliency.maps[0].numpy(), strict=True)),
+            list(zip(titles, self.class_maps.maps[0].numpy(), strict=True)),
             [] if raw is None else list(raw[0].numpy()),
         )
         return [
@@ -183,11 +183,11 @@ class Segmentation:
 
     def _map_arrays(self) -> dict[str, npt.NDArray[Any]]:
         arrays: dict[str, npt.NDArray[Any]] = {
-            "maps": self.saliency.maps[0].numpy(),
+            "maps": self.class_maps.maps[0].numpy(),
             "classes": np.array(self.candidates, dtype=np.int64),
         }
-        if self.saliency.raw is not None:
-            arrays["raw"] = self.saliency.raw[0].numpy()
+        if self.class_maps.raw is not None:
+            arrays["raw"] = self.class_maps.raw[0].numpy()
         return arrays
 
 

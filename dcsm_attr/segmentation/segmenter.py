@@ -19,7 +19,13 @@ from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.images import read_image
 from dcsm_attr.datasets.preprocess import CanvasImage, Preprocess
 from dcsm_attr.segmentation.result import Segmentation
-from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, default_num_readers, restored, run_pipeline
+from dcsm_attr.segmentation.stream import (
+    AttributedImage,
+    PreparedImage,
+    default_num_readers,
+    restore_segmentation,
+    run_pipeline,
+)
 
 __all__ = ["Precision", "Segmenter", "Walk"]
 
@@ -169,8 +175,8 @@ class Segmenter:
             raise ValueError(
                 f"classes must have one entry for each image: got {len(classes)} for {len(images)} images."
             )
-        photographs = [self.prepared(*pair) for pair in _pair_images_with_classes(images, classes)]
-        return [restored(attributed) for attributed in self.attributed(photographs, raw=raw)]
+        prepared = [self.prepare_image(*pair) for pair in _pair_images_with_classes(images, classes)]
+        return [restore_segmentation(attributed) for attributed in self.attribute_batch(prepared, raw=raw)]
 
     def segment_stream(
         self,
@@ -180,7 +186,7 @@ class Segmenter:
         batch_size: int = 4,
         workers: int | None = None,
         raw: bool = False,
-        excused: type[_AllowedError] | tuple[type[_AllowedError], ...] = (),
+        allowed_errors: type[_AllowedError] | tuple[type[_AllowedError], ...] = (),
     ) -> Generator[Segmentation | _AllowedError, None, None]:
         """Segment any number of images, lazily, in little memory: reading, the device and the host work at once.
 
@@ -196,12 +202,12 @@ class Segmenter:
             workers: threads that read photographs. None: two beside a GPU, and none on the CPU, whose cores the model
                 keeps busy by itself (SqueezeNet 1.1 on two cores: with threads 1.4 times as long).
             raw: as in :meth:`segment`.
-            excused: exceptions of a single photograph that are given in the place of its segmentation, such as
+            allowed_errors: exceptions of a single photograph that are given in the place of its segmentation, such as
                 :class:`~dcsm_attr.datasets.images.ImageReadError`. Any other one ends the iterator, after the results
                 of the batches before.
 
         Returns:
-            A segmentation for each image, in order, or the exception that was excused.
+            A segmentation for each image, in order, or the exception that was allowed.
 
         Raises:
             ValueError: if ``batch_size`` is not positive, or ``workers`` is negative; when its batch is due, if classes
@@ -210,17 +216,17 @@ class Segmenter:
 
         Examples::
 
-            >>> for path, result in zip(paths, segmenter.segment_stream(paths, excused=ImageReadError)):
+            >>> for path, result in zip(paths, segmenter.segment_stream(paths, allowed_errors=ImageReadError)):
             ...     print(path, result if isinstance(result, ImageReadError) else result.names)
         """
         return run_pipeline(
             _pair_images_with_classes(images, classes),
-            lambda pair: self.prepared(*pair),
-            lambda photographs: self.attributed(photographs, raw=raw),
-            restored,
+            lambda pair: self.prepare_image(*pair),
+            lambda prepared: self.attribute_batch(prepared, raw=raw),
+            restore_segmentation,
             batch_size=batch_size,
-            workers=self.readers if workers is None else workers,
-            excused=excused,
+            workers=self.num_readers if workers is None else workers,
+            allowed_errors=allowed_errors,
         )
 
     @property
@@ -229,11 +235,11 @@ class Segmenter:
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     @property
-    def readers(self) -> int:
+    def num_readers(self) -> int:
         """How many threads best read photographs beside the model: none where it runs on the cores that they need."""
         return default_num_readers(self.device)
 
-    def prepared(self, image: Any, classes: Sequence[int | str] | None = None) -> PreparedImage:
+    def prepare_image(self, image: Any, classes: Sequence[int | str] | None = None) -> PreparedImage:
         """First step of a segmentation, in whatever thread: read an image and put it on the canvas.
 
         Args:
@@ -241,38 +247,38 @@ class Segmenter:
             classes: as in :meth:`segment`.
 
         Returns:
-            What :meth:`attributed` takes.
+            What :meth:`attribute_batch` takes.
 
         Raises:
             ImageReadError: if the image cannot be read.
             ValueError: if a class is not known.
         """
         known = None if classes is None else self._class_indices(classes)
-        photograph = read_image(image, max_pixels=self.max_pixels)
+        loaded = read_image(image, max_pixels=self.max_pixels)
         source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
-        return PreparedImage(np.asarray(photograph), source, self.preprocess(photograph), known)
+        return PreparedImage(np.asarray(loaded), source, self.preprocess(loaded), known)
 
-    def attributed(self, photographs: Sequence[PreparedImage], *, raw: bool = False) -> list[AttributedImage]:
+    def attribute_batch(self, images: Sequence[PreparedImage], *, raw: bool = False) -> list[AttributedImage]:
         """Second step, with the model: class maps and label probabilities, before the CRF and after it.
 
         Args:
-            photographs: at least one, of :meth:`prepared`; with classes known of all of them, or of none.
+            images: at least one, of :meth:`prepare_image`; with classes known of all of them, or of none.
             raw: as in :meth:`segment`.
 
         Returns:
-            One for each image, in order, for :func:`dcsm_attr.segmentation.stream.restored`.
+            One for each image, in order, for :func:`dcsm_attr.segmentation.stream.restore_segmentation`.
 
         Raises:
             ValueError: if a class is not one of the model, or classes are known of some photographs alone.
         """
-        known = [photograph.known for photograph in photographs if photograph.known is not None]
-        if known and len(known) != len(photographs):
+        known = [image.known_classes for image in images if image.known_classes is not None]
+        if known and len(known) != len(images):
             raise ValueError(
                 "classes must be known of all images that are attributed together, or of none; they are of "
-                f"{len(known)} of {len(photographs)}."
+                f"{len(known)} of {len(images)}."
             )
         device = self.device
-        prepared = [photograph.prepared for photograph in photographs]
+        prepared = [image.canvas for image in images]
         canvases = torch.stack([p.tensor for p in prepared])
         parameter = next((p for p in self.model.parameters() if p.is_floating_point()), canvases)
         # Whoever calls under autocast, with float32 in the settings, has chosen it.
@@ -288,7 +294,7 @@ class Segmenter:
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         return [
             AttributedImage(*parts, names, settings, stream)
-            for parts in zip(photographs, of_image, unaries, refined, strict=True)
+            for parts in zip(images, of_image, unaries, refined, strict=True)
         ]
 
     def _class_indices(self, classes: Sequence[int | str]) -> list[int]:

@@ -20,7 +20,7 @@ from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.datasets.preprocess import CanvasImage
 from dcsm_attr.segmentation.result import Segmentation
 
-__all__ = ["AttributedImage", "PreparedImage", "default_num_readers", "restored", "run_pipeline"]
+__all__ = ["AttributedImage", "PreparedImage", "default_num_readers", "restore_segmentation", "run_pipeline"]
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class PreparedImage:
     Attributes:
         image: ``(H, W, 3)`` uint8.
         source: its path as it was given; None if it was no file.
-        prepared: the canvas.
-        known: the classes known to be in it. None: those that are detected.
+        canvas: the canvas.
+        known_classes: the classes known to be in it. None: those that are detected.
     """
 
     image: npt.NDArray[np.uint8]
     source: str | None
-    prepared: CanvasImage
-    known: Sequence[int] | None
+    canvas: CanvasImage
+    known_classes: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class AttributedImage:
     """The same with maps and label probabilities, on the device of the model.
 
     Attributes:
-        photograph: as it was prepared.
+        prepared: as it was prepared.
         class_maps: of all candidates, ``(1, K, S, S)``, on the canvas.
         unrefined: ``(L, h, w)``, the label probabilities where the image lies on it, before the CRF.
         refined: ``(L, h, w)``, after it.
@@ -54,7 +54,7 @@ class AttributedImage:
         stream: the queue of the GPU in which all of this is computed; None on other devices.
     """
 
-    photograph: PreparedImage
+    prepared: PreparedImage
     class_maps: ClassMaps
     unrefined: Tensor
     refined: Tensor
@@ -63,7 +63,7 @@ class AttributedImage:
     stream: torch.cuda.Stream | None
 
 
-def restored(attributed: AttributedImage) -> Segmentation:
+def restore_segmentation(attributed: AttributedImage) -> Segmentation:
     """Bring a result to the size of the image and to the CPU; in whatever thread.
 
     Args:
@@ -74,18 +74,18 @@ def restored(attributed: AttributedImage) -> Segmentation:
     """
     # Each thread has a stream of its own: in another one, values might be read before they are there.
     with torch.no_grad(), nullcontext() if attributed.stream is None else torch.cuda.stream(attributed.stream):
-        prepared, class_maps = attributed.photograph.prepared, attributed.class_maps
+        canvas, class_maps = attributed.prepared.canvas, attributed.class_maps
         classes = class_maps.classes[0][class_maps.foreground[0]].tolist()
-        probabilities = prepared.restore(attributed.refined).cpu()
+        probabilities = canvas.restore(attributed.refined).cpu()
         return Segmentation(
-            image=attributed.photograph.image,
+            image=attributed.prepared.image,
             labels=torch.tensor([0, *(c + 1 for c in classes)], device="cpu")[probabilities.argmax(dim=0)],
             probabilities=probabilities,
-            unrefined=prepared.restore(attributed.unrefined).cpu(),
+            unrefined=canvas.restore(attributed.unrefined).cpu(),
             classes=tuple(classes),
-            saliency=class_maps.mapped(lambda maps: prepared.restore(prepared.crop(maps[0]))[None]).cpu(),
+            class_maps=class_maps.mapped(lambda maps: canvas.restore(canvas.crop(maps[0]))[None]).cpu(),
             class_names=attributed.class_names,
-            source=attributed.photograph.source,
+            source=attributed.prepared.source,
             fallback=bool(class_maps.nothing_detected[0]),
             settings=attributed.settings,
         )
@@ -111,7 +111,7 @@ def run_pipeline(
     *,
     batch_size: int = 4,
     workers: int = 2,
-    excused: type[_AllowedError] | tuple[type[_AllowedError], ...] = (),
+    allowed_errors: type[_AllowedError] | tuple[type[_AllowedError], ...] = (),
 ) -> Generator[_Finished | _AllowedError, None, None]:
     """Read items one by one, work on them in batches, finish them one by one; lazily, and everything at once.
 
@@ -128,16 +128,16 @@ def run_pipeline(
     Args:
         items: read from no further than is said above.
         read: called for several items at a time.
-        work: gives a value for each that it gets, in order. It gets consecutive items, ``batch_size`` of them or, at
-            the end, what is left; those whose reading was excused count, but are left out. It is not called for none.
+        work: returns one value per argument, in order. It receives ``batch_size`` consecutive items (fewer at the end)
+            without those for which ``read`` raised an allowed error, and is not called if none are left.
         finish: called for one item at a time.
         batch_size: of ``work``.
         workers: number of threads that read. 0: no threads at all; each batch is read, worked on and finished before
             the next one is begun.
-        excused: exceptions that ``read`` may raise without ending anything: they are given in the place of the result.
+        allowed_errors: exceptions of ``read`` that are returned in place of the result instead of being raised.
 
     Returns:
-        For each item, in order, what ``finish`` gave, or the exception that was excused. The steps begin when the first
+        For each item, in order, what ``finish`` gave, or the exception that was allowed. The steps begin when the first
         result is asked for.
 
     Raises:
@@ -147,8 +147,8 @@ def run_pipeline(
         if number < least:
             raise ValueError(f"{name} must be at least {least}, got {number}.")
     if workers == 0:
-        return _in_turn(items, read, work, finish, batch_size, excused)
-    return _pipelined(items, read, work, finish, batch_size, workers, excused)
+        return _in_turn(items, read, work, finish, batch_size, allowed_errors)
+    return _pipelined(items, read, work, finish, batch_size, workers, allowed_errors)
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,11 @@ def _in_turn(
     work: Callable[[Sequence[_Read]], Sequence[_Worked]],
     finish: Callable[[_Worked], _Finished],
     batch_size: int,
-    excused: type[_AllowedError] | tuple[type[_AllowedError], ...],
+    allowed_errors: type[_AllowedError] | tuple[type[_AllowedError], ...],
 ) -> Generator[_Finished | _AllowedError, None, None]:
     left = iter(items)
     while batch := list(islice(left, batch_size)):
-        outcomes = [_outcome(read, item, excused) for item in batch]
+        outcomes = [_outcome(read, item, allowed_errors) for item in batch]
         readable = [value for value in outcomes if not isinstance(value, _FailedItem)]
         worked = iter(work(readable) if readable else ())
         for value in outcomes:
@@ -176,11 +176,11 @@ def _in_turn(
 
 
 def _outcome(
-    read: Callable[[_Item], _Read], item: _Item, excused: type[_AllowedError] | tuple[type[_AllowedError], ...]
+    read: Callable[[_Item], _Read], item: _Item, allowed_errors: type[_AllowedError] | tuple[type[_AllowedError], ...]
 ) -> _Read | _FailedItem[_AllowedError]:
     try:
         return read(item)
-    except excused as error:
+    except allowed_errors as error:
         return _FailedItem(error)
 
 
@@ -191,7 +191,7 @@ def _pipelined(
     finish: Callable[[_Worked], _Finished],
     batch_size: int,
     workers: int,
-    excused: type[_AllowedError] | tuple[type[_AllowedError], ...],
+    allowed_errors: type[_AllowedError] | tuple[type[_AllowedError], ...],
 ) -> Generator[_Finished | _AllowedError, None, None]:
     def begun(
         outcomes: Sequence[_Read | _FailedItem[_AllowedError]],
@@ -203,7 +203,7 @@ def _pipelined(
         ]
 
     with _threads(workers) as readers, _threads(1) as finisher:
-        readings = _readings(items, lambda item: _outcome(read, item, excused), readers)
+        readings = _readings(items, lambda item: _outcome(read, item, allowed_errors), readers)
         ahead = deque[Future[_Read | _FailedItem[_AllowedError]]]()
         before: list[Future[_Finished] | _FailedItem[_AllowedError]] = []
         while True:

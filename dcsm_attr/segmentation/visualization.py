@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "blank_figure",
+    "draw_heat_map",
+    "draw_image",
     "finish_layout",
-    "heat_map",
-    "picture",
     "plot_attribution",
     "plot_labels",
     "plot_maps",
@@ -82,7 +82,7 @@ def _one_axes(size: tuple[int, int]) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def heat_map(axes: Axes, image: npt.NDArray[np.uint8], values: npt.NDArray[np.floating[Any]], title: str) -> None:
+def draw_heat_map(axes: Axes, image: npt.NDArray[np.uint8], values: npt.NDArray[np.floating[Any]], title: str) -> None:
     """Draw one map, brightest at 1, over a gray photograph.
 
     Args:
@@ -98,7 +98,7 @@ def heat_map(axes: Axes, image: npt.NDArray[np.uint8], values: npt.NDArray[np.fl
     _finish(axes, title)
 
 
-def picture(axes: Axes, image: npt.NDArray[np.uint8], title: str) -> None:
+def draw_image(axes: Axes, image: npt.NDArray[np.uint8], title: str) -> None:
     """Draw a picture as it is.
 
     Args:
@@ -156,11 +156,11 @@ def plot_attribution(
         The figure.
     """
     figure, axes = blank_figure(image, 2 if raw else 1, 1 + len(maps))
-    picture(axes[0, 0], image, "photograph")
+    draw_image(axes[0, 0], image, "photograph")
     for column, (title, values) in enumerate(maps, start=1):
         if raw:
-            heat_map(axes[0, column], image, raw[column - 1], f"{title}\nraw")
-        heat_map(axes[-1, column], image, values, "distinct" if raw else title)
+            draw_heat_map(axes[0, column], image, raw[column - 1], f"{title}\nraw")
+        draw_heat_map(axes[-1, column], image, values, "distinct" if raw else title)
     return finish_layout(figure)
 
 
@@ -194,7 +194,7 @@ def plot_maps(
                 f"each row must have a map for each of {len(columns)} columns; {name!r} has {len(of_row)}."
             )
         for column, (title, values) in enumerate(zip(columns, of_row, strict=True)):
-            heat_map(axes[row, column], image, np.asarray(values), "" if row else title)
+            draw_heat_map(axes[row, column], image, np.asarray(values), "" if row else title)
         axes[row, 0].set_ylabel(name, fontsize=9)
     return finish_layout(figure)
 
@@ -214,7 +214,7 @@ def plot_labels(
     """
     figure, axes = blank_figure(image, 1, len(label_maps))
     for one, (title, labels) in zip(axes[0], label_maps, strict=True):
-        picture(one, overlay(image, np.asarray(labels)), title)
+        draw_image(one, overlay(image, np.asarray(labels)), title)
     colors = voc_colors() / 255
     patches = [Patch(facecolor=colors[1 + i], edgecolor="black", label=name) for i, name in enumerate(names)]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
@@ -261,27 +261,27 @@ def plot_segmentation(segmentation: "Segmentation") -> Figure:
     Returns:
         The figure.
     """
-    saliency, image = segmentation.saliency, segmentation.image
+    saliency, image = segmentation.class_maps, segmentation.image
     candidates = len(segmentation.candidates)
     figure, axes = blank_figure(image, 2, 2 + candidates)
-    picture(axes[0, 0], image, "photograph")
+    draw_image(axes[0, 0], image, "photograph")
     _legend(axes[1, 0], segmentation)
     for slot, c in enumerate(segmentation.candidates):
         name = f"{_shorten(segmentation.class_names[c])}  {float(saliency.scores[0, c]):.2f}"
         role = "" if c in segmentation.classes else " (only subtracted)"
         if saliency.raw is not None:
-            heat_map(axes[0, 1 + slot], image, saliency.raw[0, slot].numpy(), f"{name}\nraw{role}")
-        heat_map(axes[1, 1 + slot], image, saliency.maps[0, slot].numpy(), f"{name}\ndistinct{role}")
+            draw_heat_map(axes[0, 1 + slot], image, saliency.raw[0, slot].numpy(), f"{name}\nraw{role}")
+        draw_heat_map(axes[1, 1 + slot], image, saliency.maps[0, slot].numpy(), f"{name}\ndistinct{role}")
     before = "before the CRF" if segmentation.settings.get("crf") else "labels, no CRF"
-    picture(axes[0, -1], overlay(image, segmentation.display_labels(segmentation.unrefined)), before)
+    draw_image(axes[0, -1], overlay(image, segmentation.display_labels(segmentation.unrefined)), before)
     if segmentation.settings.get("crf"):
-        picture(axes[1, -1], overlay(image, segmentation.display_labels()), "after the CRF")
+        draw_image(axes[1, -1], overlay(image, segmentation.display_labels()), "after the CRF")
     return finish_layout(figure)
 
 
 def _legend(axes: Axes, segmentation: "Segmentation") -> None:
     colors = voc_colors() / 255
-    scores = segmentation.saliency.scores[0]
+    scores = segmentation.class_maps.scores[0]
     values = np.unique(segmentation.display_labels()).tolist()
     patches = []
     for value, c in zip(segmentation.label_values, segmentation.classes, strict=True):

@@ -164,7 +164,7 @@ class ImageLabelDataset(Dataset[Canvas]):
 
     def __getitem__(self, draw: Draw) -> Canvas:
         """Read and prepare one image; one that cannot be read comes back with the reason."""
-        photograph = self._collection.photographs[draw.number]
+        photograph = self._collection.images[draw.number]
         try:
             image = self._preprocess(read_image(photograph.path, max_pixels=self._max_pixels)).tensor
         except ImageReadError as error:
@@ -281,7 +281,7 @@ class LabeledCanvases(Dataset[LabeledCanvas]):
 
     def __getitem__(self, draw: Draw) -> LabeledCanvas:
         """Read and prepare one image; one that cannot be read comes back with the reason."""
-        photograph = self._collection.photographs[draw.number]
+        photograph = self._collection.images[draw.number]
         try:
             prepared = self._preprocess(read_image(photograph.path, max_pixels=self._max_pixels))
             labels = _on_canvas(

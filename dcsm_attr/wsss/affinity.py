@@ -131,7 +131,7 @@ def confident_labels(
     present = torch.ones(1, len(classes), dtype=torch.bool, device=maps.device)
     both = torch.cat([label_probabilities(maps[None], present, exponent) for exponent in (low, high)])
     if crf is not None:
-        both = crf.alternatives(both, image.to(maps.device))
+        both = crf.refine_alternatives(both, image.to(maps.device))
     of_low, of_high = both.argmax(dim=1)
     numbers = torch.cat([classes.new_full((1,), VOID - 1), classes.to(maps.device)]) + 1
     return torch.where(of_low > 0, numbers[of_low], torch.where(of_high > 0, VOID, 0)).to(torch.uint8)
