@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.timing import time_interleaved
+from benchmarks.speed.comparison import time_interleaved
 from dcsm_attr.attribution.maps import VARIANTS
 
 

@@ -26,8 +26,8 @@ import torchvision
 from model_tables import FORWARD, OURS, report
 from torch import Tensor, nn
 
+from benchmarks.speed.comparison import measure_peak_memory
 from benchmarks.speed.graph_count import count_rectifiers
-from benchmarks.speed.memory import measure_peak_memory
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.attribution.gradients import LayerPoint, record
 from dcsm_attr.attribution.maps import absolute_channel_maximum

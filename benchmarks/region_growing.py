@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from benchmarks.speed.timing import time_interleaved
+from benchmarks.speed.comparison import time_interleaved
 from dcsm_attr.evaluation.result import measured_on
 from dcsm_attr.io import write_json
 from dcsm_attr.wsss.region_growing import connected_components, grow_seeds

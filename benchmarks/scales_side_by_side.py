@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torchvision
 
-from benchmarks.speed.timing import time_interleaved
+from benchmarks.speed.comparison import time_interleaved
 from dcsm_attr import DistinctClassSaliency
 
 SCALES = (1.2, 1.0, 0.8)

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.speed.memory import peak_memory
-from benchmarks.speed.timing import time_interleaved
+from benchmarks.speed.comparison import peak_memory, time_interleaved
 from dcsm_attr.evaluation.result import measured_on
 from dcsm_attr.io import write_json
 from dcsm_attr.models.stochastic import (

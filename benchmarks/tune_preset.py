@@ -16,10 +16,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from benchmarks.ablation.counts import Reading
-from benchmarks.ablation.gradient_store import GradientStore
-from benchmarks.ablation.measure import EXPONENTS, FURTHER_EXPONENTS
-from benchmarks.ablation.sweep import Sweep
+from benchmarks.ablation.gradients import GradientStore
+from benchmarks.ablation.measure import EXPONENTS, FURTHER_EXPONENTS, Reading, Sweep
 from benchmarks.ablation.tables import dcsm
 from dcsm_attr.attribution.layers import default_layers
 from dcsm_attr.crf import DenseCRF

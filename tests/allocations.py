@@ -1,6 +1,7 @@
 """Contenders that take memory, in a module that the processes in which they are measured import quickly."""
 
 import torch
+
 from benchmarks.speed.comparison import OURS
 
 MIB = 2**20

@@ -15,15 +15,22 @@ from safetensors.torch import load_file, save_file
 from test_evaluation import damage_image, forget_classes, harm_mask, remove_mask, shrink_mask, write_scene
 
 import benchmarks.ablation.measure as measure_module
-import benchmarks.ablation.sweep as sweep_module
+import benchmarks.ablation.measure as sweep_module
 import dcsm_attr.attribution.layers as layers_module
-from benchmarks.ablation.case import load_case
-from benchmarks.ablation.counts import CountedCase, Reading, dense, parse_counts_row, sparse
-from benchmarks.ablation.gradient_store import GradientStore
-from benchmarks.ablation.measure import EXPONENTS, FURTHER_EXPONENTS, measure_table
-from benchmarks.ablation.method import Method
+from benchmarks.ablation.gradients import GradientStore
+from benchmarks.ablation.measure import (
+    EXPONENTS,
+    FURTHER_EXPONENTS,
+    CountedCase,
+    Reading,
+    Sweep,
+    dense,
+    measure_table,
+    parse_counts_row,
+    sparse,
+)
+from benchmarks.ablation.methods import Method, load_case
 from benchmarks.ablation.report import write_ablation
-from benchmarks.ablation.sweep import Sweep
 from benchmarks.ablation.tables import TABLES, Row, Table, dcsm, simonyan
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
 from dcsm_attr.attribution import class_saliency
@@ -727,7 +734,7 @@ def test_the_report(classifier, background, collection, folder, tmp_path):
 
 
 def test_the_picture_draws_numbers_as_curves_and_names_as_points(classifier, background, collection, folder):
-    from benchmarks.ablation.figure import ablation_figure
+    from benchmarks.ablation.report import ablation_figure
 
     measurement = measured(TABLES["alpha"](classifier), classifier, background, collection, folder)
     (axes,) = ablation_figure(measurement).axes

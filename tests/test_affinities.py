@@ -8,7 +8,7 @@ from affinity_reference import offsets_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.speed.memory import measure_peak_memory
+from benchmarks.speed.comparison import measure_peak_memory
 from dcsm_attr.models.affinity_net import affinities, neighbor_offsets, pair_mask
 
 FIVE = neighbor_offsets(5)

@@ -7,8 +7,6 @@ import pytest
 import torch
 import torchvision
 from allocations import MIB, allocating
-from benchmarks.speed.comparison import OURS, Comparison, Outcome, held
-from benchmarks.speed.comparisons import crf_comparisons, saliency_comparisons, walk_comparisons
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -16,14 +14,21 @@ from typer.testing import CliRunner
 from benchmarks.speed import comparisons
 from benchmarks.speed import crf as crf_module
 from benchmarks.speed.__main__ import app
-from benchmarks.speed.affinities import PLAIN, AffinityWork, affinity_implementations
+from benchmarks.speed.comparison import OURS, Comparison, Outcome, Scaling, Timing, held, time_interleaved
+from benchmarks.speed.comparisons import crf_comparisons, saliency_comparisons, walk_comparisons
 from benchmarks.speed.crf import CrfWork, bytes_moved, crf_implementations
-from benchmarks.speed.floor import _calls
 from benchmarks.speed.report import outcome_table, write_benchmark
-from benchmarks.speed.saliency import SaliencyWork, saliency_implementations
-from benchmarks.speed.scaling import Scaling
-from benchmarks.speed.timing import Timing, time_interleaved
-from benchmarks.speed.walk import DENSE, SPARSE, WalkWork, exact_walk, walk_implementations
+from benchmarks.speed.saliency import SaliencyWork, _calls, saliency_implementations
+from benchmarks.speed.walk import (
+    DENSE,
+    PLAIN,
+    SPARSE,
+    AffinityWork,
+    WalkWork,
+    affinity_implementations,
+    exact_walk,
+    walk_implementations,
+)
 from dcsm_attr.crf import DenseCRF
 
 

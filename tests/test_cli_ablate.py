@@ -12,10 +12,9 @@ from safetensors.torch import save_file
 from test_ablation import probed_once  # noqa: F401 - used by every test
 from typer.testing import CliRunner
 
-import benchmarks.ablation.sweep as sweep_module
+import benchmarks.ablation.measure as sweep_module
 from benchmarks.ablation.__main__ import TableChoice, app
-from benchmarks.ablation.affinity_tables import AFFINITY_TABLES
-from benchmarks.ablation.tables import TABLES
+from benchmarks.ablation.tables import AFFINITY_TABLES, TABLES
 from dcsm_attr.attribution import ClassActivationMaps
 from dcsm_attr.cli import run_command
 from dcsm_attr.datasets.masks import VOC_CLASSES, label_image

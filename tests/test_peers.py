@@ -13,7 +13,7 @@ from torch import nn
 from untouched import changes, no_graph_left, snapshot
 
 from benchmarks.peers import REFERENCE_METHODS, reference_maps
-from benchmarks.peers.from_grad_cam import most_similar
+from benchmarks.peers.methods import most_similar
 from dcsm_attr.attribution.maps import divide_by_maximum, upsample
 from dcsm_attr.attribution.model import pool_score_maps
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork, fully_convolutional

@@ -18,7 +18,7 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from typer.testing import CliRunner
 
 from benchmarks.ablation.grabcut import grabcut
-from benchmarks.peers.libraries import library
+from benchmarks.peers.methods import library
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, Segmenter
 from dcsm_attr.cli import app
 from dcsm_attr.datasets.collection import folder_collection

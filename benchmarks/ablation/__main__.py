@@ -155,7 +155,7 @@ def ablate(
 
 
 def _affinity_table(table: TableChoice, classifier: "Classifier", paths: list[Path]) -> "Table":
-    from benchmarks.ablation.affinity_tables import AFFINITY_TABLES
+    from benchmarks.ablation.tables import AFFINITY_TABLES
     from dcsm_attr.models.affinity_net import load_affinity_net
 
     if not paths:

@@ -1,23 +1,264 @@
-"""The peers by name, and one function for the maps of any of them."""
+"""The peers by name, and one function for the maps of any of them.
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+The libraries of the peers, which nothing else in this package needs.
+
+Guided Grad-CAM, by Captum.
+
+Grad-CAM++ and FinerCAM, by pytorch-grad-cam (``grad-cam`` on PyPI).
+
+The library subtracts the minimum of a map and divides by the maximum before it resizes. Here its maps are asked for
+before that, so that all methods are normalized alike.
+
+CAM, Grad-CAM and LayerCAM, by torchcam.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
+from typing import Any
 
 import torch
+from captum.attr import GuidedGradCam
 from torch import Tensor, nn
 
-from benchmarks.peers.from_captum import guided_grad_cam
-from benchmarks.peers.from_grad_cam import finer_cam, grad_cam_plus_plus
-from benchmarks.peers.from_torchcam import cam, grad_cam, layer_cam
-from benchmarks.peers.tapped import HookableNetwork, cam_point, feature_point, tapped
+from benchmarks.peers.hooks import HookableNetwork, cam_point, classification_layer, feature_point, tapped
 from dcsm_attr.attribution.gradients import LayerPoint
-from dcsm_attr.attribution.maps import divide_by_maximum, upsample
+from dcsm_attr.attribution.maps import absolute_channel_maximum, divide_by_maximum, upsample
 from dcsm_attr.attribution.model import PoolingName, evaluation_mode, preserve_rng_state
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
 
-__all__ = ["REFERENCE_METHODS", "ReferenceMethod", "reference_maps"]
+__all__ = [
+    "REFERENCE_METHODS",
+    "ReferenceMethod",
+    "cam",
+    "finer_cam",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "guided_grad_cam",
+    "layer_cam",
+    "library",
+    "most_similar",
+    "reference_maps",
+]
+
+
+def library(module: str) -> Any:
+    """Import a module of an optional library.
+
+    Args:
+        module: its full name.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: if it cannot be imported.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"this method is that of another library, whose module {module} cannot be imported ({error}): pip install "
+            '"dcsm_attr[peers]".'
+        ) from error
+
+
+def guided_grad_cam(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+    """Guided Grad-CAM: guided backpropagation to the image, times Grad-CAM, resized bilinearly.
+
+    Of the three colors the largest absolute value counts, as in the class saliency of Simonyan et al. and in Eq. 3 of
+    DCSM. Captum guides the modules ``nn.ReLU`` alone: the rectifiers of GoogLeNet, Inception v3 and DenseNet that are
+    functions, and those of other kinds, pass plain gradients.
+
+    Args:
+        model: tapped at the layer.
+        images: ``(1, 3, H, W)``.
+        classes: K of them.
+
+    Returns:
+        ``(K, H, W)``, not negative.
+    """
+    method = GuidedGradCam(model, model.layer)
+    images = images.clone().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting backward hooks on ReLU activations", UserWarning)
+        maps = [method.attribute(images, target=c, interpolate_mode="bilinear") for c in classes]
+    return absolute_channel_maximum(torch.cat(maps))[:, 0].detach()
+
+
+# Both defaults of the library.
+_COMPARED = 3
+_STRENGTH = 1.0
+
+_Target = Callable[[Tensor], Tensor]
+
+
+def grad_cam_plus_plus(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+    r"""Grad-CAM++: weights :math:`\sum_{x,y} \alpha_k \mathrm{ReLU}(g_k)`, Eq. 19 of Chattopadhay et al. for alpha.
+
+    The library adds 1e-6 to the denominator :math:`2 g^2 + g^3 \sum A` of alpha. Where gradients are below about 1e-3,
+    as behind average pooling over a large map, that term decides, and the weights are :math:`10^6 \sum g^3` instead.
+
+    Not by torchcam, up to 0.5.0: there the division by the denominator is done on a copy and lost.
+
+    Args:
+        model: tapped at the layer.
+        images: ``(1, 3, H, W)``.
+        classes: K of them.
+
+    Returns:
+        ``(K, h, w)``, of either sign.
+
+    Raises:
+        ImportError: if pytorch-grad-cam is not installed.
+    """
+    target = library("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+    extractor = library("pytorch_grad_cam").GradCAMPlusPlus(model, [model.layer])
+    with _released(extractor):
+        return torch.stack([_unscaled(extractor, extractor, images, target(c)) for c in classes])
+
+
+def finer_cam(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+    r"""FinerCAM: Grad-CAM of the mean over similar classes d of :math:`S_c - S_d`, weighted by their softmax.
+
+    Each class is compared with the three whose scores are nearest to its own, or all others where there are fewer, with
+    strength alpha = 1: the defaults of the library, in which the gradient passes through the softmax too. (The authors'
+    own script compares with one class at alpha = 1, and with three at 0.6.) Unlike the library's search, the one here
+    always takes the class that is asked for as the main one, also where several scores are equal.
+
+    Args:
+        model: tapped at the layer.
+        images: ``(1, 3, H, W)``.
+        classes: K of them.
+
+    Returns:
+        ``(K, h, w)``, of either sign.
+
+    Raises:
+        ImportError: if pytorch-grad-cam is not installed.
+        ValueError: if the network has one class only.
+    """
+    weighted = library("pytorch_grad_cam.utils.model_targets").FinerWeightedTarget
+
+    def target(c: int) -> _Target:
+        return lambda scores: weighted(c, most_similar(scores.detach(), c), _STRENGTH)(scores)
+
+    extractor = library("pytorch_grad_cam").FinerCAM(model, [model.layer])
+    with _released(extractor.base_cam):
+        return torch.stack([_unscaled(extractor, extractor.base_cam, images, target(c)) for c in classes])
+
+
+def most_similar(scores: Tensor, c: int) -> list[int]:
+    """Find the classes that FinerCAM compares a class with.
+
+    Args:
+        scores: ``(C,)``.
+        c: the class.
+
+    Returns:
+        The three other classes with the nearest scores, or all others, the nearest first; of equally near ones the
+        lower number first.
+
+    Raises:
+        ValueError: if there is no other class.
+    """
+    if len(scores) < 2:
+        raise ValueError("FinerCAM compares a class with others: the network must have at least two classes, it has 1.")
+    distances = (scores - scores[c]).abs()
+    distances[c] = torch.inf
+    return distances.argsort(stable=True)[: min(_COMPARED, len(scores) - 1)].tolist()
+
+
+def _unscaled(extractor: Any, base: Any, images: Tensor, target: _Target) -> Tensor:
+    extractor(images, targets=[target])
+    recorded = base.activations_and_grads
+    maps = base.get_cam_image(
+        images,
+        base.target_layers[0],
+        [target],
+        recorded.activations[0].numpy(),
+        recorded.gradients[0].numpy(),
+    )
+    return torch.from_numpy(maps[0])
+
+
+@contextmanager
+def _released(base: Any) -> Iterator[None]:
+    # The library's own context swallows every IndexError, those of the network among them.
+    try:
+        yield
+    finally:
+        base.activations_and_grads.release()
+
+
+def cam(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+    r"""CAM: :math:`\sum_k w^c_k A_k` with the weights of the classifying layer and its input.
+
+    Behind average pooling and one linear layer, this is the definition of Zhou et al. Where rectified layers come
+    between the backbone and the classifying layer, the maps are those of the last of them. Either way it is the score
+    map without the bias, which Zhou et al. leave out too. Where no linear layer comes last (SqueezeNet's own head,
+    which rectifies its scores), nothing can be weighted, and the score map itself is taken, with its bias.
+
+    Args:
+        model: tapped at :func:`~benchmarks.peers.hooks.cam_point`.
+        images: ``(1, 3, H, W)``.
+        classes: K of them.
+
+    Returns:
+        ``(K, h, w)``, of either sign.
+
+    Raises:
+        ImportError: if torchcam is not installed.
+    """
+    last = classification_layer(model.network.head)
+    if last is None:
+        return model.score_maps(images)[0, list(classes)].detach()
+    with library("torchcam.methods").CAM(model, model.layer, last) as extractor:
+        model(images)
+        return torch.cat([extractor(c, normalized=False)[0] for c in classes])
+
+
+def grad_cam(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+    r"""Grad-CAM: :math:`\mathrm{ReLU}(\sum_k w^c_k A_k)`, with the mean over positions of the gradient as weight.
+
+    Args:
+        model: tapped at the layer.
+        images: ``(1, 3, H, W)``.
+        classes: K of them.
+
+    Returns:
+        ``(K, h, w)``, not negative.
+
+    Raises:
+        ImportError: if torchcam is not installed.
+    """
+    return _gradient_maps("GradCAM", model, images, classes)
+
+
+def layer_cam(model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+    r"""LayerCAM: :math:`\mathrm{ReLU}(\sum_k \mathrm{ReLU}(g^c_k) A_k)`, each position with a weight of its own.
+
+    Args:
+        model: tapped at the layer.
+        images: ``(1, 3, H, W)``.
+        classes: K of them.
+
+    Returns:
+        ``(K, h, w)``, not negative.
+
+    Raises:
+        ImportError: if torchcam is not installed.
+    """
+    return _gradient_maps("LayerCAM", model, images, classes)
+
+
+def _gradient_maps(method: str, model: HookableNetwork, images: Tensor, classes: Sequence[int]) -> Tensor:
+    with getattr(library("torchcam.methods"), method)(model, model.layer) as extractor:
+        scores = model(images)
+        return torch.cat([extractor(c, scores, normalized=False, retain_graph=True)[0] for c in classes])
 
 
 @dataclass(frozen=True)

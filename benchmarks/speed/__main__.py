@@ -11,8 +11,7 @@ from dcsm_attr.cli import run_command
 from dcsm_attr.cli.options import Precision, PrecisionChoice
 
 if TYPE_CHECKING:
-    from benchmarks.speed.comparison import Comparison, Outcome
-    from benchmarks.speed.scaling import Scaling
+    from benchmarks.speed.comparison import Comparison, Outcome, Scaling
 
 __all__ = ["app", "benchmark"]
 
@@ -137,10 +136,9 @@ def _held(comparisons: "list[Comparison]", rounds: int, memory: bool) -> "list[O
 
 
 def _scalings(model: str, size: int, rounds: int) -> "list[Scaling]":
-    from benchmarks.speed.comparison import OURS, held
+    from benchmarks.speed.comparison import OURS, Scaling, held
     from benchmarks.speed.comparisons import backward_comparison, scaling_comparisons
     from benchmarks.speed.saliency import PARTIAL_BACKWARD
-    from benchmarks.speed.scaling import Scaling
 
     backward = held(backward_comparison(model, size), rounds).timings[PARTIAL_BACKWARD].median
     scalings = []

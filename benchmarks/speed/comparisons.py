@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from benchmarks.speed.affinities import PLAIN, AffinityWork, affinity_implementations
 from benchmarks.speed.comparison import OURS, Comparison
 from benchmarks.speed.crf import CrfWork, crf_implementations
 from benchmarks.speed.pipeline import PipelineWork, pipeline_implementations
@@ -12,7 +11,16 @@ from benchmarks.speed.saliency import (
     our_implementation,
     saliency_implementations,
 )
-from benchmarks.speed.walk import DENSE, SPARSE, WalkWork, exact_walk, walk_implementations
+from benchmarks.speed.walk import (
+    DENSE,
+    PLAIN,
+    SPARSE,
+    AffinityWork,
+    WalkWork,
+    affinity_implementations,
+    exact_walk,
+    walk_implementations,
+)
 from dcsm_attr.segmentation.segmenter import Precision
 
 __all__ = [

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from benchmarks.speed.comparison import OURS
-from benchmarks.speed.floor import lower_bound_implementations
+from benchmarks.speed.saliency import lower_bound_implementations
 from dcsm_attr.attribution import DistinctClassSaliency
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.segmentation import Segmenter

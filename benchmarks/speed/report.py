@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.comparison import OURS, Outcome
-from benchmarks.speed.scaling import Scaling
+from benchmarks.speed.comparison import OURS, Outcome, Scaling
 from dcsm_attr.evaluation.report import markdown_table, provenance_section
 from dcsm_attr.evaluation.result import measured_on
 from dcsm_attr.io import atomic_path, make_writable_folder

@@ -1,21 +1,27 @@
-"""One image, prepared once, with everything that the methods need of it at hand."""
+"""One image, prepared once, with everything that the methods need of it at hand.
 
+What is compared: ways to come from an image and its classes to maps, or straight to labels.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from benchmarks.ablation.gradient_store import GradientStore, PassName
+from benchmarks.ablation.gradients import GradientStore, PassName
+from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
 from dcsm_attr.attribution.cached_gradients import CachedGradients
 from dcsm_attr.attribution.candidates import class_scores
 from dcsm_attr.attribution.model import evaluation_mode
+from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import LabeledImage
 from dcsm_attr.datasets.preprocess import CanvasImage
 from dcsm_attr.evaluation.label_maps import read_with_mask
 from dcsm_attr.evaluation.result import Protocol
 from dcsm_attr.models.checkpoint import Classifier
 
-__all__ = ["Case", "load_case"]
+__all__ = ["Case", "Method", "combine_gradients", "load_case"]
 
 
 _THRESHOLD = 0.5
@@ -53,7 +59,7 @@ class Case:
         return list(dict.fromkeys([*self.classes, *self.by_score]))[: max(minimum, len(self.classes))]
 
     def kept(self, name: PassName) -> CachedGradients:
-        """The gradients of a pass; see :func:`benchmarks.ablation.gradient_store.gradient_passes`."""
+        """The gradients of a pass; see :func:`benchmarks.ablation.gradients.gradient_passes`."""
         if name not in self._kept:
             self._kept[name] = self._store.gradients(name, self.name, self.prepared, self.required, self.by_score)
         return self._kept[name]
@@ -91,3 +97,57 @@ def load_case(photograph: LabeledImage, classifier: Classifier, store: GradientS
         by_score,
         store,
     )
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a table.
+
+    Attributes:
+        name: unique; says everything that the row depends on beside network, photographs and background.
+        maps: a case to maps ``(K, S, S)`` in [0, 1] of its classes, on the canvas. None: it gives labels itself.
+        labels: a case to labels ``(h, w)`` int64 of the image on its canvas: 0 background, ``1 + k`` for the k-th
+            class. None: the labels follow from the maps, a background and the CRF.
+        crf: the CRF of this method, which its background is then chosen after. None: that of the table, and the
+            background is chosen before it.
+        walk: what the scores of labels go through before the CRF: a case and scores ``(S, 1 + K, h, w)`` of several
+            backgrounds to better ones. None: nothing.
+
+    Raises:
+        ValueError: if there are neither maps nor labels, or both; or a walk without maps.
+    """
+
+    name: str
+    maps: Callable[[Case], Tensor] | None = None
+    labels: Callable[[Case], Tensor] | None = None
+    crf: DenseCRF | None = None
+    walk: Callable[[Case, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is one way."""
+        if (self.maps is None) == (self.labels is None):
+            raise ValueError(f"the method {self.name!r} must give either maps or labels.")
+        if self.walk is not None and self.maps is None:
+            raise ValueError(f"the method {self.name!r} gives labels: there are no scores that could walk.")
+
+
+def combine_gradients(method: DistinctClassSaliency | Simonyan, case: Case, *passes: PassName) -> Tensor:
+    """Combine kept gradients as a method does.
+
+    Args:
+        method: whose layers, scales and candidates were kept.
+        case: the image.
+        *passes: their names; scales of several passes are put together.
+
+    Returns:
+        ``(K, S, S)``, in the order of the classes of the case.
+    """
+    kept = case.kept(passes[0])
+    for name in passes[1:]:
+        kept = kept + case.kept(name)
+    if isinstance(method, Simonyan):
+        found = method.class_maps_from_gradients(kept, classes=case.classes)
+    else:
+        # Named, since a released code may choose others, at other scales, whose gradients were not kept.
+        found = method.class_maps_from_gradients(kept, case.classes, case.candidates(method.min_candidates))
+    return found.of_classes(case.classes)
