@@ -1,7 +1,5 @@
 """Models of which something is compiled: explained as what they were compiled from, and left compiled."""
 
-import threading
-
 import pytest
 import torch
 import torchvision
@@ -9,7 +7,6 @@ from conftest import PooledCNN, TinyVGG
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.attribution.model import uncompiled
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 
 
@@ -82,22 +79,6 @@ def test_it_stays_compiled_after_a_fault(images):
     parts = _compiled_parts(model)
     with pytest.raises(KeyError, match="a fault of the model"):
         DistinctClassSaliency(model).attribute(images, 1)
-    assert _compiled_parts(model) == parts
-
-
-def test_overlapping_calls_are_counted():
-    model = nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 2), backend="eager"))
-    model.compile(backend="eager")
-    parts = _compiled_parts(model)
-    first, second = uncompiled(model), uncompiled(model)
-    first.__enter__()
-    other = threading.Thread(target=second.__enter__)
-    other.start()
-    other.join()
-    first.__exit__(None, None, None)
-    assert vars(model)["_compiled_call_impl"] is None
-    assert vars(model[1])["forward"] is model[1]._orig_mod
-    second.__exit__(None, None, None)
     assert _compiled_parts(model) == parts
 
 

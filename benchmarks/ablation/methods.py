@@ -6,14 +6,13 @@ What is compared: ways to come from an image and its classes to maps, or straigh
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from benchmarks.ablation.gradients import GradientStore, PassName
 from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
 from dcsm_attr.attribution.cached_gradients import CachedGradients
 from dcsm_attr.attribution.candidates import class_scores
-from dcsm_attr.attribution.model import evaluation_mode
+from dcsm_attr.attribution.model import prepared_model
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import LabeledImage
 from dcsm_attr.datasets.preprocess import CanvasImage
@@ -80,7 +79,7 @@ def load_case(photograph: LabeledImage, classifier: Classifier, store: GradientS
     image, mask = read_with_mask(photograph, protocol, len(classifier.class_names))
     prepared = classifier.preprocess(image)
     parameter = next(classifier.network.parameters())
-    with torch.no_grad(), evaluation_mode(classifier.network):
+    with prepared_model(classifier.network, parameter.device):
         logits = classifier.network(prepared.tensor[None].to(parameter.device)).float().cpu()
     scores = class_scores(logits, "auto", classifier.pooling)[0]
     by_score = scores.argsort(descending=True, stable=True).tolist()

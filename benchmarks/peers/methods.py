@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.peers.hooks import HookableNetwork, cam_point, classification_layer, feature_point, tapped
 from dcsm_attr.attribution.gradients import LayerPoint
 from dcsm_attr.attribution.maps import absolute_channel_maximum, divide_by_maximum, upsample
-from dcsm_attr.attribution.model import PoolingName, evaluation_mode, preserve_rng_state
+from dcsm_attr.attribution.model import PoolingName, prepared_model
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
 
 __all__ = [
@@ -338,8 +338,7 @@ def reference_maps(
     peer = REFERENCE_METHODS[name]
     device = next(network.parameters()).device
     with ExitStack() as stack:
-        stack.enter_context(evaluation_mode(network))
-        stack.enter_context(preserve_rng_state(device))
+        stack.enter_context(prepared_model(network, device))
         stack.enter_context(torch.enable_grad())
         model = stack.enter_context(tapped(network, pooling, classes, peer.point(network, layer)))
         raw = peer.raw_maps(model, images.detach().to(device), classes)

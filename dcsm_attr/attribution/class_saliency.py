@@ -36,7 +36,6 @@ from dcsm_attr.attribution.inputs import (
 from dcsm_attr.attribution.maps import Variant
 from dcsm_attr.attribution.model import (
     PoolingName,
-    check_guided_rectifiers,
     check_model,
     explain_forward_errors,
     prepared_model,
@@ -274,3 +273,21 @@ class ClassSaliency(GradientAttribution):  # type: ignore[misc]
         if recording.logits.device.type != "cpu":
             chunk_size = classes if self.internal_batch_size is None else max(1, self.internal_batch_size // images)
         return recording.channel_maxima(candidates.classes, selection.positions, chunk_size)
+
+
+def check_guided_rectifiers(recording: ForwardPass) -> None:
+    """Say so where the guided rule had nothing to act on.
+
+    Raises:
+        ValueError: if the model has no rectifier at all.
+    """
+    if recording.num_rectifiers == 0:
+        raise ValueError(
+            "the model has no rectifier (ReLU or a relative of it), so that guided backpropagation would silently be "
+            "plain backpropagation. Pass guided=False if that is what you want."
+        )
+    if recording.num_guided_rectifiers == 0:
+        warn_caller(
+            "no rectifier lies between the chosen layers and the class scores: nothing was guided, and the result "
+            "equals guided=False. Choose earlier layers."
+        )

@@ -22,7 +22,7 @@ from torchvision.models import VGG
 
 from dcsm_attr.attribution.gradients import LayerPoint
 from dcsm_attr.attribution.guided import rectifies
-from dcsm_attr.attribution.model import check_scores, evaluation_mode, preserve_rng_state, uncompiled
+from dcsm_attr.attribution.model import check_scores, prepared_model
 
 __all__ = [
     "Layer",
@@ -266,9 +266,7 @@ def _run(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, ...
         return (inputs[name][1],)
 
     with ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
-        stack.enter_context(uncompiled(model))
-        stack.enter_context(preserve_rng_state(images[0].device))
+        stack.enter_context(prepared_model(model, images[0].device))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(RandomlyGatedRectifiers())
         for name, module in model.named_modules():

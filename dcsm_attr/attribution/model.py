@@ -1,28 +1,16 @@
-"""The user's model is a guest: whatever a call needs to change about it is changed back, also after an exception.
-
-The surroundings in which every method runs the user's model.
-
-Warnings that point at the line of the user's own code.
-
-Transformers, which look like CNNs from outside.
-
-The scores in what a model returns.
-
-From score maps to one logit per class: global pooling over positions.
-
-Which models can be explained, and what to say about the others.
-"""
+"""The user's model: prepared for a call and left unchanged, checked, and its scores found in what it returns."""
 
 import math
+import os
+import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,144 +19,141 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from dcsm_attr.attribution.guided import unguided_rectifiers
 
-if TYPE_CHECKING:
-    from dcsm_attr.attribution.gradients import ForwardPass
-
 __all__ = [
     "POOLINGS",
     "PoolingName",
-    "check_guided_rectifiers",
     "check_model",
     "check_scores",
-    "evaluation_mode",
+    "deferred_signals",
     "explain_forward_errors",
     "find_attention",
     "find_scores",
+    "fork_rng",
     "pool_score_maps",
     "prepared_model",
-    "preserve_rng_state",
-    "uncompiled",
+    "raise_deferred_signals",
     "unwrap_model",
     "warn_caller",
 ]
 
-
-_lock = threading.Lock()
-# How many running calls hold a module in evaluation mode. Without the count, two threads on one model in training mode
-# would each remember the other's change as the user's setting.
-_held: dict[int, int] = {}
-# The same for modules that run uncompiled, with their compiled code.
-_uncompiled_modules: dict[int, tuple[int, Any]] = {}
-_COMPILED_IN_PLACE = "_compiled_call_impl"
-
-_SavedState = tuple[Callable[[Tensor], None], Tensor]
+# Calls take turns: they share the flags of modules and PyTorch's random generators. Re-entrant, because a hook or a
+# forward pass of the user may explain another model.
+_turn = threading.RLock()
 
 
-@dataclass(eq=False)
-class _Call:
-    """A running call in which random numbers may be drawn, and what its end gives back: a setter and a state each."""
-
-    thread: int
-    found: dict[torch.device, _SavedState]
+def _renew_lock() -> None:
+    global _turn
+    _turn = threading.RLock()
 
 
-# All of them, the first to begin first. Without knowing the others, two that overlap in time would each take what the
-# other one drew for the user's.
-_calls: list[_Call] = []
+# A fork waits for a call that runs in another thread, so that the child finds every model as its user left it.
+os.register_at_fork(before=lambda: _turn.acquire(), after_in_parent=lambda: _turn.release(), after_in_child=_renew_lock)
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Hold every submodule of ``model`` in evaluation mode, and restore each one's own ``training`` flag afterwards.
+def prepared_model(forward_func: Callable[..., Any], device: torch.device) -> Iterator[None]:
+    """Prepare a model for attribution, and restore everything at the end, also after an exception or an interrupt.
 
-    A class map describes the network as it would be used: with dropout or batch statistics it would be random, would
-    depend on the other images of the batch, and would change the running statistics of the model.
+    Within this context every submodule is in evaluation mode (a map describes the network as it is used) and runs the
+    Python code that it was compiled from (compiled code knows neither hooks nor function modes), gradients are off, and
+    no guided rule of an outer call acts. At the end training flags, compiled code, buffers, and the random state of the
+    CPU and of ``device`` are what they were. Calls of several threads take turns; calls may be nested.
 
     Args:
-        model: any module; submodules may have different flags.
+        forward_func: the model, or a function that calls it, whose modules are not known.
+        device: where it runs; of a type for which PyTorch has random states, or none.
     """
-    with _lock:
-        held = [module for module in model.modules() if module.training or id(module) in _held]
-        for module in held:
-            _held[id(module)] = _held.get(id(module), 0) + 1
-            module.training = False
-    try:
-        yield
-    finally:
-        with _lock:
-            for module in held:
-                _held[id(module)] -= 1
-                if not _held[id(module)]:
-                    del _held[id(module)]
-                    module.training = True
+    modules = list(forward_func.modules()) if isinstance(forward_func, nn.Module) else []
+    with _turn, deferred_signals(), fork_rng(device), torch.no_grad(), unguided_rectifiers():
+        training = [module for module in modules if module.training]
+        compiled = list(_compiled_code(modules))
+        buffers = [(module, name, *_copy(buffer)) for module in modules for name, buffer in module._buffers.items()]
+        try:
+            for module in training:
+                module.training = False
+            for module, name, _ in compiled:
+                vars(module)[name] = module._modules.get("_orig_mod")
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            for module, name, code in compiled:
+                vars(module)[name] = code
+            for module, name, buffer, version, copy in buffers:
+                if buffer is not None and copy is not None and buffer._version != version:
+                    buffer.resize_(copy.shape).copy_(copy)
+                module._buffers[name] = buffer
+
+
+def fork_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Restore PyTorch's random state of the CPU, and of ``device`` where it has its own, at the end of the context."""
+    if device.type in ("cuda", "xpu"):
+        return torch.random.fork_rng([device], device_type=device.type)
+    return torch.random.fork_rng([])
+
+
+def _compiled_code(modules: list[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Yield each compiled module, the name of the attribute that holds its compiled code, and the code."""
+    for module in modules:
+        name = "forward" if "_orig_mod" in module._modules else "_compiled_call_impl"
+        if vars(module).get(name) is not None:
+            yield module, name, vars(module)[name]
+
+
+def _copy(buffer: Tensor | None) -> tuple[Tensor | None, int, Tensor | None]:
+    if buffer is None or buffer.is_meta or buffer.is_inference():
+        return buffer, 0, None
+    return buffer, buffer._version, buffer.detach().clone()
+
+
+# Signals that arrived within deferred_signals and were not handled yet: the user's handler, and the interrupted frame.
+_arrived: dict[int, tuple[Callable[[int, FrameType | None], Any], FrameType | None, float]] = {}
+# Seconds after which a repeated signal is handled at once.
+_PATIENCE = 3.0
 
 
 @contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run every part of ``model`` that was compiled as the Python that it was compiled from, and give it back after.
+def deferred_signals() -> Iterator[None]:
+    """Delay the handlers of signals, so that an interrupt (Ctrl-C) never falls between a change and its restoration.
 
-    In compiled code there are neither hooks nor function modes: what they would change would be silently left out, or
-    compiled with them into code that stays.
-
-    Args:
-        model: any module, of which parts were compiled in place (``part.compile()``) or by ``torch.compile(part)``.
+    Handlers run where :func:`raise_deferred_signals` is called, which the methods do after each forward and backward
+    pass, or else at the end. Where the same signal arrives again after three seconds, it is handled at once: a model
+    that hangs can still be interrupted. Python runs handlers in the main thread alone; in others nothing is delayed.
     """
-    held = []
-    with _lock:
-        for module in model.modules():
-            original = module._modules.get("_orig_mod")
-            name = _COMPILED_IN_PLACE if original is None else "forward"
-            calls, compiled = _uncompiled_modules.get(id(module), (0, vars(module).get(name)))
-            if compiled is not None:
-                _uncompiled_modules[id(module)] = calls + 1, compiled
-                vars(module)[name] = original
-                held.append((module, name))
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))}
+
+    def defer(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        _, _, first = _arrived.setdefault(number, (handlers[signal.Signals(number)], frame, now))
+        if now - first > _PATIENCE:
+            raise_deferred_signals()
+
     try:
+        for number in handlers:
+            signal.signal(number, defer)
         yield
     finally:
-        with _lock:
-            for module, name in held:
-                calls, compiled = _uncompiled_modules.pop(id(module))
-                if calls > 1:
-                    _uncompiled_modules[id(module)] = calls - 1, compiled
-                else:
-                    vars(module)[name] = compiled
+        try:
+            _install(handlers)
+        finally:
+            _install(handlers)  # A further signal may have ended the first attempt.
+            raise_deferred_signals()
 
 
-@contextmanager
-def preserve_rng_state(device: torch.device) -> Iterator[None]:
-    """Give PyTorch's random generators of the CPU and of ``device`` back as they were found.
+def _install(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
-    They belong to the whole process. Where calls in several threads overlap, the last one to end gives back what the
-    first one found; another thread that draws from them meanwhile may get the same numbers again.
 
-    Args:
-        device: where the model runs; any accelerator of which PyTorch knows a random state.
-    """
-    module = None if device.type == "cpu" else getattr(torch, device.type, None)
-    accelerator = module if hasattr(module, "get_rng_state") else None
-    with _lock:
-        found: dict[torch.device, _SavedState] = {torch.device("cpu"): (torch.set_rng_state, torch.get_rng_state())}
-        if accelerator:
-            found[device] = (partial(accelerator.set_rng_state, device=device), accelerator.get_rng_state(device))
-        call = _Call(threading.get_ident(), found)
-        _calls.append(call)
-    try:
-        yield
-    finally:
-        with _lock:
-            place = _calls.index(call)
-            del _calls[place]
-            # A call around this one, in the same thread, goes on with the state that this one found.
-            next_call = next((other for other in _calls if other.thread != call.thread), None)
-            if next_call is None:
-                for set_state, state in call.found.values():
-                    set_state(state)
-            elif next_call in _calls[place:]:
-                # It began later, and may have found what this one had drawn.
-                next_call.found |= call.found
-            else:
-                next_call.found = call.found | next_call.found
+def raise_deferred_signals() -> None:
+    """Run the handlers of the signals that arrived; that of Ctrl-C raises KeyboardInterrupt."""
+    if threading.current_thread() is threading.main_thread():
+        while _arrived:
+            number, (handler, frame, _) = _arrived.popitem()
+            handler(number, frame)
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -188,25 +173,6 @@ def unwrap_model(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
-
-
-@contextmanager
-def prepared_model(forward_func: Callable[..., Any], device: torch.device) -> Iterator[None]:
-    """The model in evaluation mode, uncompiled, without gradients; it and the random state as before afterwards.
-
-    Args:
-        forward_func: the model, or a function that calls it, whose modules are not known.
-        device: where it runs.
-    """
-    with ExitStack() as stack:
-        if isinstance(forward_func, nn.Module):
-            stack.enter_context(evaluation_mode(forward_func))
-            stack.enter_context(uncompiled(forward_func))
-        stack.enter_context(preserve_rng_state(device))
-        stack.enter_context(torch.no_grad())
-        # The call may stand in a hook or a forward pass that somebody else explains.
-        stack.enter_context(unguided_rectifiers())
-        yield
 
 
 _INTERNAL_PREFIXES = ("dcsm_attr.", "captum.")
@@ -349,7 +315,7 @@ def check_model(forward_func: Callable[..., Any], guided: bool) -> Callable[...,
 
     Raises:
         TypeError: if it cannot be called, or is a ``DataParallel``, TorchScript or detection model.
-        ValueError: if it is a transformer and the guided rule was asked for.
+        ValueError: if a lazy parameter has no shape yet; or if it is a transformer and ``guided`` is True.
     """
     if isinstance(forward_func, nn.DataParallel):
         raise TypeError(
@@ -371,6 +337,12 @@ def check_model(forward_func: Callable[..., Any], guided: bool) -> Callable[...,
             "for the whole image. Use a classifier or a segmentation model; or explain a module of your own that "
             "returns scores (N, C) from its backbone."
         )
+    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise ValueError(
+            f"{type(model).__name__} is lazy: its parameter {lazy[0]!r} has no shape yet, and gets it from the first "
+            "input. Run the model once on a batch of its own before you explain it."
+        )
     attention = find_attention(model)
     if guided and attention is not None:
         raise ValueError(
@@ -379,24 +351,6 @@ def check_model(forward_func: Callable[..., Any], guided: bool) -> Callable[...,
             "layers that you name, with guided=False."
         )
     return model
-
-
-def check_guided_rectifiers(recording: "ForwardPass") -> None:
-    """Say so where the guided rule had nothing to act on.
-
-    Raises:
-        ValueError: if the model has no rectifier at all.
-    """
-    if recording.num_rectifiers == 0:
-        raise ValueError(
-            "the model has no rectifier (ReLU or a relative of it), so that guided backpropagation would silently be "
-            "plain backpropagation. Pass guided=False if that is what you want."
-        )
-    if recording.num_guided_rectifiers == 0:
-        warn_caller(
-            "no rectifier lies between the chosen layers and the class scores: nothing was guided, and the result "
-            "equals guided=False. Choose earlier layers."
-        )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from dcsm_attr.attribution.model import evaluation_mode, preserve_rng_state
+from dcsm_attr.attribution.model import fork_rng, prepared_model
 
 __all__ = ["Stage", "copy_backbone", "find_stages", "multi_stage_backbone", "replace_stride_with_dilation"]
 
@@ -81,7 +81,7 @@ def find_stages(backbone: nn.Module) -> list[Stage]:
     extractor = create_feature_extractor(
         traced, {name: name for name in names}, tracer_kwargs=_TRACING, suppress_diff_warning=True
     ).eval()
-    with torch.no_grad(), preserve_rng_state(parameter.device):
+    with torch.no_grad(), fork_rng(parameter.device):
         values = extractor(image)
     stages: dict[int, Stage] = {}
     convolved = set()
@@ -202,7 +202,7 @@ def _measure_stride(backbone: nn.Module) -> float:
     parameter = next(backbone.parameters())
     image = torch.zeros(1, 3, _PROBE_SIDE, _PROBE_SIDE, device=parameter.device, dtype=parameter.dtype)
     try:
-        with torch.no_grad(), evaluation_mode(backbone):
+        with prepared_model(backbone, image.device):
             return _PROBE_SIDE / int(backbone(image)["map"].shape[-1])
     except RuntimeError:
         # Branches that no longer have one size.

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dcsm_attr.attribution.model import PoolingName, preserve_rng_state
+from dcsm_attr.attribution.model import PoolingName
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.io import atomic_path
 from dcsm_attr.models.fully_convolutional import HeadName, ScoreMapNetwork, fully_convolutional
@@ -94,7 +94,7 @@ def explain_build_errors(path: str | Path, otherwise: str) -> Iterator[None]:
         WeightsError: if an entry is missing or describes nothing that can be built.
     """
     try:
-        with preserve_rng_state(torch.device("cpu")):
+        with torch.random.fork_rng([]):
             yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(

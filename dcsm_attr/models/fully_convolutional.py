@@ -10,7 +10,7 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from dcsm_attr.attribution.model import evaluation_mode, find_attention, unwrap_model
+from dcsm_attr.attribution.model import find_attention, prepared_model, unwrap_model
 from dcsm_attr.models.backbone import replace_stride_with_dilation
 from dcsm_attr.models.stochastic import StochasticSelection, init_class_layer
 
@@ -183,7 +183,7 @@ def output_channels(backbone: nn.Module) -> int:
     """
     parameter = next(backbone.parameters())
     image = torch.zeros(1, 3, 224, 224, device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), evaluation_mode(backbone):
+    with prepared_model(backbone, image.device):
         return int(backbone(image)["map"].shape[1])
 
 

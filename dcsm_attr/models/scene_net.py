@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from dcsm_attr.attribution.model import preserve_rng_state
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
 from dcsm_attr.models.weights import load_weights, read_weights
 
@@ -104,7 +103,7 @@ def load_scene_net(path: str | Path | None = None) -> SceneNet:
             return load_scene_net(shipped)
     tensors = read_weights(path)
     last = tensors.get("classifier.4.weight")
-    with preserve_rng_state(torch.device("cpu")):
+    with torch.random.fork_rng([]):
         network = SceneNet(1 if last is None or not last.ndim else len(last))
     load_weights(network, tensors, str(path))
     return network.eval()

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dcsm_attr.attribution.model import preserve_rng_state
 from dcsm_attr.datasets.labels import read_class_names
 from dcsm_attr.datasets.masks import VOC_CLASSES
 
@@ -91,7 +90,7 @@ def load_model(name: str, weights: str | Path, device: torch.device | str = "cpu
     """
     _check_name(name)
     # Modules draw their initial weights even where others take their place.
-    with preserve_rng_state(torch.device("cpu")):
+    with torch.random.fork_rng([]):
         if _is_file_name(weights):
             tensors = read_weights(weights)
             model = _build(name, _class_count(name, tensors))

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dcsm_attr.attribution.model import preserve_rng_state
+from dcsm_attr.attribution.model import fork_rng
 from dcsm_attr.io import make_writable_folder, write_json
 from dcsm_attr.training.checkpoints import TensorBoardLog, TrainingLog, load_checkpoint, save_checkpoint
 from dcsm_attr.training.data import BatchPlan, Draw
@@ -217,7 +217,7 @@ def run_training(
     device = local_device(torch.device(device))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with preserve_rng_state(device), process_group(device) as processes:
+    with fork_rng(device), process_group(device) as processes:
         run = _Run(task, folder, settings, device, processes, board)
         try:
             run.go(workers, progress)

@@ -20,7 +20,6 @@ FickleNet's foreground seeds: what any of many stochastic maps is sure of.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -32,7 +31,7 @@ from tqdm import tqdm
 from dcsm_attr.attribution.gradients import DetachedParameters
 from dcsm_attr.attribution.guided import unguided_rectifiers
 from dcsm_attr.attribution.maps import divide_by_maximum, upsample
-from dcsm_attr.attribution.model import evaluation_mode, pool_score_maps, preserve_rng_state, uncompiled
+from dcsm_attr.attribution.model import pool_score_maps, prepared_model
 from dcsm_attr.datasets.masks import VOID
 from dcsm_attr.datasets.preprocess import CanvasImage
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
@@ -226,7 +225,7 @@ def fickle_maps(
     """
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"image must be one picture, of shape (1, 3, H, W); got {tuple(image.shape)}.")
-    with torch.no_grad(), _prepared_model(network, image.device):
+    with prepared_model(network, image.device):
         features = network.backbone(image)["map"]
     for maps in stochastic_maps(
         network.head,
@@ -322,7 +321,7 @@ def grad_cam(head: nn.Module, features: Tensor, classes: Sequence[int], form: Gr
 
 
 def _by_autograd(head: nn.Module, features: Tensor, classes: Sequence[int], form: GradCamForm, count: int) -> Tensor:
-    with _prepared_model(head, features.device):
+    with prepared_model(head, features.device):
         return grad_cam(head, features.expand(count, -1, -1, -1), classes, form)
 
 
@@ -341,13 +340,6 @@ def _in_closed_form(
 def _single_selection(head: nn.Module) -> StochasticSelection | None:
     parts = list(head) if type(head) is nn.Sequential else [head]
     return parts[0] if len(parts) == 1 and type(parts[0]) is StochasticSelection else None
-
-
-@contextmanager
-def _prepared_model(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model in evaluation mode and uncompiled; it and the random state as before afterwards."""
-    with evaluation_mode(model), uncompiled(model), preserve_rng_state(device):
-        yield
 
 
 def _check(features: Tensor, draws: int, form: GradCamForm, draw_chunk_size: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.inputs import check_scales, rescaled
-from dcsm_attr.attribution.model import evaluation_mode, preserve_rng_state, uncompiled
+from dcsm_attr.attribution.model import prepared_model
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.preprocess import CanvasImage
 from dcsm_attr.models.segmentation_net import TrainedSegmentationNet
@@ -47,7 +47,7 @@ def label_probabilities(
     """
     scales = check_scales(scales)
     total: Tensor | None = None
-    with torch.no_grad(), evaluation_mode(network), uncompiled(network), preserve_rng_state(images.device):
+    with prepared_model(network, images.device):
         for scale in scales:
             (resized,) = rescaled((images,), scale, "bilinear")
             for flipped in (False, True) if mirrored else (False,):

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcsm_attr.attribution.model import evaluation_mode
+from dcsm_attr.attribution.model import prepared_model
 from dcsm_attr.evaluation.result import parameters_digest
 from dcsm_attr.models.affinity_net import (
     GRID_STRIDE,
@@ -326,7 +326,7 @@ class SemanticWalk:
         height, width = image.shape[1:]
         # The release's padding to whole positions, so that they lie where those of the maps do.
         padded = F.pad(image[None], (0, -width % GRID_STRIDE, 0, -height % GRID_STRIDE))
-        with torch.no_grad(), evaluation_mode(network):
+        with prepared_model(network, parameter.device):
             features = network(padded.to(parameter.device, parameter.dtype))
             return affinities(features, neighbor_offsets(self.radius), self.net.norm)
 

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from dcsm_attr.attribution.class_maps import Saliency
 from dcsm_attr.attribution.gradients import LayerPoint, record
-from dcsm_attr.attribution.guided import unguided_rectifiers
 from dcsm_attr.attribution.layers import resolve_layers
 from dcsm_attr.attribution.maps import absolute_channel_maximum
-from dcsm_attr.attribution.model import evaluation_mode, find_scores, preserve_rng_state, uncompiled, unwrap_model
+from dcsm_attr.attribution.model import find_scores, prepared_model, unwrap_model
 from dcsm_attr.datasets.masks import VOID
 from dcsm_attr.datasets.preprocess import CanvasImage
 
@@ -238,7 +237,7 @@ def middle_layer_saliency(model: nn.Module, images: Tensor, layer: nn.Module | s
     def summed(x: Tensor) -> Any:
         return find_scores(model(x)).sum(dim=1, keepdim=True)
 
-    with evaluation_mode(model), uncompiled(model), preserve_rng_state(images.device), unguided_rectifiers():
+    with prepared_model(model, images.device):
         recording = record(
             summed,
             (images,),

@@ -1,6 +1,5 @@
-"""The user's model is a guest: after every call it is what it was, also when the call failed."""
+"""Every call leaves the user's model, PyTorch's settings and the random state unchanged, also when it fails."""
 
-import threading
 import weakref
 
 import psutil
@@ -11,7 +10,7 @@ from torch import nn
 from untouched import no_graph_left, untouched
 
 from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, Simonyan
-from dcsm_attr.attribution.model import evaluation_mode, preserve_rng_state
+from dcsm_attr.attribution.model import prepared_model
 
 METHODS = {
     "dcsm": lambda m: DistinctClassSaliency(m),
@@ -133,57 +132,65 @@ def test_hooks_of_the_user_run_and_stay(vgg, images):
     handle.remove()
 
 
-def test_evaluation_mode_is_counted_across_overlapping_calls():
+CPU = torch.device("cpu")
+
+
+def test_each_submodule_gets_its_own_training_flag_back_after_nested_calls():
     model = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(2).eval())
-    first, second = evaluation_mode(model), evaluation_mode(model)
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert [m.training for m in model.modules()] == [False, False, False]
-    second.__exit__(None, None, None)
+    with prepared_model(model, CPU):
+        with prepared_model(model, CPU):
+            assert [m.training for m in model.modules()] == [False, False, False]
+        assert [m.training for m in model.modules()] == [False, False, False]
     assert [m.training for m in model.modules()] == [True, True, False]
 
 
-def test_random_state_is_preserved():
+def test_the_random_state_is_restored():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    with preserve_rng_state(torch.device("cpu")):
-        torch.rand(100)
+    with prepared_model(nn.Identity(), CPU):
+        torch.rand(3)
+        inner = torch.get_rng_state()
+        with prepared_model(nn.Identity(), CPU):
+            torch.rand(100)
+        assert torch.equal(torch.get_rng_state(), inner)
     assert torch.equal(torch.rand(4), expected)
 
 
-@pytest.mark.parametrize("first_to_end", [0, 1])
-def test_of_calls_that_overlap_the_last_gives_back_what_the_first_found(first_to_end):
-    before = torch.get_rng_state()
-    may_end, has_begun = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+class _ChangesItsBuffers(PooledCNN):
+    """Counts its calls in place, replaces one buffer, and resizes another, as observers do."""
 
-    def call(i):
-        with preserve_rng_state(torch.device("cpu")):
-            with preserve_rng_state(torch.device("cpu")):
-                torch.rand(100)
-            torch.rand(10)
-            has_begun[i].set()
-            assert may_end[i].wait(60)
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(2))
+        self.register_buffer("seen", torch.empty(0))
 
-    threads = [threading.Thread(target=call, args=(i,)) for i in range(2)]
-    for thread, begun in zip(threads, has_begun, strict=True):
-        thread.start()
-        assert begun.wait(60)
-    assert not torch.equal(torch.get_rng_state(), before)
-    for i in (first_to_end, 1 - first_to_end):
-        may_end[i].set()
-        threads[i].join()
-    assert torch.equal(torch.get_rng_state(), before)
+    def forward(self, x):
+        self.calls += 1
+        self.last = x.mean((1, 2, 3))
+        self.seen.resize_(len(x)).fill_(1.0)
+        return super().forward(x)
 
 
-def test_a_call_within_a_call_gives_back_what_it_found():
-    with preserve_rng_state(torch.device("cpu")):
-        torch.rand(3)
-        found = torch.get_rng_state()
-        with preserve_rng_state(torch.device("cpu")):
-            torch.rand(3)
-        assert torch.equal(torch.get_rng_state(), found)
+@pytest.mark.parametrize("layer", [None, "conv2"])
+def test_buffers_that_the_model_changes_are_restored(layer, images):
+    model = _ChangesItsBuffers().train()
+    last = model.last
+    DistinctClassSaliency(model, layer).attribute(images, 1)
+    assert model.calls == 0
+    assert model.last is last
+    assert torch.equal(last, torch.zeros(2))
+    assert model.seen.shape == (0,)
+
+
+def test_lazy_parameters_without_a_shape_are_refused(images):
+    model = nn.Sequential(
+        nn.LazyConv2d(8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Flatten(2), nn.LazyLinear(5)
+    )
+    with pytest.raises(ValueError, match=r"0\.weight.*has no shape yet.*Run the model once"):
+        DistinctClassSaliency(model, "2")
+    assert torch.nn.parameter.is_lazy(model[0].weight)
 
 
 def test_no_reference_to_graph_or_result_is_kept(vgg, images):
