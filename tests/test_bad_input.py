@@ -120,7 +120,7 @@ def test_known_classes(vgg, images):
     ("layer", "error", "message"),
     [
         ("features.99", ValueError, "not in TinyVGG.*named_modules"),
-        ("eatures.5", ValueError, "Near it: features.5"),
+        ("eatures.5", ValueError, "Similar names: features.5"),
         (nn.Conv2d(3, 3, 1), ValueError, "not a module of TinyVGG"),
         (["features.5", "features.5"], ValueError, "named twice"),
         ([], ValueError, "layer is empty"),

@@ -159,7 +159,7 @@ def test_demo_trains_again_where_asked(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "vgg61"], "has no classification model 'vgg61'. Near it: vgg"),
+        (["--model", "vgg61"], "has no classification model 'vgg61'. Similar names: vgg"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--weights", "WRONG"], "neither a file nor among torchvision's weights"),
         (["--labels", "no-such-names.txt"], "no-such-names.txt"),
@@ -201,11 +201,11 @@ def test_an_output_that_is_a_file(files, tmp_path):
 
 def test_a_folder_without_images(files, tmp_path):
     result = with_network(files, "segment", tmp_path, output=tmp_path / "out")
-    assert "the folder holds no pictures" in str(result.exception)
+    assert "the folder contains no images" in str(result.exception)
 
 
 @pytest.mark.parametrize("command", ["segment", "attribute"])
 def test_a_folder_without_images_costs_no_download(command, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("weights were loaded"))
     result = CliRunner().invoke(app, [command, str(tmp_path), "--model", "squeezenet1_1", "--weights", "DEFAULT"])
-    assert "the folder holds no pictures" in str(result.exception)
+    assert "the folder contains no images" in str(result.exception)

@@ -1,4 +1,4 @@
-"""Label files: what is written comes back, and what is wrong is named with its line."""
+"""Label files: writing and reading them back, and error messages that name the line."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from dcsm_attr.datasets.masks import VOC_CLASSES
 
 
 @pytest.fixture
-def written(tmp_path):
+def label_file(tmp_path):
     def write(text, encoding="utf-8"):
         path = tmp_path / "labels.csv"
         path.write_bytes(text.encode(encoding))
@@ -21,8 +21,8 @@ def written(tmp_path):
     return write
 
 
-def test_by_hand(written):
-    path = written("id,split,labels\nb,train,person cat\na,val,dog\nc,,cat cat\n")
+def test_reads_classes_and_splits_in_the_order_of_the_file(label_file):
+    path = label_file("id,split,labels\nb,train,person cat\na,val,dog\nc,,cat cat\n")
     labels = read_image_labels(path)
     assert labels.class_names == ("cat", "dog", "person")
     assert list(labels.rows.items()) == [
@@ -46,24 +46,24 @@ def test_by_hand(written):
         "id,labels\na,; cat ;dog;;\n",
     ],
 )
-def test_forms_that_mean_the_same(written, text):
-    assert read_image_labels(written(text)) == ImageLabels(("cat", "dog"), {"a": LabelRow(None, (0, 1))})
+def test_accepts_columns_in_any_order_and_any_separator(label_file, text):
+    assert read_image_labels(label_file(text)) == ImageLabels(("cat", "dog"), {"a": LabelRow(None, (0, 1))})
 
 
-def test_one_semicolon_separates_by_semicolons_in_every_row(written):
-    labels = read_image_labels(written("id,labels\na,dining table\nb,chair;dining table\nc,chair\n"))
+def test_a_semicolon_separates_names_in_every_row(label_file):
+    labels = read_image_labels(label_file("id,labels\na,dining table\nb,chair;dining table\nc,chair\n"))
     assert labels.class_names == ("chair", "dining table")
     assert [row.classes for row in labels.rows.values()] == [(1,), (0, 1), (0,)]
 
 
-def test_what_is_written(tmp_path):
+def test_written_bytes(tmp_path):
     path = tmp_path / "labels.csv"
     rows = {"x": LabelRow("train", (0, 1)), "y, z": LabelRow(None, (1,))}
     write_image_labels(path, ImageLabels(("cat", "dog"), rows))
     assert path.read_bytes() == b'id,split,labels\nx,train,cat dog\n"y, z",,dog\n'
     write_image_labels(path, ImageLabels(("cat", "dining table"), rows))
     assert path.read_bytes() == b'id,split,labels\nx,train,cat;dining table\n"y, z",,dining table;\n'
-    # A blank in a name that no row uses changes nothing.
+    # Only names that are used decide on the separator.
     write_image_labels(path, ImageLabels(("cat", "dog", "dining table"), rows))
     assert path.read_bytes() == b'id,split,labels\nx,train,cat dog\n"y, z",,dog\n'
 
@@ -82,13 +82,13 @@ def _label_files(draw):
 
 
 @given(_label_files())
-def test_what_is_written_comes_back(tmp_path_factory, labels):
+def test_reading_inverts_writing(tmp_path_factory, labels):
     path = tmp_path_factory.mktemp("round") / "labels.csv"
     write_image_labels(path, labels)
     again = read_image_labels(path, labels.class_names)
     assert again == labels
     assert list(again.rows) == list(labels.rows)
-    # Without the names, the same names are found, of those that are used.
+    # Without class names, the names that occur are used.
     found = read_image_labels(path)
     used = sorted({labels.class_names[c] for row in labels.rows.values() for c in row.classes})
     assert list(found.class_names) == used
@@ -97,7 +97,7 @@ def test_what_is_written_comes_back(tmp_path_factory, labels):
 
 
 @given(_label_files())
-def test_other_programs_see_three_columns(tmp_path_factory, labels):
+def test_written_files_are_csv_with_three_columns(tmp_path_factory, labels):
     path = tmp_path_factory.mktemp("columns") / "labels.csv"
     write_image_labels(path, labels)
     rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
@@ -107,34 +107,40 @@ def test_other_programs_see_three_columns(tmp_path_factory, labels):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"labels\.csv, line 1: is empty; the columns must be named there: id,split,labels"),
+        ("", r"labels\.csv, line 1: is empty; it must name the columns: id,split,labels"),
         ("\nid,labels\na,cat\n", r"labels\.csv, line 1: is empty"),
-        ("id,split,labels\n", r"labels\.csv: holds no row"),
+        ("id,split,labels\n", r"labels\.csv: has no rows"),
         ("id,split\na,train\n", r"line 1: must name the columns.* labels missing in 'id,split'"),
         ("a,cat\nb,dog\n", r"line 1: must name.* id and labels missing in 'a,cat'"),
         ("id;labels\na;cat\n", r"line 1: must name.* separated by commas; id and labels missing in 'id;labels'"),
-        ("id,labels\na,cat\nb,cat,dog\n", r"line 3: has 3 fields, but line 1 names 2 columns.*blanks or ';'"),
+        ("id,labels\na,cat\nb,cat,dog\n", r"line 3: has 3 fields, but line 1 names 2 columns.*spaces or ';'"),
         ("id,labels\na\n", r"line 2: has 1 fields"),
         ("id,labels\na,cat\n ,cat\n", r"line 3: the id is empty"),
         ("id,labels\na,cat\nb,cat\n a,dog\n", r"line 4: the id 'a' is listed twice, first in line 2"),
         ("id,labels\na,cat\nb,\n", r"line 3: 'b' has no label; each image must show at least one class"),
         ("id,labels\na,cat\nb,;\n", r"line 3: 'b' has no label"),
-        ("id,labels\na,cat\n\nb,dgo cat\n", r"line 4: there is no class 'dgo' among the 3 .*Near it: dog\. Names with"),
-        ("id,labels\na,hot dog\n", r"line 2: there is no class 'hot' .*Names with blanks in them are separated by ';'"),
+        (
+            "id,labels\na,cat\n\nb,dgo cat\n",
+            r"line 4: there is no class 'dgo' among the 3 .*Similar names: dog\. Names that",
+        ),
+        (
+            "id,labels\na,hot dog\n",
+            r"line 2: there is no class 'hot' .*Names that contain spaces must be separated by ';'",
+        ),
         ('id,labels\na,"cat\n', r"line 2: not CSV"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(written, text, message):
+def test_errors_name_the_line(label_file, text, message):
     with pytest.raises(ValueError, match=message):
-        read_image_labels(written(text), ["cat", "dog", "hot dog"])
+        read_image_labels(label_file(text), ["cat", "dog", "hot dog"])
 
 
-def test_other_encodings_are_named(written):
+def test_rejects_other_encodings(label_file):
     with pytest.raises(ValueError, match=r"labels\.csv: not a text in UTF-8"):
-        read_image_labels(written("id,labels\nä,cat\n", encoding="latin-1"))
+        read_image_labels(label_file("id,labels\nä,cat\n", encoding="latin-1"))
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_rejects_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         read_image_labels(tmp_path / "none.csv")
 
@@ -142,20 +148,20 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("names", "rows", "message"),
     [
-        (("cat",), {}, "holds no row"),
+        (("cat",), {}, "has no rows"),
         (("cat",), {"a": LabelRow(None, ())}, "'a' has no class"),
         (("cat",), {"a": LabelRow(None, (0, 1))}, r"classes of 'a' must lie between 0 and 0, got \(0, 1\)"),
         (("cat",), {"a": LabelRow(None, (-1,))}, "must lie between 0 and 0"),
         (("cat",), {"": LabelRow(None, (0,))}, "'' cannot be written"),
         (("cat",), {"a": LabelRow("", (0,))}, "'' cannot be written"),
         (("cat",), {" a": LabelRow(None, (0,))}, "' a' cannot be written"),
-        (("c\nat",), {"a": LabelRow(None, (0,))}, "line break"),
+        (("c\nat",), {"a": LabelRow(None, (0,))}, "contains a line break"),
         (("cat;dog",), {"a": LabelRow(None, (0,))}, "'cat;dog' cannot be written: ';' separates names"),
-        # Found out only when the first row is written already.
+        # Fails after the first row is written.
         (("cat",), {"a": LabelRow(None, (0,)), "\udcff": LabelRow(None, (0,))}, "surrogates not allowed"),
     ],
 )
-def test_what_would_not_come_back_is_not_written(tmp_path, names, rows, message):
+def test_rejects_labels_that_cannot_be_read_back(tmp_path, names, rows, message):
     (tmp_path / "labels.csv").write_text("old")
     with pytest.raises(ValueError, match=message):
         write_image_labels(tmp_path / "labels.csv", ImageLabels(names, rows))
@@ -163,7 +169,7 @@ def test_what_would_not_come_back_is_not_written(tmp_path, names, rows, message)
     assert (tmp_path / "labels.csv").read_text() == "old"
 
 
-def test_the_real_file(shared):
+def test_reads_the_labels_of_voc(shared):
     path = shared / "data" / "voc2012-subset" / "image_labels.csv"
     labels = read_image_labels(path, VOC_CLASSES)
     assert sum(row.split == "train" for row in labels.rows.values()) == 528
@@ -172,7 +178,7 @@ def test_the_real_file(shared):
     assert read_image_labels(path).class_names == VOC_CLASSES, "all 20 occur, and VOC's order is the alphabet's"
 
 
-def test_the_real_file_is_written_as_it_is(shared, tmp_path):
+def test_rewrites_the_labels_of_voc_unchanged(shared, tmp_path):
     path = shared / "data" / "voc2012-subset" / "image_labels.csv"
     write_image_labels(tmp_path / "again.csv", read_image_labels(path, VOC_CLASSES))
     assert (tmp_path / "again.csv").read_text() == path.read_text()

@@ -43,5 +43,5 @@ def test_it_runs_with_an_image(tmp_path, monkeypatch, shared):
     printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
     assert "block 3: features.9.squeeze (256), features.11.squeeze (384), features.12.squeeze (512)" in printed
     assert "the gradient at layer4 is the same at every position" in printed
-    assert "Near it: features.12.squeeze" in printed
+    assert "Similar names: features.12.squeeze" in printed
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 5

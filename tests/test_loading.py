@@ -125,7 +125,7 @@ def test_batch_norm_counters_may_be_missing():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match=r"no classification model 'resnet19'\. Near it: .*resnet18"):
+    with pytest.raises(ValueError, match=r"no classification model 'resnet19'\. Similar names: .*resnet18"):
         load_model("resnet19", "DEFAULT")
     with pytest.raises(WeightsError, match=r"'BEST' is neither a file nor .*DEFAULT, IMAGENET1K_V1"):
         load_model("resnet18", "BEST")

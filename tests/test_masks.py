@@ -1,4 +1,4 @@
-"""Masks: the pixel values are the labels, whatever the colors, and what is no mask is named."""
+"""Masks: pixel values are labels regardless of colors; errors for invalid masks."""
 
 import numpy as np
 import pytest
@@ -14,14 +14,14 @@ LABELS = np.array([[0, 1, 20], [255, 15, 7]], dtype=np.uint8)
 
 @pytest.mark.parametrize("kind", ["palette", "gray", "black palette", "16 bits"])
 def test_values_are_labels_whatever_the_colors(tmp_path, kind):
-    pictures = {
+    images = {
         "palette": label_image(LABELS),
         "gray": Image.fromarray(LABELS),
         "black palette": label_image(LABELS),
         "16 bits": Image.fromarray(LABELS.astype(np.uint16)),
     }
-    pictures["black palette"].putpalette([0] * 768)
-    pictures[kind].save(tmp_path / "mask.png")
+    images["black palette"].putpalette([0] * 768)
+    images[kind].save(tmp_path / "mask.png")
     mask = read_mask(tmp_path / "mask.png", (2, 3))
     assert mask.dtype == torch.int64
     assert mask.tolist() == LABELS.tolist()
@@ -53,7 +53,7 @@ def test_the_first_five_strange_labels_are_named(tmp_path):
 
 def test_the_size_is_that_of_the_image(tmp_path):
     label_image(LABELS).save(tmp_path / "mask.png")
-    with pytest.raises(MaskError, match=r"mask\.png: .*photograph, 2 x 3 pixels; it has 3 x 2"):
+    with pytest.raises(MaskError, match=r"mask\.png: .*image, 2 x 3 pixels; it has 3 x 2"):
         read_mask(tmp_path / "mask.png", (3, 2))
 
 
@@ -69,7 +69,7 @@ def test_files_that_cannot_be_read(tmp_path):
     whole = tmp_path / "whole.png"
     label_image(LABELS).save(whole)
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[:-30])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for name, message in [
         ("none", "there is no such file"),
         ("half", "cannot be read"),

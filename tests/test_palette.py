@@ -1,4 +1,4 @@
-"""The colors of VOC, palette pictures and overlays."""
+"""VOC colors, palette images and overlays."""
 
 import numpy as np
 import pytest
@@ -27,10 +27,10 @@ def test_colors_are_those_of_the_development_kit():
 def test_label_images_survive_a_file(tmp_path):
     labels = np.array([[0, 1, 20], [255, 15, 7]])
     label_image(labels).save(tmp_path / "labels.png")
-    with Image.open(tmp_path / "labels.png") as picture:
-        assert picture.mode == "P"
-        assert np.array_equal(np.array(picture), labels)
-        assert np.array_equal(np.array(picture.convert("RGB")), voc_colors()[labels])
+    with Image.open(tmp_path / "labels.png") as image:
+        assert image.mode == "P"
+        assert np.array_equal(np.array(image), labels)
+        assert np.array_equal(np.array(image.convert("RGB")), voc_colors()[labels])
 
 
 @pytest.mark.parametrize("label", [-1, 256])
@@ -42,8 +42,8 @@ def test_labels_that_do_not_fit(label):
 def test_real_masks_have_this_palette(shared):
     folder = shared / "data" / "voc2012-subset" / "SegmentationClass"
     mask = next(iter(sorted(folder.iterdir())))
-    with Image.open(mask) as picture:
-        palette = np.array(picture.getpalette(), dtype=np.uint8).reshape(-1, 3)
+    with Image.open(mask) as image:
+        palette = np.array(image.getpalette(), dtype=np.uint8).reshape(-1, 3)
         assert np.array_equal(palette, voc_colors()[: len(palette)])
 
 

@@ -1,4 +1,4 @@
-"""The three canvases, normalization, and the way back to the image."""
+"""The three canvases, normalization, and resizing maps back to the image."""
 
 import numpy as np
 import pytest
@@ -47,9 +47,9 @@ def test_the_matconvnet_canvas_refuses_what_the_release_cannot_take():
 
 
 def test_the_caffe_canvas_warps():
-    photograph = _open_image(100, 300)
-    photograph.paste((0, 0, 255), (0, 0, 50, 300))
-    prepared = Preprocess("caffe")(photograph)
+    image = _open_image(100, 300)
+    image.paste((0, 0, 255), (0, 0, 50, 300))
+    prepared = Preprocess("caffe")(image)
     assert prepared.tensor.shape == (3, 512, 512)
     halves = prepared.pixels[:, :, 250], prepared.pixels[:, :, 262]
     for half, color in zip(halves, ((0, 0, 255), (200, 100, 50)), strict=True):
@@ -59,8 +59,8 @@ def test_the_caffe_canvas_warps():
 
 def test_cropping_and_restoring_find_the_image_again():
     ramp = np.linspace(0, 255, 200, dtype=np.uint8)
-    photograph = Image.fromarray(np.broadcast_to(ramp[None, :, None], (100, 200, 3)).copy())
-    prepared = Preprocess(size=400, mean=(0, 0, 0), std=(1, 1, 1))(photograph)
+    image = Image.fromarray(np.broadcast_to(ramp[None, :, None], (100, 200, 3)).copy())
+    prepared = Preprocess(size=400, mean=(0, 0, 0), std=(1, 1, 1))(image)
     restored = prepared.restore(prepared.crop(prepared.tensor))
     assert restored.shape == (3, 100, 200)
     assert (restored[0] - torch.from_numpy(ramp / 255)).abs().max() < 0.01

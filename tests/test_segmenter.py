@@ -240,7 +240,7 @@ def test_an_unwritable_folder_is_named(segmenter, photograph, tmp_path):
     ("classes", "message"),
     [
         (["ox"], "there is no class 'ox' among the 4 class names"),
-        (["AN"], "Near it: ant"),
+        (["AN"], "Similar names: ant"),
         ([], "at least one number or name"),
         ("cow", "sequence"),
         ([9], "between 0 and 3"),

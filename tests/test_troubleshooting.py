@@ -242,13 +242,13 @@ MISTAKES = {
     "{name}: cannot be read": lambda: image_rows(cut_off(picture("a.png", (64, 64)))),
     "{name}: has more than": lambda: image_rows(picture("a.png"), max_pixels=9),
     "an image tensor must": lambda: image_rows(X[0] - 1),
-    "{folder}: the folder holds no": lambda: command("segment", Path(with_text("folder/text", "")).parent),
+    "{folder}: the folder contains no": lambda: command("segment", Path(with_text("folder/text", "")).parent),
     "{data}: has no ImageSets": lambda: command("train", Path(picture("photos/a.png")).parent),
     "{path}, line 1: must name": lambda: train("a,train,cat\n"),
     "{where}: has {count} fields": lambda: train("id,split,labels\na,train,cat,dog\n"),
     "{path}, line {line}: {id} has no": lambda: train("id,split,labels\na,train,\n"),
     "{labels}: {count} of {count} ids": lambda: train("id,split,labels\nc,train,cat\n"),
-    "{labels}: no row is of": lambda: train("id,split,labels\na,train,cat\nb,train,cat\n"),
+    "{labels}: no row belongs": lambda: train("id,split,labels\na,train,cat\nb,train,cat\n"),
     "{root}: not a VOC folder": lambda: command("evaluate", ".", "--weights", "demo"),
     "{path}: there is no list": lambda: command("evaluate", scenes(), "--weights", "demo", "--split", "test"),
     "{folder}: {count} of {count} {what}": lambda: command("evaluate", scenes_without_masks(), "--weights", "demo"),
@@ -305,7 +305,7 @@ DOUBTS = {
     "no rectifier lies between": lambda: saliency(PooledCNN(), layer="fc").attribute(X),
     "the gradient at {layers} is": lambda: saliency(PooledCNN(), layer="bn").attribute(X),
     "an image has a single": lambda: saliency().attribute(X, 0, candidates=[0]),
-    "{labels}: {count} pictures in": lambda: folder_collection("photos", with_text("labels.csv", "id,labels\na,cat\n")),
+    "{labels}: {count} images in": lambda: folder_collection("photos", with_text("labels.csv", "id,labels\na,cat\n")),
 }
 
 

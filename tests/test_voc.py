@@ -1,4 +1,4 @@
-"""VOC's folders: lists, labels from a file or from annotations, masks only where asked; the command that derives."""
+"""VOC folders: split lists, labels from a file or from annotations, and the command that derives labels."""
 
 import shutil
 from pathlib import Path
@@ -16,21 +16,23 @@ from dcsm_attr.datasets.masks import VOC_CLASSES, classes_in_mask, label_image, 
 from dcsm_attr.datasets.voc import annotated_classes, read_voc_list, voc_collection
 
 AEROPLANE, CAT, DOG, PERSON = map(VOC_CLASSES.index, ("aeroplane", "cat", "dog", "person"))
-# Every image and its classes; its mask shows the same ones, and void.
+# Image id to classes; the masks show these classes and void.
 SHOWN = {"2007_01": (CAT,), "2007_02": (AEROPLANE, PERSON), "2007_03": (DOG,)}
 LISTS = {"train": ["2007_02", "2007_01"], "val": ["2007_03"]}
 
 
 def annotation(*objects):
-    """XML as VOC writes it, with the parts of a person, which are no objects of their own."""
-    things = "".join(f"<object><name>{name}</name><difficult>{hard}</difficult></object>" for name, hard in objects)
-    part = "<part><name>head</name></part>"
-    return f"<annotation><source><name>x</name></source>{things.replace('</object>', part + '</object>')}</annotation>"
+    """XML in the form of VOC; the parts of a person are not objects."""
+    objects_xml = "".join(
+        f"<object><name>{name}</name><difficult>{hard}</difficult><part><name>head</name></part></object>"
+        for name, hard in objects
+    )
+    return f"<annotation><source><name>x</name></source>{objects_xml}</annotation>"
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Three photographs with masks, the lists train and val, and no image-level labels."""
+    """Three images with masks, the lists train and val, and no image-level labels."""
     root = tmp_path / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -72,7 +74,7 @@ def test_a_list_of_ids(root):
     assert second.name == "2007_01"
 
 
-def test_both_forms_of_an_augmented_list(root):
+def test_an_augmented_list_has_ids_or_pairs_of_paths(root):
     line = "/JPEGImages/2007_01.jpg /SegmentationClassAug/2007_01.png"
     write_list(root, "train_aug", line, "", "2007_02", "  JPEGImages/2007_03.jpg  SegmentationClass/2007_03.png ")
     entries = read_voc_list(root, "train_aug")
@@ -95,24 +97,26 @@ def test_both_forms_of_an_augmented_list(root):
         (["/J/a.jpg /M/a.png 1"], r"train\.txt, line 1: must be an id"),
     ],
 )
-def test_bad_lists(root, lines, message):
+def test_rejects_bad_lists(root, lines, message):
     write_list(root, "train", *lines)
     with pytest.raises(ValueError, match=message):
         voc_collection(root, "train")
 
 
-def test_a_missing_list_names_those_that_exist(root, tmp_path):
-    with pytest.raises(ValueError, match=r"test\.txt: there is no list of the split 'test'\. There are: train, val\."):
+def test_a_missing_list_names_existing_lists(root, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"test\.txt: there is no list of the split 'test'\. Existing lists: train, val\."
+    ):
         voc_collection(root, "test")
-    with pytest.raises(ValueError, match=r"not a VOC folder, for it has no ImageSets.*VOCdevkit/VOC2012"):
+    with pytest.raises(ValueError, match=r"not a VOC folder: it has no ImageSets.*VOCdevkit/VOC2012"):
         voc_collection(tmp_path, "train")
 
 
 # Collections
 
 
-def test_labels_of_the_file_in_the_folder(root):
-    # The file says something else than the masks, and is believed; its split is not looked at.
+def test_labels_from_the_file_in_the_folder(root):
+    # The labels of the file differ from the masks and take precedence; its column split is ignored.
     write_labels(root, "2007_01,train,dog\n2007_02,val,person cat\n2007_09,val,sofa\n")
     collection = voc_collection(root, "train")
     assert collection.class_names == VOC_CLASSES
@@ -124,7 +128,7 @@ def test_labels_of_the_file_in_the_folder(root):
     assert collection.presence().nonzero().tolist() == [[0, CAT], [0, PERSON], [1, DOG]]
 
 
-def test_a_file_that_is_named_goes_before_the_one_in_the_folder(root):
+def test_an_explicit_label_file_takes_precedence(root):
     write_annotations(root)
     write_labels(root, "2007_03,val,cat\n")
     other = write_labels(root, "2007_03,val,sofa\n", "other.csv")
@@ -134,37 +138,37 @@ def test_a_file_that_is_named_goes_before_the_one_in_the_folder(root):
         voc_collection(root, "val", labels=root / "none.csv")
 
 
-def test_labels_of_annotations(root):
+def test_labels_from_annotations(root):
     write_annotations(root)
     assert {p.name: p.classes for p in voc_collection(root, "train")} == {n: SHOWN[n] for n in LISTS["train"]}
 
 
-def test_without_labels_the_command_is_named(root):
+def test_missing_labels_name_the_command(root):
     with pytest.raises(
         ValueError, match=r"neither image_labels\.csv nor Annotations\. Derive them with `dcsm-attr labels`"
     ):
         voc_collection(root, "train")
 
 
-def test_without_masks_their_folder_is_not_looked_at(root):
+def test_without_masks_their_folder_is_not_checked(root):
     write_annotations(root)
     shutil.rmtree(root / "SegmentationClass")
     collection = voc_collection(root, "train", masks=False)
-    assert [photograph.mask for photograph in collection] == [None, None]
+    assert [item.mask for item in collection] == [None, None]
     with pytest.raises(ValueError, match=r"SegmentationClass: 2 of 2 masks are missing: 2007_02\.png.*masks=False"):
         voc_collection(root, "train")
 
 
-def test_training_data_opens_no_mask(root, monkeypatch):
+def test_masks_are_not_opened_with_masks_false(root, monkeypatch):
     write_annotations(root)
     for mask in (root / "SegmentationClass").iterdir():
         mask.write_bytes(b"")
-    looked_at = []
+    checked = []
     is_file = Path.is_file
-    monkeypatch.setattr(Path, "is_file", lambda path: looked_at.append(path) or is_file(path))
+    monkeypatch.setattr(Path, "is_file", lambda path: checked.append(path) or is_file(path))
     voc_collection(root, "train", masks=False)
-    assert looked_at
-    assert not [path for path in looked_at if "SegmentationClass" in path.parts]
+    assert checked
+    assert not [path for path in checked if "SegmentationClass" in path.parts]
 
 
 def test_missing_images_are_counted_and_five_named(root):
@@ -172,17 +176,15 @@ def test_missing_images_are_counted_and_five_named(root):
     write_list(root, "train", "2007_01", *names)
     write_labels(root, "2007_01,train,cat\n" + "".join(f"{name},train,cat\n" for name in names))
     five = r"none0\.jpg, none1\.jpg, none2\.jpg, none3\.jpg, none4\.jpg"
-    with pytest.raises(
-        ValueError, match=rf"JPEGImages: 7 of 8 photographs are missing: {five} and 2 more\. The split 'tr"
-    ):
+    with pytest.raises(ValueError, match=rf"JPEGImages: 7 of 8 images are missing: {five} and 2 more\. The split 'tr"):
         voc_collection(root, "train", masks=False)
 
 
-def test_a_folder_is_no_image(root):
+def test_a_folder_is_not_an_image(root):
     write_annotations(root)
     (root / "JPEGImages" / "2007_03.jpg").unlink()
     (root / "JPEGImages" / "2007_03.jpg").mkdir()
-    with pytest.raises(ValueError, match=r"1 of 1 photographs are missing: 2007_03\.jpg"):
+    with pytest.raises(ValueError, match=r"1 of 1 images are missing: 2007_03\.jpg"):
         voc_collection(root, "val")
 
 
@@ -192,23 +194,23 @@ def test_images_without_a_row_are_counted_and_five_named(root):
         shutil.copy(root / "JPEGImages" / "2007_01.jpg", root / "JPEGImages" / f"{name}.jpg")
     write_list(root, "train", "2007_01", *names)
     write_labels(root, "2007_01,train,cat\n")
-    expected = (
-        r"csv: 6 of 7 photographs of the split have no row: 2007_10, .*, 2007_14 and 1 more\. .*`dcsm-attr labels`"
-    )
+    expected = r"csv: 6 of 7 images of the split have no row: 2007_10, .*, 2007_14 and 1 more\. .*`dcsm-attr labels`"
     with pytest.raises(ValueError, match=expected):
         voc_collection(root, "train", masks=False)
 
 
-def test_classes_that_voc_does_not_have(root):
+def test_rejects_unknown_classes(root):
     write_labels(root, "2007_03,val,cat\n2007_02,train,aeroplne\n")
-    with pytest.raises(ValueError, match=r"line 3: there is no class 'aeroplne' among the 20 .*Near it: aeroplane"):
+    with pytest.raises(
+        ValueError, match=r"line 3: there is no class 'aeroplne' among the 20 .*Similar names: aeroplane"
+    ):
         voc_collection(root, "val")
 
 
 # Annotations
 
 
-def test_difficult_objects_count_and_parts_do_not(tmp_path):
+def test_difficult_objects_are_included_and_parts_are_not(tmp_path):
     path = tmp_path / "a.xml"
     path.write_text(annotation(("person", 0), ("dog", 1), ("person", 1)))
     assert annotated_classes(path) == (DOG, PERSON)
@@ -224,14 +226,14 @@ def test_difficult_objects_count_and_parts_do_not(tmp_path):
         ("<annotation><object/></annotation>", r"2007_03\.xml: '' is none of the 20 classes"),
     ],
 )
-def test_bad_annotations(root, text, message):
+def test_rejects_bad_annotations(root, text, message):
     write_annotations(root)
     (root / "Annotations" / "2007_03.xml").write_text(text)
     with pytest.raises(ValueError, match=message):
         voc_collection(root, "val")
 
 
-def test_missing_annotations_are_named(root):
+def test_rejects_missing_annotations(root):
     write_annotations(root)
     (root / "Annotations" / "2007_01.xml").unlink()
     with pytest.raises(ValueError, match=r"Annotations: 1 of 2 annotations are missing: 2007_01\.xml\. Complete"):
@@ -264,7 +266,7 @@ def test_the_command_derives_labels_that_the_collection_reads(root, source):
         assert {p.name: p.classes for p in collection} == {name: SHOWN[name] for name in names}
 
 
-def test_annotations_go_before_masks(root, tmp_path):
+def test_the_command_prefers_annotations_to_masks(root, tmp_path):
     write_annotations(root)
     (root / "Annotations" / "2007_03.xml").write_text(annotation(("sofa", 0)))
     run(root, "--split", "val", "--output", tmp_path / "new" / "labels.csv")
@@ -272,7 +274,7 @@ def test_annotations_go_before_masks(root, tmp_path):
     assert rows == {"2007_03": LabelRow("val", (VOC_CLASSES.index("sofa"),))}
 
 
-def test_masks_of_an_augmented_list(root, tmp_path):
+def test_the_command_reads_the_masks_of_an_augmented_list(root, tmp_path):
     (root / "SegmentationClassAug").mkdir()
     label_image(np.array([[0, DOG + 1]])).save(root / "SegmentationClassAug" / "2007_01.png")
     write_list(root, "train_aug", "/JPEGImages/2007_01.jpg /SegmentationClassAug/2007_01.png")
@@ -286,7 +288,7 @@ def test_help_teaches_by_example():
     assert "difficult ones included" in output
 
 
-def test_a_failure_leaves_the_file_as_it_was(root, tmp_path):
+def test_a_failed_command_leaves_the_file_unchanged(root, tmp_path):
     output = tmp_path / "labels.csv"
     output.write_text("old")
 
@@ -298,7 +300,7 @@ def test_a_failure_leaves_the_file_as_it_was(root, tmp_path):
         assert isinstance(result.exception, ValueError)
         return str(result.exception)
 
-    assert "There are: train, val" in error("test")
+    assert "Existing lists: train, val" in error("test")
     assert "1 photographs are in two of the lists: 2007_03" in error("val", "val")
     label_image(np.array([[0, 255]])).save(root / "SegmentationClass" / "2007_01.png")
     assert "2007_01.png: shows no class" in error("train")
@@ -323,10 +325,10 @@ def subset(shared):
 def test_labels_of_the_real_file_are_those_of_the_masks(subset, split, count):
     collection = voc_collection(subset, split)
     assert len(collection) == count
-    for photograph in collection:
-        with Image.open(photograph.path) as picture:
-            mask = read_mask(photograph.mask, (picture.height, picture.width))
-        assert classes_in_mask(mask) == photograph.classes, photograph.name
+    for item in collection:
+        with Image.open(item.path) as image:
+            mask = read_mask(item.mask, (image.height, image.width))
+        assert classes_in_mask(mask) == item.classes, item.name
 
 
 def test_the_command_on_real_data(subset, tmp_path):

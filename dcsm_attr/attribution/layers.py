@@ -348,7 +348,7 @@ def _find(forward_func: Callable[..., Any], item: nn.Module | str, position: int
             return name, module
     if isinstance(item, str):
         close = [name for name, _ in forward_func.named_modules() if name.endswith(item) or name.startswith(item)]
-        hint = f" Near it: {', '.join(close[:5])}." if close else " dict(model.named_modules()) lists the names."
+        hint = f" Similar names: {', '.join(close[:5])}." if close else " dict(model.named_modules()) lists the names."
         raise ValueError(f"layer {item!r} is not in {type(forward_func).__name__}.{hint}")
     raise ValueError(
         f"layer {type(item).__name__} is not a module of {type(forward_func).__name__}: take it from the same model "

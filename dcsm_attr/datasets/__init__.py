@@ -1,1 +1,1 @@
-"""Pictures with labels: generated scenes, VOC's folders, a user's own."""
+"""Images with labels: PASCAL VOC's folder layout, your own folder, and generated scenes."""

@@ -1,8 +1,8 @@
-"""A set of images with their image-level labels: what training reads, and what evaluation compares with masks.
+"""Collections: images with image-level labels and, for evaluation, masks.
 
-The user's own images: a plain folder of pictures, and a CSV file with their labels.
-
-Photographs that a text file lists, one path or URI a line, with the labels of a CSV file.
+A :class:`Collection` is what training reads and what evaluation compares with masks. This module builds one from a
+folder of images (:func:`folder_collection`) or from a text file that lists images (:func:`image_list_collection`), each
+with a CSV file of labels; :mod:`dcsm_attr.datasets.voc` builds one from a folder in the layout of PASCAL VOC.
 """
 
 import warnings
@@ -22,14 +22,14 @@ __all__ = ["Collection", "LabeledImage", "folder_collection", "image_list_collec
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """One image of a collection.
+    """The record of one image of a collection.
 
     Attributes:
-        name: its id, unique in the collection.
-        path: of the image file; a string is a URI, such as ``"s3://bucket/photo.jpg"``.
-        classes: the classes in it (image-level labels), from 0, ascending.
-        mask: the true label map as a palette or gray picture, 0 background, ``c + 1`` for class ``c``, 255 void. None:
-            there is none, or it is not to be read.
+        name: id, unique in the collection.
+        path: the image file; a string is a URI, such as ``"s3://bucket/photo.jpg"``.
+        classes: image-level labels: class indices from 0, ascending.
+        mask: the ground-truth label map, a palette or gray image: 0 background, ``c + 1`` for class ``c``, 255 void.
+            None: there is no mask, or it must not be read.
     """
 
     name: str
@@ -40,56 +40,36 @@ class LabeledImage:
 
 @dataclass(frozen=True)
 class Collection:
-    """Photographs and the names of their classes.
+    """Labeled images and the names of their classes.
 
     Attributes:
         class_names: one per class, without the background.
-        images: in a fixed order.
+        images: the records, in a fixed order.
     """
 
     class_names: tuple[str, ...]
     images: tuple[LabeledImage, ...]
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Returns the number of images."""
         return len(self.images)
 
     def __iter__(self) -> Iterator[LabeledImage]:
-        """The images in order."""
+        """Iterates over the images in order."""
         return iter(self.images)
 
     def evenly_spaced(self, count: int) -> "Collection":
-        """So many images at equal distances; all, if there are not more or 0 are asked for."""
+        """Returns ``count`` evenly spaced images; all images if there are not more, or if ``count`` is 0."""
         total = len(self)
         count = min(count or total, total)
         return replace(self, images=tuple(self.images[i * total // count] for i in range(count)))
 
     def presence(self) -> Tensor:
-        """Which classes are in which image, ``(N, C)`` bool."""
+        """Returns which classes each image shows, ``(N, C)`` bool."""
         present = torch.zeros(len(self), len(self.class_names), dtype=torch.bool)
-        for row, photograph in zip(present, self.images, strict=True):
-            row[list(photograph.classes)] = True
+        for row, item in zip(present, self.images, strict=True):
+            row[list(item.classes)] = True
         return present
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """The files in a folder whose ending is that of a picture, sorted; folders in it are not looked at.
-
-    Files whose names begin with a dot are left out: what other programs, or a run that was killed, have left.
-
-    Raises:
-        ValueError: if there is none, or no such folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder. Give one with pictures in it.")
-    endings = image_extensions()
-    pictures = sorted(
-        p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in endings and not p.name.startswith(".")
-    )
-    if not pictures:
-        raise ValueError(f"{folder}: the folder holds no pictures. Those in folders below it are not looked at.")
-    return pictures
 
 
 def folder_collection(
@@ -100,152 +80,158 @@ def folder_collection(
     class_names: Sequence[str] | None = None,
     masks: str | Path | None = None,
 ) -> Collection:
-    """Photographs of a folder with the labels of a CSV file.
+    """Builds a collection from a folder of images and a CSV file of labels.
 
-    Pictures that the file does not list, in any split, are left out with one warning, which counts them: nothing is
-    learned from them, but a forgotten row should be seen.
+    Images that the file does not list in any split are left out with one warning, so that a forgotten row is noticed.
 
     Args:
-        images: the folder. No two pictures in it may have the same name but for the ending.
-        labels: the CSV file (:mod:`dcsm_attr.datasets.labels`); its ids are names of files in the folder, with or
-            without the ending.
-        split: only rows of this split are taken. None: all.
-        class_names: in the order of the class numbers. None: those that the file names in any split, sorted.
-        masks: the folder of the true label maps, ``NAME.png`` for each image of the split. None: there are none.
+        images: the folder. Names without their extensions must be unique.
+        labels: the CSV file (see :mod:`dcsm_attr.datasets.labels`); an id is the name of a file in the folder, with or
+            without its extension.
+        split: use only rows of this split. None: all rows.
+        class_names: in the order of the class indices. None: the names in any split of the file, sorted.
+        masks: folder of the ground-truth label maps, ``NAME.png`` for each image of the split. None: no masks.
 
     Returns:
-        The images in the order of the file, named without their endings.
+        The images in the order of the file, named without their extensions.
 
     Raises:
         OSError: if the CSV file cannot be opened.
-        ValueError: if the CSV file is bad, naming file and line; if the folder is missing, holds no pictures, or two of
-            one name; if the split has no rows; if two ids mean one picture; or if ids have no picture or photographs no
-            mask, naming the first five.
+        ValueError: if the CSV file is invalid (file and line are named); if the folder is missing, contains no images,
+            or contains two images with the same name; if the split has no rows; if two ids denote the same image; or if
+            images or masks are missing (the first five are named).
     """
     images, labels = Path(images), Path(labels)
     table = read_image_labels(labels, class_names)
-    pictures = _images_by_name(images)
-    rows = _rows_of(table, split, labels)
-    missing = [name for name in rows if name not in pictures]
+    paths = _images_by_id(images)
+    rows = _rows_of_split(table, split, labels)
+    missing = [name for name in rows if name not in paths]
     if missing:
         raise ValueError(
-            f"{labels}: {len(missing)} of {len(rows)} ids have no picture in {images}: {summarize_names(missing)}. An "
-            f"id is the name of a file in the folder, with or without the ending."
+            f"{labels}: {len(missing)} of {len(rows)} ids have no image in {images}: {summarize_names(missing)}. An id "
+            "is the name of a file in the folder, with or without its extension."
         )
-    listed = {pictures[name] for name in table.rows if name in pictures}
-    _warn_of_unlisted(sorted({path.name for path in pictures.values() if path not in listed}), labels)
-    photographs = _images(rows, pictures, labels, None if masks is None else Path(masks))
-    if masks is not None:
-        require_files([p.mask for p in photographs if p.mask is not None], "masks", "Each image needs one of its name.")
-    return Collection(table.class_names, photographs)
+    listed = {paths[name] for name in table.rows if name in paths}
+    unlisted = sorted({path.name for path in paths.values() if path not in listed})
+    if unlisted:
+        warnings.warn(
+            f"{labels}: {len(unlisted)} images in the folder have no row and are left out: "
+            f"{summarize_names(unlisted)}.",
+            UserWarning,
+            stacklevel=2,
+        )
+    items = _label_images(rows, paths, labels, None if masks is None else Path(masks))
+    require_files(
+        [item.mask for item in items if item.mask is not None], "masks", "Each image needs a mask of the same name."
+    )
+    return Collection(table.class_names, items)
 
 
-def _images_by_name(images: Path) -> dict[str, Path]:
-    """The pictures by the names that an id may use."""
+def list_images(folder: str | Path) -> list[Path]:
+    """Lists the files of a folder with the extension of an image format, sorted; subfolders are not searched.
+
+    Hidden files (names that start with a dot) are skipped: other programs or killed runs may have left them.
+
+    Raises:
+        ValueError: if the folder does not exist or contains no images.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder. Pass a folder that contains images.")
+    extensions = image_extensions()
+    images = sorted(
+        p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in extensions and not p.name.startswith(".")
+    )
+    if not images:
+        raise ValueError(f"{folder}: the folder contains no images. Subfolders are not searched.")
+    return images
+
+
+def _images_by_id(folder: Path) -> dict[str, Path]:
+    """Maps every id that may denote an image, its name with or without the extension, to the image."""
     by_stem: dict[str, Path] = {}
-    for path in list_images(images):
+    for path in list_images(folder):
         other = by_stem.setdefault(path.stem, path)
         if other != path:
             raise ValueError(
-                f"{images}: {other.name} and {path.name} differ in their endings only, but names must be unique. "
-                "Rename one; masks belong into a folder of their own."
+                f"{folder}: {other.name} and {path.name} differ only in their extensions, but names must be unique. "
+                "Rename one; keep masks in another folder."
             )
-    # Where a whole name is also another picture's name without the ending, the whole name is meant.
+    # A full name takes precedence over the same name without an extension: a.jpg denotes a.jpg, not a.jpg.png.
     return by_stem | {path.name: path for path in by_stem.values()}
 
 
-def _rows_of(table: ImageLabels, split: str | None, labels: Path) -> Mapping[str, LabelRow]:
+def _rows_of_split(table: ImageLabels, split: str | None, labels: Path) -> Mapping[str, LabelRow]:
     if split is None:
         return table.rows
     rows = {name: row for name, row in table.rows.items() if row.split == split}
     if not rows:
         known = ", ".join(sorted({row.split for row in table.rows.values() if row.split is not None})) or "none"
-        raise ValueError(f"{labels}: no row is of the split {split!r}. Splits in the file: {known}.")
+        raise ValueError(f"{labels}: no row belongs to the split {split!r}. Splits in the file: {known}.")
     return rows
 
 
-def _warn_of_unlisted(names: Sequence[str], labels: Path) -> None:
-    if names:
-        warnings.warn(
-            f"{labels}: {len(names)} pictures in the folder have no row and are left out: {summarize_names(names)}.",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _images(
-    rows: Mapping[str, LabelRow], pictures: Mapping[str, Path], labels: Path, masks: Path | None
+def _label_images(
+    rows: Mapping[str, LabelRow], paths: Mapping[str, Path], labels: Path, masks: Path | None
 ) -> tuple[LabeledImage, ...]:
     ids: dict[Path, str] = {}
-    photographs = []
+    items = []
     for name, row in rows.items():
-        path = pictures[name]
+        path = paths[name]
         if path in ids:
-            raise ValueError(f"{labels}: the ids {ids[path]!r} and {name!r} mean one picture, {path}. Remove one row.")
+            raise ValueError(f"{labels}: the ids {ids[path]!r} and {name!r} denote one image, {path}. Remove one row.")
         ids[path] = name
         mask = None if masks is None else masks / f"{path.stem}.png"
-        photographs.append(LabeledImage(path.stem, path, row.classes, mask))
-    return tuple(photographs)
+        items.append(LabeledImage(path.stem, path, row.classes, mask))
+    return tuple(items)
 
 
 def image_list_collection(
-    pictures: str | Path, labels: str | Path, *, class_names: Sequence[str] | None = None
+    image_list: str | Path, labels: str | Path, *, class_names: Sequence[str] | None = None
 ) -> Collection:
-    """Photographs of a list with the labels of a CSV file; which images, the list alone says.
+    """Builds a collection from a text file that lists images and a CSV file of labels.
 
-    Whether the images are there is found out when they are read: a list may name millions.
+    The list decides which images belong to the collection. Whether the files exist is found out when they are read,
+    because a list may name millions of them.
 
     Args:
-        pictures: a text file in UTF-8, an image a line: a path, relative to the folder of the list, or a URI such
-            as ``s3://bucket/photo.jpg``. Empty lines and those that begin with ``#`` are left out.
-        labels: the CSV file (:mod:`dcsm_attr.datasets.labels`); its ids are lines of the list, or names of files
-            with or without the ending. Rows of other images are not used.
-        class_names: in the order of the class numbers. None: those that the CSV file names, sorted.
+        image_list: a text file in UTF-8 with one image per line: a path relative to the folder of the list, or a URI
+            such as ``s3://bucket/photo.jpg``. Empty lines and lines that start with ``#`` are ignored.
+        labels: the CSV file (see :mod:`dcsm_attr.datasets.labels`); an id is a line of the list, or the name of a file
+            with or without its extension. Rows of other images are ignored.
+        class_names: in the order of the class indices. None: the names in the CSV file, sorted.
 
     Returns:
-        The images in the order of the list, named without folder and ending.
+        The images in the order of the list, named without folder and extension.
 
     Raises:
         OSError: if a file cannot be opened.
-        ValueError: if the list is no text or names no image, or two of one name; if the CSV file is bad; or if
-            photographs have no row, naming the first five.
+        ValueError: if the list is not text, names no image, or names two images with the same name; if the CSV file is
+            invalid; or if images have no row (the first five are named).
     """
-    pictures = Path(pictures)
-    lines = _lines(pictures)
-    table = read_image_labels(labels, class_names)
-    photographs: dict[str, LabeledImage] = {}
-    without = []
-    for line in lines:
-        name = PurePosixPath(line).stem
-        if name in photographs:
-            raise ValueError(
-                f"{pictures}: two images have the name {name!r}: {photographs[name].path} and {line}. Results are "
-                "written under it, so that names must be unique; rename one."
-            )
-        row = _row(table, line)
-        if row is None:
-            without.append(line)
-        photographs[name] = LabeledImage(name, _path(pictures, line), () if row is None else row.classes)
-    if without:
-        raise ValueError(
-            f"{labels}: {len(without)} of {len(lines)} photographs of {pictures} have no row: "
-            f"{summarize_names(without)}. An id is a line of the list, or the name of the file, with or without the "
-            f"ending."
-        )
-    return Collection(table.class_names, tuple(photographs.values()))
-
-
-def _lines(path: Path) -> list[str]:
-    lines = [line for line in read_lines(path) if line and not line.startswith("#")]
+    image_list = Path(image_list)
+    lines = [line for line in read_lines(image_list) if line and not line.startswith("#")]
     if not lines:
-        raise ValueError(f"{path}: names no image; a list has a path or a URI a line.")
-    return lines
-
-
-def _row(table: ImageLabels, line: str) -> LabelRow | None:
-    pure = PurePosixPath(line)
-    return next((table.rows[name] for name in (line, pure.name, pure.stem) if name in table.rows), None)
-
-
-def _path(pictures: Path, line: str) -> Path | str:
-    return line if is_uri(line) else pictures.parent / line
+        raise ValueError(f"{image_list}: names no image; a list has one path or URI per line.")
+    table = read_image_labels(labels, class_names)
+    items: dict[str, LabeledImage] = {}
+    unlabeled = []
+    for line in lines:
+        pure = PurePosixPath(line)
+        if pure.stem in items:
+            raise ValueError(
+                f"{image_list}: two images have the name {pure.stem!r}: {items[pure.stem].path} and {line}. Results "
+                "are written under this name, so names must be unique; rename one."
+            )
+        row = next((table.rows[name] for name in (line, pure.name, pure.stem) if name in table.rows), None)
+        if row is None:
+            unlabeled.append(line)
+        path = line if is_uri(line) else image_list.parent / line
+        items[pure.stem] = LabeledImage(pure.stem, path, () if row is None else row.classes)
+    if unlabeled:
+        raise ValueError(
+            f"{labels}: {len(unlabeled)} of {len(lines)} images of {image_list} have no row: "
+            f"{summarize_names(unlabeled)}. An id is a line of the list, or the name of the file with or without its "
+            "extension."
+        )
+    return Collection(table.class_names, tuple(items.values()))

@@ -24,7 +24,7 @@ from dcsm_attr.datasets.labels import ImageLabels, LabelRow, write_image_labels
 from dcsm_attr.datasets.masks import label_image, read_mask
 from dcsm_attr.datasets.scene_backdrops import CLUTTER, draw_backdrop
 from dcsm_attr.datasets.scene_objects import DRAWINGS, CutOut, Floats, ObjectColors, Pen, gray_to_float, oklch
-from dcsm_attr.datasets.voc import CLASS_LIST, LABEL_LIST, LISTS
+from dcsm_attr.datasets.voc import CLASS_FILE, LABEL_FILE, LIST_FOLDER
 from dcsm_attr.io import atomic_buffer, atomic_path, diff_settings, make_writable_folder, write_json
 
 __all__ = [
@@ -287,9 +287,9 @@ def write_scene_folder(
                 rows[f"{number:06}"] = LabelRow("train" if len(rows) % _VALIDATION_EVERY else "val", classes)
                 bar.update()
             number += 1
-    write_image_labels(folder / LABEL_LIST, ImageLabels(CLASS_NAMES, rows))
-    _write_lines(folder / CLASS_LIST, CLASS_NAMES)
-    lists = make_writable_folder(folder / LISTS)
+    write_image_labels(folder / LABEL_FILE, ImageLabels(CLASS_NAMES, rows))
+    _write_lines(folder / CLASS_FILE, CLASS_NAMES)
+    lists = make_writable_folder(folder / LIST_FOLDER)
     for split in ("train", "val"):
         _write_lines(lists / f"{split}.txt", [name for name, row in rows.items() if row.split == split])
     return folder

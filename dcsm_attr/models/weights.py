@@ -118,7 +118,7 @@ def _check_name(name: str) -> None:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=5)
-        hint = f"Near it: {', '.join(near)}." if near else "torchvision.models.list_models() lists them."
+        hint = f"Similar names: {', '.join(near)}." if near else "torchvision.models.list_models() lists them."
         raise ValueError(f"torchvision has no classification model {name!r}. {hint}")
 
 

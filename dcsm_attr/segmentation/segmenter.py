@@ -309,7 +309,7 @@ class Segmenter:
             )
         if name not in self.class_names:
             near = [other for other in self.class_names if name.lower() in other.lower()]
-            hint = f" Near it: {', '.join(near[:5])}." if near else ""
+            hint = f" Similar names: {', '.join(near[:5])}." if near else ""
             raise ValueError(f"there is no class {name!r} among the {len(self.class_names)} class names.{hint}")
         return self.class_names.index(name)
 
