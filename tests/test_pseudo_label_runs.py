@@ -19,8 +19,7 @@ from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.io import FolderStorage
 from dcsm_attr.pipelines import local
-from dcsm_attr.pipelines.batches import Outputs
-from dcsm_attr.pipelines.label_files import Shard
+from dcsm_attr.pipelines.batches import Outputs, Shard
 from dcsm_attr.pipelines.local import MultiprocessEngine
 from dcsm_attr.pipelines.run import pseudo_label
 
@@ -99,7 +98,7 @@ def test_every_image_gets_what_the_segmenter_gives_it(collection, undisturbed):
     segmenter = tiny()
     first, lines = manifest(undisturbed)
     assert [line["name"] for line in lines] == [photograph.name for photograph in collection]
-    counted = {"photographs": 8, "labeled": 8, "failed": 0, "class_names": list(NAMES)}
+    counted = {"images": 8, "labeled": 8, "failed": 0, "class_names": list(NAMES)}
     assert {name: first[name] for name in counted} == counted
     assert first["settings"]["crf"]["iterations"] == 2
     for start in range(0, 8, BATCH):
@@ -225,7 +224,7 @@ def test_unreadable_images_end_nothing(tmp_path, collection, undisturbed):
         assert ("error" in line) == (i in broken)
         if i in broken:
             path = collection.images[i].path
-            assert line["photograph"] == str(path)
+            assert line["image"] == str(path)
             assert str(path) in line["error"]
         assert (folder / f"labels/p{i}.png").exists() == (i not in broken)
     # Mended photographs are tried again where that is asked for, and only then.
@@ -246,7 +245,7 @@ def test_other_settings_or_images_are_refused(tmp_path, collection, undisturbed)
     with pytest.raises(ValueError, match=r"outputs\.overlays \(3 before, 0 now\)"):
         run(collection, undisturbed, outputs=Outputs(maps=True))
     fewer = replace(collection, images=collection.images[1:])
-    with pytest.raises(ValueError, match="differ in photographs"):
+    with pytest.raises(ValueError, match=r"other settings: images \("):
         run(fewer, undisturbed)
 
 

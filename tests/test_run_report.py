@@ -36,7 +36,7 @@ def known(number, score, share):
 def labeled(name, *classes, confidence=0.5, read=0.125, label=0.5, **changes):
     entry = {
         "name": name,
-        "photograph": f"photographs/{name}.png",
+        "image": f"photographs/{name}.png",
         "labels": f"labels/{name}.png",
         "size": [30, 40],
         "classes": list(classes),
@@ -48,7 +48,7 @@ def labeled(name, *classes, confidence=0.5, read=0.125, label=0.5, **changes):
 
 def failed(name, error="{photograph}: cannot be read."):
     photograph = f"photographs/{name}.png"
-    return {"name": name, "photograph": photograph, "error": error.format(photograph=photograph)}
+    return {"name": name, "image": photograph, "error": error.format(photograph=photograph)}
 
 
 # Of four photographs that have labels, and one that has none.
@@ -65,7 +65,7 @@ def head(entries, **changes):
     failures = sum("error" in entry for entry in entries)
     run = {
         "dcsm_attr": "0.1.0",
-        "photographs": len(entries),
+        "images": len(entries),
         "labeled": len(entries) - failures,
         "failed": failures,
         "class_names": CLASS_NAMES,
@@ -98,7 +98,7 @@ def make_run(folder, entries=ENTRIES, **changes):
         if "error" not in entry:
             Image.new("RGB", (40, 30), GRAY).save(photograph)
             label_image(half_labeled()).save(folder / "labels" / f"{number}.png")
-            entry = {**entry, "photograph": str(photograph), "labels": f"labels/{number}.png"}
+            entry = {**entry, "image": str(photograph), "labels": f"labels/{number}.png"}
         placed.append(entry)
     write_manifest(folder, placed, **changes)
     return FolderStorage(folder)
@@ -180,7 +180,7 @@ def test_the_figures_by_hand(tmp_path):
 
 
 def test_an_interrupted_run(tmp_path):
-    _, content = written(make_run(tmp_path, photographs=12))
+    _, content = written(make_run(tmp_path, images=12))
     assert content["run"]["unfinished"] == 7
     assert content["run"]["labeled"] == 4
 
@@ -301,7 +301,7 @@ def test_a_thumbnail_by_its_pixels(tmp_path):
     Image.new("RGB", (400, 300), GRAY).save(path)
     (tmp_path / "labels").mkdir()
     label_image(half_labeled((300, 400), value=2)).save(tmp_path / "labels" / "a.png")
-    entry = labeled("a", photograph=str(path), size=[300, 400])
+    entry = labeled("a", image=str(path), size=[300, 400])
     found = thumbnail(storage, entry)
     photograph, labels = as_array(found.photograph), as_array(found.labels)
     assert photograph.shape == labels.shape == (150, 200, 3)
@@ -361,10 +361,10 @@ def test_what_the_run_could_read_is_not_too_large(tmp_path, monkeypatch):
 def test_images_that_are_named_by_uris(tmp_path):
     pytest.importorskip("pyarrow", reason="needs pyarrow: pip install pyarrow")
     storage = make_run(tmp_path)
-    entry = labeled("a", photograph=(tmp_path / "photographs" / "0.png").as_uri(), labels="labels/0.png")
+    entry = labeled("a", image=(tmp_path / "photographs" / "0.png").as_uri(), labels="labels/0.png")
     assert abs(as_array(thumbnail(storage, entry).photograph) - GRAY).max() <= 2
-    assert thumbnail(storage, {**entry, "photograph": entry["photograph"] + "x"}).photograph is None
-    assert thumbnail(storage, {**entry, "photograph": "nonsense://a/b"}).photograph is None
+    assert thumbnail(storage, {**entry, "image": entry["image"] + "x"}).photograph is None
+    assert thumbnail(storage, {**entry, "image": "nonsense://a/b"}).photograph is None
 
 
 class Markup(HTMLParser):
@@ -504,7 +504,7 @@ def test_a_page_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypa
             file.write(content[: len(content) // 2])
         raise OSError("no space left")
 
-    write_manifest(tmp_path, ENTRIES, photographs=99)
+    write_manifest(tmp_path, ENTRIES, images=99)
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="no space left"):
         write_report(storage, progress=False)
@@ -546,7 +546,7 @@ def real_run(folder, voc, count):
             {"class": v - 1, "name": VOC_CLASSES[v - 1], "value": v, "score": 0.9, "share": float((labels == v).mean())}
             for v in values
         ]
-        entries.append(labeled(name, *classes, photograph=str(photograph), size=list(labels.shape)))
+        entries.append(labeled(name, *classes, image=str(photograph), size=list(labels.shape)))
     write_manifest(folder, entries, class_names=list(VOC_CLASSES))
     return FolderStorage(folder), entries
 
@@ -561,7 +561,7 @@ def test_real_images(shared, tmp_path):
         assert alone.shape == with_labels.shape
         height, width = entry["size"]
         assert alone.shape[0] / alone.shape[1] == pytest.approx(height / width, rel=0.02)
-        with Image.open(entry["photograph"]) as photograph:
+        with Image.open(entry["image"]) as photograph:
             mean = np.asarray(photograph.convert("RGB")).mean(axis=(0, 1))
         assert abs(alone.mean(axis=(0, 1)) - mean).max() < 3
         # The image is as it was where the label is 0, away from the lines around the regions.
@@ -760,7 +760,7 @@ def test_one_image_enlarged(report, opened):
 
 
 def test_what_is_missing_is_told(tmp_path, opened):
-    storage = make_run(tmp_path, photographs=7)
+    storage = make_run(tmp_path, images=7)
     (tmp_path / "photographs" / "0.png").unlink()
     (tmp_path / "labels" / "1.png").unlink()
     (tmp_path / "photographs" / "3.png").unlink()

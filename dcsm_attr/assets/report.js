@@ -129,7 +129,7 @@ function showClasses() {
       "tr",
       {},
       element("td", {}, button),
-      element("td", {}, number(one.photographs)),
+      element("td", {}, number(one.images)),
       element("td", {}, share.mean === null ? "–" : percent(share.mean)),
       element("td", {}, probability(score.mean)),
     );
@@ -218,7 +218,7 @@ function showDisagreements() {
       const row = places.get(one.name);
       const name = row
         ? element("button", { type: "button", onclick: () => enlarge(row) }, one.name)
-        : element("span", { title: one.photograph }, one.name);
+        : element("span", { title: one.image }, one.name);
       return element("li", {}, element("span", { className: "text" }, name), classLine(one.class, one.score, one.share));
     }),
   );

@@ -26,7 +26,7 @@ from dcsm_attr.cli.runs import open_labeled_collection
 
 if TYPE_CHECKING:
     from dcsm_attr.io import Storage
-    from dcsm_attr.pipelines.label_files import Shard
+    from dcsm_attr.pipelines.batches import Shard
     from dcsm_attr.pipelines.local import Engine
     from dcsm_attr.segmentation import Segmenter
 
@@ -213,7 +213,7 @@ def _report(storage: "Storage", shard: "Shard") -> None:
 
 
 def _shard(text: str | None) -> "Shard":
-    from dcsm_attr.pipelines.label_files import Shard
+    from dcsm_attr.pipelines.batches import Shard
 
     if text is None:
         return Shard()

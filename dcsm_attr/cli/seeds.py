@@ -85,7 +85,8 @@ def write_seed_folder(classifier: "Classifier", localizer: "Localizer", options:
         ValueError: if the classes of the images are not the classifier's, or an option is out of its range.
     """
     from dcsm_attr.io import make_writable_folder
-    from dcsm_attr.pipelines.label_files import BackgroundSeedSettings, Shard, middle_layer, write_seeds
+    from dcsm_attr.pipelines.batches import Shard
+    from dcsm_attr.pipelines.label_files import BackgroundSeedSettings, middle_layer, write_seeds
 
     collection = open_labeled_collection(options.data, options.labels, options.split, classifier.class_names)
     folder = make_writable_folder(options.output)
@@ -306,7 +307,8 @@ def affinity(
       dcsm-attr affinity photos --labels labels.csv --weights best.safetensors --backbone resnet50
     """
     from dcsm_attr.io import make_writable_folder, write_json
-    from dcsm_attr.pipelines.label_files import Confidence, Shard, write_confident_labels, write_pseudo_labels
+    from dcsm_attr.pipelines.batches import Shard
+    from dcsm_attr.pipelines.label_files import Confidence, write_confident_labels, write_pseudo_labels
     from dcsm_attr.training.affinity import PRESETS, train_affinity_net
     from dcsm_attr.training.distributed import local_device
     from dcsm_attr.training.loop import Settings

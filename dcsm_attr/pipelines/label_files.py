@@ -1,18 +1,16 @@
-"""Label maps of a whole collection as a folder of pictures, which a later run resumes.
+"""Folders of label maps: confident labels and pseudo-labels of AffinityNet, and seeds of a segmentation network.
 
-From photographs with image-level labels to the label maps that AffinityNet learns from, and to pseudo-labels.
-
-From photographs with image-level labels to a folder of seeds, which a segmentation network learns from.
+All of them are written by :func:`write_label_maps`: ``NAME.png``, a palette image, for each image of a collection with
+image-level labels, and ``settings.json``. An interrupted command resumes. For large collections, with scores and
+failures on record, see :mod:`dcsm_attr.pipelines.run`.
 """
 
 import logging
-import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,18 +26,17 @@ from dcsm_attr.datasets.images import ImageReadError, read_image
 from dcsm_attr.datasets.masks import label_image, resize_labels
 from dcsm_attr.datasets.preprocess import CanvasImage, Preprocess
 from dcsm_attr.evaluation.result import parameters_digest
-from dcsm_attr.io import atomic_buffer, open_run_folder
+from dcsm_attr.io import FolderStorage, open_run_storage
 from dcsm_attr.models.stochastic import use_generator
+from dcsm_attr.pipelines.batches import WHOLE, Shard, check_overwrite, encode_image, plan_batches, process_batches
 from dcsm_attr.segmentation import Segmenter
-from dcsm_attr.segmentation.stream import default_num_readers, run_pipeline
+from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, default_num_readers, restore_segmentation
 from dcsm_attr.wsss.affinity import RELEASED_CRF, RELEASED_EXPONENTS, confident_labels
 from dcsm_attr.wsss.seeds import Localizer, bottom_fraction, median_filter_3x3, middle_layer_saliency, seed_labels
 
 __all__ = [
     "BackgroundSeedSettings",
     "Confidence",
-    "LabelStream",
-    "Shard",
     "image_seeds",
     "middle_layer",
     "write_confident_labels",
@@ -48,122 +45,158 @@ __all__ = [
     "write_seeds",
 ]
 
-
 _logger = logging.getLogger(__name__)
 
-#: For each image, in order, its label map ``(H, W)``, 0 to 255, or why it could not be read.
-LabelStream = Generator[npt.NDArray[np.integer] | ImageReadError, None, None]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The part of a collection that one of several processes takes, each of which writes into the same folder.
-
-    Attributes:
-        index: of this process, from 0.
-        count: how many there are.
-
-    Raises:
-        ValueError: if the index is not one of so many.
-    """
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if not 0 <= self.index < self.count:
-            raise ValueError(f"a shard's index must be in 0 to count - 1 = {self.count - 1}, got {self.index}.")
-
-    @classmethod
-    def from_environment(cls) -> "Shard":
-        """The part of one of the processes that ``torchrun`` started; without it, everything."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+_Read = TypeVar("_Read")
+_Labeled = TypeVar("_Labeled")
 
 
 def write_label_maps(
     collection: Collection,
     folder: str | Path,
-    depends_on: Mapping[str, Any],
-    labeled: Callable[[Sequence[LabeledImage]], LabelStream],
+    settings: Mapping[str, Any],
     *,
+    read: Callable[[LabeledImage], _Read],
+    label: Callable[[Sequence[_Read]], Sequence[_Labeled]],
+    finish: Callable[[_Labeled], npt.NDArray[np.integer]],
     batch_size: int,
-    shard: Shard = Shard(),
+    num_readers: int,
+    shard: Shard = WHOLE,
     max_pixels: int | None = None,
+    overwrite: bool = False,
     description: str = "labels",
     progress: bool = True,
 ) -> dict[str, str]:
     """Write ``NAME.png``, a palette image, for each image of a collection.
 
-    Batches whose label maps are all there are left out; the others are computed as a whole, so that each image
-    gets the same, to the last bit, as in a run that was not cut off. An image that is known to show no class is
-    background all over.
+    Batches whose label maps all exist are skipped; the others are processed as a whole, so that each image gets exactly
+    the same labels as in an uninterrupted run. An image that is known to show no class is all background; it is only
+    read for its size. An image that cannot be read is logged and skipped.
 
     Args:
-        collection: photographs with image-level labels.
-        folder: where to write, beside ``settings.json``.
-        depends_on: everything that the label maps depend on, JSON-serializable.
-        labeled: computes them, lazily, in batches of ``batch_size`` photographs, of which each shows a class.
-        batch_size: photographs that are computed together.
-        shard: every ``count``-th batch is this process's.
-        max_pixels: photographs with more pixels are not read, see :func:`dcsm_attr.datasets.images.read_image`.
-        description: for the bar.
-        progress: whether to show it.
+        collection: images with image-level labels.
+        folder: where to write.
+        settings: everything that the label maps depend on, JSON-serializable.
+        read: reads one image that shows a class; may raise ``ImageReadError``. Called in threads.
+        label: computes a result for each image of a batch.
+        finish: converts the result of one image to a label map ``(H, W)`` with values in 0 to 255. Called in a thread.
+        batch_size: images that are labeled together.
+        num_readers: number of threads that read. 0: everything runs in the caller's thread.
+        shard: the part of the batches to process.
+        max_pixels: images with more pixels are not read, see :func:`dcsm_attr.datasets.images.read_image`.
+        overwrite: whether to remove the label maps of an earlier run, of any settings, and start over; not for one of
+            several shards.
+        description: label of the progress bar.
+        progress: whether to show a progress bar.
 
     Returns:
-        Why images could not be read, by their names; each is logged too.
+        Why images could not be read, by name.
 
     Raises:
         OSError: if the folder cannot be written to.
-        ValueError: if it holds label maps that depend on something else.
+        ValueError: if it holds label maps of other settings, and ``overwrite`` is not set.
     """
-    folder = open_run_folder(folder, {**depends_on, "batch_size": batch_size}, "label maps", results=["*.png"])
-    showing = [photograph for photograph in collection if photograph.classes]
-    batches = [showing[i : i + batch_size] for i in range(0, len(showing), batch_size)][shard.index :: shard.count]
-    unfinished = [batch for batch in batches if not all(_path(folder, one).exists() for one in batch)]
-    due = [photograph for batch in unfinished for photograph in batch]
-    without = [photograph for photograph in collection if not photograph.classes][shard.index :: shard.count]
-    empty = [photograph for photograph in without if not _path(folder, photograph).exists()]
-    skipped: dict[str, str] = {}
-    total = sum(map(len, batches)) + len(without)
-    done = total - len(due) - len(empty)
-    with tqdm(total=total, initial=done, unit="photo", desc=description, disable=not progress) as bar:
-        for photographs, stream in ((due, labeled(due)), (empty, _backgrounds(empty, max_pixels))):
-            with closing(stream) as found:
-                for photograph, labels in zip(photographs, found, strict=True):
-                    if isinstance(labels, ImageReadError):
-                        _logger.warning("%s is skipped: %s", photograph.name, labels)
-                        skipped[photograph.name] = str(labels)
-                    else:
-                        with atomic_buffer(_path(folder, photograph)) as file:
-                            label_image(labels).save(file, "PNG")
-                    bar.update()
-    return skipped
+    check_overwrite(overwrite, shard)
+    storage = FolderStorage(folder)
+    settings = {**settings, "batch_size": batch_size}
+    open_run_storage(storage, settings, "label maps", results=["*.png"], overwrite=overwrite)
+    batches = plan_batches(collection, batch_size, shard)
+    existing = storage.names("")
+    unfinished = [batch for batch in batches if not existing.issuperset(f"{item.name}.png" for item in batch.items)]
+
+    def read_item(position: int, item: LabeledImage) -> tuple[LabeledImage, _Read | npt.NDArray[np.integer]]:
+        if item.classes:
+            return item, read(item)
+        width, height = read_image(item.path, max_pixels=max_pixels).size
+        return item, np.zeros((height, width), dtype=np.uint8)
+
+    def label_batch(images: Sequence[tuple[LabeledImage, Any]]) -> list[tuple[LabeledImage, Any]]:
+        showing = [image for item, image in images if item.classes]
+        results = iter(label(showing) if showing else ())
+        return [(item, next(results) if item.classes else background) for item, background in images]
+
+    def write(result: tuple[LabeledImage, Any]) -> None:
+        item, labels = result
+        labels = finish(labels) if item.classes else labels
+        storage.write(f"{item.name}.png", encode_image(label_image(labels), "PNG"))
+
+    failures: dict[str, str] = {}
+    total = sum(map(len, batches))
+    done = total - sum(map(len, unfinished))
+    with (
+        tqdm(total=total, initial=done, unit="image", desc=description, disable=not progress) as bar,
+        closing(process_batches(unfinished, read_item, label_batch, write, num_readers=num_readers)) as finished,
+    ):
+        for batch, results in finished:
+            for item, error in zip(batch.items, results, strict=True):
+                if isinstance(error, ImageReadError):
+                    _logger.warning("%s is skipped: %s", item.name, error)
+                    failures[item.name] = str(error)
+            bar.update(len(batch))
+    return failures
 
 
-def _path(folder: Path, photograph: LabeledImage) -> Path:
-    return folder / f"{photograph.name}.png"
+def write_pseudo_labels(
+    segmenter: Segmenter,
+    collection: Collection,
+    folder: str | Path,
+    *,
+    batch_size: int = 4,
+    shard: Shard = WHOLE,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, str]:
+    """Write the label map that a segmenter computes for each image from its known classes.
 
+    An existing folder is resumed; see :func:`write_label_maps`.
 
-def _backgrounds(photographs: Sequence[LabeledImage], max_pixels: int | None) -> LabelStream:
-    for photograph in photographs:
-        try:
-            width, height = read_image(photograph.path, max_pixels=max_pixels).size
-            yield np.zeros((height, width), dtype=np.uint8)
-        except ImageReadError as error:
-            yield error
+    Args:
+        segmenter: any, with the random walk of AffinityNet or without.
+        collection: images with image-level labels; masks are not read.
+        folder: where to write.
+        batch_size: images that go through the model together.
+        shard: the part of the collection to process.
+        overwrite: whether to start over instead of resuming.
+        progress: whether to show a progress bar.
 
+    Returns:
+        Why images could not be read, by name.
 
-_Read = tuple[LabeledImage, CanvasImage]
+    Raises:
+        OSError: if the folder cannot be written to.
+        ValueError: if it holds labels of other settings.
+    """
+
+    def read(item: LabeledImage) -> PreparedImage:
+        return segmenter.prepare_image(item.path, item.classes)
+
+    def finish(image: AttributedImage) -> npt.NDArray[np.integer]:
+        return restore_segmentation(image).display_labels()
+
+    return write_label_maps(
+        collection,
+        folder,
+        {"parameters": parameters_digest(segmenter.model), **segmenter.settings},
+        read=read,
+        label=segmenter.attribute_batch,
+        finish=finish,
+        batch_size=batch_size,
+        num_readers=segmenter.num_readers,
+        shard=shard,
+        max_pixels=segmenter.max_pixels,
+        overwrite=overwrite,
+        description="pseudo-labels",
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """Where labels are confident; see :func:`dcsm_attr.wsss.affinity.confident_labels`.
+    """When a label is confident; see :func:`dcsm_attr.wsss.affinity.confident_labels`.
 
     Attributes:
-        low, high: exponents of the background.
-        crf: refines both labelings.
+        low, high: exponents of the background score.
+        crf: refines the labels of both backgrounds.
     """
 
     low: float = RELEASED_EXPONENTS.low
@@ -178,139 +211,84 @@ def write_confident_labels(
     confidence: Confidence = Confidence(),
     *,
     batch_size: int = 4,
-    shard: Shard = Shard(),
+    shard: Shard = WHOLE,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Write a label map for each image of a collection: labels on its canvas where two backgrounds agree.
+    """Write the labels that AffinityNet is trained on, at the size of the image on its canvas.
 
-    An existing folder is resumed; see :func:`dcsm_attr.pipelines.label_files.write_label_maps`.
+    An existing folder is resumed; see :func:`write_label_maps`.
 
     Args:
-        segmenter: its model, saliency and preprocessing are used; its own background, walk and CRF are not.
-        collection: photographs with image-level labels; true masks are never read.
+        segmenter: provides model, saliency and preprocessing; its background, random walk and CRF are not used.
+        collection: images with image-level labels; masks are not read.
         folder: where to write.
-        confidence: where labels are confident.
-        batch_size: photographs that go through the model together.
-        shard: the part of the collection that is this process's.
-        progress: whether to show a bar.
+        confidence: when a label is confident; other pixels are 255.
+        batch_size: images that go through the model together.
+        shard: the part of the collection to process.
+        overwrite: whether to start over instead of resuming.
+        progress: whether to show a progress bar.
 
     Returns:
-        Why images could not be read, by their names.
+        Why images could not be read, by name.
 
     Raises:
         OSError: if the folder cannot be written to.
         ValueError: if it holds labels of other settings.
     """
 
-    def read(photograph: LabeledImage) -> _Read:
-        return photograph, segmenter.preprocess(read_image(photograph.path, max_pixels=segmenter.max_pixels))
+    def read(item: LabeledImage) -> tuple[LabeledImage, CanvasImage]:
+        return item, segmenter.preprocess(read_image(item.path, max_pixels=segmenter.max_pixels))
 
-    def stream(photographs: Sequence[LabeledImage]) -> LabelStream:
-        return run_pipeline(
-            photographs,
-            read,
-            partial(_confident_labels_of_batch, segmenter, confidence),
-            lambda labels: labels.cpu().numpy(),
-            batch_size=batch_size,
-            workers=segmenter.num_readers,
-            allowed_errors=ImageReadError,
-        )
+    def label(batch: Sequence[tuple[LabeledImage, CanvasImage]]) -> list[Tensor]:
+        canvases = torch.stack([canvas.tensor for _, canvas in batch]).to(segmenter.device)
+        maps = segmenter.saliency.class_maps(canvases, [item.classes for item, _ in batch])
+        return [
+            confident_labels(
+                canvas.crop(maps.maps[i, present]),
+                maps.classes[i, present],
+                canvas.pixels,
+                low=confidence.low,
+                high=confidence.high,
+                crf=confidence.crf,
+            )
+            for i, ((_, canvas), present) in enumerate(zip(batch, maps.detected, strict=True))
+        ]
 
-    depends_on = {
-        "model": parameters_digest(segmenter.model),
-        "saliency": segmenter.saliency.settings,
-        "preprocess": asdict(segmenter.preprocess),
-        "confidence": asdict(confidence),
-    }
     return write_label_maps(
         collection,
         folder,
-        depends_on,
-        stream,
+        {
+            "model": parameters_digest(segmenter.model),
+            "saliency": segmenter.saliency.settings,
+            "preprocess": asdict(segmenter.preprocess),
+            "confidence": asdict(confidence),
+        },
+        read=read,
+        label=label,
+        finish=_to_numpy,
         batch_size=batch_size,
+        num_readers=segmenter.num_readers,
         shard=shard,
         max_pixels=segmenter.max_pixels,
+        overwrite=overwrite,
         description="confident labels",
         progress=progress,
     )
 
 
-def _confident_labels_of_batch(segmenter: Segmenter, confidence: Confidence, batch: Sequence[_Read]) -> list[Tensor]:
-    """The labels of images that go through the model together."""
-    canvases = torch.stack([prepared.tensor for _, prepared in batch]).to(segmenter.device)
-    found = segmenter.saliency.class_maps(canvases, [photograph.classes for photograph, _ in batch])
-    return [
-        confident_labels(
-            prepared.crop(found.maps[image, present]),
-            found.classes[image, present],
-            prepared.pixels,
-            low=confidence.low,
-            high=confidence.high,
-            crf=confidence.crf,
-        )
-        for image, ((_, prepared), present) in enumerate(zip(batch, found.detected, strict=True))
-    ]
-
-
-def write_pseudo_labels(
-    segmenter: Segmenter,
-    collection: Collection,
-    folder: str | Path,
-    *,
-    batch_size: int = 4,
-    shard: Shard = Shard(),
-    progress: bool = True,
-) -> dict[str, str]:
-    """Write the label map that a segmenter gives each image, told which classes are in it.
-
-    An existing folder is resumed; see :func:`dcsm_attr.pipelines.label_files.write_label_maps`.
-
-    Args:
-        segmenter: any, with AffinityNet's walk or without.
-        collection: photographs with image-level labels; true masks are never read.
-        folder: where to write.
-        batch_size: photographs that go through the model together.
-        shard: the part of the collection that is this process's.
-        progress: whether to show a bar.
-
-    Returns:
-        Why images could not be read, by their names.
-
-    Raises:
-        OSError: if the folder cannot be written to.
-        ValueError: if it holds labels of other settings.
-    """
-
-    def stream(photographs: Sequence[LabeledImage]) -> LabelStream:
-        found = segmenter.segment_stream(
-            (photograph.path for photograph in photographs),
-            (photograph.classes for photograph in photographs),
-            batch_size=batch_size,
-            allowed_errors=ImageReadError,
-        )
-        for result in found:
-            yield result if isinstance(result, ImageReadError) else result.display_labels()
-
-    return write_label_maps(
-        collection,
-        folder,
-        {"parameters": parameters_digest(segmenter.model), **segmenter.settings},
-        stream,
-        batch_size=batch_size,
-        shard=shard,
-        max_pixels=segmenter.max_pixels,
-        description="pseudo-labels",
-        progress=progress,
-    )
+def _to_numpy(labels: Tensor) -> npt.NDArray[np.integer]:
+    array: npt.NDArray[np.integer] = labels.cpu().numpy()
+    return array
 
 
 @dataclass(frozen=True)
 class BackgroundSeedSettings:
-    """SEC's background: the pixels where a middle layer tells the least of any class.
+    """Background seeds of SEC: the pixels with the lowest saliency of a middle layer.
 
     Attributes:
         layer: its name, see :func:`middle_layer`.
-        share: of the image; SEC has 0.1.
+        share: of the pixels of the image; 0.1 in SEC.
     """
 
     layer: str
@@ -318,12 +296,12 @@ class BackgroundSeedSettings:
 
 
 def middle_layer(network: nn.Module) -> str:
-    """Select the convolution in the middle of the layer blocks; of VGG-16 conv4_1, as in SEC.
+    """Select the convolution in the middle of the layer blocks; conv4_1 for VGG-16, as in SEC.
 
     Blocks are those of :func:`~dcsm_attr.attribution.layers.layer_blocks`.
 
     Args:
-        network: any CNN; it is left as it is.
+        network: any CNN.
 
     Raises:
         TypeError, ValueError, RuntimeError: as ``layer_blocks``.
@@ -335,34 +313,34 @@ def middle_layer(network: nn.Module) -> str:
 def image_seeds(
     network: nn.Module,
     localizer: Localizer,
-    prepared: CanvasImage,
+    canvas: CanvasImage,
     classes: Sequence[int],
     background: BackgroundSeedSettings,
 ) -> Tensor:
-    """Find the seeds of one image.
+    """Compute the seeds of one image.
 
     Args:
-        network: the classifier, for the background; its device is where everything is computed.
-        localizer: for the foreground.
-        prepared: the image.
-        classes: in it, at least one.
-        background: where it is looked for.
+        network: the classifier, for the background; everything runs on its device.
+        localizer: finds the foreground.
+        canvas: the image.
+        classes: in the image, at least one.
+        background: how to find the background.
 
     Returns:
-        ``(H, W)`` int64 of the image's own size: 0 background, ``c + 1`` for class c, 255 where there is no seed.
+        ``(H, W)`` int64 of the size of the image: 0 background, ``c + 1`` for class c, 255 where there is no seed.
 
     Raises:
         ValueError: if the layer is not in the network, or a share is out of its range.
     """
-    canvas = prepared.tensor[None].to(next(network.parameters()).device)
-    foreground, maps = localizer(canvas, prepared, classes)
-    # Where the network selects units at random, the same ones each time.
+    inputs = canvas.tensor[None].to(next(network.parameters()).device)
+    foreground, maps = localizer(inputs, canvas, classes)
+    # A network that selects units at random selects the same ones each time.
     with use_generator(torch.Generator().manual_seed(0)):
-        saliency = middle_layer_saliency(network, canvas, background.layer)
-    seen = prepared.crop(upsample(median_filter_3x3(saliency), (canvas.shape[2], canvas.shape[3])))
-    numbers = torch.tensor([list(classes)], device=canvas.device)
-    labels = seed_labels(foreground[None], bottom_fraction(seen, background.share), maps[None], numbers)
-    return resize_labels(labels[0], prepared.size)
+        saliency = middle_layer_saliency(network, inputs, background.layer)
+    saliency = canvas.crop(upsample(median_filter_3x3(saliency), (inputs.shape[2], inputs.shape[3])))
+    numbers = torch.tensor([list(classes)], device=inputs.device)
+    labels = seed_labels(foreground[None], bottom_fraction(saliency, background.share), maps[None], numbers)
+    return resize_labels(labels[0], canvas.size)
 
 
 def write_seeds(
@@ -373,66 +351,58 @@ def write_seeds(
     preprocess: Preprocess,
     background: BackgroundSeedSettings,
     *,
-    shard: Shard = Shard(),
+    shard: Shard = WHOLE,
     max_pixels: int | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Write the seeds of each image of a collection as a label map ``NAME.png``, 255 where there is none.
+    """Write the seeds of each image of a collection, from which a segmentation network learns; 255 is no seed.
 
-    An existing folder is resumed; see :func:`dcsm_attr.pipelines.label_files.write_label_maps`.
+    An existing folder is resumed; see :func:`write_label_maps`.
 
     Args:
-        network: the classifier, on the device where it is to run; it is left as it is.
-        localizer: for the foreground.
-        collection: photographs with image-level labels; true masks are never read.
+        network: the classifier, on the device where it runs; it is left unchanged.
+        localizer: finds the foreground.
+        collection: images with image-level labels; masks are not read.
         folder: where to write.
-        preprocess: the canvas.
-        background: where it is looked for.
-        shard: the part of the collection that is this process's.
-        max_pixels: photographs with more pixels are not read, see :func:`dcsm_attr.datasets.images.read_image`.
-        progress: whether to show a bar.
+        preprocess: puts images on the canvas of the network.
+        background: how to find the background.
+        shard: the part of the collection to process.
+        max_pixels: images with more pixels are not read, see :func:`dcsm_attr.datasets.images.read_image`.
+        overwrite: whether to start over instead of resuming.
+        progress: whether to show a progress bar.
 
     Returns:
-        Why images could not be read, by their names.
+        Why images could not be read, by name.
 
     Raises:
         OSError: if the folder cannot be written to.
         ValueError: if it holds label maps of other settings, or a setting is out of its range.
     """
 
-    def read(photograph: LabeledImage) -> tuple[LabeledImage, CanvasImage]:
-        return photograph, preprocess(read_image(photograph.path, max_pixels=max_pixels))
+    def read(item: LabeledImage) -> tuple[LabeledImage, CanvasImage]:
+        return item, preprocess(read_image(item.path, max_pixels=max_pixels))
 
-    def seeded(batch: Sequence[tuple[LabeledImage, CanvasImage]]) -> list[Tensor]:
-        return [
-            image_seeds(network, localizer, prepared, photograph.classes, background) for photograph, prepared in batch
-        ]
+    def label(batch: Sequence[tuple[LabeledImage, CanvasImage]]) -> list[Tensor]:
+        return [image_seeds(network, localizer, canvas, item.classes, background) for item, canvas in batch]
 
-    def stream(photographs: Sequence[LabeledImage]) -> LabelStream:
-        return run_pipeline(
-            photographs,
-            read,
-            seeded,
-            lambda labels: labels.cpu().numpy(),
-            batch_size=1,
-            workers=default_num_readers(next(network.parameters()).device),
-            allowed_errors=ImageReadError,
-        )
-
-    depends_on = {
-        "parameters": parameters_digest(network),
-        "foreground": localizer.settings,
-        "background": asdict(background),
-        "preprocess": asdict(preprocess),
-    }
     return write_label_maps(
         collection,
         folder,
-        depends_on,
-        stream,
+        {
+            "parameters": parameters_digest(network),
+            "foreground": localizer.settings,
+            "background": asdict(background),
+            "preprocess": asdict(preprocess),
+        },
+        read=read,
+        label=label,
+        finish=_to_numpy,
         batch_size=1,
+        num_readers=default_num_readers(next(network.parameters()).device),
         shard=shard,
         max_pixels=max_pixels,
+        overwrite=overwrite,
         description="seeds",
         progress=progress,
     )

@@ -1,6 +1,6 @@
-"""Engines of one machine: this process, whose steps overlap, or several processes.
+"""Engines: they process the batches of a run, here in this process or in several processes of this machine.
 
-What does the work of a run: this process, several, or a cluster.
+:class:`dcsm_attr.pipelines.ray.RayEngine` does the same on a cluster.
 """
 
 import multiprocessing
@@ -9,7 +9,6 @@ import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -23,34 +22,34 @@ from dcsm_attr.pipelines.batches import (
     ImageBatch,
     Labeler,
     Outputs,
-    Step,
-    failure,
+    PendingImage,
+    failure_record,
     load_image,
+    process_batches,
+    write_image_files,
     write_records,
-    written,
 )
 from dcsm_attr.segmentation.segmenter import Segmenter
-from dcsm_attr.segmentation.stream import run_pipeline
 
 __all__ = ["Engine", "FinishedBatch", "Job", "MultiprocessEngine", "SegmenterFactory", "local_engine"]
 
 
-#: Builds the segmenter, on the device where it is to run, from nothing: it is called where the work is done.
+#: Builds the segmenter on the device where it runs; called once in each process that labels images.
 SegmenterFactory = Callable[[], Segmenter]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done with each batch; it can be sent to other processes if its parts can.
+    """What to do with each batch; it can be sent to other processes if its parts can be pickled.
 
     Attributes:
-        recipe: of the segmenter.
-        outputs: what is written.
-        storage: where.
-        max_pixels: of an image, see :func:`dcsm_attr.datasets.images.read_image`.
+        build_segmenter: builds the segmenter.
+        outputs: what to write.
+        storage: where to write.
+        max_pixels: images with more pixels are not read, see :func:`dcsm_attr.datasets.images.read_image`.
     """
 
-    recipe: SegmenterFactory
+    build_segmenter: SegmenterFactory
     outputs: Outputs
     storage: Storage
     max_pixels: int | None = None
@@ -62,7 +61,7 @@ class FinishedBatch:
 
     Attributes:
         number: of the batch.
-        records: the lines of its images.
+        records: the lines of the manifest of its images.
     """
 
     number: int
@@ -70,91 +69,73 @@ class FinishedBatch:
 
 
 class Engine(Protocol):
-    """A way to do a job."""
+    """Processes the batches of a run."""
 
     def __call__(self, job: Job, batches: Sequence[ImageBatch]) -> Generator[FinishedBatch, None, None]:
-        """Do the job, and write the files.
+        """Label the images of batches and write their files.
 
         Returns:
-            The batches, as they are finished, in any order. Closed before its end, it ends what it began.
+            The batches as they are finished, in any order. Closing the generator early stops the work.
         """
         ...
 
 
-# So often in a row, without a batch finished between, processes may die before the run gives up.
-_MAX_WORKER_DEATHS = 3
-
-
 def local_engine(job: Job, batches: Sequence[ImageBatch]) -> Generator[FinishedBatch, None, None]:
-    """Do a job here: beside a GPU, reading, the model, and writing at once; on the CPU, whose cores it shares, in turn.
+    """Process batches in this process: see :class:`Engine`.
 
-    See :class:`dcsm_attr.pipelines.local.Engine`.
+    On a GPU, reading, the model and writing overlap. On the CPU they take turns, because they would share its cores.
     """
-    labeler = Labeler(job.recipe(), job.outputs)
-    return _finished(labeler, job, batches, labeler.segmenter.num_readers)
+    labeler = Labeler(job.build_segmenter(), job.outputs)
+    return _process(labeler, job, batches, labeler.segmenter.num_readers)
 
 
-def _finished(
-    labeler: Labeler, job: Job, batches: Sequence[ImageBatch], workers: int
+def _process(
+    labeler: Labeler, job: Job, batches: Sequence[ImageBatch], num_readers: int
 ) -> Generator[FinishedBatch, None, None]:
-    def read(item: tuple[int, LabeledImage]) -> Step:
-        return labeler.prepared(load_image(*item, job.max_pixels))
+    def read(position: int, item: LabeledImage) -> PendingImage:
+        return labeler.prepare(load_image(position, item, job.max_pixels))
 
-    for size, alike in _uniform_batches(batches):
-        results = run_pipeline(
-            (item for batch in alike for item in batch),
-            read,
-            labeler.attributed,
-            lambda step: written(job.storage, labeler.finished(step)),
-            batch_size=size,
-            workers=workers,
-            allowed_errors=ImageReadError,
-        )
-        with closing(results):
-            for batch in alike:
-                records = _records(batch, islice(results, size))
-                write_records(job.storage, batch.number, records)
-                yield FinishedBatch(batch.number, records)
+    def finish(image: PendingImage) -> Mapping[str, Any]:
+        return write_image_files(job.storage, labeler.finish(image))
+
+    for batch, results in process_batches(batches, read, labeler.attribute, finish, num_readers=num_readers):
+        records = [
+            failure_record(item, str(result)) if isinstance(result, ImageReadError) else result
+            for item, result in zip(batch.items, results, strict=True)
+        ]
+        write_records(job.storage, batch.number, records)
+        yield FinishedBatch(batch.number, records)
 
 
-def _uniform_batches(batches: Sequence[ImageBatch]) -> Iterator[tuple[int, list[ImageBatch]]]:
-    """The last batch of a collection may be smaller, and the others must keep their borders."""
-    sizes = sorted({len(batch.photographs) for batch in batches}, reverse=True)
-    return ((size, [batch for batch in batches if len(batch.photographs) == size]) for size in sizes)
-
-
-def _records(batch: ImageBatch, results: Iterable[Mapping[str, Any] | ImageReadError]) -> list[Mapping[str, Any]]:
-    return [
-        failure(photograph, str(result)) if isinstance(result, ImageReadError) else result
-        for photograph, result in zip(batch.photographs, results, strict=True)
-    ]
+# The run ends when processes die this many times in a row without finishing a batch.
+_MAX_WORKER_DEATHS = 3
 
 
 @dataclass(frozen=True)
 class MultiprocessEngine:
-    """Do a job in several processes of this machine, which take batches as they come to them.
+    """Process batches in several processes of this machine.
 
-    GPUs are dealt out in turn; on the CPU each process gets its share of the cores. A process that is killed is
-    replaced, and its batch is done again.
+    GPUs are assigned to processes in turn; on the CPU each process gets its share of the cores. A process that is
+    killed is replaced, and its batch is processed again.
 
     Attributes:
-        workers: how many processes.
+        workers: number of processes.
     """
 
     workers: int
 
     def __call__(self, job: Job, batches: Sequence[ImageBatch]) -> Generator[FinishedBatch, None, None]:
-        """See :class:`dcsm_attr.pipelines.local.Engine`.
+        """See :class:`Engine`.
 
         Raises:
-            ChildProcessError: if processes die again and again.
+            ChildProcessError: if processes die repeatedly without finishing a batch.
         """
-        left = {batch.number: batch for batch in batches}
+        unfinished = {batch.number: batch for batch in batches}
         deaths = 0
-        while left:
+        while unfinished:
             try:
-                for finished in self._run_pool(job, list(left.values())):
-                    del left[finished.number]
+                for finished in self._run_pool(job, list(unfinished.values())):
+                    del unfinished[finished.number]
                     deaths = 0
                     yield finished
             except BrokenProcessPool as error:
@@ -162,12 +143,12 @@ class MultiprocessEngine:
                 if deaths == _MAX_WORKER_DEATHS:
                     raise ChildProcessError(
                         f"{_MAX_WORKER_DEATHS} times in a row, a process was killed before a batch was finished, most "
-                        f"likely for want of memory. Fewer workers or a smaller batch take less; the same command "
-                        f"goes on."
+                        "likely for lack of memory. Use fewer workers or a smaller batch size; the same command "
+                        "resumes the run."
                     ) from error
 
     def _run_pool(self, job: Job, batches: Sequence[ImageBatch]) -> Iterator[FinishedBatch]:
-        # A process that is forked inherits threads of torch that do not run, and cannot use a GPU.
+        # A forked process inherits threads of torch that do not run, and cannot use a GPU.
         context = multiprocessing.get_context("spawn")
         numbers = context.SimpleQueue()
         for number in range(self.workers):
@@ -180,33 +161,33 @@ class MultiprocessEngine:
 
 
 def _as_completed(pool: ProcessPoolExecutor, batches: Iterable[ImageBatch], ahead: int) -> Iterator[FinishedBatch]:
-    left = iter(batches)
-    running: set[Future[FinishedBatch]] = {pool.submit(_label, batch) for batch in islice(left, ahead)}
+    waiting = iter(batches)
+    running: set[Future[FinishedBatch]] = {pool.submit(_process_in_worker, batch) for batch in islice(waiting, ahead)}
     while running:
         done, running = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
-            running |= {pool.submit(_label, batch) for batch in islice(left, 1)}
+            running |= {pool.submit(_process_in_worker, batch) for batch in islice(waiting, 1)}
             yield future.result()
 
 
 class _WorkerState:
-    """What a process of the pool has, from its beginning to its end."""
+    """Global state of a process of the pool."""
 
     labeler: Labeler
     job: Job
 
 
 def _init_worker(job: Job, numbers: Any, workers: int) -> None:
-    # The parent process is told of an interruption, and ends the others.
+    # Ctrl-C reaches the parent process, which ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if torch.cuda.is_available():
         torch.cuda.set_device(numbers.get() % torch.cuda.device_count())
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    _WorkerState.labeler = Labeler(job.recipe(), job.outputs)
+    _WorkerState.labeler = Labeler(job.build_segmenter(), job.outputs)
     _WorkerState.job = job
 
 
-def _label(batch: ImageBatch) -> FinishedBatch:
-    [finished] = _finished(_WorkerState.labeler, _WorkerState.job, [batch], 0)
+def _process_in_worker(batch: ImageBatch) -> FinishedBatch:
+    [finished] = _process(_WorkerState.labeler, _WorkerState.job, [batch], 0)
     return finished

@@ -1,8 +1,7 @@
-"""The actors of a cluster that do without the model: they read and write.
+"""Engine for a cluster: Ray Data does the scheduling, the retries and the autoscaling.
 
-Apart from the engine, so that what they import is little: not torchvision, nor what captum brings.
-
-The engine of a cluster: Ray Data, of which everything that is distributed is: scheduling, retries, autoscaling.
+A row of the data set is a batch; its values are numbers and pickled bytes. Three pools of actors process it:
+``_Reader`` reads the images, ``_ModelActor`` labels them, ``_Writer`` writes the files.
 """
 
 import json
@@ -19,93 +18,42 @@ from dcsm_attr.datasets.images import ImageReadError
 from dcsm_attr.io import Storage, is_uri
 from dcsm_attr.pipelines.batches import (
     ImageBatch,
-    Labeled,
+    LabeledFiles,
     Labeler,
-    Reading,
-    failure,
+    LoadedImage,
+    failure_record,
     load_image,
+    write_image_files,
     write_records,
-    written,
 )
 from dcsm_attr.pipelines.local import FinishedBatch, Job
 
-__all__ = ["RayEngine", "Reader", "Row", "Writer"]
+__all__ = ["RayEngine"]
 
+# With more blocks of rows, Ray spends its time on scheduling.
+_MAX_BLOCKS = 4096
+# Images of a batch that are read or written at once: decoding releases Python's lock, and object stores are slow to
+# answer.
+_NUM_THREADS = 8
 
-# Photographs of a batch that are read, or written, at once: decoding leaves Python's lock, and an object store answers
-# late.
-_THREADS = 8
-
-#: A batch, as Ray Data has it: numbers and bytes by name.
-Row = dict[str, Any]
-
-
-class Reader:
-    """A batch, to its images; several are read at once."""
-
-    def __init__(self, max_pixels: int | None, here: Path) -> None:
-        """Take the size of an image at most, and the folder that paths are relative to."""
-        self._max_pixels, self._here = max_pixels, here
-
-    def __call__(self, row: Row) -> Row:
-        """Read what can be read."""
-        with ThreadPoolExecutor(_THREADS) as threads:
-            readings = list(threads.map(self._read, pickle.loads(row["photographs"])))
-        return {"number": row["number"], "readings": pickle.dumps(readings)}
-
-    def _read(self, item: tuple[int, LabeledImage]) -> Reading | dict[str, Any]:
-        position, photograph = item
-        try:
-            # Paths are told as they were given, and read from where they were given.
-            path = photograph.path if is_uri(photograph.path) else self._here / photograph.path
-            found = load_image(position, replace(photograph, path=path), self._max_pixels)
-            return replace(found, photograph=photograph)
-        except ImageReadError as error:
-            return failure(photograph, str(error))
-
-
-class Writer:
-    """The content of the files of a batch, to its lines of the manifest; several files are written at once."""
-
-    def __init__(self, storage: Storage) -> None:
-        """Take the place to write to."""
-        self._storage = storage
-
-    def __call__(self, row: Row) -> Row:
-        """Write, and vouch for it; an error is told as a value."""
-        results, number = pickle.loads(row["results"]), row["number"]
-        try:
-            with ThreadPoolExecutor(_THREADS) as threads:
-                records = list(threads.map(self._record, results))
-            write_records(self._storage, number, records)
-        except OSError as error:
-            # As a value: an exception would come back as text within Ray's own.
-            return {"number": number, "records": "", "error": pickle.dumps(error)}
-        return {"number": number, "records": json.dumps(records), "error": b""}
-
-    def _record(self, result: Labeled | Mapping[str, Any]) -> Mapping[str, Any]:
-        return written(self._storage, result) if isinstance(result, Labeled) else result
-
-
-# Work is handed out in so many pieces at most: with more, Ray is busy with itself.
-_BLOCKS = 4096
+_Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Do a job on Ray: pools of actors that read, that hold the model, and that write.
+    """Process batches on Ray, with pools of actors that read, that hold the model, and that write.
 
-    The cluster is that of ``RAY_ADDRESS``, or one on this machine that lives as long as the program. The package, and
-    the files that are read, must be there on its machines.
+    The cluster is that of ``RAY_ADDRESS``, or a local one that lives as long as the program. The package and the images
+    must be available on its machines.
 
-    A row of the data is a batch. A machine or process that dies loses the rows that it was at, which Ray does again;
-    files are written whole, so that doing it twice does no harm.
+    If a machine or process dies, Ray processes its rows again. Files appear only when they are complete, so that
+    writing them twice does no harm.
 
     Attributes:
-        actors: the smallest and the largest number of those that hold the model; there are half as many readers,
-            and half as many writers.
-        cpus: cores of an actor that holds the model.
-        gpus: of such an actor; may be a fraction, so that several share one.
+        actors: smallest and largest number of actors that hold the model; there are half as many readers, and half as
+            many writers.
+        cpus: cores per actor that holds the model.
+        gpus: GPUs per such actor; with a fraction, several actors share one.
 
     Raises:
         ValueError: if ``actors`` are not two ascending positive numbers, or a number is negative.
@@ -117,8 +65,8 @@ class RayEngine:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        least, most = self.actors
-        if not 1 <= least <= most:
+        smallest, largest = self.actors
+        if not 1 <= smallest <= largest:
             raise ValueError(f"actors must be two numbers, 1 <= smallest <= largest; got {self.actors}.")
         for name, value in (("cpus", self.cpus), ("gpus", self.gpus)):
             if value < 0:
@@ -139,25 +87,25 @@ class RayEngine:
             return
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
-        # The run has its own bar.
+        # The run has its own progress bar.
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = [{"number": batch.number, "photographs": pickle.dumps(list(batch))} for batch in batches]
-        blocks = min(len(rows), _BLOCKS)
+        rows = [{"number": batch.number, "images": pickle.dumps(list(batch))} for batch in batches]
+        num_blocks = min(len(rows), _MAX_BLOCKS)
 
         def pool(share: float) -> Any:
-            least, most = (min(blocks, math.ceil(share * number)) for number in self.actors)
-            return ray.data.ActorPoolStrategy(min_size=least, max_size=most)
+            smallest, largest = (min(num_blocks, math.ceil(share * number)) for number in self.actors)
+            return ray.data.ActorPoolStrategy(min_size=smallest, max_size=largest)
 
-        # Readers and writers count as no core: where the models have taken all, a run would wait for ever. They are
-        # actors, not tasks: Ray ends the process of a task without a core when it is idle, and a new one imports
-        # PyTorch anew. They have threads, so that one serves two models.
+        # Readers and writers reserve no core: if the model actors have reserved all cores, the run would wait forever.
+        # They are actors, not tasks: Ray ends an idle process of tasks without a core, and the next one would import
+        # PyTorch again. They use threads, so that one of each serves two models.
         without_core: dict[str, Any] = {"compute": pool(0.5), "num_cpus": 0}
-        # Ray's annotations know functions only, not classes.
-        data: Any = ray.data.from_items(rows, override_num_blocks=blocks)
+        # Ray's annotations accept functions only, not classes.
+        data: Any = ray.data.from_items(rows, override_num_blocks=num_blocks)
         finished = (
-            data.map(Reader, fn_constructor_args=(job.max_pixels, Path.cwd()), **without_core)
-            .map(_Model, fn_constructor_args=(job,), compute=pool(1.0), num_cpus=self.cpus, num_gpus=self.gpus)
-            .map(Writer, fn_constructor_args=(job.storage,), **without_core)
+            data.map(_Reader, fn_constructor_args=(job.max_pixels, Path.cwd()), **without_core)
+            .map(_ModelActor, fn_constructor_args=(job,), compute=pool(1.0), num_cpus=self.cpus, num_gpus=self.gpus)
+            .map(_Writer, fn_constructor_args=(job.storage,), **without_core)
         )
         for row in finished.iter_rows():
             if row["error"]:
@@ -165,15 +113,61 @@ class RayEngine:
             yield FinishedBatch(row["number"], json.loads(row["records"]))
 
 
-class _Model:
-    """Holds the model; from photographs to the content of their files."""
+class _Reader:
+    """Reads the images of a batch, several at once."""
+
+    def __init__(self, max_pixels: int | None, folder: Path) -> None:
+        """Take the largest number of pixels of an image, and the folder to which paths are relative."""
+        self._max_pixels, self._folder = max_pixels, folder
+
+    def __call__(self, row: _Row) -> _Row:
+        """Replace the images by their pixels, or by the lines of the manifest of those that cannot be read."""
+        with ThreadPoolExecutor(_NUM_THREADS) as threads:
+            loaded = list(threads.map(self._load, pickle.loads(row["images"])))
+        return {"number": row["number"], "loaded": pickle.dumps(loaded)}
+
+    def _load(self, image: tuple[int, LabeledImage]) -> LoadedImage | dict[str, Any]:
+        position, item = image
+        # The manifest has paths as they were given, relative to where the run was started.
+        path = item.path if is_uri(item.path) else self._folder / item.path
+        try:
+            return replace(load_image(position, replace(item, path=path), self._max_pixels), item=item)
+        except ImageReadError as error:
+            return failure_record(item, str(error))
+
+
+class _ModelActor:
+    """Holds the model and labels the images of a batch."""
 
     def __init__(self, job: Job) -> None:
-        self._labeler = Labeler(job.recipe(), job.outputs)
+        self._labeler = Labeler(job.build_segmenter(), job.outputs)
 
-    def __call__(self, row: Row) -> Row:
-        readings = pickle.loads(row["readings"])
-        steps = [self._labeler.prepared(one) for one in readings if isinstance(one, Reading)]
-        found = iter(self._labeler.attributed(steps) if steps else ())
-        results = [self._labeler.finished(next(found)) if isinstance(one, Reading) else one for one in readings]
+    def __call__(self, row: _Row) -> _Row:
+        images = pickle.loads(row["loaded"])
+        pending = [self._labeler.prepare(image) for image in images if isinstance(image, LoadedImage)]
+        labeled = iter(self._labeler.attribute(pending) if pending else ())
+        results = [self._labeler.finish(next(labeled)) if isinstance(image, LoadedImage) else image for image in images]
         return {"number": row["number"], "results": pickle.dumps(results)}
+
+
+class _Writer:
+    """Writes the files of a batch, several at once, and marks it as finished."""
+
+    def __init__(self, storage: Storage) -> None:
+        """Take the storage to write to."""
+        self._storage = storage
+
+    def __call__(self, row: _Row) -> _Row:
+        """Replace the contents of files by the lines of the manifest, or by the error."""
+        results, number = pickle.loads(row["results"]), row["number"]
+        try:
+            with ThreadPoolExecutor(_NUM_THREADS) as threads:
+                records = list(threads.map(self._write, results))
+            write_records(self._storage, number, records)
+        except OSError as error:
+            # Returned as a value: Ray would wrap the text of an exception in its own.
+            return {"number": number, "records": "", "error": pickle.dumps(error)}
+        return {"number": number, "records": json.dumps(records), "error": b""}
+
+    def _write(self, result: LabeledFiles | Mapping[str, Any]) -> Mapping[str, Any]:
+        return write_image_files(self._storage, result) if isinstance(result, LabeledFiles) else result

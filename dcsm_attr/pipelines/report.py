@@ -138,8 +138,8 @@ class RunStatistics:
         Raises:
             KeyError, TypeError: if the line is not as a run writes it.
         """
-        example = {key: str(entry[key]) for key in ("name", "photograph", "error")}
-        kind = failure_kind(example["error"], example["photograph"])
+        example = {key: str(entry[key]) for key in ("name", "image", "error")}
+        kind = failure_kind(example["error"], example["image"])
         if kind not in self._kinds and len(self._kinds) >= _KINDS:
             kind = _OTHER_KINDS
         found = self._kinds.setdefault(kind, _Kind())
@@ -193,7 +193,7 @@ class RunStatistics:
         self._disagreement_counts += 1
         found = {
             "name": entry["name"],
-            "photograph": entry["photograph"],
+            "photograph": entry["image"],
             "class": known["class"],
             "score": round(known["score"], 4),
             "share": round(known["share"], 4),
@@ -288,7 +288,7 @@ def thumbnail(storage: Storage, entry: Mapping[str, Any]) -> Thumbnail:
         ImportError: if it is named by a URI, and pyarrow is missing.
     """
     height, width = entry["size"]
-    photograph = _open_image(entry["photograph"], height * width)
+    photograph = _open_image(entry["image"], height * width)
     if photograph is not None:
         photograph.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     labels = _labels(storage, entry["labels"], (height, width))
@@ -427,7 +427,7 @@ def _evenly_spread(total: int, count: int) -> frozenset[int]:
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, Any]:
-    photographs, labeled, failed = (int(run[key]) for key in ("photographs", "labeled", "failed"))
+    photographs, labeled, failed = (int(run[key]) for key in ("images", "labeled", "failed"))
     return {
         "version": run["dcsm_attr"],
         "photographs": photographs,
@@ -446,7 +446,7 @@ def _settings(run: Mapping[str, Any]) -> list[list[str]]:
 def _row(entry: Mapping[str, Any], pictures: Thumbnail) -> dict[str, Any]:
     return {
         "name": entry["name"],
-        "photograph": entry["photograph"],
+        "photograph": entry["image"],
         "size": entry["size"],
         "classes": [[one["class"], round(one["score"], 4), round(one["share"], 4)] for one in entry["classes"]],
         "confidence": round(entry["confidence"], 4),
