@@ -249,6 +249,18 @@ def test_other_settings_or_images_are_refused(tmp_path, collection, undisturbed)
         run(fewer, undisturbed)
 
 
+def test_overwrite_starts_over(tmp_path, collection, undisturbed):
+    folder = tmp_path / "run"
+    run(collection, folder, partial(tiny, 3), outputs=Outputs(maps=True, overlays=1))
+    (folder / "notes.txt").write_text("of the user")
+    run(collection, folder, overwrite=True)
+    assert contents(folder).keys() == contents(undisturbed).keys() | {"notes.txt"}
+    (folder / "notes.txt").unlink()
+    assert_alike(folder, undisturbed)
+    with pytest.raises(ValueError, match="overwrite must be False for one of 2 shards"):
+        run(collection, folder, overwrite=True, shard=Shard(1, 2))
+
+
 def test_what_does_not_fit_is_told_before_the_work(tmp_path, collection):
     others = replace(collection, class_names=("ant", "bee", "cow", "emu"))
     with pytest.raises(ValueError, match=r"the collection has the classes .*emu.*the segmenter .*dog"):

@@ -128,13 +128,25 @@ def test_a_shard_that_is_none():
 def test_other_settings_are_refused_by_name(tmp_path, vgg):
     collection = photographs(tmp_path / "p", [(0,)])
     write_confident_labels(segmenter(vgg), collection, tmp_path / "l", progress=False)
-    with pytest.raises(ValueError, match=r"confidence\.low \(4\.0 before, 3\.0 now\).*Remove it"):
+    with pytest.raises(ValueError, match=r"confidence\.low \(4\.0 before, 3\.0 now\).*--overwrite"):
         write_confident_labels(segmenter(vgg), collection, tmp_path / "l", Confidence(low=3.0), progress=False)
     write_pseudo_labels(segmenter(vgg), collection, tmp_path / "m", progress=False)
     with torch.no_grad():
         next(vgg.parameters()).add_(1)
     with pytest.raises(ValueError, match="parameters"):
         write_pseudo_labels(segmenter(vgg), collection, tmp_path / "m", progress=False)
+
+
+def test_overwrite_starts_over(tmp_path, vgg):
+    collection = photographs(tmp_path / "p", [(0,), (1,)])
+    one, other = segmenter(vgg), segmenter(vgg, background_exponent=4.0)
+    write_pseudo_labels(other, collection, tmp_path / "expected", progress=False)
+    write_pseudo_labels(one, collection, tmp_path / "l", progress=False)
+    (tmp_path / "l" / "other.png").write_bytes(b"from an earlier collection")
+    write_pseudo_labels(other, collection, tmp_path / "l", overwrite=True, progress=False)
+    assert written(tmp_path / "l") == written(tmp_path / "expected")
+    with pytest.raises(ValueError, match="overwrite must be False for one of 2 shards"):
+        write_pseudo_labels(one, collection, tmp_path / "l", overwrite=True, shard=Shard(0, 2), progress=False)
 
 
 def test_corrupt_images_are_named_and_end_nothing(tmp_path, vgg, caplog):
