@@ -14,8 +14,8 @@ import torch
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.models.affinity_net import AffinityNet, TrainedAffinityNet
 from dcsm_attr.models.checkpoint import load_classifier
-from dcsm_attr.training.affinity import PRESETS, train_affinity_net
-from dcsm_attr.training.loop import Settings
+from dcsm_attr.training.affinity import SCHEDULES, train_affinity_net
+from dcsm_attr.training.loop import TrainingSettings
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         seed="true masks",
     )
     masks = Path(root) / "SegmentationClass"
-    train_affinity_net(start, voc_collection(root, "train"), masks, folder, Settings(PRESETS["modern"]))
+    train_affinity_net(start, voc_collection(root, "train"), masks, folder, TrainingSettings(SCHEDULES["modern"]))
     print(Path(folder) / "affinity_net.safetensors")
 
 

@@ -17,9 +17,8 @@ from dcsm_attr.datasets.collection import folder_collection
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.checkpoint import Architecture, build_classifier
 from dcsm_attr.segmentation.presets import build_preset_segmenter
-from dcsm_attr.training.classifier import train_classifier
-from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.optimizer import PRESETS
+from dcsm_attr.training.classifier import SCHEDULES, train_classifier
+from dcsm_attr.training.loop import TrainingSettings
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
     torch.manual_seed(0)
     architecture = Architecture(given.model, len(names), head="extended")
     classifier = build_classifier(architecture, given.weights, names, Preprocess(size=given.size))
-    settings = Settings(PRESETS["modern"].adapted(steps=given.steps))
+    settings = TrainingSettings(SCHEDULES["modern"].with_changes(steps=given.steps))
     best = train_classifier(classifier, training, validation, given.output / "classifier", settings)
 
     segmenter = build_preset_segmenter(

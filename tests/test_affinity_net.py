@@ -30,17 +30,18 @@ from dcsm_attr.models.backbone import find_stages, multi_stage_backbone
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 from dcsm_attr.models.weights import WeightsError
-from dcsm_attr.training.affinity import PRESETS, train_affinity_net
-from dcsm_attr.training.checkpoints import CheckpointError
-from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.optimizer import Preset
+from dcsm_attr.training.affinity import SCHEDULES, train_affinity_net
+from dcsm_attr.training.loop import TrainingSettings
+from dcsm_attr.training.optimizer import Schedule
 from dcsm_attr.wsss.affinity import boundaries
 from dcsm_attr.wsss.random_walk import SemanticWalk
 
 NAMES = ("red", "green")
 CANVAS = Preprocess(size=64)
-PRESET = Preset("adamw", "onecycle", 1e-3, 5.0, 1e-2, batch_size=2, steps=6, head_only=2, ratios=(1.0, 1.2))
-SETTINGS = Settings(PRESET, validate_every=2)
+SCHEDULE = Schedule(
+    "adamw", "onecycle", 1e-3, 5.0, 1e-2, batch_size=2, steps=6, head_only_steps=2, scale_range=(1.0, 1.2)
+)
+SETTINGS = TrainingSettings(SCHEDULE, validate_every=2)
 
 
 def test_stages_end_where_the_resolution_falls():
@@ -157,8 +158,8 @@ def train(folder, collection, labels, settings=SETTINGS, start=None, **options):
 @pytest.mark.parametrize("norm", ["sum", "mean"])
 def test_it_learns_where_objects_end(tmp_path, norm):
     collection = pictures(tmp_path / "p", 10)
-    preset = replace(PRESET, steps=45, head_only=5, batch_size=4)
-    trained = train(tmp_path / "out", collection, tmp_path / "p" / "labels", Settings(preset), net(norm))
+    schedule = replace(SCHEDULE, steps=45, head_only_steps=5, batch_size=4)
+    trained = train(tmp_path / "out", collection, tmp_path / "p" / "labels", TrainingSettings(schedule), net(norm))
     image = CANVAS(Image.open(tmp_path / "p" / "3.png")).tensor
     offsets = neighbor_offsets(2)
     seen = SemanticWalk(trained, radius=2).affinities(image)[0, offsets.index((0, 1))]
@@ -189,7 +190,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch):
     assert parameters_digest(whole.network) != parameters_digest(net().network)
     with (tmp_path / "cut" / "log.csv").open() as file:
         assert [line["step"] for line in csv.DictReader(file)] == ["2", "4", "6"]
-    with pytest.raises(CheckpointError, match=r"norm \(sum before, mean now\)"):
+    with pytest.raises(ValueError, match=r"a training with other settings: norm \(sum before, mean now\)"):
         train(tmp_path / "cut", collection, labels, start=net("mean"))
 
 
@@ -211,9 +212,9 @@ def test_no_images():
         train_affinity_net(net(), Collection(NAMES, ()), "labels", "nowhere", SETTINGS)
 
 
-def test_the_papers_preset_is_what_the_release_does():
-    paper = PRESETS["paper"]
-    assert (paper.optimizer, paper.schedule, paper.learning_rate, paper.batch_size) == ("sgd", "poly", 0.1, 8)
+def test_the_schedule_of_the_paper_is_what_the_release_does():
+    paper = SCHEDULES["paper"]
+    assert (paper.optimizer, paper.policy, paper.learning_rate, paper.batch_size) == ("sgd", "poly", 0.1, 8)
     # Eight epochs of 10,582 photographs; the release's "weight decay" is its momentum.
     assert (paper.steps, paper.momentum, paper.weight_decay) == (10_582, 5e-4, 0.0)
 

@@ -6,11 +6,11 @@ from PIL import Image
 
 from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
-from dcsm_attr.training.data import BatchPlan, Draw, ImageLabelDataset, collate
+from dcsm_attr.training.data import BatchPlan, SampleIndex, TrainingImages, collate
 
 
 def numbers(plan):
-    return [[draw.number for draw in batch] for batch in plan]
+    return [[sample.index for sample in batch] for batch in plan]
 
 
 def test_every_epoch_shows_every_image_once():
@@ -21,40 +21,40 @@ def test_every_epoch_shows_every_image_once():
 
 
 def test_half_of_the_images_are_mirrored():
-    draws = [draw for batch in BatchPlan(100, 10, 40, seed=1) for draw in batch]
-    assert 0.4 < sum(draw.mirrored for draw in draws) / len(draws) < 0.6
+    samples = [sample for batch in BatchPlan(100, 10, 40, seed=1) for sample in batch]
+    assert 0.4 < sum(sample.mirrored for sample in samples) / len(samples) < 0.6
 
 
 def test_the_plan_depends_on_the_seed_alone_and_can_begin_anywhere():
     whole = list(BatchPlan(7, 3, 8, seed=5))
     assert list(BatchPlan(7, 3, 8, seed=5)) == whole
     assert list(BatchPlan(7, 3, 8, seed=6)) != whole
-    late = BatchPlan(7, 3, 8, seed=5, first=6)
+    late = BatchPlan(7, 3, 8, seed=5, first_step=6)
     assert list(late) == whole[6:]
     assert len(late) == 2
 
 
 def test_processes_share_each_batch():
     whole = list(BatchPlan(9, 6, 4, seed=2))
-    parts = [list(BatchPlan(9, 6, 4, seed=2, rank=rank, processes=3)) for rank in range(3)]
+    parts = [list(BatchPlan(9, 6, 4, seed=2, rank=rank, world_size=3)) for rank in range(3)]
     for step, batch in enumerate(whole):
         shared = [part[step] for part in parts]
         assert {len(one) for one in shared} == {2}
-        assert sorted((d.number, d.mirrored) for one in shared for d in one) == sorted(
-            (d.number, d.mirrored) for d in batch
+        assert sorted((d.index, d.mirrored) for one in shared for d in one) == sorted(
+            (d.index, d.mirrored) for d in batch
         )
     with pytest.raises(ValueError, match="must be a multiple of the 4 processes, got 6"):
-        BatchPlan(9, 6, 4, seed=2, processes=4)
+        BatchPlan(9, 6, 4, seed=2, world_size=4)
 
 
 def test_ratios_are_spread_over_their_range_and_repeat():
     plan = BatchPlan(5, 2, 400, seed=3)
-    ratios = torch.tensor([plan.ratio(step, (0.7, 1.4)) for step in range(400)])
-    assert ratios.min() >= 0.7
-    assert ratios.max() <= 1.4
-    assert abs(ratios.mean() - 1.05) < 0.03
-    assert ratios.std() > 0.18
-    assert BatchPlan(5, 2, 400, seed=3, rank=1, processes=2).ratio(17, (0.7, 1.4)) == pytest.approx(ratios[17].item())
+    scales = torch.tensor([plan.scale(step, (0.7, 1.4)) for step in range(400)])
+    assert scales.min() >= 0.7
+    assert scales.max() <= 1.4
+    assert abs(scales.mean() - 1.05) < 0.03
+    assert scales.std() > 0.18
+    assert BatchPlan(5, 2, 400, seed=3, rank=1, world_size=2).scale(17, (0.7, 1.4)) == pytest.approx(scales[17].item())
 
 
 @pytest.fixture
@@ -71,22 +71,22 @@ def collection(tmp_path):
 
 
 def test_mirroring(collection):
-    canvases = ImageLabelDataset(collection, Preprocess(size=30, mean=(0, 0, 0), std=(1, 1, 1)))
-    plain, mirrored = canvases[Draw(0)].image, canvases[Draw(0, mirrored=True)].image
+    canvases = TrainingImages(collection, Preprocess(size=30, mean=(0, 0, 0), std=(1, 1, 1)))
+    plain, mirrored = canvases[SampleIndex(0)].image, canvases[SampleIndex(0, mirrored=True)].image
     assert torch.equal(plain[0, :20, :15], torch.ones(20, 15))
     assert torch.equal(mirrored[0, :20, 15:], torch.ones(20, 15))
     assert torch.equal(mirrored, plain.flip(-1))
-    assert canvases[Draw(0)].present.tolist() == [1, 0, 1]
+    assert canvases[SampleIndex(0)].present.tolist() == [1, 0, 1]
 
 
 def test_an_unreadable_image_is_left_out_and_named(collection):
-    canvases = ImageLabelDataset(collection, Preprocess(size=30))
+    canvases = TrainingImages(collection, Preprocess(size=30))
     assert len(canvases) == 2
-    batch = collate([canvases[Draw(1)], canvases[Draw(0)]])
-    assert batch.numbers.tolist() == [0]
+    batch = collate([canvases[SampleIndex(1)], canvases[SampleIndex(0)]])
+    assert batch.indices.tolist() == [0]
     assert batch.images.shape == (1, 3, 30, 30)
     assert batch.present.tolist() == [[1, 0, 1]]
     assert len(batch.failures) == 1
     assert "bad.jpg" in batch.failures[0]
-    nothing = collate([canvases[Draw(1)]])
-    assert len(nothing.images) == len(nothing.present) == len(nothing.numbers) == 0
+    nothing = collate([canvases[SampleIndex(1)]])
+    assert len(nothing.images) == len(nothing.present) == len(nothing.indices) == 0

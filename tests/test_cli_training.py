@@ -48,7 +48,7 @@ def test_training_then_segmenting(data, tmp_path):
     assert classifier.class_names == ("ant", "bee")
     assert (classifier.architecture.cut, classifier.architecture.head) == ("features.6", "rectified")
     settings = json.loads((tmp_path / "net" / "settings.json").read_text())
-    assert (settings["preset"]["steps"], settings["preset"]["head_only"]) == (3, 0)
+    assert (settings["schedule"]["steps"], settings["schedule"]["head_only_steps"]) == (3, 0)
 
     out = tmp_path / "out"
     result = run("segment", data / "0.png", "--weights", best, "--classes", "ant", "--device", "cpu", "--output", out)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_train_classifier import CANVAS, NAMES, PRESET, SETTINGS, last_weights, pictures
+from test_train_classifier import CANVAS, NAMES, SCHEDULE, SETTINGS, last_weights, pictures
 from torch import nn
 
 import dcsm_attr.training.classifier as module
@@ -12,7 +12,7 @@ from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_cla
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 from dcsm_attr.models.stochastic import StochasticSelection, use_generator
 from dcsm_attr.training.classifier import train_classifier
-from dcsm_attr.training.loop import Settings
+from dcsm_attr.training.loop import TrainingSettings
 
 ARCHITECTURE = Architecture("squeezenet1_1", 2, "features.4", "fickle", window=3, rate=0.5, keep_center=False)
 
@@ -71,8 +71,8 @@ def test_windows_and_rates_are_checked(arguments, message):
 
 def test_it_learns(tmp_path):
     collection = pictures(tmp_path / "p", 12)
-    preset = replace(PRESET, steps=60, batch_size=6, pooling="average", head_only=0)
-    best = train(tmp_path / "out", collection, Settings(preset, validate_every=20))
+    schedule = replace(SCHEDULE, steps=60, batch_size=6, pooling="average", head_only_steps=0)
+    best = train(tmp_path / "out", collection, TrainingSettings(schedule, validate_every=20))
     rows = (tmp_path / "out" / "log.csv").read_text().splitlines()
     assert max(float(row.split(",")[3]) for row in rows[1:]) > 0.95, rows
     assert best.pooling == "average"

@@ -49,8 +49,8 @@ from dcsm_attr.segmentation.presets import build_preset_segmenter
 from dcsm_attr.segmentation.segmenter import Segmenter
 from dcsm_attr.training.affinity import train_affinity_net
 from dcsm_attr.training.classifier import train_classifier
-from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.optimizer import ClassifierPreset, Preset
+from dcsm_attr.training.loop import TrainingSettings
+from dcsm_attr.training.optimizer import ClassifierSchedule, Schedule
 from dcsm_attr.training.scenes import train_scene_net
 from dcsm_attr.training.segmentation import train_segmentation_net
 
@@ -214,10 +214,10 @@ def training(name):
             train_scene_net(folder.with_suffix(".safetensors"), steps=2, size=64, **QUIET).state_dict()
         )
     collection, masks = voc_collection(scenes, "train", masks=False), scenes / "SegmentationClass"
-    settings, base = Settings(Preset(*SOLVER), 0, validate_every=1), scene_classifier()
+    settings, base = TrainingSettings(Schedule(*SOLVER), 0, validate_every=1), scene_classifier()
     if kind == "classifier":
         start = build_classifier(FICKLE if further else OWN, None, CLASS_NAMES, Preprocess(size=64))
-        settings = Settings(ClassifierPreset(*SOLVER, pooling="average"), 0, validate_every=1)
+        settings = TrainingSettings(ClassifierSchedule(*SOLVER, pooling="average"), 0, validate_every=1)
         train_classifier(start, collection, voc_collection(scenes, "val"), folder, settings, **QUIET)
     elif kind == "affinity":
         canvas, network = Preprocess("paper", 64, MEAN, STD), AffinityNet(base.network.backbone)

@@ -98,7 +98,7 @@ def test_programs_are_refused_and_never_executed(tmp_path):
     with pytest.raises(UnsafeFileError, match="TorchScript"):
         load_weights_only(path)
     with pytest.raises(CheckpointError, match="TorchScript"):
-        load_checkpoint(path, nn.Identity(), None, None, settings={})
+        load_checkpoint(path, nn.Identity(), None, None)
     assert not victim.exists()
     torch.jit.load(path)
     assert victim.is_file()

@@ -13,12 +13,21 @@ from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier
 from dcsm_attr.models.fully_convolutional import fully_convolutional, normalized_head
 from dcsm_attr.training.classifier import train_classifier
-from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.optimizer import ClassifierPreset
+from dcsm_attr.training.loop import TrainingSettings
+from dcsm_attr.training.optimizer import ClassifierSchedule
 
 NAMES = ("red", "green")
-PRESET = ClassifierPreset(
-    "adamw", "constant", 1e-3, 5.0, 1e-2, batch_size=3, steps=4, head_only=2, pooling="max", ratios=(1.0, 1.0)
+SCHEDULE = ClassifierSchedule(
+    "adamw",
+    "constant",
+    1e-3,
+    5.0,
+    1e-2,
+    batch_size=3,
+    steps=4,
+    head_only_steps=2,
+    pooling="max",
+    scale_range=(1.0, 1.0),
 )
 
 
@@ -68,21 +77,23 @@ def training(tmp_path):
     return Collection(NAMES, tuple(photographs))
 
 
-@pytest.mark.parametrize("head_only", [0, 4])
+@pytest.mark.parametrize("head_only_steps", [0, 4])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_its_batch_norms_learn_while_the_backbones_are_frozen(training, tmp_path, frozen, head_only):
+def test_its_batch_norms_learn_while_the_backbones_are_frozen(training, tmp_path, frozen, head_only_steps):
     torch.manual_seed(1)
     start = build_classifier(Architecture("resnet18", 2, "layer1", "normalized"), None, NAMES, Preprocess(size=32))
     before = {name: value.clone() for name, value in start.network.state_dict().items()}
-    settings = Settings(replace(PRESET, head_only=head_only), frozen_batch_norm=frozen, validate_every=4)
+    settings = TrainingSettings(
+        replace(SCHEDULE, head_only_steps=head_only_steps), frozen_batch_norm=frozen, validate_every=4
+    )
     train_classifier(start, training, training, tmp_path / "out", settings, workers=0, progress=False)
     after = torch.load(tmp_path / "out" / "last.pt", weights_only=True)["network"]
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     for norm in ("head.1", "head.4"):
         assert {f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")} <= changed
     backbone = {name for name in changed if name.startswith("backbone.") and ".bn" in name}
-    assert bool(backbone) == (not frozen and head_only == 0)
-    assert ("backbone.conv1.weight" in changed) == (head_only == 0)
+    assert bool(backbone) == (not frozen and head_only_steps == 0)
+    assert ("backbone.conv1.weight" in changed) == (head_only_steps == 0)
     # What was learned is used: the file gives the network back with the head's statistics.
     best = load_classifier(tmp_path / "out" / "best.safetensors").network.state_dict()
     assert all(torch.equal(best[name], after[name]) for name in best)

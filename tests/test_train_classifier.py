@@ -24,16 +24,25 @@ from dcsm_attr.models.checkpoint import (
 from dcsm_attr.models.scene_net import load_scene_net
 from dcsm_attr.models.weights import WeightsError
 from dcsm_attr.training.checkpoints import CheckpointError
-from dcsm_attr.training.classifier import train_classifier
+from dcsm_attr.training.classifier import SCHEDULES, train_classifier
 from dcsm_attr.training.distributed import local_device
-from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.optimizer import PRESETS, ClassifierPreset, optimization
+from dcsm_attr.training.loop import TrainingSettings
+from dcsm_attr.training.optimizer import ClassifierSchedule, build_optimizer
 
 NAMES = ("red", "green")
-PRESET = ClassifierPreset(
-    "adamw", "onecycle", 1e-3, 5.0, 1e-2, batch_size=4, steps=8, head_only=2, pooling="max", ratios=(0.8, 1.2)
+SCHEDULE = ClassifierSchedule(
+    "adamw",
+    "onecycle",
+    1e-3,
+    5.0,
+    1e-2,
+    batch_size=4,
+    steps=8,
+    head_only_steps=2,
+    pooling="max",
+    scale_range=(0.8, 1.2),
 )
-SETTINGS = Settings(PRESET, validate_every=2)
+SETTINGS = TrainingSettings(SCHEDULE, validate_every=2)
 CANVAS = Preprocess(size=32)
 
 
@@ -75,7 +84,7 @@ def last_weights(folder):
 
 def test_it_learns_and_keeps_the_best(tmp_path):
     training, validation = pictures(tmp_path / "t", 24), pictures(tmp_path / "v", 12)
-    settings = replace(SETTINGS, preset=replace(PRESET, steps=60, batch_size=8), validate_every=10)
+    settings = replace(SETTINGS, schedule=replace(SCHEDULE, steps=60, batch_size=8), validate_every=10)
     best = train(tmp_path / "out", training, validation, settings)
     with (tmp_path / "out" / "log.csv").open() as file:
         log = list(csv.DictReader(file))
@@ -86,7 +95,7 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     assert not best.network.training
     assert best.class_names == NAMES
     assert best.pooling == "max"
-    assert json.loads((tmp_path / "out" / "settings.json").read_text())["preset"]["steps"] == 60
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["schedule"]["steps"] == 60
 
 
 def test_the_network_of_the_scenes_starts_from_its_shipped_backbone():
@@ -102,13 +111,15 @@ def test_the_network_of_the_scenes_starts_from_its_shipped_backbone():
 
 def test_the_head_learns_alone_at_first(tmp_path):
     training = pictures(tmp_path / "t", 8)
-    settings = replace(SETTINGS, preset=replace(PRESET, steps=2, head_only=2))
+    settings = replace(SETTINGS, schedule=replace(SCHEDULE, steps=2, head_only_steps=2))
     before = {name: value.clone() for name, value in classifier().network.state_dict().items()}
     train(tmp_path / "out", training, training, settings)
     after = last_weights(tmp_path / "out")
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("backbone."))
     assert not torch.equal(after["head.0.weight"], before["head.0.weight"])
-    train(tmp_path / "all", training, training, replace(settings, preset=replace(PRESET, steps=2, head_only=0)))
+    train(
+        tmp_path / "all", training, training, replace(settings, schedule=replace(SCHEDULE, steps=2, head_only_steps=0))
+    )
     assert not torch.equal(
         last_weights(tmp_path / "all")["backbone.features.0.weight"], before["backbone.features.0.weight"]
     )
@@ -169,7 +180,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 def test_a_run_with_other_settings_is_refused(tmp_path):
     training = pictures(tmp_path / "t", 6)
     train(tmp_path / "out", training, training)
-    with pytest.raises(CheckpointError, match=r"another training, which differs in seed \(0 before, 1 now\)\. Go on"):
+    with pytest.raises(ValueError, match=r"out: holds a training with other settings: seed \(0 before, 1 now\)\. Run"):
         train(tmp_path / "out", training, training, replace(SETTINGS, seed=1))
     (tmp_path / "out" / "last.pt").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
@@ -178,7 +189,7 @@ def test_a_run_with_other_settings_is_refused(tmp_path):
 
 def test_corrupt_images_are_counted_and_do_not_end_the_epoch(tmp_path):
     training, validation = pictures(tmp_path / "t", 9, corrupt=(1, 4)), pictures(tmp_path / "v", 6, corrupt=(2,))
-    settings = replace(SETTINGS, preset=replace(PRESET, batch_size=3, steps=6), validate_every=3)
+    settings = replace(SETTINGS, schedule=replace(SCHEDULE, batch_size=3, steps=6), validate_every=3)
     train(tmp_path / "out", training, validation, settings)
     with (tmp_path / "out" / "log.csv").open() as file:
         log = list(csv.DictReader(file))
@@ -192,7 +203,7 @@ def test_frozen_batch_norms_keep_statistics_and_parameters(tmp_path):
         torch.manual_seed(1)
         start = build_classifier(Architecture("resnet18", 2, "layer1", "linear"), None, NAMES, CANVAS)
         before = {name: value.clone() for name, value in start.network.state_dict().items()}
-        settings = replace(SETTINGS, frozen_batch_norm=frozen, preset=replace(PRESET, steps=3))
+        settings = replace(SETTINGS, frozen_batch_norm=frozen, schedule=replace(SCHEDULE, steps=3))
         train(tmp_path / f"out-{frozen}", training, training, settings, start=start)
         after = last_weights(tmp_path / f"out-{frozen}")
         return {name for name in before if not torch.equal(before[name], after[name])}
@@ -313,49 +324,49 @@ def test_collections_that_do_not_fit(tmp_path):
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch_size": 0}, "batch_size and steps must be at least 1"),
-        ({"head_only": 9}, "head_only must lie between 0 and steps = 8, got 9"),
-        ({"ratios": (1.4, 0.7)}, "ratios must be positive, ascending"),
+        ({"head_only_steps": 9}, "head_only_steps must be between 0 and steps = 8, got 9"),
+        ({"scale_range": (1.4, 0.7)}, "scale_range must be positive, ascending"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
     ],
 )
-def test_bad_presets(changes, message):
+def test_bad_schedules(changes, message):
     with pytest.raises(ValueError, match=message):
-        replace(PRESET, **changes)
+        replace(SCHEDULE, **changes)
 
 
-def test_the_papers_preset_is_the_papers():
-    paper = PRESETS["paper"]
+def test_the_schedule_of_the_paper_is_the_papers():
+    paper = SCHEDULES["paper"]
     assert (paper.batch_size, paper.learning_rate, paper.weight_decay) == (2, 1e-5, 5e-4)
-    assert (paper.steps, paper.head_only, paper.ratios) == (50_000, 30_000, (0.7, 1.4))
-    assert (paper.optimizer, paper.schedule, paper.pooling) == ("sgd", "constant", "max")
+    assert (paper.steps, paper.head_only_steps, paper.scale_range) == (50_000, 30_000, (0.7, 1.4))
+    assert (paper.optimizer, paper.policy, paper.pooling) == ("sgd", "constant", "max")
     assert isinstance(classifier(), Classifier)
 
 
 @pytest.mark.parametrize("steps", range(1, 13))
 def test_the_one_cycle_rises_and_falls_in_any_number_of_steps(steps):
-    preset = replace(PRESETS["modern"], steps=steps, head_only=0)
-    optimizer, schedule = optimization(classifier().network, preset)
+    schedule = replace(SCHEDULES["modern"], steps=steps, head_only_steps=0)
+    optimizer, lr_scheduler = build_optimizer(classifier().network, schedule)
     rates = []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
+        lr_scheduler.step()
     top = rates.index(max(rates))
     assert rates[:top] == sorted(rates[:top])
     assert rates[top:] == sorted(rates[top:], reverse=True)
-    assert max(rates) <= preset.learning_rate * (1 + 1e-9)
+    assert max(rates) <= schedule.learning_rate * (1 + 1e-9)
     if steps > 2:
-        assert max(rates) > 0.5 * preset.learning_rate
+        assert max(rates) > 0.5 * schedule.learning_rate
 
 
 def test_the_rate_falls_in_steps():
-    preset = replace(PRESET, schedule="step", decay=(2, 0.1), optimizer="sgd")
-    optimizer, schedule = optimization(classifier().network, preset)
+    schedule = replace(SCHEDULE, policy="step", step_decay=(2, 0.1), optimizer="sgd")
+    optimizer, lr_scheduler = build_optimizer(classifier().network, schedule)
     rates = []
     for _ in range(5):
         rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
-        schedule.step()
+        lr_scheduler.step()
     assert [rate[0] for rate in rates] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
     assert [rate[-1] for rate in rates] == pytest.approx([5e-3, 5e-3, 5e-4, 5e-4, 5e-5])
 
@@ -363,12 +374,15 @@ def test_the_rate_falls_in_steps():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": "step"}, "'step' alone needs decay; got 'step' with decay=None"),
-        ({"decay": (2, 0.1)}, "'step' alone needs decay; got 'onecycle'"),
-        ({"schedule": "step", "decay": (0, 0.1)}, "a number of steps and a factor"),
-        ({"schedule": "step", "decay": (2, 1.5)}, "a number of steps and a factor"),
+        (
+            {"policy": "step"},
+            "step_decay belongs to the policy 'step', which needs it; got 'step' with step_decay=None",
+        ),
+        ({"step_decay": (2, 0.1)}, "step_decay belongs to the policy 'step', which needs it; got 'onecycle'"),
+        ({"policy": "step", "step_decay": (0, 0.1)}, "a number of steps and a factor"),
+        ({"policy": "step", "step_decay": (2, 1.5)}, "a number of steps and a factor"),
     ],
 )
 def test_the_decay_goes_with_the_schedule(changes, message):
     with pytest.raises(ValueError, match=message):
-        replace(PRESET, **changes)
+        replace(SCHEDULE, **changes)

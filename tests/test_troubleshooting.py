@@ -268,7 +268,7 @@ MISTAKES = {
     "{path}: labels must be": lambda: read_mask(picture("mask.png", mode="L", color=7), class_count=2),
     "{path}: a mask must have": lambda: read_mask(picture("mask.png", mode="L"), (8, 8), class_count=2),
     "--labels-from": lambda: command("train-seg", scenes(), "--labels-from", "nowhere"),
-    "{folder}: holds {holds} of other": lambda: [
+    "{folder}: holds {contents} with other": lambda: [
         command("pseudo-label", scenes(), "--weights=demo", "--no-crf", f"--batch-size={size}") for size in (1, 2)
     ],
     "there is no class {name!r} among the {number}": lambda: command(
@@ -278,8 +278,7 @@ MISTAKES = {
     "{path}: not a complete checkpoint": lambda: train(
         LABELED, "--output", Path(with_text("classifier/last.pt", "text")).parent
     ),
-    "batch_size must be a multiple": lambda: BatchPlan(8, 16, 100, 0, processes=3),
-    "{path}: comes from another": lambda: [train(LABELED, f"--batch-size={size}") for size in (1, 2)],
+    "batch_size must be a multiple": lambda: BatchPlan(8, 16, 100, 0, world_size=3),
     "{folder}: holds another series": lambda: [scenes(f"--seed={seed}") for seed in (0, 1)],
     "--shard must be": lambda: command("pseudo-label", "photos", "--weights=demo", "--shard=3"),
     "a shard's index": lambda: command("pseudo-label", "photos", "--weights=demo", "--shard=8/8"),

@@ -80,7 +80,7 @@ def checkpoint(folder):
     network = nn.Conv2d(3, 40, 3)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    save_checkpoint(folder / "last.pt", network, optimizer, schedule, progress={"step": 1}, settings={})
+    save_checkpoint(folder / "last.pt", network, optimizer, schedule, {"step": 1})
 
 
 def log(folder):

@@ -309,9 +309,9 @@ def affinity(
     from dcsm_attr.io import make_writable_folder, write_json
     from dcsm_attr.pipelines.batches import Shard
     from dcsm_attr.pipelines.label_files import Confidence, write_confident_labels, write_pseudo_labels
-    from dcsm_attr.training.affinity import PRESETS, train_affinity_net
+    from dcsm_attr.training.affinity import SCHEDULES, train_affinity_net
     from dcsm_attr.training.distributed import local_device
-    from dcsm_attr.training.loop import Settings
+    from dcsm_attr.training.loop import TrainingSettings
     from dcsm_attr.wsss.random_walk import SemanticWalk
 
     output = make_writable_folder(output)
@@ -336,7 +336,7 @@ def affinity(
         collections[split],
         output / "labels",
         output / "network",
-        Settings(PRESETS[training.value].adapted(steps=steps, batch_size=batch_size), seed),
+        TrainingSettings(SCHEDULES[training.value].with_changes(steps=steps, batch_size=batch_size), seed),
         radius=radius,
         border=border.value,
         device=resolve_device(device.value),

@@ -141,13 +141,12 @@ def train(
     from dcsm_attr.cli.building import resolve_device
     from dcsm_attr.datasets.preprocess import Preprocess
     from dcsm_attr.models.checkpoint import Architecture, build_classifier
-    from dcsm_attr.training.classifier import train_classifier
-    from dcsm_attr.training.loop import Settings
-    from dcsm_attr.training.optimizer import PRESETS
+    from dcsm_attr.training.classifier import SCHEDULES, train_classifier
+    from dcsm_attr.training.loop import TrainingSettings
 
     fickle = _fickle_settings(head, window, rate, general_dropout)
     training, validation = (open_collection(data, labels, split) for split in ("train", "val"))
-    chosen = PRESETS[preset.value].adapted(
+    chosen = SCHEDULES[preset.value].with_changes(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -158,7 +157,7 @@ def train(
     architecture = Architecture(model, len(names), cut, head.value, output_stride, **fickle)
     backbone = None if weights == "none" else weights
     classifier = build_classifier(architecture, backbone, names, Preprocess(size=size))
-    settings = Settings(chosen, seed)
+    settings = TrainingSettings(chosen, seed)
     train_classifier(
         classifier,
         training,
@@ -270,8 +269,8 @@ def train_seg(
     import torch
 
     from dcsm_attr.models.segmentation_net import SegmentationNet, TrainedSegmentationNet
-    from dcsm_attr.training.loop import Settings
-    from dcsm_attr.training.segmentation import NETWORK_FILE, PRESETS, train_segmentation_net
+    from dcsm_attr.training.loop import TrainingSettings
+    from dcsm_attr.training.segmentation import NETWORK_FILE, SCHEDULES, train_segmentation_net
 
     collection = open_collection(data, labels, split)
     if not labels_from.is_dir():
@@ -291,13 +290,13 @@ def train_seg(
         classifier.preprocess,
         f"{loss.value}, {labels_from.name}",
     )
-    chosen = PRESETS[loss.value][preset.value].adapted(steps=steps, batch_size=batch_size)
+    chosen = SCHEDULES[loss.value][preset.value].with_changes(steps=steps, batch_size=batch_size)
     train_segmentation_net(
         start,
         collection,
         labels_from,
         output,
-        Settings(chosen, seed),
+        TrainingSettings(chosen, seed),
         objective=loss.value,
         device=resolve_device(device.value),
         workers=workers,

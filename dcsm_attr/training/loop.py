@@ -1,172 +1,49 @@
-"""The loop of every training: steps, logs, checkpoints, resuming, several processes.
+"""The training loop of all networks: steps, validations, logs, checkpoints, resuming, several processes.
 
-What a training is about: a network, its loss, its images, and how it is judged; the loop does the rest.
+A :class:`Task` defines what is learned: the network, its images, its loss and its validation. :func:`run_training`
+trains it.
 """
 
-import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dcsm_attr.attribution.model import fork_rng
-from dcsm_attr.io import make_writable_folder, write_json
+from dcsm_attr.io import open_run_folder, write_json
 from dcsm_attr.training.checkpoints import TensorBoardLog, TrainingLog, load_checkpoint, save_checkpoint
-from dcsm_attr.training.data import BatchPlan, Draw
+from dcsm_attr.training.data import Batch, BatchPlan, TrainingImages, data_loader
 from dcsm_attr.training.distributed import Processes, local_device, process_group
-from dcsm_attr.training.optimizer import Preset, optimization
+from dcsm_attr.training.optimizer import Schedule, build_optimizer
 
-__all__ = ["Batch", "Settings", "Task", "Validation", "data_loader", "run_training"]
-
-
-class Batch(Protocol):
-    """What a step learns from."""
-
-    @property
-    def numbers(self) -> Tensor:
-        """``(n,)`` int64, which images could be read; none, if none could."""
-        ...
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """A line for each image that could not be read."""
-        ...
-
-
-_Batch = TypeVar("_Batch", bound=Batch)
+__all__ = ["Task", "TrainingSettings", "Validation", "run_training"]
 
 
 @dataclass(frozen=True)
-class Validation:
-    """What was found about the network between two steps.
+class TrainingSettings:
+    """What a training depends on, other than the network and the images.
 
     Attributes:
-        columns: of the log, by name; those that the task says it measures.
-        score: the network is kept where it is higher than ever before. None: it is kept anyway.
-        failures: a line for each image that could not be read.
-        error: why nothing could be measured, which ends the training once the failures are written; empty if it could.
-    """
-
-    columns: Mapping[str, float] = field(default_factory=dict)
-    score: float | None = None
-    failures: Sequence[str] = ()
-    error: str = ""
-
-
-class Task(ABC, Generic[_Batch]):
-    """What is learned, by which loss, and from what; how, is the loop's.
-
-    Attributes:
-        network: has the parts ``backbone`` and ``head``; trained in place.
-        measured: names of the columns that :meth:`validate` adds to the log.
-        photographs: to learn from, their number.
-        side: of their canvas, in pixels.
-        fewest: images that the network can take at once in training.
-    """
-
-    measured: tuple[str, ...] = ()
-    network: Any
-    photographs: int
-    side: int
-    fewest: int = 1
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        device: torch.device = next(self.network.parameters()).device
-        return device
-
-    @abstractmethod
-    def described(self) -> dict[str, Any]:
-        """What the training depends on beside its settings, JSON-serializable."""
-
-    @abstractmethod
-    def batches(self, plan: BatchPlan, workers: int) -> "DataLoader[Any]":
-        """The batches of a plan; see :func:`data_loader`."""
-
-    @abstractmethod
-    def loss(self, network: nn.Module, batch: _Batch, ratio: float) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            network: :attr:`network`, or that wrapped for several processes.
-            batch: with at least one image.
-            ratio: that the images are to be resized by.
-
-        Returns:
-            Scalar.
-        """
-
-    def zero_loss(self, network: nn.Module) -> Tensor:
-        """Zero, with zero gradients of all that learns: the share of a process that could read no image."""
-        empty = torch.zeros(self.fewest, 3, self.side, self.side, device=self.device)
-        nothing: Tensor = 0.0 * network(empty).sum()
-        return nothing
-
-    def validate(self, processes: Processes, workers: int) -> Validation:
-        """Measure the network, which is in evaluation mode, in all processes; by default not at all."""
-        return Validation()
-
-    @abstractmethod
-    def keep(self, folder: Path) -> None:
-        """Write the network, the best one so far, into the folder of the run."""
-
-
-def data_loader(
-    dataset: "Dataset[Any]",
-    batches: Iterable[list[Draw]],
-    workers: int,
-    collate: Callable[[list[Any]], Any],
-) -> "DataLoader[Any]":
-    """Read batches ahead.
-
-    Args:
-        dataset: takes a :class:`Draw`.
-        batches: of draws.
-        workers: processes that read; 0: this one does.
-        collate: makes a batch of what the dataset gave.
-    """
-    # A generator of its own: the loader would draw from the global one, and a resumed run at another point.
-    generator = torch.Generator()
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        generator=generator,  # type: ignore[arg-type]
-    )
-
-
-_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
-_UNREADABLE_FILE = "unreadable.json"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a training depends on beside the network and the images.
-
-    Attributes:
-        preset: optimizer, rates, steps.
-        seed: of the order of the images, mirroring, resizing and dropout.
-        frozen_batch_norm: whether the backbone's batch norms keep their statistics and their parameters. Those of a new
-            head always learn; their statistics are of each process's share of the batch.
-        validate_every: steps between validations, each of which may give the best network.
-        mixed_precision: autocast to bfloat16 on a GPU.
+        schedule: optimizer, learning rates, batches and steps.
+        seed: random seed of the order of the images, of mirroring, resizing and dropout.
+        frozen_batch_norm: whether the backbone's batch norms keep their statistics and parameters. Those of a new head
+            always learn; their statistics are of each process's part of the batch.
+        validate_every: number of steps between validations, after each of which a checkpoint is written.
+        mixed_precision: whether to use autocast to bfloat16 on a GPU.
 
     Raises:
         ValueError: if ``validate_every`` is not positive.
     """
 
-    preset: Preset
+    schedule: Schedule
     seed: int = 0
     frozen_batch_norm: bool = True
     validate_every: int = 100
@@ -178,223 +55,311 @@ class Settings:
             raise ValueError(f"validate_every must be at least 1, got {self.validate_every}.")
 
 
+@dataclass(frozen=True)
+class Validation:
+    """Result of a validation.
+
+    Attributes:
+        metrics: columns of the log; their names are :attr:`Task.metric_names`.
+        score: the network is saved if this is higher than ever before. None: it is always saved.
+        failures: one line per image that could not be read.
+        error: why nothing could be measured; it ends the training after the failures are written. Empty if there is
+            none.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    score: float | None = None
+    failures: Sequence[str] = ()
+    error: str = ""
+
+
+class Task(ABC):
+    """What is learned: a network, its images, its loss and its validation.
+
+    Attributes:
+        network: has the parts ``backbone`` and ``head``; trained in place.
+        images: the images to learn from.
+        file_name: name of the file that :meth:`save` writes.
+        metric_names: names of the columns that :meth:`validate` adds to the log.
+    """
+
+    network: Any
+    images: TrainingImages
+    file_name: str
+    metric_names: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        device: torch.device = next(self.network.parameters()).device
+        return device
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What the training depends on, other than its :class:`TrainingSettings`; JSON-serializable."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Batch, scale: float) -> Tensor:
+        """Compute the loss of a batch.
+
+        Args:
+            network: :attr:`network`, or its wrapper for several processes.
+            batch: at least one image, on the CPU.
+            scale: factor to resize the images by.
+
+        Returns:
+            Scalar.
+        """
+
+    def validate(self, processes: Processes, workers: int) -> Validation:
+        """Measure the network, which is in evaluation mode; called in all processes. By default, measure nothing."""
+        return Validation()
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write the network to a file."""
+
+
+_CHECKPOINT = "last.pt"
+_LOG = "log.csv"
+_UNREADABLE = "unreadable.json"
+_TENSORBOARD = "tensorboard"
+
+
 def run_training(
-    task: Task[Any],
+    task: Task,
     folder: str | Path,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     device: torch.device | str = "cpu",
     workers: int = 2,
     tensorboard: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> None:
-    """Train.
+    """Train the network of a task, or resume its training.
 
-    Writes into the folder: ``last.pt``, from which a run that was cut off goes on as if nothing had happened; what the
-    task keeps of the best network; ``log.csv``, a line for each validation; ``settings.json``; and
-    ``unreadable.json``, why images could not be read, if any. Under ``torchrun``, the processes share each batch.
+    Writes into the folder: the network (the one with the best score, if the task has scores); ``log.csv``, one line per
+    validation; ``settings.json``; ``unreadable.json``, why images could not be read, if any; and the checkpoint
+    ``last.pt``. The same call resumes an interrupted training and gives the same network, bit for bit, as one that was
+    not interrupted. Under ``torchrun``, the processes share each batch.
 
     Args:
         task: what is learned.
-        folder: where to write; a run that stands there is continued.
-        settings: of the training.
+        folder: where to write, see :func:`dcsm_attr.io.open_run_folder`.
+        settings: settings of the training.
         device: where to train.
-        workers: processes that read photographs ahead; 0: this one reads them.
+        workers: number of processes that read images; 0: the current process.
         tensorboard: whether to write the curves of the log for TensorBoard too, into ``tensorboard`` in the folder.
-        progress: whether to show a bar.
+        overwrite: whether to start over if the folder contains a training.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: if the processes cannot share a batch evenly, or nothing could be read that the network is measured
-            on.
-        CheckpointError: if the folder holds a run with other settings.
-        ImportError: if TensorBoard is asked for and not installed.
+        ValueError: if the folder contains a training with other settings, the processes cannot share a batch evenly, or
+            no image for validation could be read.
+        CheckpointError: if the checkpoint cannot be read.
+        ImportError: if TensorBoard is requested and not installed.
         OSError: if the folder cannot be written to.
     """
-    # Before the folder: a library that is missing is found out now.
-    drawn = ("loss", "learning_rate", *task.measured)
-    board = TensorBoardLog(Path(folder) / "tensorboard", drawn) if tensorboard else None
-    folder = make_writable_folder(folder)
+    folder = Path(folder)
+    # Before the folder is created: a missing library raises here.
+    curves = ("loss", "learning_rate", *task.metric_names)
+    board = TensorBoardLog(folder / _TENSORBOARD, curves) if tensorboard else None
     device = local_device(torch.device(device))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with fork_rng(device), process_group(device) as processes:
-        run = _Run(task, folder, settings, device, processes, board)
+        if processes.is_first:
+            everything = {
+                **task.settings(),
+                **asdict(settings),
+                "num_images": len(task.images),
+                "processes": processes.world_size,
+            }
+            results = (_CHECKPOINT, _LOG, _UNREADABLE, _TENSORBOARD, task.file_name)
+            open_run_folder(folder, everything, "a training", results=results, overwrite=overwrite)
+        processes.wait()
+        log = TrainingLog(folder / _LOG, (*curves, "seconds", "unreadable"))
         try:
-            run.go(workers, progress)
+            _Loop(task, folder, settings, device, processes, [log] if board is None else [log, board]).run(
+                workers, progress
+            )
         finally:
             if board is not None:
                 board.close()
 
 
-class _Run:
-    """One training: the network with its optimizer, and how far they are."""
+@dataclass
+class _Progress:
+    """How far a training is; a part of the checkpoint.
+
+    Attributes:
+        step: number of steps that are done.
+        best_score: of all validations.
+        loss: exponential moving average.
+        num_unreadable: number of images of this process that could not be read, counted in each epoch.
+        failures: why images could not be read, without repetitions.
+        seconds: time spent in training.
+    """
+
+    step: int = 0
+    best_score: float = -1.0
+    loss: float = 0.0
+    num_unreadable: int = 0
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class _Loop:
+    """A training in one process."""
 
     def __init__(
         self,
-        task: Task[Any],
+        task: Task,
         folder: Path,
-        settings: Settings,
+        settings: TrainingSettings,
         device: torch.device,
         processes: Processes,
-        board: TensorBoardLog | None,
+        logs: Sequence[TrainingLog | TensorBoardLog],
     ) -> None:
         self._task = task
         self._folder = folder
         self._settings = settings
-        self._device = device
+        self._schedule = settings.schedule
         self._processes = processes
+        self._logs = logs
+        self._mixed_precision = settings.mixed_precision and device.type == "cuda"
         self._network = task.network.to(device)
-        self._optimizer, self._schedule = optimization(self._network, settings.preset)
-        self._step = 0
-        self._best = -1.0
-        self._loss = 0.0
-        self._unreadable = 0
-        self._failures: list[str] = []
-        self._seconds = 0.0
-        log = TrainingLog(folder / "log.csv", ("loss", "learning_rate", *task.measured, "seconds", "unreadable"))
-        self._logs: list[TrainingLog | TensorBoardLog] = [log] if board is None else [log, board]
-        # Lists instead of tuples, as JSON gives them back.
-        self._description = json.loads(json.dumps({**task.described(), **asdict(settings)}))
+        self._optimizer, self._lr_scheduler = build_optimizer(self._network, settings.schedule)
+        self._progress = _Progress()
 
-    def go(self, workers: int, progress: bool) -> None:
-        """Train from where the folder stands to the end."""
-        settings, preset, processes = self._settings, self._settings.preset, self._processes
-        torch.manual_seed(settings.seed + processes.rank)
-        description = {**self._description, "photographs": self._task.photographs, "processes": processes.count}
-        last = self._folder / "last.pt"
-        if last.exists():
-            self._resume(last, description)
-        elif processes.is_first:
-            self._truncate_after(0)
-            (self._folder / _UNREADABLE_FILE).unlink(missing_ok=True)
-            write_json(self._folder / "settings.json", description)
+    def run(self, workers: int, show_bar: bool) -> None:
+        """Train from the last checkpoint to the last step."""
+        schedule, processes = self._schedule, self._processes
+        torch.manual_seed(self._settings.seed + processes.rank)
+        self._resume()
+        progress = self._progress
         plan = BatchPlan(
-            self._task.photographs,
-            preset.batch_size,
-            preset.steps,
-            settings.seed,
-            first=self._step,
+            len(self._task.images),
+            schedule.batch_size,
+            schedule.steps,
+            self._settings.seed,
+            first_step=progress.step,
             rank=processes.rank,
-            processes=processes.count,
+            world_size=processes.world_size,
         )
-        network: nn.Module | None = None
-        start = time.perf_counter() - self._seconds
         bar = tqdm(
-            self._task.batches(plan, workers),
-            initial=self._step,
-            total=preset.steps,
+            data_loader(self._task.images, plan, workers),
+            initial=progress.step,
+            total=schedule.steps,
             unit="step",
             desc="training",
-            disable=not (progress and processes.is_first),
+            disable=not (show_bar and processes.is_first),
         )
+        network: nn.Module | None = None
+        start = time.perf_counter() - progress.seconds
         for batch in bar:
-            # The gradients of a distributed network are known at its construction: anew for each phase.
-            if network is None or self._step == preset.head_only:
-                network = self._set_trainable()
-            self._train_step(network, batch, plan.ratio(self._step, preset.ratios), bar.write)
-            bar.set_postfix(loss=f"{self._loss:.3f}", refresh=False)
-            self._step += 1
-            if self._step % settings.validate_every == 0 or self._step == preset.steps:
-                self._seconds = time.perf_counter() - start
+            # DistributedDataParallel reads which parameters are trained when it is constructed.
+            if network is None or progress.step == schedule.head_only_steps:
+                network = self._trainable_network()
+            for failure in batch.failures:
+                bar.write(f"skipped: {failure}")
+            self._train_step(network, batch, plan.scale(progress.step, schedule.scale_range))
+            bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
+            progress.step += 1
+            if progress.step % self._settings.validate_every == 0 or progress.step == schedule.steps:
+                progress.seconds = time.perf_counter() - start
                 self._validate(workers)
                 if processes.is_first:
-                    self._save(last, description)
+                    self._save_checkpoint()
                 processes.wait()
 
-    def _resume(self, last: Path, description: dict[str, Any]) -> None:
-        state = load_checkpoint(last, self._network, self._optimizer, self._schedule, settings=description)
-        self._step, self._best = state["step"], state["best"]
-        self._loss, self._unreadable, self._seconds = state["loss"], state["unreadable"], state["seconds"]
-        self._failures = state["failures"]
+    def _resume(self) -> None:
+        """Load the last checkpoint, if there is one, and remove what was logged after it."""
+        path = self._folder / _CHECKPOINT
+        if path.exists():
+            self._progress = _Progress(**load_checkpoint(path, self._network, self._optimizer, self._lr_scheduler))
+        elif self._processes.is_first:
+            (self._folder / _UNREADABLE).unlink(missing_ok=True)
         if self._processes.is_first:
-            self._truncate_after(self._step)
+            for log in self._logs:
+                log.truncate_after(self._progress.step)
 
-    def _truncate_after(self, step: int) -> None:
-        for log in self._logs:
-            log.truncate_after(step)
+    def _save_checkpoint(self) -> None:
+        path, progress = self._folder / _CHECKPOINT, asdict(self._progress)
+        save_checkpoint(path, self._network, self._optimizer, self._lr_scheduler, progress)
 
-    def _set_trainable(self) -> nn.Module:
-        """Choose what learns: the head alone at first, then everything that may."""
+    def _trainable_network(self) -> nn.Module:
+        """Select the parameters to train, those of the head alone at first, and wrap the network for the processes."""
         for parameter in self._network.parameters():
             parameter.requires_grad_(True)
         for parameter in self._network.backbone.parameters():
-            parameter.requires_grad_(self._step >= self._settings.preset.head_only)
-        if self._settings.frozen_batch_norm:
-            for module in self._network.backbone.modules():
-                if isinstance(module, _BATCH_NORMS):
-                    for parameter in module.parameters():
-                        parameter.requires_grad_(False)
-        if self._processes.count == 1:
-            only: nn.Module = self._network
-            return only
-        return DistributedDataParallel(self._network)
+            parameter.requires_grad_(self._progress.step >= self._schedule.head_only_steps)
+        for module in self._frozen_batch_norms():
+            for parameter in module.parameters():
+                parameter.requires_grad_(False)
+        network: nn.Module = self._network
+        return network if self._processes.world_size == 1 else DistributedDataParallel(network)
 
-    def _training_mode(self) -> None:
-        self._network.train()
-        if self._step < self._settings.preset.head_only:
-            self._network.backbone.eval()
-        if self._settings.frozen_batch_norm:
-            for module in self._network.backbone.modules():
-                if isinstance(module, _BATCH_NORMS):
-                    module.eval()
+    def _frozen_batch_norms(self) -> list[nn.Module]:
+        if not self._settings.frozen_batch_norm:
+            return []
+        return [m for m in self._network.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
-    def _train_step(self, network: nn.Module, batch: Batch, ratio: float, say: Callable[[str], None]) -> None:
-        self._unreadable += len(batch.failures)
-        self._failures += batch.failures
-        for failure in batch.failures:
-            say(f"skipped: {failure}")
-        self._training_mode()
+    def _train_step(self, network: nn.Module, batch: Batch, scale: float) -> None:
+        progress = self._progress
+        progress.num_unreadable += len(batch.failures)
+        progress.failures += batch.failures
+        self._set_training_mode()
         self._optimizer.zero_grad(set_to_none=True)
-        if len(batch.numbers) or self._processes.count > 1:
-            with self._autocast():
-                # The other processes wait for this one's gradients.
-                readable = len(batch.numbers)
-                loss = self._task.loss(network, batch, ratio) if readable else self._task.zero_loss(network)
+        # Without a readable image, this process still takes part in averaging the gradients of all processes.
+        if len(batch) or self._processes.world_size > 1:
+            with torch.autocast("cuda", dtype=torch.bfloat16) if self._mixed_precision else nullcontext():
+                loss = self._task.loss(network, batch, scale) if len(batch) else self._zero_loss(network)
             loss.backward()  # type: ignore[no-untyped-call]
-            if self._settings.preset.gradient_limit is not None:
-                nn.utils.clip_grad_norm_(self._network.parameters(), self._settings.preset.gradient_limit)
+            if self._schedule.max_gradient_norm is not None:
+                nn.utils.clip_grad_norm_(self._network.parameters(), self._schedule.max_gradient_norm)
             self._optimizer.step()
             value = float(loss.detach())
-            self._loss = value if self._step == 0 else 0.98 * self._loss + 0.02 * value
-        self._schedule.step()
+            progress.loss = value if progress.step == 0 else 0.98 * progress.loss + 0.02 * value
+        self._lr_scheduler.step()
 
-    def _autocast(self) -> Any:
-        if self._device.type != "cuda" or not self._settings.mixed_precision:
-            return nullcontext()
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+    def _set_training_mode(self) -> None:
+        self._network.train()
+        if self._progress.step < self._schedule.head_only_steps:
+            self._network.backbone.eval()
+        for module in self._frozen_batch_norms():
+            module.eval()
+
+    def _zero_loss(self, network: nn.Module) -> Tensor:
+        """Return zero, with zero gradients of all trained parameters."""
+        side = self._task.images.preprocess.side
+        # Two images, because a batch norm may have one value per image and channel.
+        zero: Tensor = 0.0 * network(torch.zeros(2, 3, side, side, device=self._task.device)).sum()
+        return zero
 
     def _validate(self, workers: int) -> None:
-        processes = self._processes
+        """Measure the network, log the result, and save the network if it is the best."""
+        progress, processes = self._progress, self._processes
         self._network.eval()
-        found = self._task.validate(processes, workers)
-        self._failures = sorted(set(processes.gathered([*self._failures, *found.failures])))
-        if processes.is_first and self._failures:
-            write_json(self._folder / _UNREADABLE_FILE, {"failures": self._failures})
-        if found.error:
-            raise ValueError(found.error)
+        validation = self._task.validate(processes, workers)
+        progress.failures = sorted(set(processes.gather([*progress.failures, *validation.failures])))
+        if processes.is_first and progress.failures:
+            write_json(self._folder / _UNREADABLE, {"failures": progress.failures})
+        if validation.error:
+            raise ValueError(validation.error)
         if not processes.is_first:
             return
         line = {
-            "step": self._step,
-            "loss": f"{self._loss:.5f}",
-            "learning_rate": f"{self._schedule.get_last_lr()[0]:.3g}",
-            **{name: f"{value:.5f}" for name, value in found.columns.items()},
-            "seconds": f"{self._seconds:.1f}",
-            "unreadable": self._unreadable,
+            "step": progress.step,
+            "loss": f"{progress.loss:.5f}",
+            "learning_rate": f"{self._lr_scheduler.get_last_lr()[0]:.3g}",
+            **{name: f"{value:.5f}" for name, value in validation.metrics.items()},
+            "seconds": f"{progress.seconds:.1f}",
+            "unreadable": progress.num_unreadable,
         }
         for log in self._logs:
             log.append(line)
-        if found.score is None or found.score > self._best:
-            self._best = self._best if found.score is None else found.score
-            self._task.keep(self._folder)
-
-    def _save(self, path: Path, description: dict[str, Any]) -> None:
-        progress = {
-            "step": self._step,
-            "best": self._best,
-            "loss": self._loss,
-            "unreadable": self._unreadable,
-            "failures": self._failures,
-            "seconds": self._seconds,
-        }
-        save_checkpoint(path, self._network, self._optimizer, self._schedule, progress=progress, settings=description)
+        if validation.score is None or validation.score > progress.best_score:
+            progress.best_score = progress.best_score if validation.score is None else validation.score
+            self._task.save(self._folder / self._task.file_name)

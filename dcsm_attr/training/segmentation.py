@@ -1,74 +1,53 @@
-"""Training a segmentation network from photographs, image-level labels, and label maps of seeds or pseudo-labels."""
+"""Training a segmentation network from images, image-level labels, and label maps of seeds or pseudo-labels."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from dcsm_attr.attribution.inputs import rescaled
 from dcsm_attr.datasets.collection import Collection
+from dcsm_attr.evaluation.result import labels_digest
 from dcsm_attr.models.segmentation_net import TrainedSegmentationNet, load_segmentation_net, save_segmentation_net
-from dcsm_attr.training.data import BatchPlan, LabeledBatch, LabeledCanvases, collate_labeled, downsample_labels
+from dcsm_attr.training.data import Batch, TrainingImages, downsample_labels
 from dcsm_attr.training.distributed import Processes
-from dcsm_attr.training.loop import Settings, Task, Validation, data_loader, run_training
-from dcsm_attr.training.optimizer import LITTLE_DATA, Preset, PresetName
+from dcsm_attr.training.loop import Task, TrainingSettings, Validation, run_training
+from dcsm_attr.training.optimizer import LITTLE_DATA, Schedule, ScheduleName
 from dcsm_attr.wsss.losses import OBJECTIVES, ObjectiveName
 
-__all__ = ["NETWORK_FILE", "PRESETS", "train_segmentation_net"]
+__all__ = ["NETWORK_FILE", "SCHEDULES", "train_segmentation_net"]
 
 
-#: The file of the trained network, in the folder of the training.
+#: Name of the file of the trained network in the folder of the training.
 NETWORK_FILE = "segmentation_net.safetensors"
 
-# Rates of SEC and DSRG are those of VGG's layers; their new last layer has ten times as much, here the whole head.
-#: By the loss and then by name. ``"paper"``: the published solvers, of DSRG's second step for pseudo-labels; crops of
-#: photographs are not reproduced. ``"modern"``: for little data.
-PRESETS: dict[ObjectiveName, dict[PresetName, Preset]] = {
+# The published learning rates of SEC and DSRG are those of VGG's layers; the new last layer has ten times as much, here
+# the whole head.
+_SEC = Schedule(
+    optimizer="sgd",
+    policy="step",
+    learning_rate=1e-3,
+    head_rate_factor=10.0,
+    weight_decay=5e-4,
+    batch_size=15,
+    steps=8_000,
+    head_only_steps=0,
+    scale_range=(1.0, 1.0),
+    step_decay=(2_000, 0.1),
+)
+
+#: By objective and by name. ``"paper"``: the published solvers; for pseudo-labels, that of DSRG's second step. Differs
+#: from them: images are not cropped.
+SCHEDULES: dict[ObjectiveName, dict[ScheduleName, Schedule]] = {
     "pseudo": {
-        "paper": Preset(
-            optimizer="sgd",
-            schedule="poly",
-            learning_rate=1e-3,
-            head_rate=10.0,
-            weight_decay=5e-4,
-            batch_size=10,
-            steps=20_000,
-            head_only=0,
-            ratios=(1.0, 1.0),
-        ),
+        "paper": replace(_SEC, policy="poly", batch_size=10, steps=20_000, step_decay=None),
         "modern": LITTLE_DATA,
     },
-    "sec": {
-        "paper": Preset(
-            optimizer="sgd",
-            schedule="step",
-            learning_rate=1e-3,
-            head_rate=10.0,
-            weight_decay=5e-4,
-            batch_size=15,
-            steps=8_000,
-            head_only=0,
-            ratios=(1.0, 1.0),
-            decay=(2_000, 0.1),
-        ),
-        "modern": LITTLE_DATA,
-    },
+    "sec": {"paper": _SEC, "modern": LITTLE_DATA},
     "dsrg": {
-        "paper": Preset(
-            optimizer="sgd",
-            schedule="step",
-            learning_rate=5e-4,
-            head_rate=10.0,
-            weight_decay=5e-4,
-            batch_size=20,
-            steps=8_000,
-            head_only=0,
-            ratios=(1.0, 1.0),
-            decay=(1_000, 0.33),
-        ),
+        "paper": replace(_SEC, learning_rate=5e-4, batch_size=20, step_decay=(1_000, 0.33)),
         "modern": LITTLE_DATA,
     },
 }
@@ -79,43 +58,45 @@ def train_segmentation_net(
     collection: Collection,
     labels: Path,
     folder: str | Path,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     objective: ObjectiveName = "pseudo",
     device: torch.device | str = "cpu",
     workers: int = 2,
     max_pixels: int | None = None,
     tensorboard: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> TrainedSegmentationNet:
     """Train a segmentation network; true masks are never read.
 
-    Writes into the folder what :func:`dcsm_attr.training.loop.run_training` does, with the mean of each term of the
-    loss since the last line in ``log.csv``; and ``segmentation_net.safetensors``, the network at its last checkpoint:
-    to choose a better one takes masks.
+    Writes ``segmentation_net.safetensors``, the network at its last checkpoint (masks would be needed to choose a
+    better one), and the other files of :func:`dcsm_attr.training.loop.run_training`, with the mean of each term of the
+    loss since the last validation in ``log.csv``. The same call resumes an interrupted training.
 
     Args:
-        start: where to start; it is trained in place.
-        collection: photographs to learn from.
-        labels: folder with a label map ``NAME.png`` for each: 0 background, ``c + 1`` for class ``c``, 255 where
-            nothing is known. Of each position of the logits, the most frequent one counts.
-        folder: where to write; a run that stands there is continued.
-        settings: of the training.
+        start: initial network; it is trained in place.
+        collection: images to learn from.
+        labels: folder with a label map ``NAME.png`` per image: 0 background, ``c + 1`` for class ``c``, 255 unknown. At
+            each position of the logits, the most frequent label counts.
+        folder: where to write, see :func:`dcsm_attr.io.open_run_folder`.
+        settings: settings of the training.
         objective: ``"pseudo"``, ``"sec"`` or ``"dsrg"``, see :mod:`dcsm_attr.wsss.losses`.
         device: where to train.
-        workers: processes that read photographs ahead; 0: this one reads them.
-        max_pixels: photographs with more pixels are not read, see :func:`dcsm_attr.datasets.images.read_image`.
-        tensorboard: whether to write curves for TensorBoard too.
-        progress: whether to show a bar.
+        workers: number of processes that read images; 0: the current process.
+        max_pixels: larger images are not read, see :func:`dcsm_attr.datasets.images.read_image`.
+        tensorboard: whether to write the curves of the log for TensorBoard too.
+        overwrite: whether to start over if the folder contains a training.
+        progress: whether to show a progress bar.
 
     Returns:
         The network, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: if the collection is empty, its classes are not those of the network, there is no such objective, or
-            the processes cannot share a batch evenly.
-        CheckpointError: if the folder holds a run with other settings.
-        ImportError: if TensorBoard is asked for and not installed.
+        ValueError: if the collection is empty or its classes are not those of the network, there is no such objective,
+            the processes cannot share a batch evenly, or the folder contains a training with other settings.
+        CheckpointError: if the checkpoint cannot be read.
+        ImportError: if TensorBoard is requested and not installed.
         OSError: if the folder cannot be written to.
     """
     if not len(collection):
@@ -126,15 +107,23 @@ def train_segmentation_net(
         )
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))}; got {objective!r}.")
-    task = _SegmentationTask(start, collection, labels, objective, max_pixels)
-    run_training(task, folder, settings, device=device, workers=workers, tensorboard=tensorboard, progress=progress)
+    run_training(
+        _SegmentationTask(start, collection, labels, objective, max_pixels),
+        folder,
+        settings,
+        device=device,
+        workers=workers,
+        tensorboard=tensorboard,
+        overwrite=overwrite,
+        progress=progress,
+    )
     return load_segmentation_net(Path(folder) / NETWORK_FILE)
 
 
-class _SegmentationTask(Task[LabeledBatch]):
-    """Labels of positions from label maps."""
+class _SegmentationTask(Task):
+    """Learns the labels of positions from label maps and image-level labels."""
 
-    fewest = 2
+    file_name = NETWORK_FILE
 
     def __init__(
         self,
@@ -145,54 +134,48 @@ class _SegmentationTask(Task[LabeledBatch]):
         max_pixels: int | None,
     ) -> None:
         self.network = start.network
-        self.photographs = len(collection)
-        self.side = start.preprocess.side
+        self.images = TrainingImages(collection, start.preprocess, labels, max_pixels)
+        self.metric_names = OBJECTIVES[objective].names
         self._start = start
-        self._name = objective
-        self._objective = OBJECTIVES[objective]
-        self.measured = self._objective.names
-        self._present = collection.presence()
-        self._canvases = LabeledCanvases(collection, labels, start.preprocess, max_pixels)
+        self._labels_digest = labels_digest(collection)
+        self._objective: ObjectiveName = objective
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._num_steps = 0
 
-    def described(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {
             "architecture": self._start.architecture.plain(),
             "head": self._start.head,
             "output_stride": self._start.output_stride,
             "preprocess": asdict(self._start.preprocess),
-            "objective": self._name,
+            "objective": self._objective,
             "learned_from": self._start.learned_from,
+            "image-level labels": self._labels_digest,
         }
 
-    def batches(self, plan: BatchPlan, workers: int) -> "DataLoader[Any]":
-        return data_loader(self._canvases, plan, workers, collate_labeled)
-
-    def loss(self, network: nn.Module, batch: LabeledBatch, ratio: float) -> Tensor:
+    def loss(self, network: nn.Module, batch: Batch, scale: float) -> Tensor:
         images = batch.images.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
-        present = self._present[batch.numbers].to(self.device, non_blocking=True)
-        (resized,) = rescaled((images,), ratio, "bilinear")
-        logits = network(self._enough(resized))[: len(images)]
+        present = batch.present.bool().to(self.device, non_blocking=True)
+        (resized,) = rescaled((images,), scale, "bilinear")
+        if len(images) == 1:
+            # The head of DeepLab v3 has a batch norm with one value per image and channel, which needs two.
+            resized = resized.repeat(2, 1, 1, 1)
+        logits = network(resized)[: len(images)]
         pixels = self._start.preprocess.pixels(images)
-        terms = self._objective(logits, downsample_labels(labels, logits.shape[2:]), present, pixels)
+        terms = OBJECTIVES[self._objective](logits, downsample_labels(labels, logits.shape[2:]), present, pixels)
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach()
-        self._steps += 1
+        self._num_steps += 1
         return torch.stack(list(terms.values())).sum()
 
     def validate(self, processes: Processes, workers: int) -> Validation:
-        """The terms of the loss since the last time; nothing is measured that would take masks."""
-        own = (self._steps, {name: float(value) for name, value in self._sums.items()})
-        parts = processes.gathered([own])
-        self._sums, self._steps = {}, 0
+        """Return the means of the terms of the loss since the last validation; any other metric would need masks."""
+        own = (self._num_steps, {name: float(value) for name, value in self._sums.items()})
+        parts = processes.gather([own])
+        self._sums, self._num_steps = {}, 0
         steps = max(1, sum(count for count, _ in parts))
-        return Validation({name: sum(sums.get(name, 0.0) for _, sums in parts) / steps for name in self.measured})
+        return Validation({name: sum(sums.get(name, 0.0) for _, sums in parts) / steps for name in self.metric_names})
 
-    def keep(self, folder: Path) -> None:
-        save_segmentation_net(self._start, folder / NETWORK_FILE)
-
-    def _enough(self, images: Tensor) -> Tensor:
-        """One image twice: DeepLab's head has a batch norm of one value an image, which needs two."""
-        return images.repeat(self.fewest, 1, 1, 1) if len(images) < self.fewest else images
+    def save(self, path: Path) -> None:
+        save_segmentation_net(self._start, path)
