@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.models.affinity_net import AffinityNet, TrainedAffinityNet
-from dcsm_attr.models.checkpoint import load_classifier
+from dcsm_attr.models.affinity_net import AffinityNet
+from dcsm_attr.models.checkpoint import TrainedAffinityNet, load_classifier
 from dcsm_attr.training.affinity import SCHEDULES, train_affinity_net
 from dcsm_attr.training.loop import TrainingSettings
 

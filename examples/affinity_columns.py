@@ -17,7 +17,8 @@ from dcsm_attr import ClassActivationMaps, Segmenter
 from dcsm_attr.cli.building import load_chosen_classifier
 from dcsm_attr.datasets.masks import VOID, overlay, read_mask
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.models.affinity_net import load_affinity_net, neighbor_offsets
+from dcsm_attr.models.affinity_net import neighbor_offsets
+from dcsm_attr.models.checkpoint import load_affinity_net
 from dcsm_attr.segmentation.visualization import blank_figure, draw_heat_map, draw_image, finish_layout
 from dcsm_attr.wsss.affinity import RELEASED_EXPONENTS, boundaries
 from dcsm_attr.wsss.random_walk import SemanticWalk

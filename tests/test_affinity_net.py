@@ -18,16 +18,15 @@ from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.masks import label_image
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.evaluation.result import parameters_digest
-from dcsm_attr.models.affinity_net import (
-    AffinityNet,
-    TrainedAffinityNet,
-    affinities,
-    load_affinity_net,
-    neighbor_offsets,
-    save_affinity_net,
-)
+from dcsm_attr.models.affinity_net import AffinityNet, affinities, neighbor_offsets
 from dcsm_attr.models.backbone import find_stages, multi_stage_backbone
-from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
+from dcsm_attr.models.checkpoint import (
+    Architecture,
+    TrainedAffinityNet,
+    build_classifier,
+    load_affinity_net,
+    save_network,
+)
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 from dcsm_attr.models.weights import WeightsError
 from dcsm_attr.training.affinity import SCHEDULES, train_affinity_net
@@ -114,7 +113,7 @@ def test_the_backbone_is_a_copy():
 def test_the_file_brings_everything(tmp_path):
     kept = net("mean")
     state = torch.get_rng_state()
-    save_affinity_net(kept, tmp_path / "net.safetensors")
+    save_network(kept, tmp_path / "net.safetensors")
     found = load_affinity_net(tmp_path / "net.safetensors")
     assert torch.equal(torch.get_rng_state(), state)
     assert replace(found, network=kept.network) == kept
@@ -124,8 +123,8 @@ def test_the_file_brings_everything(tmp_path):
 
 def test_files_that_are_no_affinity_net(tmp_path):
     classifier = build_classifier(Architecture("squeezenet1_1", 2, "features.4", "linear"), None, NAMES, CANVAS)
-    save_classifier(classifier, tmp_path / "classifier.safetensors")
-    with pytest.raises(WeightsError, match="no AffinityNet"):
+    save_network(classifier, tmp_path / "classifier.safetensors")
+    with pytest.raises(WeightsError, match="holds a classifier .*; expected an AffinityNet"):
         load_affinity_net(tmp_path / "classifier.safetensors")
     with pytest.raises(WeightsError, match="there is no such file"):
         load_affinity_net(tmp_path / "missing.safetensors")

@@ -22,8 +22,14 @@ from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.evaluate import evaluate
 from dcsm_attr.evaluation.metrics import mean_iou
-from dcsm_attr.models.affinity_net import AffinityNet, TrainedAffinityNet, save_affinity_net
-from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
+from dcsm_attr.models.affinity_net import AffinityNet
+from dcsm_attr.models.checkpoint import (
+    Architecture,
+    TrainedAffinityNet,
+    build_classifier,
+    load_classifier,
+    save_network,
+)
 from dcsm_attr.segmentation import Segmenter
 from dcsm_attr.wsss.random_walk import SemanticWalk
 
@@ -54,7 +60,7 @@ def voc(tmp_path_factory):
     (root / "image_labels.csv").write_text("\n".join(lines) + "\n")
     torch.manual_seed(0)
     architecture = Architecture("squeezenet1_1", len(VOC_CLASSES), "features.6", "normalized")
-    save_classifier(
+    save_network(
         build_classifier(architecture, None, VOC_CLASSES, Preprocess(size=48)), root.parent / "best.safetensors"
     )
     return root
@@ -131,7 +137,7 @@ def test_an_error_is_one_line(voc, tmp_path, monkeypatch, capsys):
         run_command(app, "ablation")
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.match(r"ablation: .*plain\.safetensors: .* no classifier that `dcsm-attr train` wrote", line)
+    assert re.match(r"ablation: .*plain\.safetensors: .* expected a classifier that `dcsm-attr train` wrote", line)
     assert not any((tmp_path / "out").iterdir())
 
 
@@ -147,7 +153,7 @@ def test_what_cannot_be_measured(voc, tmp_path):
     two = build_classifier(
         Architecture("squeezenet1_1", 2, "features.3", "linear"), None, ("ant", "bee"), Preprocess(size=48)
     )
-    save_classifier(two, tmp_path / "two.safetensors")
+    save_network(two, tmp_path / "two.safetensors")
     assert "class names must be those of the collection" in message("--weights", tmp_path / "two.safetensors")
     hidden = voc / "SegmentationClass" / "v1.png"
     moved = hidden.rename(tmp_path / "v1.png")
@@ -191,7 +197,7 @@ def affinity_net(voc):
     net = TrainedAffinityNet(
         AffinityNet(classifier.network.backbone), classifier.architecture, classifier.preprocess, seed="cam"
     )
-    save_affinity_net(net, voc.parent / "affinity_net.safetensors")
+    save_network(net, voc.parent / "affinity_net.safetensors")
     return net
 
 

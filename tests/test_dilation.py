@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import get_model, resnet50
 
 from dcsm_attr.models.backbone import replace_stride_with_dilation
-from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_network
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 
 
@@ -87,7 +87,7 @@ def test_what_cannot_be_dilated():
 def test_the_file_of_a_classifier_brings_its_stride(tmp_path):
     architecture = Architecture("squeezenet1_1", 2, "features.7", "linear", output_stride=4)
     built = build_classifier(architecture, None, ("a", "b"))
-    save_classifier(built, tmp_path / "net.safetensors")
+    save_network(built, tmp_path / "net.safetensors")
     found = load_classifier(tmp_path / "net.safetensors")
     assert found.architecture == architecture
     images = torch.randn(1, 3, 64, 64)

@@ -26,7 +26,7 @@ from dcsm_attr.evaluation import evaluate as protocols
 from dcsm_attr.evaluation.evaluate import evaluate
 from dcsm_attr.evaluation.metrics import mean_average_precision
 from dcsm_attr.evaluation.result import Confusion, Protocol, measured_on, parameters_digest
-from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_network
 from dcsm_attr.models.scene_net import load_scene_net
 
 COUNT = 7
@@ -470,7 +470,7 @@ def test_the_command(voc, tmp_path):
 def test_a_trained_classifier_brings_its_own_model(voc, tmp_path):
     architecture = Architecture("squeezenet1_1", len(VOC_CLASSES), head="linear")
     classifier = build_classifier(architecture, None, VOC_CLASSES)
-    save_classifier(classifier, tmp_path / "best.safetensors")
+    save_network(classifier, tmp_path / "best.safetensors")
     options = ["--protocol", "known", "--count", 1, "--weights", tmp_path / "best.safetensors", "--model", "vgg16"]
     result = run(voc, *options, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output

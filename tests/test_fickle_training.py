@@ -8,13 +8,15 @@ from test_train_classifier import CANVAS, NAMES, SCHEDULE, SETTINGS, last_weight
 from torch import nn
 
 import dcsm_attr.training.classifier as module
-from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_network
 from dcsm_attr.models.fully_convolutional import fully_convolutional
-from dcsm_attr.models.stochastic import StochasticSelection, use_generator
+from dcsm_attr.models.stochastic import FickleSettings, StochasticSelection, use_generator
 from dcsm_attr.training.classifier import train_classifier
 from dcsm_attr.training.loop import TrainingSettings
 
-ARCHITECTURE = Architecture("squeezenet1_1", 2, "features.4", "fickle", window=3, rate=0.5, keep_center=False)
+ARCHITECTURE = Architecture(
+    "squeezenet1_1", 2, "features.4", "fickle", fickle=FickleSettings(3, 0.5, keep_center=False)
+)
 
 
 def fickle():
@@ -28,7 +30,7 @@ def train(folder, collection, settings=SETTINGS):
 
 def test_the_file_brings_window_rate_and_kind(tmp_path):
     built = fickle()
-    save_classifier(built, tmp_path / "net.safetensors")
+    save_network(built, tmp_path / "net.safetensors")
     found = load_classifier(tmp_path / "net.safetensors")
     assert found.architecture == ARCHITECTURE
     (selection,) = found.network.head
@@ -42,21 +44,19 @@ def test_the_file_brings_window_rate_and_kind(tmp_path):
     assert torch.equal(*scores)
 
 
-def test_only_what_a_network_has_is_told():
+def test_a_description_has_the_settings_that_the_network_uses():
     plain = Architecture("squeezenet1_1", 2, "features.4", "linear")
-    assert plain.plain() == {"model": "squeezenet1_1", "num_classes": 2, "cut": "features.4", "head": "linear"}
-    assert Architecture(**plain.plain()) == plain
-    assert ARCHITECTURE.plain() == {
+    assert plain.to_dict() == {"model": "squeezenet1_1", "num_classes": 2, "cut": "features.4", "head": "linear"}
+    assert Architecture.from_dict(plain.to_dict()) == plain
+    assert ARCHITECTURE.to_dict() == {
         "model": "squeezenet1_1",
         "num_classes": 2,
         "cut": "features.4",
         "head": "fickle",
-        "window": 3,
-        "rate": 0.5,
-        "keep_center": False,
+        "fickle": {"window": 3, "rate": 0.5, "keep_center": False},
     }
     dilated = replace(ARCHITECTURE, output_stride=8)
-    assert Architecture(**dilated.plain()) == dilated
+    assert Architecture.from_dict(dilated.to_dict()) == dilated
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_only_what_a_network_has_is_told():
 def test_windows_and_rates_are_checked(arguments, message):
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
     with pytest.raises(ValueError, match=message):
-        fully_convolutional(model, 2, cut="0", head="fickle", **arguments)
+        fully_convolutional(model, 2, cut="0", head="fickle", fickle=FickleSettings(**arguments))
 
 
 def test_it_learns(tmp_path):

@@ -40,11 +40,12 @@ from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene, write_scene_folder
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.demo import SCENE_CANVAS, scene_classifier
-from dcsm_attr.models.affinity_net import AffinityNet, TrainedAffinityNet
-from dcsm_attr.models.checkpoint import Architecture, build_classifier
+from dcsm_attr.models.affinity_net import AffinityNet
+from dcsm_attr.models.checkpoint import Architecture, TrainedAffinityNet, TrainedSegmentationNet, build_classifier
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 from dcsm_attr.models.scene_net import MEAN, STD, SceneNet, load_scene_net
-from dcsm_attr.models.segmentation_net import SegmentationNet, TrainedSegmentationNet
+from dcsm_attr.models.segmentation_net import SegmentationNet
+from dcsm_attr.models.stochastic import FickleSettings
 from dcsm_attr.segmentation.presets import build_preset_segmenter
 from dcsm_attr.segmentation.segmenter import Segmenter
 from dcsm_attr.training.affinity import train_affinity_net
@@ -200,7 +201,7 @@ def logged(path):
 
 OBJECTIVES = ("pseudo", "sec", "dsrg")
 TRAININGS = ("scene_net", "classifier", "classifier-fickle", "affinity", *(f"segmentation-{o}" for o in OBJECTIVES))
-FICKLE = Architecture("squeezenet1_1", len(CLASS_NAMES), "features.4", "fickle", window=3, rate=0.5)
+FICKLE = Architecture("squeezenet1_1", len(CLASS_NAMES), "features.4", "fickle", fickle=FickleSettings(3, 0.5))
 OWN = Architecture("squeezenet1_1", len(CLASS_NAMES), "features.6", "rectified")
 
 

@@ -16,7 +16,7 @@ from dcsm_attr.cli.options import MethodChoice, VariantChoice
 from dcsm_attr.datasets.masks import VOC_CLASSES, label_image
 from dcsm_attr.datasets.scenes import generate_scene, write_scene_folder
 from dcsm_attr.demo import scene_classifier
-from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_network
 
 pytestmark = pytest.mark.usefixtures("small_canvas")
 
@@ -114,7 +114,7 @@ def voc(tmp_path):
     network = torchvision.models.squeezenet1_1(weights=None, num_classes=len(VOC_CLASSES))
     save_file(network.state_dict(), tmp_path / "net.safetensors")
     architecture = Architecture("squeezenet1_1", len(VOC_CLASSES), head="extended")
-    save_classifier(build_classifier(architecture, None, VOC_CLASSES), tmp_path / "best.safetensors")
+    save_network(build_classifier(architecture, None, VOC_CLASSES), tmp_path / "best.safetensors")
     return root
 
 

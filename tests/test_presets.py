@@ -13,7 +13,7 @@ from dcsm_attr.attribution import maps as eq
 from dcsm_attr.attribution.layers import default_layers
 from dcsm_attr.cli import app
 from dcsm_attr.datasets.preprocess import Preprocess
-from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_network
 from dcsm_attr.segmentation.presets import build_preset_segmenter
 
 PREPROCESS = Preprocess(size=48)
@@ -70,7 +70,7 @@ def test_an_unknown_preset():
 def test_on_the_command_line(tmp_path, photograph):
     names = ("ant", "bee", "cat")
     built = build_classifier(Architecture("squeezenet1_1", 3, "features.6", "linear"), None, names, PREPROCESS)
-    save_classifier(built, tmp_path / "net.safetensors")
+    save_network(built, tmp_path / "net.safetensors")
     photograph.save(tmp_path / "photo.png")
     arguments = ["segment", "photo.png", "--weights", "net.safetensors", "--classes", "bee", "--device", "cpu"]
 

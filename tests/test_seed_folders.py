@@ -18,6 +18,7 @@ from dcsm_attr.cli import main
 from dcsm_attr.datasets.masks import VOID
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.fully_convolutional import fully_convolutional
+from dcsm_attr.models.stochastic import FickleSettings
 from dcsm_attr.pipelines.label_files import BackgroundSeedSettings, image_seeds, middle_layer, write_seeds
 from dcsm_attr.wsss.ficklenet import FickleLocalizer, aggregated, aggregates, fickle_maps
 from dcsm_attr.wsss.seeds import MapLocalizer, middle_layer_saliency
@@ -28,7 +29,7 @@ BACKGROUND = BackgroundSeedSettings("features.5", 0.25)
 
 @pytest.fixture
 def fickle(vgg):
-    return fully_convolutional(vgg, 4, cut="features", head="fickle", window=3, rate=0.5).eval()
+    return fully_convolutional(vgg, 4, cut="features", head="fickle", fickle=FickleSettings(3, 0.5)).eval()
 
 
 def photograph(folder):
@@ -238,9 +239,9 @@ def test_what_the_commands_refuse(tmp_path, scenes, monkeypatch, capsys, argumen
 def test_options_of_class_maps_are_refused_with_a_segmentation_network(tmp_path, scenes, monkeypatch, capsys):
     from test_segmentation_net import net
 
-    from dcsm_attr.models.segmentation_net import save_segmentation_net
+    from dcsm_attr.models.checkpoint import save_network
 
-    save_segmentation_net(net(), tmp_path / "net.safetensors")
+    save_network(net(), tmp_path / "net.safetensors")
     command = ["dcsm-attr", "evaluate", str(scenes), "--weights", str(tmp_path / "net.safetensors")]
     monkeypatch.setattr(sys, "argv", [*command, "--method", "cam", "--background", "2", "--output", str(tmp_path)])
     with pytest.raises(SystemExit):

@@ -20,16 +20,15 @@ from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.evaluation.evaluate import evaluate
 from dcsm_attr.evaluation.result import parameters_digest
-from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_classifier
-from dcsm_attr.models.segmentation_net import (
-    FieldOfViewHead,
-    SegmentationNet,
+from dcsm_attr.models.checkpoint import (
+    Architecture,
     TrainedSegmentationNet,
-    is_segmentation_net,
+    build_classifier,
     load_segmentation_net,
-    save_segmentation_net,
-    segmentation_head,
+    network_kind,
+    save_network,
 )
+from dcsm_attr.models.segmentation_net import FieldOfViewHead, SegmentationNet, segmentation_head
 from dcsm_attr.models.weights import WeightsError
 from dcsm_attr.pipelines.label_files import write_pseudo_labels
 from dcsm_attr.wsss.inference import NetworkSegmenter, SegmentationNetSaliency, label_probabilities
@@ -102,26 +101,28 @@ def test_the_backbone_is_a_copy_with_a_stride_of_its_own():
 def test_the_file_brings_everything(tmp_path):
     kept = net("aspp", output_stride=2)
     state = torch.get_rng_state()
-    save_segmentation_net(kept, tmp_path / "net.safetensors")
+    save_network(kept, tmp_path / "net.safetensors")
     found = load_segmentation_net(tmp_path / "net.safetensors")
     assert torch.equal(torch.get_rng_state(), state)
     assert replace(found, network=kept.network) == kept
     assert parameters_digest(found.network) == parameters_digest(kept.network)
     assert not found.network.training
-    assert is_segmentation_net(tmp_path / "net.safetensors")
+    assert network_kind(tmp_path / "net.safetensors") == "segmentation_net"
     images = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(found.network(images), kept.network.eval()(images))
 
 
 def test_files_that_are_no_segmentation_network(tmp_path):
-    save_classifier(build_classifier(ARCHITECTURE, None, NAMES, CANVAS), tmp_path / "classifier.safetensors")
-    assert not is_segmentation_net(tmp_path / "classifier.safetensors")
-    with pytest.raises(WeightsError, match="no segmentation network that `dcsm-attr train-seg` wrote"):
+    save_network(build_classifier(ARCHITECTURE, None, NAMES, CANVAS), tmp_path / "classifier.safetensors")
+    assert network_kind(tmp_path / "classifier.safetensors") == "classifier"
+    with pytest.raises(
+        WeightsError, match="holds a classifier .*; expected a segmentation network that `dcsm-attr train-seg` wrote"
+    ):
         load_segmentation_net(tmp_path / "classifier.safetensors")
     with pytest.raises(WeightsError, match="there is no such file"):
         load_segmentation_net(tmp_path / "missing.safetensors")
-    save_segmentation_net(net(), tmp_path / "net.safetensors")
+    save_network(net(), tmp_path / "net.safetensors")
     whole = (tmp_path / "net.safetensors").read_bytes()
     (tmp_path / "net.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(WeightsError, match="not a complete safetensors file"):
@@ -140,11 +141,11 @@ def test_files_that_are_no_segmentation_network(tmp_path):
 )
 def test_a_description_that_is_not_whole(tmp_path, harmed, message):
     path = tmp_path / "net.safetensors"
-    save_segmentation_net(net(), path)
+    save_network(net(), path)
     with safe_open(path, "pt") as file:
         ((key, text),) = file.metadata().items()
     description = json.loads(text)
-    harmed(description)
+    harmed(description["config"])
     save_file(load_file(path), path, {key: json.dumps(description)})
     with pytest.raises(WeightsError, match=message):
         load_segmentation_net(path)

@@ -17,11 +17,12 @@ from dcsm_attr.models.checkpoint import (
     Architecture,
     Classifier,
     build_classifier,
-    is_classifier,
     load_classifier,
-    save_classifier,
+    network_kind,
+    save_network,
 )
 from dcsm_attr.models.scene_net import load_scene_net
+from dcsm_attr.models.stochastic import FickleSettings
 from dcsm_attr.models.weights import WeightsError
 from dcsm_attr.training.checkpoints import CheckpointError
 from dcsm_attr.training.classifier import SCHEDULES, train_classifier
@@ -240,7 +241,7 @@ def test_a_classifier_comes_back_from_its_file(tmp_path):
     built = classifier()
     path = tmp_path / "net.safetensors"
     built = replace(built, pooling="average")
-    save_classifier(built, path)
+    save_network(built, path)
     before = torch.get_rng_state()
     loaded = load_classifier(path)
     assert torch.equal(torch.get_rng_state(), before)
@@ -248,7 +249,7 @@ def test_a_classifier_comes_back_from_its_file(tmp_path):
     assert loaded.pooling == "average"
     x = torch.randn(1, 3, 40, 40)
     assert torch.equal(loaded.network(x), built.network.eval()(x))
-    assert is_classifier(path)
+    assert network_kind(path) == "classifier"
 
 
 def test_files_that_are_no_classifier(tmp_path):
@@ -256,23 +257,23 @@ def test_files_that_are_no_classifier(tmp_path):
 
     plain = tmp_path / "plain.safetensors"
     save_file({"a": torch.zeros(1)}, plain)
-    assert not is_classifier(plain)
-    with pytest.raises(WeightsError, match="not what they belong to"):
+    assert network_kind(plain) is None
+    with pytest.raises(WeightsError, match="without a description of their network; expected a classifier"):
         load_classifier(plain)
     with pytest.raises(WeightsError, match="there is no such file"):
         load_classifier(tmp_path / "none.safetensors")
     plain.write_bytes(b"half")
     with pytest.raises(WeightsError, match="not a complete safetensors file"):
-        is_classifier(plain)
+        network_kind(plain)
 
 
 @pytest.mark.parametrize(
     ("harmed", "message"),
     [
-        (lambda d: d.pop("preprocess"), "not complete .KeyError"),
-        (lambda d: d.update(preprocess=3), "not complete .AttributeError"),
-        (lambda d: d["preprocess"].update(zoom=2), "not complete .TypeError"),
-        (lambda d: d["architecture"].update(head="none"), "not complete .ValueError"),
+        (lambda d: d.pop("preprocess"), "incomplete .KeyError"),
+        (lambda d: d.update(preprocess=3), "incomplete .AttributeError"),
+        (lambda d: d["preprocess"].update(zoom=2), "incomplete .TypeError"),
+        (lambda d: d["architecture"].update(head="none"), "incomplete .ValueError"),
         (None, "is damaged"),
     ],
 )
@@ -281,15 +282,38 @@ def test_a_classifier_whose_description_is_not_whole(tmp_path, harmed, message):
     from safetensors.torch import save_file
 
     path = tmp_path / "net.safetensors"
-    save_classifier(classifier(), path)
+    save_network(classifier(), path)
     with safe_open(path, "pt") as file:
         ((key, text),) = file.metadata().items()
     description = json.loads(text)
     if harmed is not None:
-        harmed(description)
+        harmed(description["config"])
     save_file(load_file(path), path, {key: "{" if harmed is None else json.dumps(description)})
     with pytest.raises(WeightsError, match=rf"net\.safetensors: .*{message}"):
         load_classifier(path)
+
+
+@pytest.mark.parametrize("head", ["normalized", "fickle"])
+def test_a_file_of_an_earlier_version(tmp_path, head):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    fickle = FickleSettings(3, 0.5, keep_center=False) if head == "fickle" else FickleSettings()
+    built = build_classifier(Architecture("squeezenet1_1", 2, "features.4", head, 8, fickle), None, NAMES, CANVAS)
+    path = tmp_path / "net.safetensors"
+    save_network(built, path)
+    with safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["dcsm_attr"])["config"]
+    older = {"normalized": {"head": "normalised"}, "fickle": {"window": 3, "rate": 0.5, "centre_kept": False}}[head]
+    config["architecture"].pop("fickle", None)
+    config["architecture"].update(older)
+    tensors = {name.replace("backbone.", "trunk."): tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path, {"dcsm_attr.classifier": json.dumps(config)})
+    assert network_kind(path) == "classifier"
+    loaded = load_classifier(path)
+    assert loaded.architecture == built.architecture
+    expected = built.network.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.network.state_dict().items())
 
 
 def test_a_cut_network_takes_its_part_of_a_file(tmp_path):

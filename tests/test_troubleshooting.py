@@ -235,7 +235,7 @@ MISTAKES = {
     "{path}: there is no such file.": lambda: load_model("squeezenet1_1", "nowhere.pth"),
     "{path}: the file is empty": lambda: load_model("squeezenet1_1", with_text("empty.pth", "")),
     "{path}: not a complete safetensors": lambda: load_model("squeezenet1_1", with_text("cut.safetensors", "{}")),
-    "{path}: holds weights, but": lambda: command("seeds", ".", "--weights", weights(strange=torch.zeros(2))),
+    "{path}: holds weights without": lambda: command("seeds", ".", "--weights", weights(strange=torch.zeros(2))),
     "{weights!r} is neither": lambda: load_model("squeezenet1_1", "IMAGENET"),
     "{name}: there is no such file.": lambda: image_rows("nowhere.jpg"),
     "{name}: not an image": lambda: image_rows(with_text("text.jpg", "text")),

@@ -32,7 +32,7 @@ from dcsm_attr.datasets.scenes import write_scene_folder
 from dcsm_attr.evaluation.report import write_report
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol
 from dcsm_attr.io import FolderStorage
-from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_classifier
+from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_network
 from dcsm_attr.models.scene_net import load_scene_net
 from dcsm_attr.models.weights import load_weights_only
 from dcsm_attr.training.checkpoints import TrainingLog, save_checkpoint
@@ -72,7 +72,7 @@ def report(folder):
 
 def classifier(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    save_classifier(_classifier(), folder / "best.safetensors")
+    save_network(_classifier(), folder / "best.safetensors")
 
 
 def checkpoint(folder):

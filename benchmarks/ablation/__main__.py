@@ -156,7 +156,7 @@ def ablate(
 
 def _affinity_table(table: TableChoice, classifier: "Classifier", paths: list[Path]) -> "Table":
     from benchmarks.ablation.tables import AFFINITY_TABLES
-    from dcsm_attr.models.affinity_net import load_affinity_net
+    from dcsm_attr.models.checkpoint import load_affinity_net
 
     if not paths:
         raise ValueError(f"the table {table.value} is about the walk of a network: pass --affinity-net FILE.")

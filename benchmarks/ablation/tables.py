@@ -22,8 +22,7 @@ from dcsm_attr.attribution.layers import default_layers, layer_blocks
 from dcsm_attr.attribution.maps import VARIANTS
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.evaluation.result import parameters_digest
-from dcsm_attr.models.affinity_net import TrainedAffinityNet
-from dcsm_attr.models.checkpoint import Classifier
+from dcsm_attr.models.checkpoint import Classifier, TrainedAffinityNet
 from dcsm_attr.segmentation.presets import PRESETS, TUNED_CRF
 from dcsm_attr.wsss.random_walk import SemanticWalk
 

@@ -152,11 +152,11 @@ def build_segmenter(
     Raises:
         ValueError: if one of them is not known or they do not fit each other.
     """
-    from dcsm_attr.models.segmentation_net import is_segmentation_net
+    from dcsm_attr.models.checkpoint import network_kind
     from dcsm_attr.models.weights import class_names, load_model
     from dcsm_attr.segmentation import Segmenter
 
-    if is_segmentation_net(weights):
+    if network_kind(weights) == "segmentation_net":
         return _network_segmenter(weights, device, saliency, settings)
     if _is_classifier_file(weights):
         classifier = load_chosen_classifier(weights)
@@ -190,7 +190,7 @@ def classifier_segmenter(
 
     network = classifier.network
     method = build_saliency(network, saliency, activation="auto", pooling=classifier.pooling)
-    of_classifier = {"preprocess": classifier.preprocess, "architecture": classifier.architecture.plain()}
+    of_classifier = {"preprocess": classifier.preprocess, "architecture": classifier.architecture.to_dict()}
     settings = {**_of_preset(saliency), **of_classifier, **settings}
     return Segmenter(network, saliency=method, class_names=classifier.class_names, **settings)
 
@@ -203,7 +203,7 @@ def _of_preset(saliency: SaliencyOptions) -> dict[str, Any]:
 
 
 def _network_segmenter(weights: str, device: str, saliency: SaliencyOptions, settings: dict[str, Any]) -> "Segmenter":
-    from dcsm_attr.models.segmentation_net import load_segmentation_net
+    from dcsm_attr.models.checkpoint import load_segmentation_net
     from dcsm_attr.wsss.inference import NetworkSegmenter
 
     of_maps = {"walk": "--walk", "background_exponent": "--background"}
@@ -236,10 +236,9 @@ def load_chosen_classifier(weights: str) -> "Classifier":
 
 
 def _is_classifier_file(weights: str) -> bool:
-    from dcsm_attr.models.checkpoint import is_classifier
-    from dcsm_attr.models.segmentation_net import is_segmentation_net
+    from dcsm_attr.models.checkpoint import network_kind
 
-    return weights == _DEMO or is_classifier(weights) or is_segmentation_net(weights)
+    return weights == _DEMO or network_kind(weights) in ("classifier", "segmentation_net")
 
 
 def resolve_device(name: str) -> "torch.device":

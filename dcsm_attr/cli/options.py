@@ -335,7 +335,7 @@ class WalkOptions:
             WeightsError: if the file is missing, incomplete, or no AffinityNet.
             ValueError: if a number is out of its range, or the background is not given for maps of which none is known.
         """
-        from dcsm_attr.models.affinity_net import load_affinity_net
+        from dcsm_attr.models.checkpoint import load_affinity_net
         from dcsm_attr.wsss.affinity import method_exponents
         from dcsm_attr.wsss.random_walk import SemanticWalk
 

@@ -48,8 +48,7 @@ from dcsm_attr.cli.options import (
 from dcsm_attr.cli.runs import open_labeled_collection, report_skipped_images
 
 if TYPE_CHECKING:
-    from dcsm_attr.models.affinity_net import TrainedAffinityNet
-    from dcsm_attr.models.checkpoint import Classifier
+    from dcsm_attr.models.checkpoint import Classifier, TrainedAffinityNet
     from dcsm_attr.wsss.affinity import Exponents
     from dcsm_attr.wsss.seeds import Localizer
 
@@ -379,8 +378,8 @@ def _start(
 ) -> "TrainedAffinityNet":
     import torch
 
-    from dcsm_attr.models.affinity_net import AffinityNet, TrainedAffinityNet
-    from dcsm_attr.models.checkpoint import Architecture, build_classifier
+    from dcsm_attr.models.affinity_net import AffinityNet
+    from dcsm_attr.models.checkpoint import Architecture, TrainedAffinityNet, build_classifier
 
     torch.manual_seed(seed)
     if backbone is not None:

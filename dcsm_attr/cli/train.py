@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dcsm_attr.datasets.masks import MaskReadError
     from dcsm_attr.datasets.voc import VocEntry
     from dcsm_attr.models.checkpoint import Classifier
+    from dcsm_attr.models.stochastic import FickleSettings
 
 __all__ = ["labels", "scenes", "train", "train_seg"]
 
@@ -154,7 +155,7 @@ def train(
     )
     torch.manual_seed(seed)
     names = training.class_names
-    architecture = Architecture(model, len(names), cut, head.value, output_stride, **fickle)
+    architecture = Architecture(model, len(names), cut, head.value, output_stride, fickle)
     backbone = None if weights == "none" else weights
     classifier = build_classifier(architecture, backbone, names, Preprocess(size=size))
     settings = TrainingSettings(chosen, seed)
@@ -172,13 +173,17 @@ def train(
     typer.echo(f"{output / 'best.safetensors'}: the best classifier; log.csv beside it says how it went.")
 
 
-def _fickle_settings(head: HeadChoice, window: int | None, rate: float | None, general_dropout: bool) -> dict[str, Any]:
-    """What was said of the stochastic selection."""
+def _fickle_settings(
+    head: HeadChoice, window: int | None, rate: float | None, general_dropout: bool
+) -> "FickleSettings":
+    """Read the options of FickleNet's head."""
+    from dcsm_attr.models.stochastic import FickleSettings
+
     given = {"window": window, "rate": rate, "keep_center": False if general_dropout else None}
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if settings and head is not HeadChoice.FICKLE:
         raise ValueError("--window, --rate and --general-dropout belong to --head fickle.")
-    return settings
+    return FickleSettings(**settings)
 
 
 class LossChoice(str, Enum):
@@ -268,7 +273,8 @@ def train_seg(
     """
     import torch
 
-    from dcsm_attr.models.segmentation_net import SegmentationNet, TrainedSegmentationNet
+    from dcsm_attr.models.checkpoint import TrainedSegmentationNet
+    from dcsm_attr.models.segmentation_net import SegmentationNet
     from dcsm_attr.training.loop import TrainingSettings
     from dcsm_attr.training.segmentation import NETWORK_FILE, SCHEDULES, train_segmentation_net
 
@@ -309,9 +315,9 @@ def train_seg(
 def _backbone(model: str, weights: str, cut: str | None, names: tuple[str, ...], size: int) -> "Classifier":
     """A classifier for its backbone, on the canvas that SEC has: warped, so that no position is empty."""
     from dcsm_attr.datasets.preprocess import Preprocess
-    from dcsm_attr.models.checkpoint import Architecture, build_classifier, is_classifier
+    from dcsm_attr.models.checkpoint import Architecture, build_classifier, network_kind
 
-    if weights == "demo" or is_classifier(weights):
+    if weights == "demo" or network_kind(weights) == "classifier":
         classifier = load_chosen_classifier(weights)
         of_classifier = classifier.preprocess
         return replace(classifier, preprocess=replace(of_classifier, canvas="caffe", size=size))

@@ -15,8 +15,6 @@ AffinityNet: features whose distance says whether two positions show the same.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,16 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.backbone import copy_backbone, find_stages, multi_stage_backbone
-from dcsm_attr.models.checkpoint import (
-    Architecture,
-    explain_build_errors,
-    read_metadata,
-    read_tensors,
-    save_with_metadata,
-)
-from dcsm_attr.models.weights import load_weights
 
 __all__ = [
     "GRID_STRIDE",
@@ -42,13 +31,10 @@ __all__ = [
     "Border",
     "Norm",
     "Offsets",
-    "TrainedAffinityNet",
     "affinities",
-    "load_affinity_net",
     "neighbor_offsets",
     "overlap",
     "pair_mask",
-    "save_affinity_net",
     "together",
 ]
 
@@ -218,7 +204,6 @@ def _pair_slices(features: Tensor, offsets: Offsets) -> Iterator[tuple[int, tupl
 #: Pixels of the image to one position of the features.
 GRID_STRIDE = 8
 
-_KEY = "dcsm_attr.affinity_net"
 # Channels that the maps of the last three stages are reduced to, and the groups of their norms, as released.
 _WIDTHS = (64, 128, 256)
 _GROUPS = (8, 16, 32)
@@ -312,60 +297,3 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if maps.shape[2] > size[0] or maps.shape[3] > size[1]:
         return F.adaptive_avg_pool2d(maps, size)
     return F.interpolate(maps, size, mode="bilinear")
-
-
-@dataclass(frozen=True)
-class TrainedAffinityNet:
-    """An AffinityNet with what it was built from.
-
-    Attributes:
-        network: gives features.
-        architecture: the classifier whose backbone it has.
-        preprocess: the canvas that it was, or is to be, trained on.
-        norm: of its distances.
-        seed: the method whose maps gave the labels that it is trained from, in a word.
-    """
-
-    network: AffinityNet
-    architecture: Architecture
-    preprocess: Preprocess
-    norm: Norm = "mean"
-    seed: str = ""
-
-
-def save_affinity_net(trained: TrainedAffinityNet, path: str | Path) -> None:
-    """Write the network to a ``.safetensors`` file, which appears when it is complete.
-
-    Args:
-        trained: all of it is kept.
-        path: of the file.
-    """
-    description = {
-        "architecture": trained.architecture.plain(),
-        "preprocess": asdict(trained.preprocess),
-        "norm": trained.norm,
-        "seed": trained.seed,
-    }
-    save_with_metadata(trained.network, path, _KEY, description)
-
-
-def load_affinity_net(path: str | Path) -> TrainedAffinityNet:
-    """Load what :func:`save_affinity_net` wrote.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The network, on the CPU, in evaluation mode.
-
-    Raises:
-        WeightsError: if the file is missing, incomplete, or no AffinityNet of this package.
-    """
-    description = read_metadata(path, _KEY, "AffinityNet that `dcsm-attr affinity` wrote", "Train one.")
-    with explain_build_errors(path, "train again."):
-        architecture = Architecture(**description["architecture"])
-        preprocess = Preprocess.from_dict(description["preprocess"])
-        norm, seed = description["norm"], description["seed"]
-        network = AffinityNet(architecture.build_network().backbone, norm)
-    load_weights(network, read_tensors(path), str(path))
-    return TrainedAffinityNet(network.eval(), architecture, preprocess, norm, seed)

@@ -12,7 +12,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from dcsm_attr.attribution.model import find_attention, prepared_model, unwrap_model
 from dcsm_attr.models.backbone import replace_stride_with_dilation
-from dcsm_attr.models.stochastic import StochasticSelection, init_class_layer
+from dcsm_attr.models.stochastic import FickleSettings, init_class_layer
 
 __all__ = [
     "HeadName",
@@ -194,9 +194,7 @@ def fully_convolutional(
     cut: str | None = None,
     head: HeadName = "own",
     output_stride: int | None = None,
-    window: int = 9,
-    rate: float = 0.9,
-    keep_center: bool = True,
+    fickle: FickleSettings = FickleSettings(),  # noqa: B008 - frozen
 ) -> ScoreMapNetwork:
     """Make a classifier give score maps, at any input size.
 
@@ -219,9 +217,7 @@ def fully_convolutional(
             :class:`~dcsm_attr.models.stochastic.StochasticSelection`, FickleNet's. New layers need ``num_classes``.
         output_stride: pixels of the image to one position of the backbone's map, see
             :func:`~dcsm_attr.models.backbone.replace_stride_with_dilation`. None: the model's own.
-        window: of ``head="fickle"``, side of the windows.
-        rate: of the same, probability that a unit is dropped.
-        keep_center: of the same, whether the center of a window is never dropped.
+        fickle: settings of ``head="fickle"``.
 
     Returns:
         The network, in the mode and on the device of the model, sharing no parameter with it.
@@ -258,7 +254,7 @@ def fully_convolutional(
     elif head == "normalized":
         built = normalized_head(channels, num_classes)
     elif head == "fickle":
-        built = nn.Sequential(StochasticSelection(channels, num_classes, window, rate, keep_center=keep_center))
+        built = nn.Sequential(fickle.build_layer(channels, num_classes))
     else:
         built = _replace_class_layer(list(_to_convolutional(_reorder(own, parts), channels)), num_classes, head)
     return ScoreMapNetwork(backbone, built.to(parameter.device, parameter.dtype)).train(model.training)

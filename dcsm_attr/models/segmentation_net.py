@@ -4,35 +4,19 @@ Segmentation networks: a head of labels on the backbone of any classifier, and t
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
-from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.backbone import copy_backbone, replace_stride_with_dilation
-from dcsm_attr.models.checkpoint import (
-    Architecture,
-    explain_build_errors,
-    has_metadata,
-    read_metadata,
-    read_tensors,
-    save_with_metadata,
-)
 from dcsm_attr.models.fully_convolutional import output_channels
-from dcsm_attr.models.weights import load_weights
 
 __all__ = [
     "FieldOfViewHead",
     "SegmentationHead",
     "SegmentationNet",
-    "TrainedSegmentationNet",
-    "is_segmentation_net",
-    "load_segmentation_net",
-    "save_segmentation_net",
     "segmentation_head",
 ]
 
@@ -127,9 +111,6 @@ def segmentation_head(name: SegmentationHead, channels: int, labels: int) -> nn.
     return head
 
 
-_KEY = "dcsm_attr.segmentation_net"
-
-
 class SegmentationNet(nn.Module):
     """Logits of the background and of each class, at the resolution of the backbone.
 
@@ -171,73 +152,3 @@ class SegmentationNet(nn.Module):
         """
         logits: Tensor = self.head(self.backbone(images)["map"])
         return logits
-
-
-@dataclass(frozen=True)
-class TrainedSegmentationNet:
-    """A segmentation network with what it was built from.
-
-    Attributes:
-        network: gives logits.
-        architecture: the classifier whose backbone it has.
-        head: see :func:`~dcsm_attr.models.segmentation_net.segmentation_head`.
-        output_stride: see :class:`SegmentationNet`.
-        class_names: one per class, without the background.
-        preprocess: the canvas that it was, or is to be, trained on.
-        learned_from: the loss and the labels that it is trained by, in a few words.
-    """
-
-    network: SegmentationNet
-    architecture: Architecture
-    head: SegmentationHead
-    output_stride: int | None
-    class_names: tuple[str, ...]
-    preprocess: Preprocess
-    learned_from: str = ""
-
-
-def save_segmentation_net(trained: TrainedSegmentationNet, path: str | Path) -> None:
-    """Write the network to a ``.safetensors`` file, which appears when it is complete.
-
-    Args:
-        trained: all of it is kept.
-        path: of the file.
-    """
-    description = {
-        "architecture": trained.architecture.plain(),
-        "head": trained.head,
-        "output_stride": trained.output_stride,
-        "class_names": trained.class_names,
-        "preprocess": asdict(trained.preprocess),
-        "learned_from": trained.learned_from,
-    }
-    save_with_metadata(trained.network, path, _KEY, description)
-
-
-def is_segmentation_net(path: str | Path) -> bool:
-    """Whether a file is one that :func:`save_segmentation_net` wrote."""
-    return has_metadata(path, _KEY)
-
-
-def load_segmentation_net(path: str | Path) -> TrainedSegmentationNet:
-    """Load what :func:`save_segmentation_net` wrote.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The network, on the CPU, in evaluation mode.
-
-    Raises:
-        WeightsError: if the file is missing, incomplete, or no segmentation network of this package.
-    """
-    description = read_metadata(path, _KEY, "segmentation network that `dcsm-attr train-seg` wrote", "Train one.")
-    with explain_build_errors(path, "train again."):
-        architecture = Architecture(**description["architecture"])
-        preprocess = Preprocess.from_dict(description["preprocess"])
-        names = tuple(description["class_names"])
-        head, output_stride = description["head"], description["output_stride"]
-        learned_from = description["learned_from"]
-        network = SegmentationNet(architecture.build_network().backbone, len(names), head, output_stride)
-    load_weights(network, read_tensors(path), str(path))
-    return TrainedSegmentationNet(network.eval(), architecture, head, output_stride, names, preprocess, learned_from)

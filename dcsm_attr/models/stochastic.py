@@ -22,6 +22,7 @@ Stochastic hidden unit selection as a layer: a convolution that reads other unit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 __all__ = [
+    "FickleSettings",
     "StochasticSelection",
     "cell_offsets",
     "cell_products",
@@ -411,3 +413,26 @@ class StochasticSelection(nn.Conv2d):
         """The settings, for ``print``."""
         convolution: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{convolution}, rate={self.rate}, keep_center={self.keep_center}, rescale={self.rescale}"
+
+
+@dataclass(frozen=True)
+class FickleSettings:
+    """Settings of FickleNet's head, which is one :class:`StochasticSelection`.
+
+    Attributes:
+        window: side s of a window, odd.
+        rate: probability in [0, 1] that a cell of a window is dropped; 0.9 is the paper's best.
+        keep_center: whether the center of a window is never dropped.
+    """
+
+    window: int = 9
+    rate: float = 0.9
+    keep_center: bool = True
+
+    def build_layer(self, channels: int, num_classes: int) -> StochasticSelection:
+        """Build the layer, with weights drawn from PyTorch's global generator.
+
+        Raises:
+            ValueError: if the window is even or the rate is outside [0, 1].
+        """
+        return StochasticSelection(channels, num_classes, self.window, self.rate, keep_center=self.keep_center)

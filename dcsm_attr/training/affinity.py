@@ -10,15 +10,8 @@ from torch import Tensor, nn
 from dcsm_attr.attribution.inputs import rescaled
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.result import labels_digest
-from dcsm_attr.models.affinity_net import (
-    Border,
-    TrainedAffinityNet,
-    affinities,
-    load_affinity_net,
-    neighbor_offsets,
-    pair_mask,
-    save_affinity_net,
-)
+from dcsm_attr.models.affinity_net import Border, affinities, neighbor_offsets, pair_mask
+from dcsm_attr.models.checkpoint import TrainedAffinityNet, load_affinity_net, save_network
 from dcsm_attr.training.data import Batch, TrainingImages, downsample_labels
 from dcsm_attr.training.loop import Task, TrainingSettings, run_training
 from dcsm_attr.training.optimizer import LITTLE_DATA, Schedule, ScheduleName
@@ -133,7 +126,7 @@ class _AffinityTask(Task):
 
     def settings(self) -> dict[str, Any]:
         return {
-            "architecture": self._start.architecture.plain(),
+            "architecture": self._start.architecture.to_dict(),
             "preprocess": asdict(self._start.preprocess),
             "norm": self._start.norm,
             "radius": self._radius,
@@ -151,4 +144,4 @@ class _AffinityTask(Task):
         return affinity_loss(affinities(features, offsets, self._start.norm), known)
 
     def save(self, path: Path) -> None:
-        save_affinity_net(self._start, path)
+        save_network(self._start, path)

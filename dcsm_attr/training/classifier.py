@@ -13,7 +13,7 @@ from dcsm_attr.attribution.model import pool_score_maps
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.metrics import mean_average_precision
 from dcsm_attr.evaluation.result import labels_digest
-from dcsm_attr.models.checkpoint import Classifier, load_classifier, save_classifier
+from dcsm_attr.models.checkpoint import Classifier, load_classifier, save_network
 from dcsm_attr.training.data import Batch, SampleIndex, TrainingImages, data_loader
 from dcsm_attr.training.distributed import Processes
 from dcsm_attr.training.loop import Task, TrainingSettings, Validation, run_training
@@ -145,7 +145,7 @@ class _ClassifierTask(Task):
 
     def settings(self) -> dict[str, Any]:
         return {
-            "architecture": self._classifier.architecture.plain(),
+            "architecture": self._classifier.architecture.to_dict(),
             "preprocess": asdict(self._classifier.preprocess),
             "image-level labels": self._labels_digest,
         }
@@ -181,7 +181,7 @@ class _ClassifierTask(Task):
         return Validation({"validation_map": value}, value, failures)
 
     def save(self, path: Path) -> None:
-        save_classifier(self._classifier, path)
+        save_network(self._classifier, path)
 
 
 def multi_label_loss(logits: Tensor, present: Tensor) -> Tensor:

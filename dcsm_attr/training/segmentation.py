@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dcsm_attr.attribution.inputs import rescaled
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.result import labels_digest
-from dcsm_attr.models.segmentation_net import TrainedSegmentationNet, load_segmentation_net, save_segmentation_net
+from dcsm_attr.models.checkpoint import TrainedSegmentationNet, load_segmentation_net, save_network
 from dcsm_attr.training.data import Batch, TrainingImages, downsample_labels
 from dcsm_attr.training.distributed import Processes
 from dcsm_attr.training.loop import Task, TrainingSettings, Validation, run_training
@@ -144,7 +144,7 @@ class _SegmentationTask(Task):
 
     def settings(self) -> dict[str, Any]:
         return {
-            "architecture": self._start.architecture.plain(),
+            "architecture": self._start.architecture.to_dict(),
             "head": self._start.head,
             "output_stride": self._start.output_stride,
             "preprocess": asdict(self._start.preprocess),
@@ -178,4 +178,4 @@ class _SegmentationTask(Task):
         return Validation({name: sum(sums.get(name, 0.0) for _, sums in parts) / steps for name in self.metric_names})
 
     def save(self, path: Path) -> None:
-        save_segmentation_net(self._start, path)
+        save_network(self._start, path)

@@ -12,7 +12,7 @@ from dcsm_attr.attribution.inputs import check_scales, rescaled
 from dcsm_attr.attribution.model import prepared_model
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.preprocess import CanvasImage
-from dcsm_attr.models.segmentation_net import TrainedSegmentationNet
+from dcsm_attr.models.checkpoint import TrainedSegmentationNet
 from dcsm_attr.segmentation.segmenter import Precision, Segmenter
 from dcsm_attr.wsss.region_growing import crf_for_canvas
 

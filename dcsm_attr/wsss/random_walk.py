@@ -40,13 +40,13 @@ from dcsm_attr.models.affinity_net import (
     GRID_STRIDE,
     Border,
     Offsets,
-    TrainedAffinityNet,
     affinities,
     neighbor_offsets,
     overlap,
     pair_mask,
     together,
 )
+from dcsm_attr.models.checkpoint import TrainedAffinityNet
 
 __all__ = [
     "SemanticWalk",
