@@ -2,9 +2,9 @@
 
     python benchmarks/stochastic_selection.py [ROUNDS]
 
-Features of 41 x 41 x 512 (VGG-16 at 321 pixels), windows of 9 x 9, 20 classes, one picture, one thread. The naive form
-is the one that the paper compares its expansion with: a convolution of one window after the other. Contenders run in
-turn, ROUNDS times (default 5); the peak of memory of each is measured in a process of its own. Writes
+Features of 41 x 41 x 512 (VGG-16 at 321 pixels), windows of 9 x 9, 20 classes, one image, one thread. The naive form
+is the one that the paper compares its expansion with: a convolution of one window after the other. Implementations run
+in turn, ROUNDS times (default 5); the peak memory of each is measured in a process of its own. Writes
 results/stochastic_selection.json.
 """
 
@@ -28,12 +28,13 @@ from dcsm_attr.models.stochastic import (
     shifted_convolution,
     use_generator,
 )
-from dcsm_attr.models.stochastic_expansion import expanded_convolution
 from dcsm_attr.wsss.ficklenet import stochastic_maps
 
 SIZE, CHANNELS, WINDOW, CLASSES = (41, 41), 512, 9, 20
 RATES = (0.5, 0.7, 0.8, 0.9)
 DRAWS = 200
+# Values of an expanded map that are held at once: 32 MiB in float32. All windows of 41 x 41 x 512 would take 266 MiB.
+CHUNK_SIZE = 2**23
 
 
 def window_by_window(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
@@ -59,6 +60,21 @@ def whole_expansion(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
     windows = F.unfold(x, window, padding=window // 2).view(count, channels, window, window, height, width)
     tiles = (windows * masks.view(count, 1, window, window, height, width)).permute(0, 1, 4, 2, 5, 3)
     return F.conv2d(tiles.reshape(count, channels, height * window, width * window), weight, stride=window)
+
+
+def expanded_convolution(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
+    """The expansion, computed by rows of windows so that memory is bounded."""
+    count, channels, height, width = x.shape
+    classes, _, window, _ = weight.shape
+    padded = F.pad(x, (window // 2,) * 4)
+    row_chunk_size = max(1, CHUNK_SIZE // (count * channels * window * window * width))
+    parts = []
+    for top in range(0, height, row_chunk_size):
+        kept = masks[:, None, :, top : top + row_chunk_size].flatten(3)
+        strip = padded[:, :, top : top + row_chunk_size + window - 1]
+        windows = F.unfold(strip, window).view(count, channels, window * window, -1) * kept
+        parts.append((weight.flatten(1) @ windows.flatten(1, 2)).view(count, classes, -1, width))
+    return torch.cat(parts, dim=2)
 
 
 FORMS = {

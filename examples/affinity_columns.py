@@ -4,23 +4,25 @@
     dcsm-attr affinity scenes --weights demo --output affinity
     python examples/affinity_columns.py scenes demo affinity/network/affinity_net.safetensors
 
-LabeledImage, truth, class activation maps, where the predicted affinities are low, and the label maps that the walk
+Image, truth, class activation maps, where the predicted affinities are low, and the label maps that the walk
 gives, before the CRF and after it. Takes any VOC folder and any classifier that `dcsm-attr train` wrote.
 """
 
 import argparse
 
 import numpy as np
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from dcsm_attr import ClassActivationMaps, Segmenter
 from dcsm_attr.cli.building import load_chosen_classifier
 from dcsm_attr.datasets.masks import VOID, overlay, read_mask
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.models.affinity_net import neighbor_offsets
+from dcsm_attr.models.affinity_net import Offsets, neighbor_offsets, overlap
 from dcsm_attr.models.checkpoint import load_affinity_net
 from dcsm_attr.segmentation.visualization import blank_figure, draw_heat_map, draw_image, finish_layout
-from dcsm_attr.wsss.affinity import RELEASED_EXPONENTS, boundaries
+from dcsm_attr.wsss.affinity import RELEASED_EXPONENTS
 from dcsm_attr.wsss.random_walk import SemanticWalk
 
 
@@ -63,6 +65,27 @@ def main() -> None:
         draw_image(row[5], overlay(result.image, result.display_labels()), "after the CRF")
     finish_layout(figure).savefig(arguments.output, dpi=90)
     print(arguments.output)
+
+
+def boundaries(affinities: Tensor, offsets: Offsets) -> Tensor:
+    """One minus the mean affinity of each position with its neighbors in all directions.
+
+    Args:
+        affinities: ``(N, P, h, w)`` in [0, 1].
+        offsets: P pairs ``(dy, dx)``, those of the affinities.
+
+    Returns:
+        ``(N, 1, h, w)`` in [0, 1]; 0 for a position without neighbors.
+    """
+    count, _, height, width = affinities.shape
+    total, neighbors = affinities.new_zeros(count, height, width), affinities.new_zeros(height, width)
+    for pair, offset in enumerate(offsets):
+        sources, targets = overlap(height, width, offset)
+        values = affinities[:, pair, sources[0], sources[1]]
+        for rows, columns in (sources, targets):
+            total[:, rows, columns] += values
+            neighbors[rows, columns] += 1
+    return torch.where(neighbors > 0, 1 - total / neighbors.clamp(min=1), 0.0)[:, None]
 
 
 if __name__ == "__main__":

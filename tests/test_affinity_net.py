@@ -32,7 +32,6 @@ from dcsm_attr.models.weights import WeightsError
 from dcsm_attr.training.affinity import SCHEDULES, train_affinity_net
 from dcsm_attr.training.loop import TrainingSettings
 from dcsm_attr.training.optimizer import Schedule
-from dcsm_attr.wsss.affinity import boundaries
 from dcsm_attr.wsss.random_walk import SemanticWalk
 
 NAMES = ("red", "green")
@@ -314,14 +313,3 @@ def test_a_segmenter_with_a_walk(vgg):
     assert not torch.allclose(walked.probabilities, plain.probabilities, atol=1e-2)
     assert "walk" not in plain.settings
     assert walked.settings["walk"] == walk.settings
-
-
-def test_boundaries_by_hand():
-    offsets = ((0, 1), (1, 0))
-    seen = torch.zeros(1, 2, 2, 2)
-    seen[0, 0, :, 0] = torch.tensor([0.9, 0.5])
-    seen[0, 1, 0] = torch.tensor([0.3, 0.1])
-    # Every position has two neighbors: to the side, and above or below.
-    expected = [[1 - (0.9 + 0.3) / 2, 1 - (0.9 + 0.1) / 2], [1 - (0.5 + 0.3) / 2, 1 - (0.5 + 0.1) / 2]]
-    assert torch.allclose(boundaries(seen, offsets)[0, 0], torch.tensor(expected))
-    assert boundaries(torch.zeros(1, 2, 1, 1), offsets).item() == 0

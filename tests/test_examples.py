@@ -131,6 +131,14 @@ def test_draw_images(tmp_path, run):
             assert picture.width > 400
 
 
+def test_stochastic_maps(run):
+    one, many = run("stochastic_maps.py", "--samples", 8).splitlines()
+    assert one.startswith("1 maps: ")
+    assert many.startswith("8 maps: ")
+    shares = [float(line.split()[2]) for line in (one, many)]
+    assert 0 < shares[0] < shares[1]
+
+
 def test_measure_segmenter(tmp_path, run):
     write_scene_folder(tmp_path / "scenes", 10, size=128, progress=False)
     lines = run("measure_segmenter.py", "scenes", "--protocol", "known").splitlines()
@@ -153,6 +161,18 @@ def test_affinity_columns(tmp_path, run):
     run("affinity_columns.py", "scenes", "demo", net, "--count", 1)
     with Image.open(tmp_path / "affinity-columns.png") as picture:
         assert picture.width > 5 * picture.height
+
+
+def test_boundaries_of_affinities_by_hand():
+    boundaries = runpy.run_path(str(EXAMPLES / "affinity_columns.py"))["boundaries"]
+    offsets = ((0, 1), (1, 0))
+    seen = torch.zeros(1, 2, 2, 2)
+    seen[0, 0, :, 0] = torch.tensor([0.9, 0.5])
+    seen[0, 1, 0] = torch.tensor([0.3, 0.1])
+    # Every position has two neighbors: to the side, and above or below.
+    expected = [[1 - (0.9 + 0.3) / 2, 1 - (0.9 + 0.1) / 2], [1 - (0.5 + 0.3) / 2, 1 - (0.5 + 0.1) / 2]]
+    assert torch.allclose(boundaries(seen, offsets)[0, 0], torch.tensor(expected))
+    assert boundaries(torch.zeros(1, 2, 1, 1), offsets).item() == 0
 
 
 def test_pseudo_label_slurm(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Maps of stochastic inference, against autograd; their aggregation, by hand."""
 
-import math
 from itertools import pairwise
 
 import pytest
@@ -10,13 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 from untouched import untouched
 
-from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.attribution.guided import GuidedRectifiers
 from dcsm_attr.attribution.maps import divide_by_maximum
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
 from dcsm_attr.models.stochastic import StochasticSelection, gathered_convolution, use_generator
 from dcsm_attr.wsss.ficklenet import aggregated, fickle_maps, grad_cam, stochastic_maps
-from dcsm_attr.wsss.stochastic_saliency import ActiveDropout, stochastic_class_maps
 
 
 class Backbone(nn.Module):
@@ -278,90 +275,6 @@ def test_running_equals_all_maps_at_once(seed, count):
     assert torch.equal(result.labels([0, 1]), labels)
 
 
-# Dropout of a model's own, switched on.
-
-
-def droppy():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Conv2d(8, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.Dropout2d(0.5),
-        nn.Conv2d(8, 4, 1),
-    ).eval()
-
-
-def test_dcsm_is_stochastic_with_dropout_switched_on_and_left_as_it_was():
-    model, x = droppy(), torch.randn(1, 3, 16, 16)
-    method = DistinctClassSaliency(model)
-
-    def maps():
-        return method.class_maps(x, [0, 1]).maps[0]
-
-    plain = maps()
-    with untouched(model, x), ActiveDropout(0):
-        first, second = maps(), maps()
-    with ActiveDropout(0):
-        again = maps()
-    assert not torch.equal(first, plain)
-    assert not torch.equal(first, second)
-    assert torch.equal(first, again)
-    assert torch.equal(maps(), plain)
-
-
-def test_a_stochastic_dcsm_is_aggregated_in_the_order_of_the_classes():
-    model, x = droppy(), torch.randn(1, 3, 16, 16)
-    method = DistinctClassSaliency(model)
-    with untouched(model, x):
-        maps = list(stochastic_class_maps(method, x, [2, 0], 6, seed=4))
-    with ActiveDropout(4):
-        for one in maps:
-            result = method.class_maps(x, [2, 0])
-            assert torch.equal(
-                one, torch.stack([result.maps[0, (result.classes[0] == c).nonzero()[0, 0]] for c in (2, 0)])
-            )
-    assert all(not torch.equal(one, maps[0]) for one in maps[1:])
-    labels = aggregated(maps).labels([2, 0])
-    assert set(labels.unique().tolist()) <= {3, 1, 255}
-    # Between two maps nothing is switched on.
-    kept = stochastic_class_maps(method, x, [2, 0], 2)
-    next(kept)
-    with untouched(model, x):
-        assert torch.equal(model(x), model(x))
-
-
-def test_a_stochastic_selection_is_drawn_anew_for_each_map():
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), selection()
-    ).eval()
-    first, second = stochastic_class_maps(DistinctClassSaliency(model), torch.randn(1, 3, 16, 16), [0, 1], 2)
-    assert not torch.equal(first, second)
-
-
-def test_active_dropout_drops_at_the_rate_and_scales():
-    x = torch.ones(4, 50, 20, 20)
-    with ActiveDropout(1):
-        dropped = nn.functional.dropout(x, 0.3, training=False)
-        channels = nn.functional.dropout2d(x, p=0.25, training=False)
-        nothing = nn.functional.dropout(x, 0.0, False)
-        all_of_it = nn.functional.dropout(x, 1.0, False)
-    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
-    assert (dropped == 0).double().mean().item() == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / x.numel()))
-    assert torch.equal(channels.amax(dim=(2, 3)), channels.amin(dim=(2, 3)))
-    assert channels.unique().tolist() == pytest.approx([0, 1 / 0.75])
-    assert torch.equal(nothing, x)
-    assert all_of_it.count_nonzero() == 0
-
-
-def test_active_dropout_in_place_is_in_place():
-    x = torch.ones(100)
-    with ActiveDropout():
-        assert nn.functional.dropout(x, 0.5, inplace=True) is x
-    assert x.unique().tolist() == [0, 2]
-
-
 def test_bad_arguments():
     head, x = selection(), features_of_one()
     with pytest.raises(ValueError, match="classes must be in 0 to 3, at least one; got 4"):
@@ -380,11 +293,6 @@ def test_bad_arguments():
         next(stochastic_maps(head, x.expand(2, -1, -1, -1), [0]))
     with pytest.raises(ValueError, match=r"image must be one picture.*got \(2, 3, 14, 16\)"):
         next(fickle_maps(ScoreMapNetwork(Backbone(), nn.Sequential(head)), torch.zeros(2, 3, 14, 16), [0]))
-    method = DistinctClassSaliency(droppy())
-    with pytest.raises(ValueError, match=r"image must be one picture.*got \(2, 3, 8, 8\)"):
-        next(stochastic_class_maps(method, torch.zeros(2, 3, 8, 8), [0]))
-    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
-        next(stochastic_class_maps(method, torch.zeros(1, 3, 8, 8), [0], 0))
     with pytest.raises(ValueError, match="no maps to aggregate"):
         aggregated([])
     with pytest.raises(ValueError, match=r"one shape \(K, H, W\); got \(1, 2, 3\) after \(1, 2, 2\)"):

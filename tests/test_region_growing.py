@@ -1,4 +1,4 @@
-"""Seeded region growing against growth pixel by pixel, and connected components against a flood."""
+"""Seeded region growing, compared with growth pixel by pixel, and connected components, with a flood fill."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsm_attr.wsss import region_growing as components
-from dcsm_attr.wsss.region_growing import _numbered, confident_labels, connected_components, grow_seeds
+from dcsm_attr.wsss.region_growing import connected_components, grow_seeds, threshold_labels
 
 SETTINGS = settings(max_examples=60, deadline=None)
 
@@ -20,7 +19,7 @@ def around(y, x, height, width):
 
 
 def flooded(mask):
-    """Numbers of components, one picture, by flooding from each pixel."""
+    """Numbers of components, of one image, by a flood fill from each pixel."""
     height, width = mask.shape
     numbers = np.zeros((height, width), dtype=int)
     count = 0
@@ -39,7 +38,7 @@ def flooded(mask):
 
 
 def pixel_by_pixel(seeds, probabilities, present, foreground=0.85, background=0.99):
-    """Add one neighbor after the other until nothing changes; one picture, arrays of (L, h, w)."""
+    """Add one neighbor after the other until nothing changes; one image, arrays of (L, h, w)."""
     labels, height, width = seeds.shape
     there = [0] + [c + 1 for c in range(labels - 1) if present[c]]
     region = np.zeros_like(seeds)
@@ -90,59 +89,6 @@ def test_components_by_hand():
     assert torch.equal(numbers > 0, mask)
 
 
-def spiral(side):
-    """A path one pixel wide, from a corner to the middle: as long as can be."""
-    mask = torch.zeros(side, side, dtype=torch.bool)
-    y = x = turn = 0
-    steps = [(0, 1), (1, 0), (0, -1), (-1, 0)]
-    mask[0, 0] = True
-
-    def free(v, w):
-        return 0 <= v < side and 0 <= w < side and not mask[v, w]
-
-    while True:
-        for _ in range(2):
-            down, right = steps[turn]
-            if free(y + down, x + right) and (
-                not (0 <= y + 2 * down < side and 0 <= x + 2 * right < side) or free(y + 2 * down, x + 2 * right)
-            ):
-                break
-            turn = (turn + 1) % 4
-        else:
-            return mask
-        y, x = y + down, x + right
-        mask[y, x] = True
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [
-        spiral(31),
-        spiral(40),
-        ~spiral(24),
-        torch.ones(20, 33, dtype=torch.bool),
-        torch.zeros(5, 4, dtype=torch.bool),
-        (torch.arange(30)[:, None] + torch.arange(30)) % 2 == 0,
-        torch.arange(400).view(20, 20) % 2 == 0,
-    ],
-    ids=["spiral", "larger spiral", "between the arms", "everything", "nothing", "checkerboard", "stripes"],
-)
-def test_components_of_awkward_shapes(mask):
-    for turned in (mask, mask.flip(0), mask.flip(1), mask.T.contiguous()):
-        assert_same_components(connected_components(turned[None])[0].numpy(), flooded(turned.numpy()))
-
-
-def test_a_few_rounds_are_enough_for_the_longest_path(monkeypatch):
-    rounds = []
-    highest = components._max_neighbor
-    monkeypatch.setattr(components, "_max_neighbor", lambda numbers: rounds.append(1) or highest(numbers))
-    path = spiral(60)
-    connected_components(path[None])
-    # One neighbor a round would take as many as the path has pixels.
-    assert path.sum() > 1500
-    assert len(rounds) <= 10
-
-
 def assert_same_components(numbers, expected):
     assert np.array_equal(numbers > 0, expected > 0)
     pairs = set(zip(numbers.ravel().tolist(), expected.ravel().tolist(), strict=True))
@@ -151,7 +97,7 @@ def assert_same_components(numbers, expected):
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 12), st.floats(0.1, 0.9))
 @SETTINGS
-def test_components_equal_a_flood_and_no_two_masks_share_one(seed, height, width, share):
+def test_components_equal_a_flood_fill_and_no_two_masks_share_one(seed, height, width, share):
     masks = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) < share
     numbers = connected_components(masks)
     for mask, one in zip(masks.numpy(), numbers.numpy(), strict=True):
@@ -161,19 +107,8 @@ def test_components_equal_a_flood_and_no_two_masks_share_one(seed, height, width
     assert numbers.max() <= masks.numel()
 
 
-def test_components_equal_scipy_s():
-    label = pytest.importorskip("scipy.ndimage", reason="SciPy is what components are compared with").label
-    coarse = torch.randn(4, 1, 9, 9, generator=torch.Generator().manual_seed(0))
-    masks = torch.nn.functional.interpolate(coarse, (41, 41), mode="bilinear")[:, 0] > 0
-    for mask, numbers in zip(masks.numpy(), connected_components(masks).numpy(), strict=True):
-        assert_same_components(numbers, label(mask, np.ones((3, 3)))[0])
-
-
-def test_components_of_a_whole_batch_at_once_are_the_same():
-    masks = torch.rand(5, 9, 8, generator=torch.Generator().manual_seed(1)) < 0.5
-    apart, together = connected_components(masks), _numbered(masks)
-    assert torch.equal(apart, together)
-    assert connected_components(masks[:0]).shape == (0, 9, 8)
+def test_components_of_no_masks():
+    assert connected_components(torch.zeros(0, 9, 8, dtype=torch.bool)).shape == (0, 9, 8)
 
 
 def test_growing_by_hand():
@@ -199,19 +134,19 @@ def test_growing_by_hand():
 def test_the_thresholds_are_exceeded_not_met():
     p = torch.tensor([[0.85, 0.99, 0.86, 0.5], [0.1, 0.01, 0.14, 0.5]], dtype=torch.float64)
     maps = torch.stack([p, p.flip(0)])[:, :, None]
-    labels = confident_labels(maps, torch.ones(2, 1, dtype=torch.bool))
+    labels = threshold_labels(maps, torch.ones(2, 1, dtype=torch.bool))
     assert labels.tolist() == [[[-1, -1, -1, -1]], [[-1, 1, 1, -1]]]
-    labels = confident_labels(maps, torch.ones(2, 1, dtype=torch.bool), background_threshold=0.5)
+    labels = threshold_labels(maps, torch.ones(2, 1, dtype=torch.bool), background_threshold=0.5)
     assert labels[0].tolist() == [[0, 0, 0, -1]]
 
 
 def test_the_best_label_is_one_of_those_in_the_image():
     p = torch.tensor([0.0, 0.4, 0.6]).view(1, 3, 1, 1)
     for present, expected in (([True, True], 2), ([True, False], 1), ([False, False], -1)):
-        assert confident_labels(p, torch.tensor([present]), 0.3).item() == expected
+        assert threshold_labels(p, torch.tensor([present]), 0.3).item() == expected
 
 
-def test_who_gets_a_pixel_that_seeds_and_network_contradict():
+def test_pixels_where_seeds_and_network_contradict_each_other():
     """The network is sure of the first class everywhere, also where others have seeds."""
     p = torch.zeros(1, 4, 1, 6)
     p[0, 1] = 1.0
@@ -220,7 +155,7 @@ def test_who_gets_a_pixel_that_seeds_and_network_contradict():
     seeds[0, 2, 0, 2] = True
     seeds[0, 2, 0, 4] = seeds[0, 3, 0, 4] = True
     grown = grow_seeds(seeds, p, torch.ones(1, 3, dtype=torch.bool))
-    # Not where exactly one seed of another class lies, though growth goes on behind it; also where two do.
+    # Not where exactly one seed of another class lies, though growth continues behind it; also where two do.
     assert grown[0, 1, 0].tolist() == [True, True, False, True, True, True]
     assert grown[0, 2, 0].tolist() == [False, False, True, False, True, False]
     assert grown[0, 3, 0].tolist() == [False, False, False, False, True, False]
@@ -271,7 +206,7 @@ def test_a_lower_threshold_may_grow_less_where_the_network_contradicts_a_seed():
     assert grow_seeds(seeds, p, present, 0.55)[0, 1, 0].tolist() == [False, True]
 
 
-def test_images_of_a_batch_do_not_see_each_other():
+def test_images_of_a_batch_are_independent():
     seeds, probabilities, present = problem(5, count=3)
     together = grow_seeds(seeds, probabilities, present, 0.4, 0.4)
     for n in range(3):

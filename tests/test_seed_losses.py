@@ -17,7 +17,7 @@ from dcsm_attr.wsss.losses import (
     floored_softmax,
     seed_loss,
 )
-from dcsm_attr.wsss.region_growing import TRAINING_CRF, refined
+from dcsm_attr.wsss.region_growing import TRAINING_CRF, refine_scores
 
 # One picture of 2 x 2, three labels: background and two classes.
 P = torch.tensor([[[[0.7, 0.2], [0.1, 0.5]], [[0.2, 0.6], [0.1, 0.3]], [[0.1, 0.2], [0.8, 0.2]]]], dtype=torch.float64)
@@ -262,7 +262,7 @@ def smooth_problem():
 def test_the_training_crf_is_that_of_sec():
     scores, image = smooth_problem()
     expected = exact_mean_field(scores[0].double().numpy(), image[0].numpy())
-    result = refined(scores, image)[0].numpy()
+    result = refine_scores(scores, image)[0].numpy()
     # The lattice approximates the kernels: a few pixels at borders between labels go to the other one.
     assert np.abs(result - expected).mean() < 0.01
     assert np.mean(result.argmax(0) == expected.argmax(0)) > 0.99
@@ -281,12 +281,12 @@ def test_the_training_crf_equals_the_library_that_sec_calls():
     reference.addPairwiseBilateral(sxy=80 / 12, srgb=13, rgbim=pixels, compat=10)
     expected = np.maximum(np.array(reference.inference(10)).reshape(3, 41, 41), 1e-4)
     expected /= expected.sum(0)
-    assert np.abs(refined(scores, image)[0].numpy() - expected).max() < 2e-3
+    assert np.abs(refine_scores(scores, image)[0].numpy() - expected).max() < 2e-3
 
 
 def test_refined_scores_are_floored_sum_to_one_and_have_no_gradient():
     scores = (20 * torch.randn(2, 4, 6, 6)).requires_grad_()
-    result = refined(scores, torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8))
+    result = refine_scores(scores, torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8))
     assert not result.requires_grad
     torch.testing.assert_close(result.sum(dim=1), torch.ones(2, 6, 6))
     assert result.min() >= 0.999 * 1e-4 / (1 + 4e-4)
@@ -295,7 +295,7 @@ def test_refined_scores_are_floored_sum_to_one_and_have_no_gradient():
 def test_without_kernels_the_scores_come_back():
     nothing = DenseCRF(bilateral_weight=0, gaussian_weight=0)
     scores = torch.randn(1, 3, 4, 4)
-    result = refined(scores, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), nothing)
+    result = refine_scores(scores, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), nothing)
     torch.testing.assert_close(result, scores.softmax(dim=1), rtol=1e-5, atol=1e-4)
 
 
@@ -309,7 +309,7 @@ def test_images_are_resized_as_sec_resizes_them():
             return probabilities
 
     images = torch.randint(0, 256, (1, 3, 30, 23), dtype=torch.uint8)
-    refined(torch.zeros(1, 2, 7, 9), images, Watching())
+    refine_scores(torch.zeros(1, 2, 7, 9), images, Watching())
     expected = zoom(images[0].float().numpy(), (1, 7 / 30, 9 / 23), order=1)
     assert np.abs(seen[0][0].numpy() - expected).max() <= 0.5 + 1e-3
 
@@ -320,7 +320,7 @@ def test_images_are_what_moves_the_boundary():
     image[..., 5:] = 255
     scores = torch.zeros(1, 2, 10, 10)
     scores[:, 0, :, :4], scores[:, 1, :, 4:] = 1.0, 1.0
-    labels = refined(scores, image, TRAINING_CRF).argmax(dim=1)
+    labels = refine_scores(scores, image, TRAINING_CRF).argmax(dim=1)
     assert torch.equal(labels[0], (torch.arange(10) >= 5).long().expand(10, 10))
 
 

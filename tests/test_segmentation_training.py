@@ -25,7 +25,7 @@ from dcsm_attr.training.optimizer import Schedule
 from dcsm_attr.training.segmentation import SCHEDULES, train_segmentation_net
 from dcsm_attr.wsss.inference import NetworkSegmenter
 from dcsm_attr.wsss.losses import OBJECTIVES
-from dcsm_attr.wsss.region_growing import refined
+from dcsm_attr.wsss.region_growing import refine_scores
 
 SCHEDULE = Schedule(
     "adamw", "onecycle", 1e-3, 5.0, 1e-2, batch_size=2, steps=6, head_only_steps=2, scale_range=(0.9, 1.2)
@@ -74,7 +74,7 @@ def test_the_terms_of_sec_by_hand():
         expected -= share(p[image, there], 0.996).log() + share(p[image, 0], 0.999).log()
         expected -= (1 - p[image, absent].max()).log()
     assert float(terms["expansion"]) == pytest.approx(float(expected) / 2, rel=1e-5)
-    q = refined(LOGITS, IMAGES).double()
+    q = refine_scores(LOGITS, IMAGES).double()
     assert float(terms["boundary"]) == pytest.approx(float((q * (q / p).log()).sum(dim=1).mean()), rel=1e-4)
 
 
@@ -83,7 +83,7 @@ def test_the_terms_of_dsrg_by_hand(monkeypatch):
     q = torch.full((2, 3, 2, 2), 0.1)
     q[:, 0] = 0.8
     q[0, :, 1] = torch.tensor([0.05, 0.9, 0.05])[:, None]
-    monkeypatch.setattr("dcsm_attr.wsss.losses.refined", lambda logits, images: q)
+    monkeypatch.setattr("dcsm_attr.wsss.losses.refine_scores", lambda logits, images: q)
     terms = OBJECTIVES["dsrg"](LOGITS, LABELS, PRESENT, IMAGES)
     p = floored()
     # The seed of class 1 at the lower left grows to the lower right; background and second picture stay.
@@ -97,10 +97,10 @@ def test_the_terms_of_dsrg_by_hand(monkeypatch):
 @pytest.mark.parametrize("name", ["sec", "dsrg"])
 def test_no_gradient_goes_through_the_crf(monkeypatch, name):
     logits = LOGITS.clone().requires_grad_()
-    target = refined(LOGITS, IMAGES)
+    target = refine_scores(LOGITS, IMAGES)
     whole = sum(OBJECTIVES[name](logits, LABELS, PRESENT, IMAGES).values())
     (through,) = torch.autograd.grad(whole, logits)
-    monkeypatch.setattr("dcsm_attr.wsss.losses.refined", lambda logits, images: target)
+    monkeypatch.setattr("dcsm_attr.wsss.losses.refine_scores", lambda logits, images: target)
     constant = sum(OBJECTIVES[name](logits, LABELS, PRESENT, IMAGES).values())
     (beside,) = torch.autograd.grad(constant, logits)
     assert torch.equal(through, beside)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from benchmarks.stochastic_selection import expanded_convolution, whole_expansion
 from dcsm_attr import DistinctClassSaliency
-from dcsm_attr.models import stochastic as shifts
-from dcsm_attr.models import stochastic_expansion as expansion
+from dcsm_attr.models import stochastic
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
 from dcsm_attr.models.stochastic import (
     StochasticSelection,
@@ -24,9 +24,8 @@ from dcsm_attr.models.stochastic import (
     transpose_masks,
     use_generator,
 )
-from dcsm_attr.models.stochastic_expansion import expanded_convolution
 
-FORMS = [expanded_convolution, shifted_convolution, gathered_convolution]
+FORMS = [shifted_convolution, gathered_convolution]
 
 
 def drawn(seed, count=2, size=(5, 7), window=3, rate=0.5, **options):
@@ -96,13 +95,10 @@ def test_gathering_gives_the_gradient_that_is_asked_for_alone(needed):
     torch.testing.assert_close(*gradient.values(), rtol=1e-12, atol=1e-12)
 
 
-def test_the_tiles_laid_out_and_convolved_by_strides_are_the_paper_s_expansion():
-    x, weight, masks = problem(window=5)
-    count, channels, height, width = x.shape
-    windows = F.unfold(x, 5, padding=2).view(count, channels, 5, 5, height, width)
-    tiles = (windows * masks.view(count, 1, 5, 5, height, width)).permute(0, 1, 4, 2, 5, 3)
-    strided = F.conv2d(tiles.reshape(count, channels, 5 * height, 5 * width), weight, stride=5)
-    torch.testing.assert_close(expanded_convolution(x, weight, masks), strided, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("expansion", [whole_expansion, expanded_convolution])
+def test_the_paper_s_expansion_gives_the_same(expansion):
+    given = problem(window=5)
+    torch.testing.assert_close(shifted_convolution(*given), expansion(*given), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -114,29 +110,12 @@ def test_nothing_dropped_is_the_padded_convolution_and_all_dropped_the_center(fo
     torch.testing.assert_close(center, F.conv2d(x, weight[:, :, 2:3, 2:3]), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("form", "module"), [(expanded_convolution, expansion), (shifted_convolution, shifts)])
 @pytest.mark.parametrize("chunk_size", [1, 150, 10_000])
-def test_parts_give_the_whole(form, module, chunk_size, monkeypatch):
+def test_parts_give_the_whole(chunk_size, monkeypatch):
     x, weight, masks = problem(count=3, classes=4)
     expected = window_by_window(x, weight, masks)
-    monkeypatch.setattr(module, "_CHUNK_SIZE", chunk_size)
-    torch.testing.assert_close(form(x, weight, masks), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_memory_is_bounded_where_the_whole_expansion_would_not_be(monkeypatch):
-    largest = []
-    unfold = F.unfold
-
-    def watched(*args, **kwargs):
-        windows = unfold(*args, **kwargs)
-        largest.append(windows.numel())
-        return windows
-
-    monkeypatch.setattr(F, "unfold", watched)
-    x, weight, masks = problem(count=1, channels=64, size=(48, 48), window=9)
-    expanded_convolution(x, weight, masks)
-    assert sum(largest) == 64 * 81 * 48 * 48
-    assert max(largest) <= expansion._CHUNK_SIZE < sum(largest)
+    monkeypatch.setattr(stochastic, "_CHUNK_SIZE", chunk_size)
+    torch.testing.assert_close(shifted_convolution(x, weight, masks), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_seen_from_pixels_by_hand():

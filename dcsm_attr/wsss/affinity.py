@@ -29,7 +29,6 @@ __all__ = [
     "Exponents",
     "affinity_labels",
     "affinity_loss",
-    "boundaries",
     "confident_labels",
     "method_exponents",
 ]
@@ -191,24 +190,3 @@ def affinity_loss(affinities: Tensor, labels: AffinityLabels) -> Tensor:
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
     # The others may be infinite: chosen, not multiplied by zero.
     return torch.where(chosen, values, 0.0).sum() / (chosen.sum() + _EPSILON)
-
-
-def boundaries(affinities: Tensor, offsets: Offsets) -> Tensor:
-    """One minus the mean affinity of each position with its neighbors, those before it and those after it.
-
-    Args:
-        affinities: ``(N, P, h, w)`` in [0, 1], see :func:`dcsm_attr.models.affinity_net.affinities`.
-        offsets: P pairs ``(dy, dx)``, those of the affinities.
-
-    Returns:
-        ``(N, 1, h, w)`` in [0, 1]; 0 for a position without neighbors.
-    """
-    count, _, height, width = affinities.shape
-    total, neighbors = affinities.new_zeros(count, height, width), affinities.new_zeros(height, width)
-    for pair, offset in enumerate(offsets):
-        sources, ahead = overlap(height, width, offset)
-        of_pair = affinities[:, pair, sources[0], sources[1]]
-        for rows, columns in (sources, ahead):
-            total[:, rows, columns] += of_pair
-            neighbors[rows, columns] += 1
-    return torch.where(neighbors > 0, 1 - total / neighbors.clamp(min=1), 0.0)[:, None]

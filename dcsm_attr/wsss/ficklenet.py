@@ -10,8 +10,7 @@ draw costs one sum over the cells.
 
 From many maps of each class to one label map: what any of them shows, and where they contradict, their mean.
 
-Lee et al., "FickleNet", CVPR 2019. The maps may be those of any method that gives other ones each time, as DCSM's
-do with dropout switched on (:func:`~dcsm_attr.wsss.stochastic_saliency.stochastic_class_maps`).
+Lee et al., "FickleNet", CVPR 2019. The maps may be those of any method that gives other ones each time.
 
 Many maps of each class from one pass through the backbone: Grad-CAM on the features, of units resampled each time.
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dcsm_attr.datasets.masks import VOID
-from dcsm_attr.wsss.region_growing import grow_seeds, refined
+from dcsm_attr.wsss.region_growing import grow_seeds, refine_scores
 from dcsm_attr.wsss.seeds import labels_to_seeds
 
 __all__ = [
@@ -141,7 +141,8 @@ def boundary_loss(probabilities: Tensor, target: Tensor, ratio_limits: tuple[flo
 
     Args:
         probabilities: ``(N, L, h, w)``, positive.
-        target: ``(N, L, h, w)``, Q, positive, of :func:`dcsm_attr.wsss.region_growing.refined`; no gradient reaches it.
+        target: ``(N, L, h, w)``, Q, positive, of :func:`~dcsm_attr.wsss.region_growing.refine_scores`; no gradient
+            reaches it.
         ratio_limits: between which ``Q / p`` is kept, with no gradient beyond: :data:`DSRG_RATIO_LIMITS` in DSRG. None:
             not limited, as in SEC.
 
@@ -242,7 +243,7 @@ def sec_terms(logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) -
     return {
         "seed": seed_loss(probabilities, labels_to_seeds(labels, logits.shape[1])),
         "expansion": expansion_loss(probabilities, present),
-        "boundary": boundary_loss(probabilities, refined(logits.detach(), images)),
+        "boundary": boundary_loss(probabilities, refine_scores(logits.detach(), images)),
     }
 
 
@@ -266,7 +267,7 @@ def dsrg_terms(logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) 
     """
     logits = logits.float()
     probabilities = floored_softmax(logits)
-    target = refined(logits.detach(), images)
+    target = refine_scores(logits.detach(), images)
     grown = grow_seeds(labels_to_seeds(labels, logits.shape[1]), target, present)
     return {
         "seed": balanced_seed_loss(probabilities, grown),
