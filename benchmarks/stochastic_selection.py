@@ -122,7 +122,7 @@ def localizations(rate: float) -> Mapping[str, Callable[[], Any]]:
 def _draw(layer: StochasticSelection, x: Tensor) -> None:
     with use_generator(torch.Generator().manual_seed(0)):
         for _ in range(DRAWS):
-            layer.draw(1, x)
+            layer.draw_masks(1, x)
 
 
 def measured(

@@ -57,7 +57,6 @@ def by_autograd(head, x, classes, form, seed, draws):
     "make",
     [
         selection,
-        lambda: nn.Sequential(selection(rescale=True)),
         lambda: nn.Sequential(selection(keep_center=False)),
         lambda: nn.Sequential(selection(), nn.ReLU(inplace=True), nn.Conv2d(4, 3, 1)),
     ],

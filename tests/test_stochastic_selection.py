@@ -1,4 +1,4 @@
-"""Stochastic hidden unit selection: each form against a loop over windows, and what is drawn."""
+"""Stochastic hidden unit selection: each form compared with a loop over windows, and the masks."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ from dcsm_attr.models.stochastic import (
 FORMS = [shifted_convolution, gathered_convolution]
 
 
-def drawn(seed, count=2, size=(5, 7), window=3, rate=0.5, **options):
+def draw(seed, count=2, size=(5, 7), window=3, rate=0.5, **options):
     with use_generator(torch.Generator().manual_seed(seed)):
         return selection_masks(count, size, window, rate, **options)
 
@@ -37,7 +37,7 @@ def problem(seed=0, count=2, channels=4, classes=3, size=(5, 7), window=3, rate=
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, channels, *size, dtype=torch.float64, generator=generator)
     weight = torch.randn(classes, channels, window, window, dtype=torch.float64, generator=generator)
-    return x, weight, drawn(seed, count, size, window, rate)
+    return x, weight, draw(seed, count, size, window, rate)
 
 
 def window_by_window(x, weight, masks):
@@ -71,7 +71,7 @@ def test_each_form_equals_the_loop_over_windows(form, size, window):
 @settings(max_examples=25, deadline=None)
 def test_all_forms_agree_for_any_mask_and_size(seed, height, width, window, rate):
     x, weight, masks = problem(seed, size=(height, width), window=window, rate=rate)
-    # Any mask at all, also one that drops a center.
+    # Also masks that drop a center.
     masks = masks & (torch.rand(masks.shape, generator=torch.Generator().manual_seed(seed)) < 0.8)
     expected = window_by_window(x, weight, masks)
     for form in (*FORMS, lambda *given: selected_convolution(*given, rate)):
@@ -85,7 +85,7 @@ def test_the_gradients_of_each_form_are_right(form):
 
 
 @pytest.mark.parametrize("needed", [(True, False), (False, True)])
-def test_gathering_gives_the_gradient_that_is_asked_for_alone(needed):
+def test_gathering_computes_only_the_requested_gradient(needed):
     x, weight, masks = problem()
     x.requires_grad_(needed[0])
     weight.requires_grad_(needed[1])
@@ -104,9 +104,9 @@ def test_the_paper_s_expansion_gives_the_same(expansion):
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_dropped_is_the_padded_convolution_and_all_dropped_the_center(form):
     x, weight, _ = problem(window=5)
-    whole = form(x, weight, drawn(0, window=5, rate=0.0))
+    whole = form(x, weight, draw(0, window=5, rate=0.0))
     torch.testing.assert_close(whole, F.conv2d(x, weight, padding=2), rtol=1e-12, atol=1e-12)
-    center = form(x, weight, drawn(0, window=5, rate=1.0))
+    center = form(x, weight, draw(0, window=5, rate=1.0))
     torch.testing.assert_close(center, F.conv2d(x, weight[:, :, 2:3, 2:3]), rtol=1e-12, atol=1e-12)
 
 
@@ -118,7 +118,7 @@ def test_parts_give_the_whole(chunk_size, monkeypatch):
     torch.testing.assert_close(shifted_convolution(x, weight, masks), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_seen_from_pixels_by_hand():
+def test_transposed_masks_by_hand():
     # A row of three pixels. The window at the right keeps all, the one in the middle its right cell, the left one none.
     masks = torch.zeros(1, 9, 1, 3, dtype=torch.bool)
     masks[0, 3:6, 0, 2] = True
@@ -131,8 +131,8 @@ def test_seen_from_pixels_by_hand():
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=15, deadline=None)
-def test_a_pixel_is_seen_as_the_cell_of_the_window_it_lies_in(seed):
-    masks = drawn(seed, size=(4, 5), window=5)
+def test_a_transposed_mask_tells_which_windows_keep_a_pixel(seed):
+    masks = draw(seed, size=(4, 5), window=5)
     seen = transpose_masks(masks)
     for n, cell, row, column in masks.nonzero().tolist():
         y, z = row + cell // 5 - 2, column + cell % 5 - 2
@@ -142,12 +142,12 @@ def test_a_pixel_is_seen_as_the_cell_of_the_window_it_lies_in(seed):
     assert seen.sum() == (masks & inside).sum()
 
 
-# What is drawn.
+# The masks.
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.9, 1.0])
 def test_the_center_is_never_dropped_and_the_others_at_the_rate(rate):
-    masks = drawn(1, count=4, size=(41, 41), window=9, rate=rate)
+    masks = draw(1, count=4, size=(41, 41), window=9, rate=rate)
     assert masks[:, 40].all()
     others = torch.cat([masks[:, :40], masks[:, 41:]], dim=1)
     # Five standard deviations of the mean of so many draws.
@@ -155,27 +155,27 @@ def test_the_center_is_never_dropped_and_the_others_at_the_rate(rate):
 
 
 def test_ordinary_dropout_drops_centers_too():
-    masks = drawn(1, count=4, size=(41, 41), rate=0.9, keep_center=False)
+    masks = draw(1, count=4, size=(41, 41), rate=0.9, keep_center=False)
     assert 0.06 < masks[:, 4].double().mean() < 0.14
 
 
-def test_windows_that_share_a_pixel_and_images_have_masks_of_their_own():
-    seen = transpose_masks(drawn(0, size=(41, 41), window=9, rate=0.5))
+def test_masks_of_windows_and_images_are_independent():
+    seen = transpose_masks(draw(0, size=(41, 41), window=9, rate=0.5))
     as_center_of_the_next = torch.cat([seen[:, 39, :, 1:], seen[:, 41, :, :-1]]).double()
     assert 0.45 < as_center_of_the_next.mean() < 0.55
     assert 0.45 < (seen[0, :40] ^ seen[1, :40])[:, 4:-4, 4:-4].double().mean() < 0.55
 
 
 def test_many_masks_are_those_drawn_one_by_one():
-    together = drawn(3, count=5)
+    together = draw(3, count=5)
     with use_generator(torch.Generator().manual_seed(3)):
         apart = torch.cat([selection_masks(1, (5, 7), 3, 0.5) for _ in range(5)])
     assert torch.equal(together, apart)
 
 
-def test_a_generator_of_one_s_own_leaves_the_global_one_alone():
+def test_use_generator_leaves_the_global_generator_unchanged():
     before = torch.get_rng_state()
-    drawn(0)
+    draw(0)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(7)
     from_global = selection_masks(1, (3, 3), 3, 0.5)
@@ -183,7 +183,7 @@ def test_a_generator_of_one_s_own_leaves_the_global_one_alone():
     assert torch.equal(selection_masks(1, (3, 3), 3, 0.5), from_global)
 
 
-def test_the_generator_is_forgotten_after_an_exception():
+def test_the_generator_is_reset_after_an_exception():
     with pytest.raises(KeyError), use_generator(torch.Generator()):
         raise KeyError
     before = torch.get_rng_state()
@@ -199,7 +199,7 @@ def test_the_layer_is_the_selection_plus_a_bias():
     x = torch.randn(2, 4, 5, 7)
     with use_generator(torch.Generator().manual_seed(0)):
         scores = layer(x)
-    expected = window_by_window(x.double(), layer.weight.double(), drawn(0)) + layer.bias.double()[:, None, None]
+    expected = window_by_window(x.double(), layer.weight.double(), draw(0)) + layer.bias.double()[:, None, None]
     torch.testing.assert_close(scores.double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -216,14 +216,13 @@ def test_without_dropout_it_is_an_ordinary_convolution():
     assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=2))
 
 
-@pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("keep_center", [True, False])
-def test_the_mean_over_passes_is_the_convolution_with_the_weights_times_how_often_they_count(keep_center, rescale):
-    layer = StochasticSelection(2, 1, window=3, rate=0.5, keep_center=keep_center, rescale=rescale).double()
+def test_the_mean_over_passes_is_the_convolution_with_weights_times_their_probability(keep_center):
+    layer = StochasticSelection(2, 1, window=3, rate=0.5, keep_center=keep_center).double()
     x = torch.rand(1, 2, 4, 4, dtype=torch.float64)
     with torch.no_grad(), use_generator(torch.Generator().manual_seed(0)):
         passes = layer(x.expand(4000, -1, -1, -1))
-    share = torch.full((3, 3), 1.0 if rescale else 0.5, dtype=torch.float64)
+    share = torch.full((3, 3), 0.5, dtype=torch.float64)
     if keep_center:
         share[1, 1] = 1.0
     expected = F.conv2d(x, layer.weight * share, layer.bias, padding=1)[0]
@@ -259,7 +258,7 @@ def test_it_works_under_autocast_and_in_other_number_types():
             torch.testing.assert_close(other, results[0], rtol=0.02, atol=0.02)
 
 
-def test_it_copies_pickles_and_loads_like_any_layer():
+def test_the_layer_can_be_copied_pickled_and_loaded():
     layer = StochasticSelection(4, 3, window=3, rate=0.7)
     x = torch.randn(1, 4, 5, 5)
     fresh = StochasticSelection(4, 3, window=3, rate=0.7)
@@ -271,7 +270,7 @@ def test_it_copies_pickles_and_loads_like_any_layer():
             assert torch.equal(other(x), expected)
 
 
-def test_a_network_with_it_is_explained_like_any_other():
+def test_a_network_with_the_layer_is_explained_like_any_other():
     backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1))
 
     class Backbone(nn.Module):
@@ -298,8 +297,6 @@ def test_bad_arguments():
         StochasticSelection(4, 3, window=4)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 1.5"):
         StochasticSelection(4, 3, rate=1.5)
-    with pytest.raises(ValueError, match="needs a rate below 1, got 1"):
-        StochasticSelection(4, 3, rate=1, rescale=True)
     with pytest.raises(ValueError, match="window must be odd"):
         selection_masks(1, (3, 3), 2, 0.5)
-    assert "rate=0.9, keep_center=True, rescale=False" in repr(StochasticSelection(4, 3))
+    assert "rate=0.9, keep_center=True" in repr(StochasticSelection(4, 3))

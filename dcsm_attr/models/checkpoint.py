@@ -331,13 +331,15 @@ def _load_network(path: str | Path, expected: type[_AnyTrained]) -> _AnyTrained:
 
 def _build_network(kind: Kind, config: Mapping[str, Any]) -> Any:
     architecture = config["architecture"]
+    if kind == "classifier":
+        # First, so that a damaged number of classes does not allocate memory.
+        _check_names(architecture, config["class_names"])
     network = architecture.build_network()
     if kind == "affinity_net":
         return AffinityNet(network.backbone, config["norm"])
     if kind == "segmentation_net":
         names, head, output_stride = (config[name] for name in ("class_names", "head", "output_stride"))
         return SegmentationNet(network.backbone, len(names), head, output_stride)
-    _check_names(architecture, config["class_names"])
     return network
 
 

@@ -329,11 +329,11 @@ def _in_closed_form(
 ) -> Callable[[int], Tensor]:
     _check_classes(classes, selection.out_channels)
     features = features.detach()
-    weight = selection.scaled_weight().detach()[list(classes)]
+    weight = selection.weight.detach()[list(classes)]
     if form == "pooled":
-        return lambda count: pooled_maps(features[0], weight, selection.draw(count, features))
+        return lambda count: pooled_maps(features[0], weight, selection.draw_masks(count, features))
     products = cell_products(features, weight)[0]
-    return lambda count: elementwise_maps(products, selection.draw(count, features))
+    return lambda count: elementwise_maps(products, selection.draw_masks(count, features))
 
 
 def _single_selection(head: nn.Module) -> StochasticSelection | None:
