@@ -26,7 +26,7 @@ from dcsm_attr.evaluation.metrics import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, measured_on
 from dcsm_attr.io import atomic_buffer, make_writable_folder, write_json
 from dcsm_attr.models.checkpoint import Classifier, load_classifier
-from dcsm_attr.wsss.ficklenet import aggregates, fickle_maps
+from dcsm_attr.wsss.ficklenet import aggregate_prefixes, fickle_maps
 
 RATES = (0.0, 0.3, 0.5, 0.7, 0.9)
 KINDS = ("center-preserving", "general")
@@ -51,7 +51,7 @@ def counts_of(classifier: Classifier, photograph: LabeledImage, device: str) -> 
     size = (canvas.shape[2], canvas.shape[3])
     maps = fickle_maps(classifier.network, canvas, photograph.classes, max(DRAWS), size=size)
     found = {}
-    for aggregate in aggregates(prepared.crop(one) for one in maps):
+    for aggregate in aggregate_prefixes(prepared.crop(one) for one in maps):
         if aggregate.count in DRAWS:
             labels = resize_labels(aggregate.labels(photograph.classes), prepared.size).cpu()
             labels = labels.where(labels != VOID, 0)

@@ -119,7 +119,6 @@ def benchmarks_page(results: Results) -> str:
         "## From files to label maps": ("speed/pipeline*.json",),
         "## AffinityNet's random walk": ("affinity/walk.json",),
         "## FickleNet's stochastic hidden units": ("stochastic_selection.json",),
-        "## DSRG's region growing": ("region_growing.json",),
         "## Whole collections": ("pseudo_label_rates.json", "pseudo_label_faults.json"),
         "## Classification CNNs of torchvision": ("models/models.json",),
         "## Broken image files": ("fuzz/images.json",),

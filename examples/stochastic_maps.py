@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.datasets.scenes import generate_scene
 from dcsm_attr.models.scene_net import MEAN, STD, load_scene_net
-from dcsm_attr.wsss.ficklenet import aggregated
+from dcsm_attr.wsss.ficklenet import aggregate_maps
 
 
 class AlwaysDropout(nn.Module):
@@ -52,7 +52,7 @@ def main() -> None:
     maps = [method.class_maps(image, classes).of_classes(classes) for _ in range(arguments.samples)]
     objects = scene.labels > 0
     for count in (1, arguments.samples):
-        labels = aggregated(maps[:count]).labels(classes)
+        labels = aggregate_maps(maps[:count]).labels(classes)
         right = (labels == scene.labels) & objects
         print(f"{count} maps: {100 * right.sum() / objects.sum():.1f} % of the objects' pixels have the right label")
 

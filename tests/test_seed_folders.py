@@ -20,7 +20,7 @@ from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 from dcsm_attr.models.stochastic import FickleSettings
 from dcsm_attr.pipelines.label_files import BackgroundSeedSettings, image_seeds, middle_layer, write_seeds
-from dcsm_attr.wsss.ficklenet import FickleLocalizer, aggregated, aggregates, fickle_maps
+from dcsm_attr.wsss.ficklenet import FickleLocalizer, aggregate_maps, aggregate_prefixes, fickle_maps
 from dcsm_attr.wsss.seeds import MapLocalizer, middle_layer_saliency
 
 CANVAS = Preprocess(size=48)
@@ -102,8 +102,8 @@ def test_seeds_of_ficklenet_by_hand(tmp_path, fickle):
 
 def test_each_prefix_of_the_maps_is_aggregated_as_alone():
     maps = torch.rand(5, 2, 4, 4)
-    for count, one in enumerate(aggregates(maps), start=1):
-        alone = aggregated(maps[:count])
+    for count, one in enumerate(aggregate_prefixes(maps), start=1):
+        alone = aggregate_maps(maps[:count])
         assert torch.equal(one.highest, alone.highest)
         assert torch.allclose(one.mean, alone.mean)
         assert one.count == count
@@ -176,7 +176,7 @@ def test_from_a_fickle_classifier_to_an_evaluated_network(tmp_path, scenes):
     values = {int(v) for name in listed for v in np.unique(np.array(Image.open(tmp_path / "f" / f"{name}.png")))}
     assert {0, VOID} < values <= {*range(9), VOID}
     settings = json.loads((tmp_path / "f" / "settings.json").read_text())["foreground"]
-    assert (settings["window"], settings["rate"], settings["draws"]) == (5, 0.7, 3)
+    assert (settings["window"], settings["rate"], settings["num_samples"]) == (5, 0.7, 3)
     done(*ficklenet)
     assert written(tmp_path / "f") == before
     done("miou", scenes, tmp_path / "f", "--split", "train")

@@ -12,8 +12,8 @@ The paper expands the map to all of its windows and convolves it with a stride o
 
 - :func:`shifted_convolution`: the products :math:`w^c_d \cdot x(u)` come first, by a 1 x 1 convolution, so that C
   numbers per pixel and cell remain instead of D; then they are masked and added to their windows.
-- :func:`gathered_convolution`: only the cells that are kept are gathered and multiplied, at the paper's rate of 0.9 nine of
-  81 on average.
+- :func:`gathered_convolution`: only the cells that are kept are gathered and multiplied, nine of 81 on average at the
+  paper's rate of 0.9.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Maps of stochastic inference, against autograd; their aggregation, by hand."""
+"""FickleNet: maps of stochastic inference, compared with autograd, and their aggregation, by hand."""
 
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from dcsm_attr.attribution.guided import GuidedRectifiers
 from dcsm_attr.attribution.maps import divide_by_maximum
 from dcsm_attr.models.fully_convolutional import ScoreMapNetwork
 from dcsm_attr.models.stochastic import StochasticSelection, gathered_convolution, use_generator
-from dcsm_attr.wsss.ficklenet import aggregated, fickle_maps, grad_cam, stochastic_maps
+from dcsm_attr.wsss.ficklenet import aggregate_maps, fickle_maps, grad_cam, stochastic_maps
 
 
 class Backbone(nn.Module):
@@ -35,11 +35,11 @@ def features_of_one():
     return torch.rand(1, 6, 7, 8, generator=torch.Generator().manual_seed(1))
 
 
-def by_autograd(head, x, classes, form, seed, draws):
-    """Draw by draw, class by class, the score written out."""
+def by_autograd(head, x, classes, form, seed, count):
+    """Map by map and class by class, with the score written out."""
     generator = torch.Generator().manual_seed(seed)
     result = []
-    for _ in range(draws):
+    for _ in range(count):
         x = x.detach().requires_grad_()
         with use_generator(generator):
             maps = head(x)[0]
@@ -60,16 +60,16 @@ def by_autograd(head, x, classes, form, seed, draws):
         lambda: nn.Sequential(selection(keep_center=False)),
         lambda: nn.Sequential(selection(), nn.ReLU(inplace=True), nn.Conv2d(4, 3, 1)),
     ],
-    ids=["layer", "rescaled", "ordinary dropout", "deeper head"],
+    ids=["layer", "ordinary dropout", "deeper head"],
 )
-def test_the_maps_are_those_of_autograd_draw_by_draw(form, make):
+def test_maps_equal_those_of_autograd(form, make):
     head = make().double()
-    # Scores that stay above zero now and then, so that rectifiers pass something.
+    # Some scores must be above zero, so that rectifiers pass a gradient.
     for layer in head.modules():
         if isinstance(layer, StochasticSelection):
             nn.init.normal_(layer.weight)
     x = features_of_one().double()
-    expected = by_autograd(head, x, [2, 0], form, seed=3, draws=5)
+    expected = by_autograd(head, x, [2, 0], form, seed=3, count=5)
     got = torch.stack(list(stochastic_maps(head, x, [2, 0], 5, form=form, seed=3)))
     assert expected.count_nonzero()
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
@@ -97,17 +97,17 @@ def test_elementwise_by_hand():
 
 @pytest.mark.parametrize("make", [selection, lambda: nn.Sequential(selection(), nn.Conv2d(4, 3, 1))])
 @pytest.mark.parametrize("form", ["elementwise", "pooled"])
-def test_how_many_are_computed_together_changes_nothing(make, form):
+def test_the_chunk_size_changes_nothing(make, form):
     head, x = make().double(), features_of_one().double()
     runs = [
-        torch.stack(list(stochastic_maps(head, x, [0, 1], 7, form=form, draw_chunk_size=chunk_size, seed=2)))
+        torch.stack(list(stochastic_maps(head, x, [0, 1], 7, form=form, chunk_size=chunk_size, seed=2)))
         for chunk_size in (1, 3, 100)
     ]
     for other in runs[1:]:
         torch.testing.assert_close(other, runs[0], rtol=1e-12, atol=1e-15)
 
 
-def test_maps_differ_between_draws_and_seeds_and_not_without_dropout():
+def test_maps_differ_between_samples_and_seeds_but_not_without_dropout():
     x = features_of_one()
     head = selection()
     first, second = stochastic_maps(head, x, [0], 2)
@@ -118,7 +118,7 @@ def test_maps_differ_between_draws_and_seeds_and_not_without_dropout():
     assert all(torch.equal(one, always[0]) for one in always)
 
 
-def test_the_mean_map_converges_with_the_root_of_the_number_of_draws():
+def test_the_mean_map_converges_with_the_square_root_of_the_number_of_samples():
     head, x = selection().double(), features_of_one().double()
     maps = torch.stack(list(stochastic_maps(head, x, [0, 1, 2, 3], 3200)))
     truth = maps.mean(dim=0)
@@ -130,7 +130,7 @@ def test_the_mean_map_converges_with_the_root_of_the_number_of_draws():
         assert few / many == pytest.approx(2, rel=0.2)
 
 
-def test_the_backbone_runs_once_and_nothing_is_computed_before_it_is_asked_for():
+def test_the_backbone_runs_once_when_the_first_map_is_requested():
     network = ScoreMapNetwork(Backbone(), nn.Sequential(selection()))
     maps = fickle_maps(network, torch.randn(1, 3, 14, 16), [0, 1], 60)
     assert network.backbone.runs == 0
@@ -149,7 +149,7 @@ def test_the_network_is_left_unchanged_also_between_two_maps(deeper):
     list(fickle_maps(network, image, [0], 1))
     network.backbone.runs = 1
     with untouched(network, image):
-        maps = fickle_maps(network, image, [0, 1], 4, draw_chunk_size=2)
+        maps = fickle_maps(network, image, [0, 1], 4, chunk_size=2)
         network.backbone.runs = 0
         next(maps)
     with untouched(network, image):
@@ -197,7 +197,7 @@ def test_a_progress_bar_counts_maps(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_network_that_knows_the_regions_is_read_exactly():
+def test_a_network_that_reads_regions_localizes_them_exactly():
     """Channel c is one on the region of class c, whose weights read nothing else: maps cannot leave the region."""
     regions = torch.zeros(2, 9, 9)
     regions[0, 1:4, 1:7], regions[1, 5:8, 3:9] = 1, 1
@@ -205,7 +205,7 @@ def test_a_network_that_knows_the_regions_is_read_exactly():
     nn.init.zeros_(head.weight)
     with torch.no_grad():
         head.weight[0, 0], head.weight[1, 1] = 1.0, 1.0
-    labels = aggregated(stochastic_maps(head, regions[None], [0, 1], 200)).labels([0, 1])
+    labels = aggregate_maps(stochastic_maps(head, regions[None], [0, 1], 200)).labels([0, 1])
     assert torch.equal(labels == 1, regions[0] > 0)
     assert torch.equal(labels == 2, regions[1] > 0)
 
@@ -217,7 +217,7 @@ def test_aggregation_by_hand():
     # Two classes, four pixels, two maps. The maxima are 1, or made so: the second map of the first class is doubled.
     first = torch.tensor([[[1.0, 0.4, 0.0, 0.1]], [[0.2, 0.5, 1.0, 0.1]]])
     second = torch.tensor([[[0.3, 0.5, 0.0, 0.1]], [[0.0, 0.3, 1.0, 0.3]]])
-    result = aggregated(iter([first, second]))
+    result = aggregate_maps(iter([first, second]))
     assert result.count == 2
     torch.testing.assert_close(result.highest, torch.tensor([[[1.0, 1.0, 0.0, 0.2]], [[0.2, 0.5, 1.0, 0.3]]]))
     torch.testing.assert_close(result.mean, torch.tensor([[[0.8, 0.7, 0.0, 0.15]], [[0.1, 0.4, 1.0, 0.2]]]))
@@ -228,28 +228,28 @@ def test_aggregation_by_hand():
     assert result.labels([14, 7], threshold=1.0).tolist() == [[255] * 4]
 
 
-def test_a_pixel_goes_to_the_highest_mean_of_those_that_are_sure_not_of_all():
+def test_a_pixel_gets_the_class_with_the_highest_mean_among_those_above_the_threshold():
     # The second class is above the threshold once; the first never, though its mean is higher.
     first = torch.tensor([[[0.3, 1.0]], [[0.4, 1.0]]])
     second = torch.tensor([[[0.3, 1.0]], [[0.0, 1.0]]])
-    assert aggregated([first, second]).labels([0, 1])[0, 0] == 2
+    assert aggregate_maps([first, second]).labels([0, 1])[0, 0] == 2
 
 
-def test_maps_are_left_as_they_are_and_a_map_without_a_value_counts_as_zero():
+def test_maps_are_left_unchanged_and_an_empty_map_counts_as_zero():
     maps = [torch.zeros(1, 2, 2), torch.tensor([[[2.0, 1.0], [0.0, 0.0]]])]
     copies = [one.clone() for one in maps]
-    result = aggregated(maps)
+    result = aggregate_maps(maps)
     assert result.mean.tolist() == [[[0.5, 0.25], [0.0, 0.0]]]
     assert all(torch.equal(one, was) for one, was in zip(maps, copies, strict=True))
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 6), st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
-def test_what_is_labeled_grows_with_the_number_of_maps_and_shrinks_with_the_threshold(seed, fewer, more, low, high):
+def test_labeled_pixels_increase_with_the_number_of_maps_and_decrease_with_the_threshold(seed, fewer, more, low, high):
     low, high = sorted((low, high))
     maps = list(torch.rand(fewer + more, 3, 4, 5, generator=torch.Generator().manual_seed(seed)) ** 3)
     labeled = {
-        (count, threshold): aggregated(maps[:count]).labels([0, 1, 2], threshold) != 255
+        (count, threshold): aggregate_maps(maps[:count]).labels([0, 1, 2], threshold) != 255
         for count in (fewer, fewer + more)
         for threshold in (low, high)
     }
@@ -259,9 +259,9 @@ def test_what_is_labeled_grows_with_the_number_of_maps_and_shrinks_with_the_thre
 
 @given(st.integers(0, 10_000), st.integers(1, 8))
 @settings(max_examples=20, deadline=None)
-def test_running_equals_all_maps_at_once(seed, count):
+def test_the_running_aggregate_equals_all_maps_at_once(seed, count):
     maps = torch.rand(count, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    result = aggregated(maps)
+    result = aggregate_maps(maps)
     normalized = divide_by_maximum(maps)
     torch.testing.assert_close(result.mean, normalized.mean(dim=0), rtol=1e-12, atol=0)
     assert torch.equal(result.highest, normalized.amax(dim=0))
@@ -280,23 +280,23 @@ def test_bad_arguments():
         next(stochastic_maps(head, x, [0, 4]))
     with pytest.raises(ValueError, match="at least one; got none"):
         next(stochastic_maps(nn.Sequential(head, nn.Identity()), x, []))
-    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         next(stochastic_maps(head, x, [0], 0))
-    with pytest.raises(ValueError, match="draw_chunk_size must be at least 1, got 0"):
-        next(stochastic_maps(head, x, [0], draw_chunk_size=0))
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        next(stochastic_maps(head, x, [0], chunk_size=0))
     with pytest.raises(ValueError, match="form must be 'elementwise' or 'pooled', got 'mean'"):
         next(stochastic_maps(head, x, [0], form="mean"))
     with pytest.raises(ValueError, match="form must be 'elementwise' or 'pooled', got 'mean'"):
         grad_cam(head, x, [0], form="mean")
-    with pytest.raises(ValueError, match=r"features must be of one picture.*got \(2, 6, 7, 8\)"):
+    with pytest.raises(ValueError, match=r"features must be of one image.*got \(2, 6, 7, 8\)"):
         next(stochastic_maps(head, x.expand(2, -1, -1, -1), [0]))
-    with pytest.raises(ValueError, match=r"image must be one picture.*got \(2, 3, 14, 16\)"):
+    with pytest.raises(ValueError, match=r"image must be one image.*got \(2, 3, 14, 16\)"):
         next(fickle_maps(ScoreMapNetwork(Backbone(), nn.Sequential(head)), torch.zeros(2, 3, 14, 16), [0]))
     with pytest.raises(ValueError, match="no maps to aggregate"):
-        aggregated([])
+        aggregate_maps([])
     with pytest.raises(ValueError, match=r"one shape \(K, H, W\); got \(1, 2, 3\) after \(1, 2, 2\)"):
-        aggregated([torch.ones(1, 2, 2), torch.ones(1, 2, 3)])
-    result = aggregated([torch.ones(2, 2, 2)])
+        aggregate_maps([torch.ones(1, 2, 2), torch.ones(1, 2, 3)])
+    result = aggregate_maps([torch.ones(2, 2, 2)])
     with pytest.raises(ValueError, match="must name each of the 2 slots; got 1"):
         result.labels([0])
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 35"):
