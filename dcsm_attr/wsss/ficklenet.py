@@ -164,7 +164,7 @@ def fickle_maps(
     """
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"image must be one image, of shape (1, 3, H, W); got {tuple(image.shape)}.")
-    with torch.no_grad(), prepared_model(network, image.device):
+    with prepared_model(network, image.device):
         features = network.backbone(image)["map"]
     for maps in stochastic_maps(
         network.head,
