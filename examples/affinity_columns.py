@@ -19,7 +19,7 @@ from dcsm_attr import ClassActivationMaps, Segmenter
 from dcsm_attr.cli.building import load_chosen_classifier
 from dcsm_attr.datasets.masks import VOID, overlay, read_mask
 from dcsm_attr.datasets.voc import voc_collection
-from dcsm_attr.models.affinity_net import Offsets, neighbor_offsets, overlap
+from dcsm_attr.models.affinity_net import Offsets, neighbor_offsets, overlap_slices
 from dcsm_attr.models.checkpoint import load_affinity_net
 from dcsm_attr.segmentation.visualization import blank_figure, draw_heat_map, draw_image, finish_layout
 from dcsm_attr.wsss.affinity import RELEASED_EXPONENTS
@@ -80,7 +80,7 @@ def boundaries(affinities: Tensor, offsets: Offsets) -> Tensor:
     count, _, height, width = affinities.shape
     total, neighbors = affinities.new_zeros(count, height, width), affinities.new_zeros(height, width)
     for pair, offset in enumerate(offsets):
-        sources, targets = overlap(height, width, offset)
+        sources, targets = overlap_slices(height, width, offset)
         values = affinities[:, pair, sources[0], sources[1]]
         for rows, columns in (sources, targets):
             total[:, rows, columns] += values

@@ -282,7 +282,7 @@ def test_several_scores_walk_as_each_alone():
     generator = torch.Generator().manual_seed(4)
     image, scores = torch.rand(3, 40, 40, generator=generator), torch.rand(2, 3, 40, 40, generator=generator)
     walk = SemanticWalk(oracle(), steps=8)
-    together = walk.walked(scores, walk.affinities(image))
+    together = walk.refine_all(scores, walk.affinities(image))
     assert torch.allclose(together, torch.stack([walk(one, image) for one in scores]), atol=1e-6)
 
 

@@ -13,8 +13,8 @@ from dcsm_attr.models.fully_convolutional import fully_convolutional
 from dcsm_attr.models.segmentation_net import SegmentationNet
 from dcsm_attr.models.stochastic import StochasticSelection, use_generator
 from dcsm_attr.wsss.ficklenet import stochastic_maps
-from dcsm_attr.wsss.inference import label_probabilities
 from dcsm_attr.wsss.losses import OBJECTIVES
+from dcsm_attr.wsss.network_segmenter import label_probabilities
 from dcsm_attr.wsss.random_walk import random_walk
 from dcsm_attr.wsss.region_growing import grow_seeds
 

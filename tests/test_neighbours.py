@@ -6,7 +6,7 @@ from affinity_reference import offsets_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcsm_attr.models.affinity_net import neighbor_offsets, overlap, pair_mask
+from dcsm_attr.models.affinity_net import neighbor_offsets, overlap_slices, pair_mask
 
 FIVE = neighbor_offsets(5)
 
@@ -36,7 +36,7 @@ def test_a_radius_without_a_disc(radius):
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(-11, 11), st.integers(-11, 11))
 def test_overlapping_parts_are_the_ends_of_pairs(height, width, dy, dx):
     positions = torch.arange(height * width).view(height, width)
-    source, target = overlap(height, width, (dy, dx))
+    source, target = overlap_slices(height, width, (dy, dx))
     expected = [
         (y * width + x, (y + dy) * width + x + dx)
         for y in range(height)

@@ -1,7 +1,6 @@
 """The walk against dense matrices in float64, squared as the released code does it, and what must hold of any walk."""
 
 import math
-import sys
 import warnings
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcsm_attr.models.affinity_net import affinities, neighbor_offsets, pair_mask
-from dcsm_attr.wsss import random_walk as build_csr_matrix
+from dcsm_attr.wsss import random_walk as module
 from dcsm_attr.wsss.random_walk import apply_power, chebyshev_coefficients, random_walk, transition_matrix
 
 FIVE = neighbor_offsets(5)
@@ -100,14 +99,14 @@ def test_without_neighbors_nothing_moves():
 def test_what_moves_less_than_rounding_is_not_stored():
     """Of two positions with affinity a, a to the eighth is how much goes over in a step."""
     stored = []
-    original = build_csr_matrix.build_csr_matrix
+    original = module.build_csr_matrix
 
     def noted(*table):
         stored.append(original(*table))
         return stored[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[random_walk.__module__], "build_csr_matrix", noted)
+        patch.setattr(module, "build_csr_matrix", noted)
         for affinity in (1e-1, 1e-2):
             random_walk(torch.rand(1, 1, 1, 2), torch.full((1, 1, 1, 2), affinity), ((0, 1),))
     assert [matrix.values().numel() for matrix in stored] == [4, 2]
@@ -204,7 +203,7 @@ def test_views_walk_like_copies():
 def test_no_warning_reaches_the_user(monkeypatch):
     """PyTorch warns once in a process; here it is made to do so whenever it would the first time."""
     none = torch.zeros(0, dtype=torch.int32)
-    monkeypatch.setattr(build_csr_matrix, "_warning_silenced", False)
+    monkeypatch.setattr(module, "_warning_silenced", False)
     before = torch.is_warn_always_enabled()
     torch.set_warn_always(True)
     try:
@@ -213,7 +212,7 @@ def test_no_warning_reaches_the_user(monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             filters = list(warnings.filters)
-            build_csr_matrix._silence_beta_warning()
+            module._silence_beta_warning()
             assert warnings.filters == filters
             torch.set_warn_always(False)
             maps, pairs = smooth(1, 5, 5, torch.float32)
@@ -322,12 +321,12 @@ def test_images_do_not_see_each_other(problem):
 
 @given(_problems())
 @settings(max_examples=30, deadline=None)
-def test_a_batch_as_one_matrix_walks_alike(problem):
+def test_a_batch_as_one_matrix_gives_the_same(problem):
     """As on an accelerator, where all images are blocks of one matrix."""
     maps, pairs, offsets, options = problem
     expected = random_walk(maps, pairs, offsets, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[random_walk.__module__], "together", lambda batch: [slice(0, len(batch))])
+        patch.setattr(module, "device_chunks", lambda batch: [slice(0, len(batch))])
         result = random_walk(maps, pairs, offsets, **options)
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-12)
 

@@ -189,7 +189,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\), so that .*; got 1.0"):
         above_fraction_of_maximum(maps, 1.0)
     for function in (top_fraction, bottom_fraction):
-        with pytest.raises(ValueError, match=r"share is one of the pixels and must lie in \[0, 1\], got 20"):
+        with pytest.raises(ValueError, match=r"share is a share of the pixels and must lie in \[0, 1\], got 20"):
             function(maps, 20)
     with pytest.raises(ValueError, match=r"must have the shapes.*\(1, 1, 3, 3\).*got \[\(1, 2, 3, 3\)"):
         seed_labels(maps > 0, maps > 0, maps, torch.zeros(1, 2, dtype=torch.int64))

@@ -31,7 +31,7 @@ from dcsm_attr.models.checkpoint import (
 from dcsm_attr.models.segmentation_net import FieldOfViewHead, SegmentationNet, segmentation_head
 from dcsm_attr.models.weights import WeightsError
 from dcsm_attr.pipelines.label_files import write_pseudo_labels
-from dcsm_attr.wsss.inference import NetworkSegmenter, SegmentationNetSaliency, label_probabilities
+from dcsm_attr.wsss.network_segmenter import NetworkSegmenter, SegmentationNetSaliency, label_probabilities
 from dcsm_attr.wsss.region_growing import TEST_CRF, crf_for_canvas
 
 NAMES = ("red", "green")

@@ -23,8 +23,8 @@ from dcsm_attr.training.data import Batch
 from dcsm_attr.training.loop import TrainingSettings
 from dcsm_attr.training.optimizer import Schedule
 from dcsm_attr.training.segmentation import SCHEDULES, train_segmentation_net
-from dcsm_attr.wsss.inference import NetworkSegmenter
 from dcsm_attr.wsss.losses import OBJECTIVES
+from dcsm_attr.wsss.network_segmenter import NetworkSegmenter
 from dcsm_attr.wsss.region_growing import refine_scores
 
 SCHEDULE = Schedule(

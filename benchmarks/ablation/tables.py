@@ -344,7 +344,7 @@ def _walk_method(method: Method, walk: SemanticWalk, seen: _CachedPerCase[Tensor
     return replace(
         method,
         name=f"{method.name}, AffinityNet of {walk.net.seed} ({digest}, {walk.net.norm}), {told}",
-        walk=lambda case, scores: walk.walked(scores, seen(case)),
+        walk=lambda case, scores: walk.refine_all(scores, seen(case)),
     )
 
 

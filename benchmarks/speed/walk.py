@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.speed.comparison import OURS
-from dcsm_attr.models.affinity_net import affinities, neighbor_offsets, overlap
+from dcsm_attr.models.affinity_net import affinities, neighbor_offsets, overlap_slices
 from dcsm_attr.wsss.random_walk import random_walk
 
 __all__ = [
@@ -70,7 +70,7 @@ def _plain_sum(features: Tensor) -> Tensor:
     height, width = features.shape[2:]
     total = features.new_zeros(())
     for offset in _NEIGHBOR_OFFSETS:
-        (rows, columns), (target_rows, target_columns) = overlap(height, width, offset)
+        (rows, columns), (target_rows, target_columns) = overlap_slices(height, width, offset)
         differences = features[:, :, rows, columns] - features[:, :, target_rows, target_columns]
         total = total + differences.abs().sum(dim=1).neg().exp().sum()
     return total
@@ -144,7 +144,7 @@ def _weights(pairs: Tensor) -> Tensor:
     positions = torch.arange(height * width, device=pairs.device).view(height, width)
     sources, targets, values = [positions.flatten()], [positions.flatten()], [pairs.new_ones(height * width)]
     for of_offset, offset in zip(pairs[0], _OFFSETS, strict=True):
-        here, there = overlap(height, width, offset)
+        here, there = overlap_slices(height, width, offset)
         weights = of_offset[here].flatten() ** _BETA
         sources += [positions[here].flatten(), positions[there].flatten()]
         targets += [positions[there].flatten(), positions[here].flatten()]

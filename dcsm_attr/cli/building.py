@@ -204,7 +204,7 @@ def _of_preset(saliency: SaliencyOptions) -> dict[str, Any]:
 
 def _network_segmenter(weights: str, device: str, saliency: SaliencyOptions, settings: dict[str, Any]) -> "Segmenter":
     from dcsm_attr.models.checkpoint import load_segmentation_net
-    from dcsm_attr.wsss.inference import NetworkSegmenter
+    from dcsm_attr.wsss.network_segmenter import NetworkSegmenter
 
     of_maps = {"walk": "--walk", "background_exponent": "--background"}
     given = [*saliency.arguments(), *(option for name, option in of_maps.items() if name in settings)]

@@ -1,13 +1,12 @@
-r"""Exponents of the background, :math:`(1 - \max_c M_c)^\alpha`, for the maps of each method.
+r"""Labels and loss of AffinityNet: which pairs of neighbors have the same class.
 
-Maps of different methods rise to their maximum in different ways, and an exponent that suits one says of another that
-everything is foreground.
+Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic
+Segmentation", CVPR 2018 (the *paper*) and its released code.
 
-Semantic affinity labels: which neighbors surely show the same, and which surely do not.
-
-The loss of AffinityNet.
-
-Affinities as a picture: where a position differs from its neighbors.
+1. :func:`confident_labels` compares two backgrounds :math:`(1 - \max_c M_c)^\alpha` with each other: pixels that are
+   foreground with a large background, or background with a small one, are labeled; the others are unknown.
+2. :func:`affinity_labels` gives the pairs of neighbors of which both ends are labeled.
+3. :func:`affinity_loss` is the cross entropy of their affinities.
 """
 
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from torch import Tensor
 from dcsm_attr.attribution.maps import label_probabilities
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.masks import VOID
-from dcsm_attr.models.affinity_net import Offsets, overlap
+from dcsm_attr.models.affinity_net import Offsets, overlap_slices
 
 __all__ = [
     "EXPONENTS",
@@ -36,12 +35,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Exponents:
-    """Where the foreground of one method's maps begins.
+    r"""Exponents of the background :math:`(1 - \max_c M_c)^\alpha` for the maps of one method.
+
+    Maps of different methods rise to their maximum differently, so that each method needs its own exponents.
 
     Attributes:
-        low: for labels in which foreground is sure.
-        high: for labels in which background is sure.
-        walk: for the background that walks with the classes.
+        low: for labels with a large background, in which foreground is confident.
+        high: for labels with a small background, in which background is confident.
+        walk: for the background that takes part in the random walk.
     """
 
     low: float
@@ -49,11 +50,11 @@ class Exponents:
     walk: float
 
 
-#: Those of the release, for CAM. (The submission had 24 in the place of 32.)
+#: Exponents of the release, for CAM. (The paper's submission has 24 instead of 32.)
 RELEASED_EXPONENTS = Exponents(4.0, 32.0, 16.0)
 
 #: By the name of the method. Those of DCSM, with the preset "tuned", and of its product with CAM were chosen on 64
-#: photographs of VOC's training set: about as many pixels are known, and as many of them rightly, as with CAM.
+#: images of VOC's training set, so that the number of known pixels and their accuracy are about as with CAM.
 EXPONENTS: Mapping[str, Exponents] = {
     "cam": RELEASED_EXPONENTS,
     "dcsm": Exponents(0.2, 0.8, 0.25),
@@ -62,7 +63,7 @@ EXPONENTS: Mapping[str, Exponents] = {
 
 
 def method_exponents(method: str) -> Exponents:
-    """Those of a method by its name.
+    """Return the exponents of a method by its name.
 
     Raises:
         ValueError: if none are known for it.
@@ -75,23 +76,8 @@ def method_exponents(method: str) -> Exponents:
     return EXPONENTS[method]
 
 
-#: The CRF of the release.
+#: CRF of the release.
 RELEASED_CRF = DenseCRF(bilateral_weight=10, bilateral_xy=80, bilateral_rgb=13, gaussian_weight=3)
-
-
-@dataclass(frozen=True)
-class AffinityLabels:
-    """What is known of pairs of neighbors, each ``(N, P, h, w)`` bool; a pair in none of them is not learned from.
-
-    Attributes:
-        foreground: both ends show one class.
-        background: both ends show the background.
-        different: the ends show different classes, or one of them the background.
-    """
-
-    foreground: Tensor
-    background: Tensor
-    different: Tensor
 
 
 def confident_labels(
@@ -103,25 +89,25 @@ def confident_labels(
     high: float = RELEASED_EXPONENTS.high,
     crf: DenseCRF | None = RELEASED_CRF,
 ) -> Tensor:
-    r"""Labels on which two backgrounds agree: one that leaves little foreground, and one that leaves much.
+    r"""Label the pixels of one image on which two backgrounds agree.
 
-    The background is :math:`(1 - \max_c M_c)^\alpha` (Ahn and Kwak, section 3.2; the exponents are the release's). The
-    CRF refines both labelings, over one lattice. A position is foreground where it is with the low exponent,
-    background where it is with the high one, and else unknown.
+    The background is :math:`(1 - \max_c M_c)^\alpha` (section 3.2; the exponents are those of the release). A pixel is
+    foreground if it is with the low exponent, background if it is with the high exponent, else unknown. The CRF refines
+    both labelings, on one lattice.
 
     Args:
         maps: ``(K, H, W)`` in [0, 1] of the classes in the image.
-        classes: ``(K,)`` their numbers, from 0.
+        classes: ``(K,)``, the index of each class.
         image: ``(3, H, W)`` uint8.
-        low: the exponent for the foreground.
-        high: that for the background, larger.
-        crf: refines. None: the maps themselves decide.
+        low: exponent for the foreground.
+        high: exponent for the background, larger.
+        crf: refines the labelings. None: no refinement.
 
     Returns:
         ``(H, W)`` uint8 on the device of the maps: 0 background, ``c + 1`` for class ``c``, 255 unknown.
 
     Raises:
-        ValueError: if the exponents are not ascending, or there are too many classes for eight bits.
+        ValueError: if the exponents are not ascending, or a class index does not fit into eight bits.
     """
     if not 0 < low < high:
         raise ValueError(f"the exponents must be positive and ascending, got low={low}, high={high}.")
@@ -131,50 +117,63 @@ def confident_labels(
     both = torch.cat([label_probabilities(maps[None], present, exponent) for exponent in (low, high)])
     if crf is not None:
         both = crf.refine_alternatives(both, image.to(maps.device))
-    of_low, of_high = both.argmax(dim=1)
+    low_labels, high_labels = both.argmax(dim=1)
     numbers = torch.cat([classes.new_full((1,), VOID - 1), classes.to(maps.device)]) + 1
-    return torch.where(of_low > 0, numbers[of_low], torch.where(of_high > 0, VOID, 0)).to(torch.uint8)
+    return torch.where(low_labels > 0, numbers[low_labels], torch.where(high_labels > 0, VOID, 0)).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class AffinityLabels:
+    """Known pairs of neighbors, each ``(N, P, h, w)`` bool; all other pairs are ignored in training.
+
+    Attributes:
+        foreground: both ends have the same class.
+        background: both ends are background.
+        different: the ends have different classes, or one of them is background.
+    """
+
+    foreground: Tensor
+    background: Tensor
+    different: Tensor
 
 
 def affinity_labels(labels: Tensor, offsets: Offsets, mask: Tensor) -> AffinityLabels:
-    """What the labels of two neighbors say about their affinity.
+    """Derive pairs of neighbors from labels of positions.
 
     Args:
         labels: ``(N, h, w)`` int64: 0 background, ``c + 1`` for class ``c``, 255 unknown.
         offsets: P pairs ``(dy, dx)``.
-        mask: ``(P, h, w)`` bool, which pairs there are; see :func:`dcsm_attr.models.affinity_net.pair_mask`.
+        mask: ``(P, h, w)`` bool, which pairs exist, see :func:`dcsm_attr.models.affinity_net.pair_mask`.
 
-    Returns:
-        One entry for each pair.
     """
     height, width = labels.shape[1:]
-    ahead = labels.new_full((len(labels), len(offsets), height, width), VOID)
+    targets = labels.new_full((len(labels), len(offsets), height, width), VOID)
     for pair, offset in enumerate(offsets):
-        (rows, columns), (target_rows, target_columns) = overlap(height, width, offset)
-        ahead[:, pair, rows, columns] = labels[:, target_rows, target_columns]
-    here = labels[:, None]
-    known = mask & (here != VOID) & (ahead != VOID)
-    equal = known & (here == ahead)
-    return AffinityLabels(equal & (here > 0), equal & (here == 0), known & (here != ahead))
+        (rows, columns), (target_rows, target_columns) = overlap_slices(height, width, offset)
+        targets[:, pair, rows, columns] = labels[:, target_rows, target_columns]
+    sources = labels[:, None]
+    known = mask & (sources != VOID) & (targets != VOID)
+    equal = known & (sources == targets)
+    return AffinityLabels(equal & (sources > 0), equal & (sources == 0), known & (sources != targets))
 
 
-# Of the release.
+# Added to logarithms and counts in the release.
 _EPSILON = 1e-5
 
 
 def affinity_loss(affinities: Tensor, labels: AffinityLabels) -> Tensor:
-    r"""Cross entropy of affinities, balanced between pairs of the foreground, of the background, and different ones.
+    r"""Compute the cross entropy of affinities, balanced over foreground, background and different pairs.
 
     .. math::
         L = \frac14 L^+_{fg} + \frac14 L^+_{bg} + \frac12 L^-,\quad
         L^+ = -\overline{\log W_{ij}},\quad L^- = -\overline{\log (1 - W_{ij})}
 
-    Each mean is over the pairs of its kind in the whole batch (Ahn and Kwak, Eq. 5 to 8; the weights and the 1e-5 in
-    the logarithms and the counts are the release's).
+    Each mean is over the pairs of its kind in the whole batch (Eq. 5 to 8; the weights, and the 1e-5 in logarithms and
+    counts, are those of the release).
 
     Args:
         affinities: ``(N, P, h, w)`` in [0, 1].
-        labels: of the same pairs.
+        labels: of these pairs.
 
     Returns:
         Scalar, float32; zero where no pair is known.
@@ -188,5 +187,5 @@ def affinity_loss(affinities: Tensor, labels: AffinityLabels) -> Tensor:
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    # The others may be infinite: chosen, not multiplied by zero.
+    # Values of other pairs may be infinite, so that a product with zero would be NaN.
     return torch.where(chosen, values, 0.0).sum() / (chosen.sum() + _EPSILON)

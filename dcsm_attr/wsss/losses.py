@@ -1,13 +1,13 @@
-r"""The losses of learning a segmentation from seeds and image-level labels.
+r"""Losses of segmentation networks that learn from pseudo-labels or from seeds.
 
-Kolesnikov and Lampert, "Seed, Expand and Constrain", ECCV 2016 (*SEC*): :func:`seed_loss`, :func:`expansion_loss` and
-:func:`boundary_loss`, summed. Huang et al., CVPR 2018 (*DSRG*): :func:`balanced_seed_loss` on grown seeds and
-:func:`boundary_loss` with limits, summed. Constants are those of the released codes.
+- Kolesnikov and Lampert, "Seed, Expand and Constrain", ECCV 2016 (*SEC*): :func:`seed_loss` + :func:`expansion_loss` +
+  :func:`boundary_loss`.
+- Huang et al., "Weakly-Supervised Semantic Segmentation Network with Deep Seeded Region Growing", CVPR 2018 (*DSRG*):
+  :func:`balanced_seed_loss` on grown seeds + :func:`boundary_loss` with a limited ratio.
+- Pseudo-labels: cross entropy.
 
-Everywhere: ``L`` labels, of which 0 is the background and ``c + 1`` is class ``c``; probabilities of
-:func:`floored_softmax`.
-
-What a segmentation network learns by: losses of its logits, from pseudo-labels or from seeds, term by term.
+Constants are those of the released codes. There are L labels: 0 is the background and ``c + 1`` is class c.
+Probabilities are those of :func:`floored_softmax`.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +38,111 @@ __all__ = [
 ]
 
 
-#: Between which values DSRG keeps the ratio of the two distributions of the boundary loss.
+ObjectiveName = Literal["pseudo", "sec", "dsrg"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss of one or more terms.
+
+    Attributes:
+        terms: computes the terms from logits, labels at their resolution, classes in the images, and images.
+        names: of the terms.
+    """
+
+    terms: Callable[[Tensor, Tensor, Tensor, Tensor], Mapping[str, Tensor]]
+    names: tuple[str, ...]
+
+    def __call__(self, logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) -> Mapping[str, Tensor]:
+        """Compute the terms, in float32 also under autocast."""
+        with torch.autocast(logits.device.type, enabled=False):
+            return self.terms(logits, labels, present, images)
+
+
+def pseudo_label_terms(logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """Compute the cross entropy at all labeled positions.
+
+    The mean is over the positions of each image and then over the images, as in the other losses. So several processes
+    that share a batch compute the same as one process.
+
+    Args:
+        logits: ``(N, L, h, w)``.
+        labels: ``(N, h, w)`` int64, 255 at ignored positions.
+        present: ignored.
+        images: ignored.
+
+    Returns:
+        ``"cross_entropy"``, a scalar; an image without labels counts as zero.
+
+    Raises:
+        ValueError: if a label is neither below L nor 255.
+    """
+    known = labels_to_seeds(labels, logits.shape[1]).any(dim=1)
+    each = F.cross_entropy(logits.float(), labels, ignore_index=VOID, reduction="none")
+    means = each.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
+    return {"cross_entropy": means.mean()}
+
+
+def sec_terms(logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """Compute SEC's three losses: seed, expand, and constrain to the boundaries that the CRF finds.
+
+    Args:
+        logits: ``(N, L, h, w)``.
+        labels: ``(N, h, w)`` int64, seeds; 255 elsewhere.
+        present: ``(N, L - 1)`` bool, the classes in each image.
+        images: ``(N, 3, H, W)`` uint8.
+
+    Returns:
+        ``"seed"``, ``"expansion"`` and ``"boundary"``, scalars to be summed.
+
+    Raises:
+        ValueError: if shapes do not agree, or a label is neither below L nor 255.
+    """
+    logits = logits.float()
+    probabilities = floored_softmax(logits)
+    return {
+        "seed": seed_loss(probabilities, labels_to_seeds(labels, logits.shape[1])),
+        "expansion": expansion_loss(probabilities, present),
+        "boundary": boundary_loss(probabilities, refine_scores(logits.detach(), images)),
+    }
+
+
+def dsrg_terms(logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """Compute DSRG's two losses: balanced at the grown seeds, and constrained to boundaries.
+
+    The original seeds grow in each step, where the network is confident after the CRF. Differs from the released code:
+    the CRF receives logits, as in SEC, instead of probabilities, which give weaker unaries.
+
+    Args:
+        logits: ``(N, L, h, w)``.
+        labels: ``(N, h, w)`` int64, seeds; 255 elsewhere.
+        present: ``(N, L - 1)`` bool, the classes in each image.
+        images: ``(N, 3, H, W)`` uint8.
+
+    Returns:
+        ``"seed"`` and ``"boundary"``, scalars to be summed.
+
+    Raises:
+        ValueError: if shapes do not agree, or a label is neither below L nor 255.
+    """
+    logits = logits.float()
+    probabilities = floored_softmax(logits)
+    target = refine_scores(logits.detach(), images)
+    grown = grow_seeds(labels_to_seeds(labels, logits.shape[1]), target, present)
+    return {
+        "seed": balanced_seed_loss(probabilities, grown),
+        "boundary": boundary_loss(probabilities, target, DSRG_RATIO_LIMITS),
+    }
+
+
+#: Losses by name.
+OBJECTIVES: dict[ObjectiveName, Objective] = {
+    "pseudo": Objective(pseudo_label_terms, ("cross_entropy",)),
+    "sec": Objective(sec_terms, ("seed", "expansion", "boundary")),
+    "dsrg": Objective(dsrg_terms, ("seed", "boundary")),
+}
+
+#: Limits of the ratio of the two distributions in DSRG's boundary loss.
 DSRG_RATIO_LIMITS = (0.05, 20.0)
 
 _FLOOR = 1e-4
@@ -46,7 +150,7 @@ _MIN_SEED_COUNT = 1e-4
 
 
 def floored_softmax(logits: Tensor, floor: float = _FLOOR) -> Tensor:
-    """Softmax over labels of which none gets nothing: ``(softmax + floor) / (1 + L * floor)``.
+    """Compute a softmax that is positive for every label: ``(softmax + floor) / (1 + L * floor)``.
 
     Args:
         logits: ``(N, L, h, w)``.
@@ -60,14 +164,14 @@ def floored_softmax(logits: Tensor, floor: float = _FLOOR) -> Tensor:
 
 
 def seed_loss(probabilities: Tensor, seeds: Tensor) -> Tensor:
-    r"""Cross entropy at the seeds, all labels together: SEC's :math:`-\frac{1}{|S|} \sum_{(u, c) \in S} \log p_{u,c}`.
+    r"""Compute SEC's cross entropy at the seeds of all labels: :math:`-\frac{1}{|S|} \sum_{(u, c) \in S} \log p_{u,c}`.
 
     Args:
         probabilities: ``(N, L, h, w)``, positive.
         seeds: ``(N, L, h, w)`` bool.
 
     Returns:
-        Scalar, the mean over the pictures; a picture without seeds counts as zero.
+        Scalar, the mean over the images; an image without seeds counts as zero.
 
     Raises:
         ValueError: if shapes do not agree.
@@ -77,18 +181,18 @@ def seed_loss(probabilities: Tensor, seeds: Tensor) -> Tensor:
 
 
 def balanced_seed_loss(probabilities: Tensor, seeds: Tensor) -> Tensor:
-    r"""Cross entropy at the seeds, as much for the background as for all classes together: DSRG's.
+    r"""Compute DSRG's cross entropy at the seeds, with equal weight for the background and for all classes together.
 
     .. math:: -\frac{1}{|S_{bg}|} \sum_{S_{bg}} \log p - \frac{1}{|S_{fg}|} \sum_{S_{fg}} \log p
 
-    The slides of FickleNet print one set of seeds in both terms; the released code of DSRG has two, as here.
+    FickleNet's slides print the same set of seeds in both terms; the released code of DSRG has two sets, as here.
 
     Args:
         probabilities: ``(N, L, h, w)``, positive.
         seeds: ``(N, L, h, w)`` bool.
 
     Returns:
-        Scalar, the mean over the pictures; a kind of seeds that a picture has none of counts as zero.
+        Scalar, the mean over the images; a mean over no seeds counts as zero.
 
     Raises:
         ValueError: if shapes do not agree.
@@ -103,22 +207,22 @@ def balanced_seed_loss(probabilities: Tensor, seeds: Tensor) -> Tensor:
 def expansion_loss(
     probabilities: Tensor, present: Tensor, foreground_decay: float = 0.996, background_decay: float = 0.999
 ) -> Tensor:
-    r"""How much the labels of the picture fill it, and the others do not: SEC's.
+    r"""Compute SEC's expansion loss: labels in the image should cover much of it, other labels nothing.
 
     The share of a label is a weighted mean of its probabilities in descending order, with weights that decay by a
-    factor a rank, :math:`G = \sum_k q^{k-1} p_{(k)} / \sum_k q^{k-1}`: between the maximum (:math:`q \to 0`) and the
+    factor per rank: :math:`G = \sum_k q^{k-1} p_{(k)} / \sum_k q^{k-1}`, between the maximum (:math:`q \to 0`) and the
     mean (q = 1).
 
     .. math:: -mean_{c\ present} \log G_c - mean_{c\ absent} \log (1 - \max p_c) - \log G_{bg}
 
     Args:
         probabilities: ``(N, L, h, w)``, positive, and below one for absent classes.
-        present: ``(N, L - 1)`` bool: the classes in the picture.
+        present: ``(N, L - 1)`` bool, the classes in each image.
         foreground_decay: q of classes.
         background_decay: q of the background.
 
     Returns:
-        Scalar, the mean over the pictures; a mean over no class counts as zero.
+        Scalar, the mean over the images; a mean over no class counts as zero.
 
     Raises:
         ValueError: if shapes do not agree, or a decay is outside (0, 1].
@@ -129,25 +233,25 @@ def expansion_loss(
             raise ValueError(f"{name} is a factor from rank to rank and must lie in (0, 1], got {decay}.")
     background = _rank_weighted(probabilities[:, 0], background_decay).log()
     shares = _rank_weighted(probabilities[:, 1:], foreground_decay).log()
-    # Where a class is present its maximum may be one, whose term would be infinite times zero.
+    # The maximum of a present class may be one, which would give infinity times zero.
     maxima = probabilities[:, 1:].amax(dim=(2, 3)).masked_fill(present, 0.0)
     return -(_mean_over(shares, present) + _mean_over((1 - maxima).log(), ~present) + background).mean()
 
 
 def boundary_loss(probabilities: Tensor, target: Tensor, ratio_limits: tuple[float, float] | None = None) -> Tensor:
-    r"""How far the probabilities are from what the CRF makes of them: :math:`mean_u \sum_c Q \log (Q / p)`.
+    r"""Compute the divergence of the probabilities from the CRF's result: :math:`mean_u \sum_c Q \log (Q / p)`.
 
-    The slides of FickleNet print a minus, which would drive the two apart; both released codes have a plus.
+    FickleNet's slides print a minus, which would increase the divergence; both released codes have a plus.
 
     Args:
         probabilities: ``(N, L, h, w)``, positive.
         target: ``(N, L, h, w)``, Q, positive, of :func:`~dcsm_attr.wsss.region_growing.refine_scores`; no gradient
             reaches it.
-        ratio_limits: between which ``Q / p`` is kept, with no gradient beyond: :data:`DSRG_RATIO_LIMITS` in DSRG. None:
-            not limited, as in SEC.
+        ratio_limits: limits of ``Q / p``, beyond which there is no gradient: :data:`DSRG_RATIO_LIMITS` in DSRG. None:
+            no limits, as in SEC.
 
     Returns:
-        Scalar, not negative where the ratio is not limited.
+        Scalar, not negative if the ratio is not limited.
 
     Raises:
         ValueError: if shapes do not agree.
@@ -161,19 +265,19 @@ def boundary_loss(probabilities: Tensor, target: Tensor, ratio_limits: tuple[flo
 
 
 def _mean_at(logarithms: Tensor, seeds: Tensor) -> Tensor:
-    """The mean over the seeds of each picture, ``(N,)``."""
+    """Return the mean over the seeds of each image, ``(N,)``."""
     chosen = seeds.to(logarithms.dtype)
     return (chosen * logarithms).sum(dim=(1, 2, 3)) / chosen.sum(dim=(1, 2, 3)).clamp(min=_MIN_SEED_COUNT)
 
 
 def _mean_over(values: Tensor, classes: Tensor) -> Tensor:
-    """The mean over the classes of each picture, ``(N,)``; zero where it has none."""
+    """Return the mean over the chosen classes of each image, ``(N,)``; zero if there are none."""
     chosen = classes.to(values.dtype)
     return (chosen * values).sum(dim=1) / chosen.sum(dim=1).clamp(min=1)
 
 
 def _rank_weighted(probabilities: Tensor, decay: float) -> Tensor:
-    """Over the last two dimensions."""
+    """Return the share G of each label, over the last two dimensions."""
     descending = probabilities.flatten(-2).sort(dim=-1, descending=True).values
     ranks = torch.arange(descending.shape[-1], device=descending.device, dtype=descending.dtype)
     weights = decay**ranks
@@ -194,108 +298,3 @@ def _check_present(probabilities: Tensor, present: Tensor) -> None:
             "present must have shape (N, L - 1) for probabilities (N, L, h, w), one for each label but the background; "
             f"got {tuple(present.shape)} and {tuple(probabilities.shape)}."
         )
-
-
-ObjectiveName = Literal["pseudo", "sec", "dsrg"]
-
-
-def pseudo_label_terms(logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) -> dict[str, Tensor]:
-    """Cross entropy at all labeled positions.
-
-    The mean is taken over the positions of each picture, and then over the pictures, as in the other losses: several
-    processes that share a batch then learn as one.
-
-    Args:
-        logits: ``(N, L, h, w)``.
-        labels: ``(N, h, w)`` int64, 255 where nothing is learned.
-        present: not looked at.
-        images: not looked at.
-
-    Returns:
-        ``"cross_entropy"``, a scalar; a picture without labels counts as zero.
-
-    Raises:
-        ValueError: if a label is neither below L nor 255.
-    """
-    known = labels_to_seeds(labels, logits.shape[1]).any(dim=1)
-    each = F.cross_entropy(logits.float(), labels, ignore_index=VOID, reduction="none")
-    means = each.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
-    return {"cross_entropy": means.mean()}
-
-
-def sec_terms(logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) -> dict[str, Tensor]:
-    """SEC's three losses: seed, expand, and constrain to the boundaries that the CRF finds.
-
-    Args:
-        logits: ``(N, L, h, w)``.
-        labels: ``(N, h, w)`` int64, seeds; 255 where there is none.
-        present: ``(N, L - 1)`` bool: the classes in the picture.
-        images: ``(N, 3, H, W)`` uint8.
-
-    Returns:
-        ``"seed"``, ``"expansion"`` and ``"boundary"``, scalars to be summed.
-
-    Raises:
-        ValueError: if shapes do not agree, or a label is neither below L nor 255.
-    """
-    logits = logits.float()
-    probabilities = floored_softmax(logits)
-    return {
-        "seed": seed_loss(probabilities, labels_to_seeds(labels, logits.shape[1])),
-        "expansion": expansion_loss(probabilities, present),
-        "boundary": boundary_loss(probabilities, refine_scores(logits.detach(), images)),
-    }
-
-
-def dsrg_terms(logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) -> dict[str, Tensor]:
-    """DSRG's two losses: balanced at the seeds, which grow first, and constrained to boundaries.
-
-    The seeds grow anew each time, from the original ones, where the CRF makes the network sure. Differs from the
-    released code in what the CRF is given: logits, as in SEC, and not probabilities, which are weaker unaries.
-
-    Args:
-        logits: ``(N, L, h, w)``.
-        labels: ``(N, h, w)`` int64, seeds; 255 where there is none.
-        present: ``(N, L - 1)`` bool: the classes in the picture.
-        images: ``(N, 3, H, W)`` uint8.
-
-    Returns:
-        ``"seed"`` and ``"boundary"``, scalars to be summed.
-
-    Raises:
-        ValueError: if shapes do not agree, or a label is neither below L nor 255.
-    """
-    logits = logits.float()
-    probabilities = floored_softmax(logits)
-    target = refine_scores(logits.detach(), images)
-    grown = grow_seeds(labels_to_seeds(labels, logits.shape[1]), target, present)
-    return {
-        "seed": balanced_seed_loss(probabilities, grown),
-        "boundary": boundary_loss(probabilities, target, DSRG_RATIO_LIMITS),
-    }
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One way to learn.
-
-    Attributes:
-        terms: logits, labels on their grid, classes in the pictures and pictures to the terms of the loss.
-        names: of the terms.
-    """
-
-    terms: Callable[[Tensor, Tensor, Tensor, Tensor], Mapping[str, Tensor]]
-    names: tuple[str, ...]
-
-    def __call__(self, logits: Tensor, labels: Tensor, present: Tensor, images: Tensor) -> Mapping[str, Tensor]:
-        """The terms, in float32 also under autocast."""
-        with torch.autocast(logits.device.type, enabled=False):
-            return self.terms(logits, labels, present, images)
-
-
-#: By name.
-OBJECTIVES: dict[ObjectiveName, Objective] = {
-    "pseudo": Objective(pseudo_label_terms, ("cross_entropy",)),
-    "sec": Objective(sec_terms, ("seed", "expansion", "boundary")),
-    "dsrg": Objective(dsrg_terms, ("seed", "boundary")),
-}

@@ -1,25 +1,22 @@
-r"""The random walk of AffinityNet: class maps spread to positions that belong together.
+r"""AffinityNet's random walk: class maps spread to positions with the same semantics.
 
-Ahn and Kwak, CVPR 2018: :math:`T = D^{-1} W^{\circ\beta}`, :math:`D_{ii} = \sum_j W_{ij}^\beta`; a map becomes
-:math:`T^t` times the map. Positions farther apart than the radius have no affinity, so that T is sparse: a row has 69
-entries with a radius of 5.
+Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic
+Segmentation", CVPR 2018, Eq. 9 and 10. With the affinities W of neighboring positions, the transition matrix is
 
-T stays sparse whatever the size: few products make a power of it (``matrix_power.py``), where squaring fills it, and
-costs the cube of the number of positions. Products are taken in float64: in float32 the rounding of 256 steps adds up
-where features are smooth (``python -m benchmarks.speed walk`` tells to how much, and what all of it takes).
+.. math:: T = D^{-1} W^{\circ\beta}, \quad D_{ii} = \sum_j W_{ij}^\beta ,
 
-Sparse matrices of compressed rows (CSR), from tables of columns and values.
+and the vector of a map becomes :math:`T^t` times itself. Positions farther apart than the radius have no affinity, so
+that T is sparse: 69 entries per row with a radius of 5.
 
-Powers of a matrix applied to vectors, in about the square root of as many products.
-
-Sachdeva and Vishnoi, "Faster Algorithms via Approximation Theory", 2014, section 3: of the Chebyshev expansion
+Squaring T would fill it, at the cube of the number of positions. Instead :math:`T^t` is applied by the Chebyshev
+expansion of Sachdeva and Vishnoi, "Faster Algorithms via Approximation Theory", 2014, section 3:
 
 .. math:: x^t = 2^{1 - t} \sum_k \binom{t}{(t - k) / 2} T_k(x), \quad k = t, t - 2, \dots,
 
-half of the term for k = 0, the first :math:`\sqrt{2 t \log(2 / \epsilon)}` polynomials hold all but :math:`\epsilon`
-of the sum: 84 products do for 256, where rounding to float32 is tolerated, 128 where rounding to float64 is.
-
-The random walk as a step of a segmentation: from class maps on an image to class maps along its objects.
+with half of the term for k = 0. The first :math:`\sqrt{2 t \log(2 / \epsilon)}` polynomials hold all but
+:math:`\epsilon` of the sum: for t = 256, 84 products give the result up to the rounding of float32, 128 up to that of
+float64. Products are computed in float64: in float32, rounding adds up over 256 steps where features are smooth
+(``python -m benchmarks.speed walk`` measures how much).
 """
 
 import math
@@ -41,10 +38,10 @@ from dcsm_attr.models.affinity_net import (
     Border,
     Offsets,
     affinities,
+    device_chunks,
     neighbor_offsets,
-    overlap,
+    overlap_slices,
     pair_mask,
-    together,
 )
 from dcsm_attr.models.checkpoint import TrainedAffinityNet
 
@@ -58,89 +55,111 @@ __all__ = [
 ]
 
 
-_lock = threading.Lock()
-_warning_silenced = False
+@dataclass(frozen=True)
+class SemanticWalk:
+    r"""Refines scores by a random walk along the affinities that AffinityNet predicts for the image.
 
+    Pass it to :class:`dcsm_attr.Segmenter` as ``walk``.
 
-def build_csr_matrix(columns: Tensor, values: Tensor, present: Tensor) -> Tensor:
-    """A square matrix from tables of its rows.
+    Attributes:
+        net: a trained AffinityNet, used on the device where it is; its network is left unchanged.
+        radius: of the neighborhood, in positions of 8 pixels.
+        beta: exponent of the affinities; a larger one keeps scores from crossing weak affinities. 8 in the paper.
+        steps: t, number of steps. 256 in the paper, which spreads scores over the whole image if borders are
+            predicted less reliably than by VGG-16 trained on 10,582 images; the defaults of beta and t were chosen on
+            96 images of VOC's training set.
+        border: ``"released"``: as in the released code, in which scores never leave the corners; see
+            :func:`~dcsm_attr.models.affinity_net.pair_mask`.
 
-    Args:
-        columns: ``(R, k)`` int32, of each entry.
-        values: ``(R, k)`` floating point.
-        present: ``(R, k)`` bool: the entries that there are.
-
-    Returns:
-        ``(R, R)``, sparse, of layout CSR.
+    Raises:
+        ValueError: if radius, beta or steps are out of range.
     """
-    _silence_beta_warning()
-    ends = torch.zeros(len(columns) + 1, dtype=torch.int32, device=columns.device)
-    torch.cumsum(present.sum(dim=1), dim=0, out=ends[1:])
-    # Looked for once, where indexing with the mask would look for them in each table.
-    entries = present.flatten().nonzero().flatten()
-    columns, values = (table.flatten().index_select(0, entries) for table in (columns, values))
-    return torch.sparse_csr_tensor(ends, columns, values, (len(present), len(present)), check_invariants=False)
 
+    net: TrainedAffinityNet
+    radius: int = 5
+    beta: float = 16.0
+    steps: int = 32
+    border: Border = "full"
 
-def _silence_beta_warning() -> None:
-    """PyTorch says once in a process that this layout is in beta: not to our callers, who can do nothing about it."""
-    global _warning_silenced
-    with _lock:
-        if not _warning_silenced:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                none = torch.zeros(0, dtype=torch.int32)
-                torch.sparse_csr_tensor(none.new_zeros(1), none, torch.zeros(0), (0, 0), check_invariants=False)
-            _warning_silenced = True
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.radius < 2:
+            raise ValueError(f"radius must be at least 2, the smallest with neighbors, got {self.radius}.")
+        if not 0 < self.beta < float("inf"):
+            raise ValueError(f"beta must be positive, got {self.beta}.")
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, got {self.steps}.")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on besides the image, JSON-serializable."""
+        return {
+            "parameters": self._digest,
+            "norm": self.net.norm,
+            "radius": self.radius,
+            "beta": self.beta,
+            "steps": self.steps,
+            "border": self.border,
+        }
 
-def apply_power(product: Callable[[Tensor], Tensor], values: Tensor, exponent: int, tolerance: float) -> Tensor:
-    """Apply a matrix ``exponent`` times, up to rounding and a tolerance.
+    @cached_property
+    def _digest(self) -> str:
+        # Cached: a segmenter reads the settings for every batch, and the digest reads all parameters.
+        return parameters_digest(self.net.network)
 
-    Args:
-        product: what the matrix makes of a tensor like ``values``, in fresh memory. Its eigenvalues are real and in
-            [-1, 1].
-        values: floating point; left as it is.
-        exponent: not negative.
-        tolerance: as of :func:`chebyshev_coefficients`; relative to the largest value.
+    def __call__(self, scores: Tensor, image: Tensor) -> Tensor:
+        """Refine the scores of one image.
 
-    Returns:
-        Like ``values``.
-    """
-    first, coefficients = exponent % 2, chebyshev_coefficients(exponent, tolerance)
-    previous, current = values, values
-    total = torch.zeros_like(values)
-    for degree in range(first + 2 * len(coefficients) - 1):
-        if degree == 1:
-            current = product(values)
-        elif degree:
-            previous, current = current, product(current).mul_(2).sub_(previous)
-        if degree % 2 == first:
-            total.add_(current, alpha=coefficients[degree // 2])
-    return total
+        Args:
+            scores: ``(L, H, W)`` in [0, 1], of the background and of classes.
+            image: ``(3, H, W)``, normalized for the network.
 
+        Returns:
+            ``(L, H, W)`` in [0, 1], on the device of the scores.
+        """
+        return self.refine_all(scores[None], self.affinities(image))[0]
 
-def chebyshev_coefficients(exponent: int, tolerance: float) -> list[float]:
-    """The coefficients of :math:`x^t` in Chebyshev polynomials, without a tail that is smaller than the tolerance.
+    def affinities(self, image: Tensor) -> Tensor:
+        """Predict the affinities of one image.
 
-    Args:
-        exponent: t, not negative.
-        tolerance: what the left out coefficients may sum to, which is the largest error in [-1, 1].
+        Args:
+            image: ``(3, H, W)``, normalized for the network.
 
-    Returns:
-        Those of :math:`T_k` for k = t mod 2 and every second after it; positive, summing to one.
-    """
-    first = exponent % 2
-    # Neighboring binomial coefficients have simple ratios; the first is taken for one, and the sum normalizes.
-    coefficient, degree, terms = 1.0, first, []
-    while True:
-        terms.append(coefficient if degree else coefficient / 2)
-        ratio = ((exponent - degree) // 2) / ((exponent + degree) // 2 + 1)
-        coefficient, degree = coefficient * ratio, degree + 2
-        # The ratios shrink: a geometric series is above what is left.
-        if coefficient <= tolerance * (1 - ratio) * sum(terms):
-            break
-    return [term / sum(terms) for term in terms]
+        Returns:
+            ``(1, P, ceil(H / 8), ceil(W / 8))`` in [0, 1], see :func:`dcsm_attr.models.affinity_net.affinities`.
+        """
+        network = self.net.network
+        parameter = next(network.parameters())
+        height, width = image.shape[1:]
+        # Padded to whole positions as in the release, so that they are aligned with those of the maps.
+        padded = F.pad(image[None], (0, -width % GRID_STRIDE, 0, -height % GRID_STRIDE))
+        with prepared_model(network, parameter.device):
+            features = network(padded.to(parameter.device, parameter.dtype))
+            return affinities(features, neighbor_offsets(self.radius), self.net.norm)
+
+    def refine_all(self, scores: Tensor, image_affinities: Tensor) -> Tensor:
+        """Refine several sets of scores of one image.
+
+        Args:
+            scores: ``(S, L, H, W)`` in [0, 1].
+            image_affinities: ``(1, P, h, w)`` of :meth:`affinities`.
+
+        Returns:
+            ``(S, L, H, W)`` in [0, 1]: averaged over positions of 8 x 8 pixels, refined, and resized bilinearly.
+        """
+        count, labels, height, width = scores.shape
+        # Windows across the edge are averaged over their pixels inside the image.
+        grid = F.avg_pool2d(scores, GRID_STRIDE, ceil_mode=True, count_include_pad=False)
+        walked = random_walk(
+            grid.view(1, count * labels, *grid.shape[2:]),
+            image_affinities.to(scores.device),
+            neighbor_offsets(self.radius),
+            beta=self.beta,
+            steps=self.steps,
+            border=self.border,
+        )
+        enlarged = F.interpolate(walked, scale_factor=float(GRID_STRIDE), mode="bilinear")
+        return enlarged[..., :height, :width].reshape(scores.shape)
 
 
 def random_walk(
@@ -152,59 +171,58 @@ def random_walk(
     steps: int = 256,
     border: Border = "full",
 ) -> Tensor:
-    """Let every map walk; what an image gets does not depend on the others.
+    r"""Multiply every map by :math:`T^t`; images are independent.
 
     Args:
-        maps: ``(N, L, h, w)`` floating point, for example of the classes and the background.
+        maps: ``(N, L, h, w)`` floating point, for example of the background and of classes.
         affinities: ``(N, P, h, w)`` floating point in [0, 1], see :func:`dcsm_attr.models.affinity_net.affinities`.
         offsets: P pairs ``(dy, dx)``, those of the affinities.
-        beta: the power of each affinity, positive; a larger one keeps maps from crossing weak affinities. The paper's.
-        steps: t, not negative; with more of them maps walk farther. The paper's.
-        border: ``"released"`` leaves out the pairs that the released code misses, see
-            :func:`dcsm_attr.models.affinity_net.pair_mask`.
+        beta: exponent of the affinities, positive; the paper's.
+        steps: t, not negative; the paper's.
+        border: see :func:`~dcsm_attr.models.affinity_net.pair_mask`.
 
     Returns:
-        ``(N, L, h, w)``, detached, with the dtype of the maps, each within its map's range.
+        ``(N, L, h, w)``, detached, of the dtype of the maps; each map stays within its range.
 
     Raises:
         TypeError: if maps or affinities are not floating point.
-        ValueError: if shapes do not fit, affinities are not in [0, 1], a map is not finite, or a setting is out of its
+        ValueError: if shapes do not fit, affinities are not in [0, 1], a map is not finite, or a setting is out of
             range.
     """
-    _check(maps, affinities, steps)
+    _check_inputs(maps, affinities, steps)
     tolerance = torch.finfo(torch.promote_types(maps.dtype, torch.float32)).eps
     walked = torch.empty_like(maps)
     with torch.no_grad():
-        for images in together(maps):
+        for images in device_chunks(maps):
             matrix = transition_matrix(affinities[images].double(), offsets, beta=beta, border=border)
-            # What is left out moves less, in all steps together, than the tolerance.
+            # All omitted entries change the result by less than the tolerance, over all steps.
             smallest = tolerance / (matrix.shape[1] * max(1, steps))
-            # The maps of a position side by side in memory: all of them are read together.
+            # The values of one position are adjacent in memory, because they are read together.
             values = maps[images].double().permute(0, 2, 3, 1).contiguous()
-            rows = _compressed(matrix, offsets, smallest)
+            rows = _to_csr(matrix, offsets, smallest)
             result = apply_power(rows.matmul, values.flatten(0, 2), steps, tolerance)
             walked[images] = result.view(values.shape).permute(0, 3, 1, 2)
         return walked.clamp_(maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True))
 
 
 def transition_matrix(affinities: Tensor, offsets: Offsets, *, beta: float = 8.0, border: Border = "full") -> Tensor:
-    r"""The probabilities to step from each position to each of its neighbors: the rows of :math:`T = D^{-1} W^\beta`.
+    r"""Compute the rows of :math:`T = D^{-1} W^{\circ\beta}`: the probability of each step from each position.
 
     W is symmetric, with ones on its diagonal.
 
     Args:
-        affinities: ``(N, P, h, w)`` floating point in [0, 1]; those with a neighbor outside of the map do not count.
+        affinities: ``(N, P, h, w)`` floating point in [0, 1]; values of pairs that leave the map are ignored.
         offsets: P pairs ``(dy, dx)``.
-        beta: the power of each affinity, positive.
-        border: as of :func:`random_walk`.
+        beta: exponent of the affinities, positive.
+        border: see :func:`~dcsm_attr.models.affinity_net.pair_mask`.
 
     Returns:
-        ``(N, 2P + 1, h, w)``, with the dtype of the affinities, at least float32, summing to one over the second
-        dimension: to the neighbors that come before the position (the offsets negated, the last one first), to itself,
-        to those after it.
+        ``(N, 2P + 1, h, w)``, of the dtype of the affinities, at least float32, summing to one over the second
+        dimension: to the neighbors before the position (negated offsets, the last one first), to itself, to those
+        after it.
 
     Raises:
-        ValueError: if shapes do not fit, or a setting is out of its range.
+        ValueError: if shapes do not fit, or a setting is out of range.
     """
     if affinities.ndim != 4 or affinities.shape[1] != len(offsets):
         raise ValueError(
@@ -219,24 +237,13 @@ def transition_matrix(affinities: Tensor, offsets: Offsets, *, beta: float = 8.0
     ahead = affinities.to(torch.promote_types(affinities.dtype, torch.float32)).pow(beta).masked_fill(~present, 0)
     behind = torch.zeros_like(ahead)
     for pair, offset in enumerate(offsets):
-        (rows, columns), (target_rows, target_columns) = overlap(height, width, offset)
+        (rows, columns), (target_rows, target_columns) = overlap_slices(height, width, offset)
         behind[:, pairs - 1 - pair, target_rows, target_columns] = ahead[:, pair, rows, columns]
     weights = torch.cat([behind, ahead.new_ones(len(ahead), 1, height, width), ahead], dim=1)
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def _compressed(matrix: Tensor, offsets: Offsets, smallest: float) -> Tensor:
-    """Of ``(N, 2P + 1, h, w)``, what is above the smallest: ``(N h w, N h w)``, images as blocks on the diagonal."""
-    count, entries, height, width = matrix.shape
-    points = count * height * width
-    steps = [dy * width + dx for dy, dx in offsets]
-    shifts = torch.tensor([*(-step for step in reversed(steps)), 0, *steps], dtype=torch.int32, device=matrix.device)
-    columns = torch.arange(points, dtype=torch.int32, device=matrix.device)[:, None] + shifts
-    values = matrix.permute(0, 2, 3, 1).contiguous().view(points, entries)
-    return build_csr_matrix(columns, values, values > smallest)
-
-
-def _check(maps: Tensor, affinities: Tensor, steps: int) -> None:
+def _check_inputs(maps: Tensor, affinities: Tensor, steps: int) -> None:
     if maps.ndim != 4 or 0 in maps.shape:
         raise ValueError(f"maps must have shape (N, L, h, w), none of them 0; got {tuple(maps.shape)}.")
     if affinities.ndim != 4 or (affinities.shape[0], *affinities.shape[2:]) != (maps.shape[0], *maps.shape[2:]):
@@ -259,109 +266,97 @@ def _check(maps: Tensor, affinities: Tensor, steps: int) -> None:
             )
 
 
-@dataclass(frozen=True)
-class SemanticWalk:
-    r"""Let scores walk along the affinities that AffinityNet sees in the image.
+def _to_csr(matrix: Tensor, offsets: Offsets, smallest: float) -> Tensor:
+    """Convert ``(N, 2P + 1, h, w)`` to ``(N h w, N h w)`` with images as blocks, without entries below the smallest."""
+    count, entries, height, width = matrix.shape
+    points = count * height * width
+    steps = [dy * width + dx for dy, dx in offsets]
+    shifts = torch.tensor([*(-step for step in reversed(steps)), 0, *steps], dtype=torch.int32, device=matrix.device)
+    columns = torch.arange(points, dtype=torch.int32, device=matrix.device)[:, None] + shifts
+    values = matrix.permute(0, 2, 3, 1).contiguous().view(points, entries)
+    return build_csr_matrix(columns, values, values > smallest)
 
-    They are multiplied by :math:`T^t` with :math:`T = D^{-1} W^{\circ\beta}` (Ahn and Kwak, Eq. 9 and 10). Give it to
-    :class:`dcsm_attr.Segmenter` as ``walk``.
 
-    Attributes:
-        net: a trained AffinityNet; its network is left as it is found, on the device where it is.
-        radius: of the neighborhood, in positions of 8 pixels.
-        beta: power of each affinity; larger makes unlikely steps unlikelier. 8 as published.
-        steps: t, of the walk. 256 as published, which with networks that see borders less surely than VGG-16 trained on
-            10,582 photographs carries everything everywhere; beta and t were chosen on 96 photographs of VOC's training
-            set.
-        border: ``"released"``: the release's, in which scores never leave the corners; see
-            :func:`dcsm_attr.models.affinity_net.pair_mask`.
+def apply_power(product: Callable[[Tensor], Tensor], values: Tensor, exponent: int, tolerance: float) -> Tensor:
+    """Apply a power of a matrix, up to rounding and a tolerance, by its Chebyshev expansion.
 
-    Raises:
-        ValueError: if radius, beta or steps are out of their range.
+    Args:
+        product: multiplies the matrix, whose eigenvalues are real and in [-1, 1], with a tensor like ``values``; the
+            result is new memory.
+        values: floating point; left unchanged.
+        exponent: t, not negative.
+        tolerance: see :func:`chebyshev_coefficients`; relative to the largest value.
+
+    Returns:
+        A tensor like ``values``.
     """
+    first, coefficients = exponent % 2, chebyshev_coefficients(exponent, tolerance)
+    previous, current = values, values
+    total = torch.zeros_like(values)
+    for degree in range(first + 2 * len(coefficients) - 1):
+        if degree == 1:
+            current = product(values)
+        elif degree:
+            previous, current = current, product(current).mul_(2).sub_(previous)
+        if degree % 2 == first:
+            total.add_(current, alpha=coefficients[degree // 2])
+    return total
 
-    net: TrainedAffinityNet
-    radius: int = 5
-    beta: float = 16.0
-    steps: int = 32
-    border: Border = "full"
 
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if self.radius < 2:
-            raise ValueError(f"radius must be at least 2, the smallest with neighbors, got {self.radius}.")
-        if not 0 < self.beta < float("inf"):
-            raise ValueError(f"beta must be positive, got {self.beta}.")
-        if self.steps < 0:
-            raise ValueError(f"steps must not be negative, got {self.steps}.")
+def chebyshev_coefficients(exponent: int, tolerance: float) -> list[float]:
+    """Return the coefficients of :math:`x^t` in Chebyshev polynomials, without a tail below the tolerance.
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the walk depends on beside the image, JSON-serializable."""
-        return {
-            "parameters": self._digest,
-            "norm": self.net.norm,
-            "radius": self.radius,
-            "beta": self.beta,
-            "steps": self.steps,
-            "border": self.border,
-        }
+    Args:
+        exponent: t, not negative.
+        tolerance: largest sum of the omitted coefficients, which bounds the error for x in [-1, 1].
 
-    @cached_property
-    def _digest(self) -> str:
-        # Once: a segmenter tells its settings with every batch, and this reads all parameters.
-        return parameters_digest(self.net.network)
+    Returns:
+        The coefficients of :math:`T_k` for k = t mod 2, t mod 2 + 2, ...; positive, summing to one.
+    """
+    first = exponent % 2
+    # Consecutive binomial coefficients have simple ratios; the first is set to one, and the sum normalizes.
+    coefficient, degree, terms = 1.0, first, []
+    while True:
+        terms.append(coefficient if degree else coefficient / 2)
+        ratio = ((exponent - degree) // 2) / ((exponent + degree) // 2 + 1)
+        coefficient, degree = coefficient * ratio, degree + 2
+        # The ratios decrease, so that a geometric series bounds the rest.
+        if coefficient <= tolerance * (1 - ratio) * sum(terms):
+            break
+    return [term / sum(terms) for term in terms]
 
-    def affinities(self, image: Tensor) -> Tensor:
-        """The affinities that the network sees.
 
-        Args:
-            image: ``(3, H, W)``, normalized as the network was trained.
+_lock = threading.Lock()
+_warning_silenced = False
 
-        Returns:
-            ``(1, P, ceil(H / 8), ceil(W / 8))`` in [0, 1], see :func:`dcsm_attr.models.affinity_net.affinities`.
-        """
-        network = self.net.network
-        parameter = next(network.parameters())
-        height, width = image.shape[1:]
-        # The release's padding to whole positions, so that they lie where those of the maps do.
-        padded = F.pad(image[None], (0, -width % GRID_STRIDE, 0, -height % GRID_STRIDE))
-        with prepared_model(network, parameter.device):
-            features = network(padded.to(parameter.device, parameter.dtype))
-            return affinities(features, neighbor_offsets(self.radius), self.net.norm)
 
-    def __call__(self, scores: Tensor, image: Tensor) -> Tensor:
-        """Let the scores of one image walk.
+def build_csr_matrix(columns: Tensor, values: Tensor, present: Tensor) -> Tensor:
+    """Build a square sparse matrix from tables of its rows.
 
-        Args:
-            scores: ``(L, H, W)``, of the background and of classes, in [0, 1].
-            image: ``(3, H, W)``, as in :meth:`affinities`.
+    Args:
+        columns: ``(R, k)`` int32, the column of each entry.
+        values: ``(R, k)`` floating point.
+        present: ``(R, k)`` bool, which entries exist.
 
-        Returns:
-            ``(L, H, W)`` in [0, 1], on the device of the scores.
-        """
-        return self.walked(scores[None], self.affinities(image))[0]
+    Returns:
+        ``(R, R)``, in CSR layout.
+    """
+    _silence_beta_warning()
+    ends = torch.zeros(len(columns) + 1, dtype=torch.int32, device=columns.device)
+    torch.cumsum(present.sum(dim=1), dim=0, out=ends[1:])
+    # Indexing each table with the mask would search for the entries again.
+    entries = present.flatten().nonzero().flatten()
+    columns, values = (table.flatten().index_select(0, entries) for table in (columns, values))
+    return torch.sparse_csr_tensor(ends, columns, values, (len(present), len(present)), check_invariants=False)
 
-    def walked(self, scores: Tensor, seen: Tensor) -> Tensor:
-        """The same for several scores of one image, with affinities that were asked for already.
 
-        Args:
-            scores: ``(S, L, H, W)`` in [0, 1].
-            seen: ``(1, P, h, w)`` of :meth:`affinities`.
-
-        Returns:
-            ``(S, L, H, W)`` in [0, 1]: averaged over positions of 8 x 8 pixels, walked, and enlarged bilinearly.
-        """
-        count, labels, height, width = scores.shape
-        # Windows that reach over the edge are averaged over what is inside.
-        grid = F.avg_pool2d(scores, GRID_STRIDE, ceil_mode=True, count_include_pad=False)
-        walked = random_walk(
-            grid.view(1, count * labels, *grid.shape[2:]),
-            seen.to(scores.device),
-            neighbor_offsets(self.radius),
-            beta=self.beta,
-            steps=self.steps,
-            border=self.border,
-        )
-        enlarged = F.interpolate(walked, scale_factor=float(GRID_STRIDE), mode="bilinear")
-        return enlarged[..., :height, :width].reshape(scores.shape)
+def _silence_beta_warning() -> None:
+    """Trigger PyTorch's warning that CSR is in beta, once per process, where the caller does not see it."""
+    global _warning_silenced
+    with _lock:
+        if not _warning_silenced:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                none = torch.zeros(0, dtype=torch.int32)
+                torch.sparse_csr_tensor(none.new_zeros(1), none, torch.zeros(0), (0, 0), check_invariants=False)
+            _warning_silenced = True

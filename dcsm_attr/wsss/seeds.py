@@ -1,13 +1,10 @@
-"""Seeds: the few pixels of which a label is taken for granted, from class maps and from saliency.
+"""Seeds: the few pixels whose label is considered certain, from class maps and from saliency.
 
-What the publications say: SEC takes pixels whose map is above 0.2 of its maximum, and for the background the tenth of
-the picture with the lowest saliency (:func:`dcsm_attr.wsss.seeds.middle_layer_saliency`), median filtered. Others
-take the 20 % of pixels with the highest values of a map (:func:`top_fraction`). Where seeds of several labels meet,
-the publications are silent; see :func:`seed_labels` for the choice made here.
-
-Where the classes of an image are seen well enough to be seeds: from the maps of any method.
-
-Saliency of anything at all, whatever class it is: what is left of it is background.
+Kolesnikov and Lampert, "Seed, Expand and Constrain", ECCV 2016 (*SEC*): a pixel is a foreground seed where the map of a
+class is above 0.2 of its maximum, and a background seed if it is among the tenth of the image with the lowest,
+median-filtered saliency (:func:`middle_layer_saliency`). Others take the 20 % of the pixels with the highest values of
+a map (:func:`top_fraction`). Where seeds of several labels meet, the publications do not say what happens; see
+:func:`seed_labels` for the choice made here.
 """
 
 from collections.abc import Sequence
@@ -39,18 +36,65 @@ __all__ = [
 ]
 
 
+class Localizer(Protocol):
+    """Finds foreground seeds from an image and its classes."""
+
+    def __call__(self, canvas: Tensor, prepared: CanvasImage, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Localize the classes of one image.
+
+        Args:
+            canvas: ``(1, 3, S, S)``, normalized, on the device of the network.
+            prepared: where the image lies on the canvas.
+            classes: K classes of the image.
+
+        Returns:
+            Seeds ``(K, h, w)`` bool in the area of the image, and maps ``(K, h, w)`` that decide where seeds of
+            several classes meet.
+        """
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the seeds depend on besides network and image, JSON-serializable."""
+        ...
+
+
+@dataclass(frozen=True)
+class MapLocalizer:
+    """Foreground seeds of SEC: pixels where a map is above a share of its maximum.
+
+    Attributes:
+        saliency: gives the maps.
+        share: of the maximum; 0.2 in SEC.
+    """
+
+    saliency: Saliency
+    share: float = 0.2
+
+    def __call__(self, canvas: Tensor, prepared: CanvasImage, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Localize the classes of one image, see :class:`Localizer`."""
+        found = self.saliency.class_maps(canvas, [list(classes)])
+        maps = prepared.crop(found.of_classes(classes))
+        return above_fraction_of_maximum(maps[None], self.share)[0], maps
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the seeds depend on besides network and image, JSON-serializable."""
+        return {"saliency": self.saliency.settings, "share": self.share}
+
+
 def above_fraction_of_maximum(maps: Tensor, share: float = 0.2) -> Tensor:
-    """Foreground seeds of SEC: where a map is above a share of its maximum.
+    """Find the foreground seeds of SEC: pixels where a map is above a share of its maximum.
 
     Args:
         maps: ``(N, K, h, w)``.
         share: of the maximum, in [0, 1).
 
     Returns:
-        ``(N, K, h, w)`` bool; empty for a map without a positive value.
+        ``(N, K, h, w)`` bool; all False for a map without a positive value.
 
     Raises:
-        ValueError: if the share is out of its range.
+        ValueError: if the share is out of range.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share must lie in [0, 1), so that the maximum itself is above it; got {share}.")
@@ -58,39 +102,39 @@ def above_fraction_of_maximum(maps: Tensor, share: float = 0.2) -> Tensor:
 
 
 def top_fraction(maps: Tensor, share: float = 0.2) -> Tensor:
-    """Foreground seeds by area: the pixels with the highest values of each map.
+    """Find foreground seeds by area: the pixels with the highest values of each map.
 
     Args:
         maps: ``(N, K, h, w)``.
-        share: of the pixels, in [0, 1], rounded down to whole ones; of equal values the first, row by row.
+        share: of the pixels, in [0, 1], rounded down; of equal values the first ones, row by row.
 
     Returns:
-        ``(N, K, h, w)`` bool; fewer where fewer values are positive.
+        ``(N, K, h, w)`` bool; fewer pixels if fewer values are positive.
 
     Raises:
-        ValueError: if the share is out of its range.
+        ValueError: if the share is out of range.
     """
     return _first_ranked(maps, share, descending=True) & (maps > 0)
 
 
 def bottom_fraction(saliency: Tensor, share: float = 0.1) -> Tensor:
-    """Background seeds of SEC: the pixels with the lowest saliency.
+    """Find the background seeds of SEC: the pixels with the lowest saliency.
 
     Args:
-        saliency: ``(N, 1, h, w)``, in SEC :func:`median_filter_3x3`.
-        share: of the pixels, in [0, 1], rounded down to whole ones; of equal values the first, row by row.
+        saliency: ``(N, 1, h, w)``; SEC applies :func:`median_filter_3x3` first.
+        share: of the pixels, in [0, 1], rounded down; of equal values the first ones, row by row.
 
     Returns:
         ``(N, 1, h, w)`` bool.
 
     Raises:
-        ValueError: if the share is out of its range.
+        ValueError: if the share is out of range.
     """
     return _first_ranked(saliency, share, descending=False)
 
 
 def median_filter_3x3(maps: Tensor) -> Tensor:
-    """The median of the 3 x 3 pixels around each; beyond the edge, the edge is repeated.
+    """Apply a median filter of 3 x 3 pixels, with replicated edges.
 
     Args:
         maps: ``(N, K, h, w)``.
@@ -99,21 +143,31 @@ def median_filter_3x3(maps: Tensor) -> Tensor:
         ``(N, K, h, w)``.
     """
     count, slots, height, width = maps.shape
-    around = F.unfold(F.pad(maps.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate"), 3)
-    return around.median(dim=1).values.view(count, slots, height, width)
+    neighborhoods = F.unfold(F.pad(maps.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate"), 3)
+    return neighborhoods.median(dim=1).values.view(count, slots, height, width)
+
+
+def _first_ranked(maps: Tensor, share: float, descending: bool) -> Tensor:
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is a share of the pixels and must lie in [0, 1], got {share}.")
+    values = maps.flatten(2)
+    # The product of a decimal share may lie just below an integer.
+    count = int(share * values.shape[2] + 1e-6)
+    first = values.argsort(dim=2, descending=descending, stable=True)[..., :count]
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(2, first, True).view_as(maps)
 
 
 def seed_labels(foreground: Tensor, background: Tensor, maps: Tensor, classes: Tensor) -> Tensor:
-    """Make one label map of the seeds of a picture.
+    """Combine the seeds of all classes into one label map per image.
 
-    Where seeds of several classes meet, the pixel goes to the one with the highest map there, as FickleNet decides
-    between its mean maps; a class goes before the background, of which there are seeds enough. Both are our choice.
+    Where seeds of several classes meet, the pixel gets the class with the highest map there, as FickleNet decides
+    between its mean maps. Classes take precedence over the background, which has enough seeds. Both are our choice.
 
     Args:
         foreground: ``(N, K, h, w)`` bool, seeds of the classes.
         background: ``(N, 1, h, w)`` bool.
         maps: ``(N, K, h, w)``, comparable between classes.
-        classes: ``(N, K)`` int64, the class of each slot; -1 where it has none, and then no seeds.
+        classes: ``(N, K)`` int64, the class of each slot; -1 for unused slots, whose seeds are ignored.
 
     Returns:
         ``(N, h, w)`` int64: 0 background, ``c + 1`` for class c, 255 where there is no seed.
@@ -137,11 +191,11 @@ def seed_labels(foreground: Tensor, background: Tensor, maps: Tensor, classes: T
 
 
 def labels_to_seeds(labels: Tensor, label_count: int) -> Tensor:
-    """Read a label map as the seeds that losses and region growing take.
+    """Convert a label map to the seeds that losses and region growing take.
 
     Args:
         labels: ``(N, h, w)`` int64, of :func:`seed_labels`.
-        label_count: L, the background and all classes.
+        label_count: L, number of classes plus one for the background.
 
     Returns:
         ``(N, L, h, w)`` bool.
@@ -149,87 +203,30 @@ def labels_to_seeds(labels: Tensor, label_count: int) -> Tensor:
     Raises:
         ValueError: if a label is neither below L nor 255.
     """
-    strange = labels[(labels != VOID) & ((labels < 0) | (labels >= label_count))]
-    if strange.numel():
-        raise ValueError(f"labels must be in 0 to {label_count - 1}, or {VOID} for none; got {int(strange[0])}.")
+    unknown = labels[(labels != VOID) & ((labels < 0) | (labels >= label_count))]
+    if unknown.numel():
+        raise ValueError(f"labels must be in 0 to {label_count - 1}, or {VOID} for none; got {int(unknown[0])}.")
     return labels[:, None] == torch.arange(label_count, device=labels.device)[:, None, None]
 
 
-def _first_ranked(maps: Tensor, share: float, descending: bool) -> Tensor:
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is one of the pixels and must lie in [0, 1], got {share}.")
-    values = maps.flatten(2)
-    # The product of a decimal share may lie just below a whole number.
-    chosen = int(share * values.shape[2] + 1e-6)
-    first = values.argsort(dim=2, descending=descending, stable=True)[..., :chosen]
-    return torch.zeros_like(values, dtype=torch.bool).scatter_(2, first, True).view_as(maps)
-
-
-class Localizer(Protocol):
-    """A way from an image and its classes to foreground seeds."""
-
-    def __call__(self, canvas: Tensor, prepared: CanvasImage, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Localize.
-
-        Args:
-            canvas: ``(1, 3, S, S)``, normalized, on the device of the network.
-            prepared: where on it the image lies.
-            classes: K classes of the image.
-
-        Returns:
-            Seeds ``(K, h, w)`` bool where the image lies, and maps ``(K, h, w)`` that decide where seeds of
-            several classes meet.
-        """
-        ...
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the seeds depend on beside network and photograph, JSON-serializable."""
-        ...
-
-
-@dataclass(frozen=True)
-class MapLocalizer:
-    """SEC's foreground: where a map is above a share of its maximum.
-
-    Attributes:
-        saliency: gives the maps.
-        share: of the maximum; SEC has 0.2.
-    """
-
-    saliency: Saliency
-    share: float = 0.2
-
-    def __call__(self, canvas: Tensor, prepared: CanvasImage, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Localize; see :class:`Localizer`."""
-        found = self.saliency.class_maps(canvas, [list(classes)])
-        maps = prepared.crop(found.of_classes(classes))
-        return above_fraction_of_maximum(maps[None], self.share)[0], maps
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the seeds depend on beside network and photograph, JSON-serializable."""
-        return {"saliency": self.saliency.settings, "share": self.share}
-
-
 def middle_layer_saliency(model: nn.Module, images: Tensor, layer: nn.Module | str) -> Tensor:
-    r"""Map where a network sees any class: :math:`\max_k |\partial \sum_c S_c / \partial x_k|` at a middle layer.
+    r"""Compute the saliency of all classes together at a layer: :math:`\max_k |\partial \sum_c S_c / \partial x_k|`.
 
-    The saliency of Simonyan et al. with all classes as one, which SEC takes at ``conv4_1`` of VGG-16 to find the
-    background. Score maps are summed over positions too. The model is left as it is found.
+    The saliency of Simonyan et al. for the sum of all classes, which SEC takes at ``conv4_1`` of VGG-16 to find the
+    background. Score maps are summed over positions too. The model is left unchanged.
 
     Args:
         model: gives scores ``(N, C)`` or score maps ``(N, C, h, w)`` before sigmoid or softmax.
-        images: ``(N, 3, H, W)``, normalized as the model wants them.
-        layer: a module of the model or its name; its output is looked at.
+        images: ``(N, 3, H, W)``, normalized for the model.
+        layer: a module of the model or its name; the gradient with respect to its output is taken.
 
     Returns:
-        ``(N, 1, h, w)``, not negative, of the size of the layer.
+        ``(N, 1, h, w)``, not negative, at the resolution of the layer.
 
     Raises:
         RuntimeError: if the layer is not reached, or the scores do not depend on it.
         TypeError: if the layer is neither a module nor a name.
-        ValueError: if it is not in the model.
+        ValueError: if the layer is not in the model.
     """
     model = unwrap_model(model)
     ((name, module),) = resolve_layers(model, layer).items()

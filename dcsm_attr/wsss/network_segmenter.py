@@ -1,4 +1,4 @@
-"""Label maps of images from a segmentation network: several scales, mirror images, and the dense CRF."""
+"""Segmentation by a trained segmentation network: probabilities over scales and mirror images, and the dense CRF."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,31 +19,31 @@ from dcsm_attr.wsss.region_growing import crf_for_canvas
 __all__ = ["SCALES", "NetworkSegmenter", "SegmentationNetSaliency", "label_probabilities"]
 
 
-#: DSRG's.
+#: Scales of DSRG.
 SCALES = (0.75, 1.0, 1.25)
 
-# Below any probability of single precision that a class could have next to another one.
+# Smaller than any probability that a class has in float32 next to another class.
 _MIN_PROBABILITY = 1e-12
 
 
 def label_probabilities(
     network: nn.Module, images: Tensor, scales: Sequence[float] = SCALES, *, mirrored: bool = True
 ) -> Tensor:
-    """Probabilities of labels, the mean over scales and mirror images.
+    """Compute the probabilities of labels, averaged over scales and mirror images.
 
-    The released code of DSRG sums logits instead. The network is left as it is found, and no gradient is taken.
+    The released code of DSRG sums logits instead. The network is left unchanged, and no gradient is computed.
 
     Args:
         network: images to logits ``(N, L, h, w)``.
         images: ``(N, 3, H, W)``, normalized.
-        scales: ratios to the size of the images.
-        mirrored: whether each scale is looked at mirrored too.
+        scales: relative to the size of the images.
+        mirrored: whether the mirror image is included at each scale.
 
     Returns:
         ``(N, L, H, W)`` float32, summing to one over the labels.
 
     Raises:
-        ValueError: if there is no scale, or one is out of its range.
+        ValueError: if there is no scale, or one is out of range.
     """
     scales = check_scales(scales)
     total: Tensor | None = None
@@ -60,14 +60,14 @@ def label_probabilities(
 
 
 class SegmentationNetSaliency:
-    """The probabilities of a segmentation network as class maps, so that it can stand where a saliency method does.
+    """The probabilities of a segmentation network as class maps, to be used in place of a saliency method.
 
     Attributes:
         network, scales, mirrored: as given.
     """
 
     def __init__(self, network: nn.Module, scales: Sequence[float] = SCALES, *, mirrored: bool = True) -> None:
-        """Describe the maps.
+        """Set the network, the scales and the mirroring.
 
         Args:
             network: images to logits of the background and each class.
@@ -83,24 +83,24 @@ class SegmentationNetSaliency:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the maps depend on beside network and images, JSON-serializable."""
+        """What the maps depend on besides network and images, JSON-serializable."""
         return {"method": "segmentation network", "scales": list(self.scales), "mirrored": self.mirrored}
 
     def class_maps(self, inputs: Tensor, classes: Any = None, *, raw: bool = False) -> ClassMaps:
-        """Map every class.
+        """Compute the map of every class.
 
         Args:
             inputs: ``(N, 3, H, W)``, normalized.
-            classes: for each image those known to be in it. None: a class counts as detected where it is the most
-                probable label of any pixel.
-            raw: whether to give the same maps as the raw ones too.
+            classes: for each image, the classes known to be in it. None: a class is detected if it is the most probable
+                label of any pixel.
+            raw: whether to return the same maps as raw maps too.
 
         Returns:
-            The probability of each class at each pixel, all C in the order of their numbers; a score is the highest
-            probability of a class in an image. Nothing is subtracted.
+            The probability of each class at each pixel, of all C classes in order; the score of a class is its highest
+            probability in the image. There is no contrast with other classes.
 
         Raises:
-            ValueError: if the classes are not those of so many images, or one of them is not the network's.
+            ValueError: if there is not one entry of classes per image, or a class is not the network's.
         """
         probabilities = label_probabilities(self.network, inputs, self.scales, mirrored=self.mirrored)
         maps = probabilities[:, 1:]
@@ -125,9 +125,8 @@ class SegmentationNetSaliency:
 class NetworkSegmenter(Segmenter):
     """A segmenter whose label probabilities are those of a segmentation network.
 
-    Everything that takes a :class:`~dcsm_attr.segmentation.segmenter.Segmenter` takes it: evaluation under both
-    protocols, folders of label maps, streams. With known classes, the other ones take no part. Without, all classes
-    compete at each pixel; those that win nowhere take no part in the CRF.
+    With known classes, the other classes are excluded. Without, all classes compete at each pixel, and those that win
+    nowhere are excluded from the CRF.
 
     Examples::
 
@@ -145,19 +144,19 @@ class NetworkSegmenter(Segmenter):
         max_pixels: int | None = None,
         precision: Precision = "float32",
     ) -> None:
-        """Put the parts together.
+        """Build the segmenter.
 
         Args:
-            trained: the network, on the device where it is to run.
+            trained: the network, on the device where it runs.
             scales: see :func:`label_probabilities`.
             mirrored: see there.
-            crf: refines the probabilities on the canvas of the network. ``"auto"``: SEC's, as wide as on images of
-                500 pixels. None: they are the result.
-            max_pixels: as in :class:`~dcsm_attr.segmentation.segmenter.Segmenter`.
-            precision: as there.
+            crf: refines the probabilities on the canvas of the network. ``"auto"``: SEC's, with deviations scaled from
+                500 pixels to the canvas. None: no refinement.
+            max_pixels: see :class:`~dcsm_attr.segmentation.segmenter.Segmenter`.
+            precision: see there.
 
         Raises:
-            ValueError: if there is no scale, one is out of its range, or the precision is not known.
+            ValueError: if there is no scale, one is out of range, or there is no such precision.
         """
         super().__init__(
             trained.network,
