@@ -16,7 +16,7 @@ import torch
 from dcsm_attr import Segmenter
 from dcsm_attr.evaluation.result import measured_on
 from dcsm_attr.io import write_json
-from dcsm_attr.models.weights import class_names, load_model
+from dcsm_attr.models.weights import load_class_names, load_model
 
 HERE = Path(__file__).parent
 BOXES: dict[str, Any] = json.loads((HERE / "animal_boxes.json").read_text())
@@ -47,7 +47,7 @@ def shares(segmenter: Segmenter, photograph: Path) -> dict[str, dict[str, float]
 def main() -> None:
     """Measure, print a table, write the result."""
     photographs, weights = Path(sys.argv[1]), Path(sys.argv[2])
-    names = class_names("imagenet")
+    names = load_class_names("imagenet")
     segmenter = Segmenter(load_model("squeezenet1_1", weights), class_names=names, crf=None)
     results = {name: shares(segmenter, photographs / name) for name in BOXES if name != "about"}
     print(f"{'photograph':<22}{'class':<18}{'area':>7}{'raw':>7}{'distinct':>10}")

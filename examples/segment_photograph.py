@@ -10,7 +10,7 @@ manifest.json.
 import argparse
 
 from dcsm_attr import DenseCRF, Segmenter
-from dcsm_attr.models.weights import class_names, load_model
+from dcsm_attr.models.weights import load_class_names, load_model
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = load_model(arguments.model, arguments.weights)
-    segmenter = Segmenter(model, crf=DenseCRF(iterations=10), class_names=class_names("imagenet"))
+    segmenter = Segmenter(model, crf=DenseCRF(iterations=10), class_names=load_class_names("imagenet"))
     result = segmenter.segment(arguments.photograph, raw=True)
     print("found:", ", ".join(result.names))
     for path in result.save(arguments.output, overview=True):

@@ -109,7 +109,7 @@ def test_folders_and_empty_files(tmp_path, ending):
     folder, empty = tmp_path / f"folder.{ending}", tmp_path / f"empty.{ending}"
     folder.mkdir()
     empty.write_bytes(b"")
-    assert refused(folder) == f"{folder}: weights are read from a file, and this is a folder. Give the file in it."
+    assert refused(folder) == f"{folder}: weights are read from a file, but this is a folder. Name the file in it."
     assert refused(empty) == f"{empty}: the file is empty. Copy or download it again."
     assert "this is a folder" in refused(tmp_path)
 
@@ -152,8 +152,8 @@ def test_another_architecture(tmp_path, state):
     save_file({**changed, "more": torch.zeros(1)}, tmp_path / "w.safetensors")
     assert refused(tmp_path / "w.safetensors").endswith(
         "does not fit SqueezeNet: features.0.bias is missing; more is not in the model; classifier.1.weight is (), the "
-        "model has (1000, 512, 1, 1); classifier.1.bias is (3,), the model has (1000,). Take the model that it was "
-        "saved from."
+        "model has (1000, 512, 1, 1); classifier.1.bias is (3,), the model has (1000,). Use the model that the "
+        "weights were saved from."
     )
 
 
@@ -161,8 +161,8 @@ def test_another_architecture(tmp_path, state):
 def test_numbers_of_another_kind(tmp_path, state, dtype):
     torch.save({**state, "features.0.bias": state["features.0.bias"].to(dtype)}, tmp_path / "w.pth")
     assert refused(tmp_path / "w.pth").endswith(
-        f"does not fit SqueezeNet: features.0.bias is {dtype}, the model has torch.float32. Take the model that it was "
-        "saved from."
+        f"does not fit SqueezeNet: features.0.bias is {dtype}, the model has torch.float32. Use the model that the "
+        "weights were saved from."
     )
 
 
@@ -191,8 +191,8 @@ def test_values_that_are_not_finite(tmp_path, state, ending, value):
     # A safetensors file has its names in an order of its own.
     names = "; ".join(name for name in read_weights(path) if name in ("features.3.squeeze.weight", "classifier.1.bias"))
     assert refused(path) == (
-        f"{path}: weights must be finite, but {names} hold NaN or infinity: a training that diverged, or a damaged "
-        "file. Take an earlier checkpoint."
+        f"{path}: weights must be finite, but {names} hold NaN or infinity, from a training that diverged or a "
+        "damaged file. Use an earlier checkpoint."
     )
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dcsm_attr.models import weights as loading
-from dcsm_attr.models.weights import WeightsError, class_names, load_model, load_weights, read_weights
+from dcsm_attr.models.weights import WeightsError, load_class_names, load_model, load_weights, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_last_layer_of_every_family_is_found(name, monkeypatch):
 
 def test_published_weights_load_and_have_their_names(shared):
     model = load_model("squeezenet1_1", shared / "models" / "squeezenet1_1-imagenet1k.safetensors")
-    assert model.classifier[1].out_channels == len(class_names("imagenet")) == 1000
+    assert model.classifier[1].out_channels == len(load_class_names("imagenet")) == 1000
 
 
 class _Dangerous:
@@ -111,7 +111,7 @@ def test_the_first_mismatches_are_named(squeezenet, tmp_path):
         load_weights(squeezenet, other, "my.pth")
     assert str(caught.value) == (
         "my.pth does not fit SqueezeNet: features.3.squeeze.bias is missing; extra is not in the model; "
-        "features.0.weight is (1, 2), the model has (64, 3, 3, 3). Take the model that it was saved from."
+        "features.0.weight is (1, 2), the model has (64, 3, 3, 3). Use the model that the weights were saved from."
     )
     assert all(torch.equal(value, before[name]) for name, value in squeezenet.state_dict().items())
 
@@ -137,29 +137,29 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
-    with pytest.raises(WeightsError, match="could not be downloaded .*pass a file"):
+    with pytest.raises(WeightsError, match="could not be downloaded .*pass a local file"):
         load_model("squeezenet1_1", "DEFAULT")
 
 
 def test_class_names(tmp_path):
-    assert class_names("voc")[11] == "dog"
-    assert class_names("imagenet")[281] == "tabby"
+    assert load_class_names("voc")[11] == "dog"
+    assert load_class_names("imagenet")[281] == "tabby"
     path = tmp_path / "names.txt"
     path.write_text("Hund\n\nKätzchen\n", encoding="utf-8")
-    assert class_names(path) == ("Hund", "Kätzchen")
+    assert load_class_names(path) == ("Hund", "Kätzchen")
     path.write_text("Hund\n", encoding="utf-8-sig")
-    assert class_names(path) == ("Hund",), "some editors mark UTF-8 by three bytes at its head"
+    assert load_class_names(path) == ("Hund",), "some editors write a byte order mark"
     path.write_text("Hund\nKätzchen\n", encoding="latin-1")
     with pytest.raises(ValueError, match=r"names.txt: not a text in UTF-8 .*Save it in that encoding"):
-        class_names(path)
+        load_class_names(path)
     path.write_text("a\nb\na\n")
     with pytest.raises(ValueError, match=r"names.txt: the class 'a' is named twice, as number 0 and 2"):
-        class_names(path)
+        load_class_names(path)
     path.write_text("\n")
     with pytest.raises(ValueError, match="names no class"):
-        class_names(path)
+        load_class_names(path)
     with pytest.raises(ValueError, match="'voc', 'imagenet' or a text file"):
-        class_names("coco")
+        load_class_names("coco")
 
 
 def test_the_number_of_classes_is_read_where_a_builder_computes_with_tensors(tmp_path):

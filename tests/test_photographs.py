@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dcsm_attr import Segmenter
-from dcsm_attr.models.weights import class_names, load_model
+from dcsm_attr.models.weights import load_class_names, load_model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 BOXES = json.loads((BENCHMARKS / "animal_boxes.json").read_text())
@@ -16,7 +16,7 @@ BOXES = json.loads((BENCHMARKS / "animal_boxes.json").read_text())
 @pytest.fixture(scope="module")
 def segmenter(shared):
     network = load_model("squeezenet1_1", shared / "models" / "squeezenet1_1-imagenet1k.safetensors")
-    return Segmenter(network, class_names=class_names("imagenet"))
+    return Segmenter(network, class_names=load_class_names("imagenet"))
 
 
 @pytest.fixture(scope="module")

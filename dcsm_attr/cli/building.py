@@ -153,7 +153,7 @@ def build_segmenter(
         ValueError: if one of them is not known or they do not fit each other.
     """
     from dcsm_attr.models.checkpoint import network_kind
-    from dcsm_attr.models.weights import class_names, load_model
+    from dcsm_attr.models.weights import load_class_names, load_model
     from dcsm_attr.segmentation import Segmenter
 
     if network_kind(weights) == "segmentation_net":
@@ -162,7 +162,7 @@ def build_segmenter(
         classifier = load_chosen_classifier(weights)
         classifier.network.to(resolve_device(device))
         return classifier_segmenter(classifier, saliency, **settings)
-    names = class_names(labels)
+    names = load_class_names(labels)
     network = load_model(model, weights, resolve_device(device))
     method = build_saliency(network, saliency, activation="sigmoid" if labels == "voc" else "auto", pooling="max")
     return Segmenter(network, saliency=method, class_names=names, **{**_of_preset(saliency), **settings})

@@ -1,7 +1,4 @@
-"""Reading what ``torch.save`` wrote, without executing anything that stands in it.
-
-A model from a name and its weights: torchvision's own, or a file.
-"""
+"""Classification models from a name and weights: torchvision's, or a file, of which nothing is executed."""
 
 import difflib
 import inspect
@@ -23,7 +20,7 @@ __all__ = [
     "UnsafeFileError",
     "WeightsError",
     "build_model",
-    "class_names",
+    "load_class_names",
     "load_model",
     "load_weights",
     "load_weights_only",
@@ -31,45 +28,11 @@ __all__ = [
 ]
 
 
-class UnsafeFileError(ValueError):
-    """A file that holds code: Python objects, or a TorchScript program."""
-
-
-def load_weights_only(path: Path) -> Any:
-    """Load tensors and plain values.
-
-    Args:
-        path: written by ``torch.save``.
-
-    Returns:
-        What was saved, on the CPU.
-
-    Raises:
-        UnsafeFileError: if reading all of it would mean to execute something.
-        Exception: of many kinds, if the file is damaged.
-    """
-    # PyTorch before 2.6 takes such an archive for tensors and executes it, with weights_only too.
-    if _is_torchscript(path):
-        raise UnsafeFileError("it is a TorchScript archive, which holds a program")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UnsafeFileError("it holds Python objects beside tensors, or is damaged") from error
-
-
-def _is_torchscript(path: Path) -> bool:
-    # PyTorch's own reader and sign: another reader might see another archive in the same bytes.
-    try:
-        return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
-    except RuntimeError:
-        return False
-
-
 _MAX_LISTED_MISMATCHES = 5
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be read or do not fit; the message names the file and the first mismatches."""
+    """Weights that cannot be read or do not fit the model; the message names the file and the first mismatches."""
 
 
 def load_model(name: str, weights: str | Path, device: torch.device | str = "cpu") -> nn.Module:
@@ -79,17 +42,17 @@ def load_model(name: str, weights: str | Path, device: torch.device | str = "cpu
         name: any name of ``torchvision.models.list_models(module=torchvision.models)``.
         weights: ``"DEFAULT"`` or another name of torchvision's weights, which it downloads once; or a ``.safetensors``,
             ``.pth`` or ``.pt`` file with the model's parameters. The number of classes is the file's.
-        device: where the model is put.
+        device: of the model.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        ValueError: if the name is not known.
-        WeightsError: if the weights cannot be had, read, or do not fit.
+        ValueError: if there is no such model.
+        WeightsError: if the weights cannot be downloaded or read, or do not fit.
     """
     _check_name(name)
-    # Modules draw their initial weights even where others take their place.
+    # Modules draw initial weights even if they are replaced: this must not advance the caller's random numbers.
     with torch.random.fork_rng([]):
         if _is_file_name(weights):
             tensors = read_weights(weights)
@@ -107,7 +70,7 @@ def build_model(name: str) -> nn.Module:
         name: as in :func:`load_model`.
 
     Raises:
-        ValueError: if the name is not known.
+        ValueError: if there is no such model.
     """
     _check_name(name)
     model: nn.Module = torchvision.models.get_model(name, weights=None)
@@ -139,27 +102,27 @@ def _load_pretrained(name: str, weights: str) -> nn.Module:
         model: nn.Module = torchvision.models.get_model(name, weights=weights)
     except OSError as error:
         raise WeightsError(
-            f"the weights {weights} of {name} could not be downloaded ({error}). Without a network, pass a file that "
-            "you have."
+            f"the weights {weights} of {name} could not be downloaded ({error}). Without an internet "
+            "connection, pass a local file."
         ) from error
     return model
 
 
 def _build(name: str, classes: int) -> nn.Module:
     builder = torchvision.models.get_model_builder(name)
-    # Some families draw their initial weights slowly, for nothing where weights are loaded.
+    # Some families draw initial weights slowly, which is unnecessary where weights are loaded.
     options = {"init_weights": False} if "init_weights" in inspect.signature(builder).parameters else {}
     model: nn.Module = builder(weights=None, num_classes=classes, **options)
     return model
 
 
 def _class_count(name: str, tensors: Mapping[str, Tensor]) -> int:
-    """The number of classes of a file: the rows of the layer that the model's own last layer corresponds to."""
+    """Return the number of classes of a file: the rows of the parameter with the name of the model's last layer."""
     try:
         with torch.device("meta"):
             expected = _build(name, 1000).state_dict()
     except NotImplementedError:
-        # RegNet computes its widths with tensors, which have no values there.
+        # RegNet computes its widths with tensors, which have no values on the meta device.
         expected = _build(name, 1000).state_dict()
     heads = [key for key, value in expected.items() if value.ndim >= 2 and value.shape[0] == 1000]
     return next((len(tensors[key]) for key in reversed(heads) if key in tensors and tensors[key].ndim), 1000)
@@ -173,14 +136,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             checkpoint with one under ``"state_dict"`` or ``"model"``.
 
     Returns:
-        Names and tensors on the CPU, half precision widened to float32.
+        Names and tensors on the CPU, half precision converted to float32.
 
     Raises:
-        WeightsError: if the file is missing, of another kind, truncated, or holds more than tensors.
+        WeightsError: if the file is missing, of another kind, incomplete, or holds more than tensors.
     """
     path = Path(path)
     if path.is_dir():
-        raise WeightsError(f"{path}: weights are read from a file, and this is a folder. Give the file in it.")
+        raise WeightsError(f"{path}: weights are read from a file, but this is a folder. Name the file in it.")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise WeightsError(f"{path}: weights are read from {', '.join(_READERS)} files, not from {path.suffix!r}.")
@@ -194,10 +157,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise WeightsError(f"{path}: holds no state dict (names and tensors), but {_summarize(content)}.")
-    strange = [name for name, tensor in content.items() if not _is_plain(tensor)]
-    if strange:
+    unsupported = [name for name, tensor in content.items() if not _is_plain(tensor)]
+    if unsupported:
         raise WeightsError(
-            f"{path}: weights must be dense tensors with all of their values in the file; {_first(strange)} "
+            f"{path}: weights must be dense tensors with all of their values in the file; {_list_first(unsupported)} "
             "are not (sparse, quantized, without data, or expanded). Save the state dict of an ordinary float model."
         )
     return {name: _to_float32(tensor) for name, tensor in content.items()}
@@ -214,7 +177,7 @@ def _summarize(content: Any) -> str:
 def _is_plain(tensor: Tensor) -> bool:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         return False
-    # A small file may announce a tensor of any size, all of whose values are one.
+    # A small file may declare a tensor of any size whose elements are all the same one.
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
@@ -237,7 +200,7 @@ def _read_torch(path: Path) -> Any:
             f"{path}: {error}; nothing in it was executed. Save the state dict alone: torch.save(model.state_dict(), "
             "path), or use safetensors."
         ) from error
-    # The reader raises everything on damaged files.
+    # torch.load raises exceptions of many types on damaged files.
     except Exception as error:
         raise WeightsError(f"{path}: not a complete PyTorch file ({type(error).__name__}: {error}).") from error
 
@@ -246,19 +209,19 @@ _READERS = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Put tensors into a model, all of them or none.
+    """Load tensors into a model, all or none.
 
     Args:
-        model: takes the values.
+        model: changed in place.
         tensors: names and values.
-        source: where they come from, for messages.
+        source: where the tensors come from, for messages.
 
     Raises:
-        WeightsError: if names, shapes or kinds of numbers differ, or values are NaN or infinite; the first five are
-            named.
+        WeightsError: if names, shapes or kinds of numbers differ, or values are NaN or infinite; the message names the
+            first five.
     """
     expected = model.state_dict()
-    # Files older than this counter lack it, and evaluation does not use it.
+    # Files from before this counter existed lack it, and evaluation does not use it.
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     differences = [f"{name} is missing" for name in expected if name not in tensors and name not in counters]
     differences += [f"{name} is not in the model" for name in tensors if name not in expected]
@@ -270,36 +233,36 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     differences += [
         f"{name} is {tensors[name].dtype}, the model has {value.dtype}"
         for name, value in expected.items()
-        if name in tensors and name not in counters and _kind(tensors[name]) != _kind(value)
+        if name in tensors and name not in counters and _number_kind(tensors[name]) != _number_kind(value)
     ]
     if differences:
         raise WeightsError(
-            f"{source} does not fit {type(model).__name__}: {_first(differences)}. Take the model that it was saved "
-            "from."
+            f"{source} does not fit {type(model).__name__}: {_list_first(differences)}. Use the model that the "
+            "weights were saved from."
         )
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise WeightsError(
-            f"{source}: weights must be finite, but {_first(broken)} hold NaN or infinity: a training that diverged, "
-            "or a damaged file. Take an earlier checkpoint."
+            f"{source}: weights must be finite, but {_list_first(broken)} hold NaN or infinity, from a training that "
+            "diverged or a damaged file. Use an earlier checkpoint."
         )
     model.load_state_dict(dict(tensors), strict=False)
 
 
-def _first(items: Sequence[str]) -> str:
+def _list_first(items: Sequence[str]) -> str:
     more = len(items) - _MAX_LISTED_MISMATCHES
     return "; ".join(items[:_MAX_LISTED_MISMATCHES]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _kind(tensor: Tensor) -> tuple[bool, bool]:
+def _number_kind(tensor: Tensor) -> tuple[bool, bool]:
     return tensor.is_floating_point(), tensor.is_complex()
 
 
-def class_names(labels: str | Path) -> tuple[str, ...]:
-    """The names of a model's classes, in the order of its scores.
+def load_class_names(labels: str | Path) -> tuple[str, ...]:
+    """Return the names of a model's classes, in the order of its scores.
 
     Args:
-        labels: ``"voc"``, ``"imagenet"``, or a text file with one name a line.
+        labels: ``"voc"``, ``"imagenet"``, or a text file with one name per line.
 
     Raises:
         OSError: if the file cannot be opened.
@@ -313,6 +276,40 @@ def class_names(labels: str | Path) -> tuple[str, ...]:
     path = Path(labels)
     if not path.is_file():
         raise ValueError(
-            f"labels must be 'voc', 'imagenet' or a text file with one name a line; there is no file {path}."
+            f"labels must be 'voc', 'imagenet' or a text file with one name per line; there is no file {path}."
         )
     return read_class_names(path)
+
+
+class UnsafeFileError(ValueError):
+    """A file that contains code: Python objects, or a TorchScript program."""
+
+
+def load_weights_only(path: Path) -> Any:
+    """Load tensors and plain values, without executing anything in the file.
+
+    Args:
+        path: written by ``torch.save``.
+
+    Returns:
+        The saved object, on the CPU.
+
+    Raises:
+        UnsafeFileError: if reading the whole file would execute code.
+        Exception: of many kinds, if the file is damaged.
+    """
+    # PyTorch before 2.6 executes such an archive, even with weights_only.
+    if _is_torchscript(path):
+        raise UnsafeFileError("it is a TorchScript archive, which holds a program")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafeFileError("it holds Python objects beside tensors, or is damaged") from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    # The test of PyTorch itself, with its own reader: another reader might see another archive in the same bytes.
+    try:
+        return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+    except RuntimeError:
+        return False

@@ -266,10 +266,11 @@ def grad_cam(head: nn.Module, features: Tensor, classes: Sequence[int], form: Gr
     with torch.enable_grad(), DetachedParameters(), unguided_rectifiers():
         x = features.detach().requires_grad_()
         scores = pool_score_maps(head(x), "average")
-    _check_classes(classes, scores.shape[1])
+        _check_classes(classes, scores.shape[1])
+        totals = [scores[:, c].sum() for c in classes]
     maps = []
-    for c in classes:
-        (gradient,) = torch.autograd.grad(scores[:, c].sum(), x, retain_graph=True)
+    for total in totals:
+        (gradient,) = torch.autograd.grad(total, x, retain_graph=True)
         if form == "pooled":
             gradient = gradient.mean(dim=(2, 3), keepdim=True)
         maps.append((features.detach() * gradient).sum(dim=1).relu_())
