@@ -242,21 +242,23 @@ def report(
             metavar="DIR", help="Where the run has written: a folder, or a URI of an object store.", show_default=False
         ),
     ],
-    photographs: Annotated[
+    thumbnails: Annotated[
         int,
         typer.Option(
-            min=0, help="So many get a thumbnail at most, evenly spread; counts and histograms are of all images."
+            min=0,
+            help="Largest number of thumbnails: half of them the images with the lowest confidence, the others a "
+            "sample of each class. Counts and histograms are of all images.",
         ),
-    ] = 1000,
+    ] = 200,
 ) -> None:
-    """Write DIR/report.html: thumbnails, counts, histograms, doubtful labels and failures of a run.
+    """Write DIR/report.html: counts, histograms, low scores, failures and thumbnails of a run.
 
     It is one file, which any browser shows without a network. The run may be unfinished.
 
     Examples:
       dcsm-attr report out/pseudo-labels
 
-      dcsm-attr report out/pseudo-labels --photographs 200
+      dcsm-attr report out/pseudo-labels --thumbnails 50
     """
     from dcsm_attr.io import is_uri, open_storage
     from dcsm_attr.pipelines.report import write_report
@@ -267,7 +269,7 @@ def report(
     # A scratch of its own, because the run may still be writing.
     storage = open_storage(folder, scratch=".unfinished-report")
     try:
-        name = write_report(storage, photographs=photographs)
+        name = write_report(storage, num_thumbnails=thumbnails)
     finally:
         storage.discard_scratch()
     typer.echo(f"{folder.rstrip('/')}/{name}")
