@@ -33,7 +33,7 @@ from dcsm_attr.attribution.linear_head import CamFeatures, _LinearLayerTracer
 from dcsm_attr.crf.dense_crf import mean_field
 from dcsm_attr.crf.permutohedral import PermutohedralLattice
 from dcsm_attr.datasets.preprocess import Preprocess
-from dcsm_attr.segmentation.stream import restore_segmentation
+from dcsm_attr.segmentation.segmenter import restore_segmentation
 
 PACKAGE = str(Path(dcsm_attr.__file__).parent)
 

@@ -14,8 +14,7 @@ from benchmarks.speed.saliency import lower_bound_implementations
 from dcsm_attr.attribution import DistinctClassSaliency
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.segmentation import Segmenter
-from dcsm_attr.segmentation.segmenter import Precision
-from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restore_segmentation
+from dcsm_attr.segmentation.segmenter import AttributedImage, Precision, PreparedImage, restore_segmentation
 
 __all__ = ["PipelineWork", "pipeline_implementations"]
 

@@ -29,7 +29,8 @@ from dcsm_attr.evaluation.metrics import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol, labels_digest, parameters_digest
 from dcsm_attr.io import atomic_path, diff_settings, make_writable_folder
 from dcsm_attr.segmentation import Segmentation, Segmenter
-from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restore_segmentation, run_pipeline
+from dcsm_attr.segmentation.segmenter import AttributedImage, PreparedImage, restore_segmentation
+from dcsm_attr.segmentation.stream import run_pipeline
 
 __all__ = [
     "ImageCounts",

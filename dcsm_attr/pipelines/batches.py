@@ -30,8 +30,8 @@ from dcsm_attr.datasets.images import ImageReadError, read_image
 from dcsm_attr.datasets.masks import label_image
 from dcsm_attr.io import Storage, json_bytes
 from dcsm_attr.segmentation.result import Segmentation
-from dcsm_attr.segmentation.segmenter import Segmenter
-from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, restore_segmentation, run_pipeline
+from dcsm_attr.segmentation.segmenter import AttributedImage, PreparedImage, Segmenter, restore_segmentation
+from dcsm_attr.segmentation.stream import run_pipeline
 
 __all__ = [
     "WHOLE",

@@ -1,106 +1,22 @@
-"""What an image is between the steps of its segmentation, and the last step.
-
-Three steps over many items, each step at work on other items at the same time, with results in order.
-"""
+"""Runs three steps (read, work, finish) over many items so that the steps overlap, with results in order."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.datasets.preprocess import CanvasImage
-from dcsm_attr.segmentation.result import Segmentation
-
-__all__ = ["AttributedImage", "PreparedImage", "default_num_readers", "restore_segmentation", "run_pipeline"]
-
-
-@dataclass(frozen=True)
-class PreparedImage:
-    """An image that was read and put on its canvas.
-
-    Attributes:
-        image: ``(H, W, 3)`` uint8.
-        source: its path as it was given; None if it was no file.
-        canvas: the canvas.
-        known_classes: the classes known to be in it. None: those that are detected.
-    """
-
-    image: npt.NDArray[np.uint8]
-    source: str | None
-    canvas: CanvasImage
-    known_classes: Sequence[int] | None
-
-
-@dataclass(frozen=True)
-class AttributedImage:
-    """The same with maps and label probabilities, on the device of the model.
-
-    Attributes:
-        prepared: as it was prepared.
-        class_maps: of all candidates, ``(1, K, S, S)``, on the canvas.
-        unrefined: ``(L, h, w)``, the label probabilities where the image lies on it, before the CRF.
-        refined: ``(L, h, w)``, after it.
-        class_names: of all classes of the model.
-        settings: everything that the result depends on, JSON-serializable.
-        stream: the queue of the GPU in which all of this is computed; None on other devices.
-    """
-
-    prepared: PreparedImage
-    class_maps: ClassMaps
-    unrefined: Tensor
-    refined: Tensor
-    class_names: tuple[str, ...]
-    settings: Mapping[str, Any]
-    stream: torch.cuda.Stream | None
-
-
-def restore_segmentation(attributed: AttributedImage) -> Segmentation:
-    """Bring a result to the size of the image and to the CPU; in whatever thread.
-
-    Args:
-        attributed: the result on the canvas.
-
-    Returns:
-        The segmentation.
-    """
-    # Each thread has a stream of its own: in another one, values might be read before they are there.
-    with torch.no_grad(), nullcontext() if attributed.stream is None else torch.cuda.stream(attributed.stream):
-        canvas, class_maps = attributed.prepared.canvas, attributed.class_maps
-        classes = class_maps.classes[0][class_maps.foreground[0]].tolist()
-        probabilities = canvas.restore(attributed.refined).cpu()
-        return Segmentation(
-            image=attributed.prepared.image,
-            labels=torch.tensor([0, *(c + 1 for c in classes)], device="cpu")[probabilities.argmax(dim=0)],
-            probabilities=probabilities,
-            unrefined=canvas.restore(attributed.unrefined).cpu(),
-            classes=tuple(classes),
-            class_maps=class_maps.mapped(lambda maps: canvas.restore(canvas.crop(maps[0]))[None]).cpu(),
-            class_names=attributed.class_names,
-            source=attributed.prepared.source,
-            fallback=bool(class_maps.nothing_detected[0]),
-            settings=attributed.settings,
-        )
-
+__all__ = ["default_num_readers", "run_pipeline"]
 
 _Item = TypeVar("_Item")
 _Read = TypeVar("_Read")
 _Worked = TypeVar("_Worked")
 _Finished = TypeVar("_Finished")
 _AllowedError = TypeVar("_AllowedError", bound=Exception)
-
-
-def default_num_readers(device: torch.device) -> int:
-    """How many threads best read beside a model: none where it runs on the cores that they need."""
-    return 0 if device.type == "cpu" else 2
 
 
 def run_pipeline(
@@ -113,134 +29,134 @@ def run_pipeline(
     workers: int = 2,
     allowed_errors: type[_AllowedError] | tuple[type[_AllowedError], ...] = (),
 ) -> Generator[_Finished | _AllowedError, None, None]:
-    """Read items one by one, work on them in batches, finish them one by one; lazily, and everything at once.
+    """Reads items one by one, works on them in batches, and finishes them one by one; lazy and overlapping.
 
-    ``read`` runs in a pool of threads; ``work`` in the thread of the caller, as do the items themselves; ``finish`` in
-    a thread of its own, in order. While the caller has the results of one batch, the next batch has been worked on and
-    is being finished, and the one after it is being read: never more than ``2 * batch_size`` items are ahead of the
-    batch that the caller is at.
+    ``read`` runs in a pool of threads, ``work`` and the iteration over ``items`` in the caller's thread, and ``finish``
+    in one further thread, in order. While the caller processes the results of one batch, the next batch is being
+    finished and the one after it is being read; at most ``2 * batch_size`` items are ahead of the caller's batch.
 
-    An exception, of the items or of a step, reaches the caller as itself, after the results of the batches before.
-    The threads end with the iterator: when it is exhausted, closed, or fails.
-
-    State that torch or Python keep for each thread, such as gradient mode, is that of the caller in ``work`` alone.
+    An exception of the items or of a step is raised in the caller's thread, after the results of the previous batches.
+    The threads end when the iterator is exhausted, closed, or fails. Thread-local state of torch and Python, such as
+    the gradient mode, is the caller's in ``work`` only.
 
     Args:
-        items: read from no further than is said above.
-        read: called for several items at a time.
+        items: consumed only as far as described above.
+        read: called for several items at the same time.
         work: returns one value per argument, in order. It receives ``batch_size`` consecutive items (fewer at the end)
             without those for which ``read`` raised an allowed error, and is not called if none are left.
         finish: called for one item at a time.
-        batch_size: of ``work``.
-        workers: number of threads that read. 0: no threads at all; each batch is read, worked on and finished before
-            the next one is begun.
+        batch_size: number of items per batch.
+        workers: number of threads that read. 0: no threads; each batch is read, worked on and finished before the next
+            one starts.
         allowed_errors: exceptions of ``read`` that are returned in place of the result instead of being raised.
 
     Returns:
-        For each item, in order, what ``finish`` gave, or the exception that was allowed. The steps begin when the first
-        result is asked for.
+        An iterator with the result of ``finish``, or an allowed exception, for each item in order. The steps start when
+        the first result is requested.
 
     Raises:
         ValueError: if ``batch_size`` is not positive, or ``workers`` is negative.
     """
-    for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}.")
+    for name, number, minimum in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if number < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {number}.")
+
+    def read_or_fail(item: _Item) -> _Read | _FailedItem:
+        try:
+            return read(item)
+        except allowed_errors as error:
+            return _FailedItem(error)
+
     if workers == 0:
-        return _in_turn(items, read, work, finish, batch_size, allowed_errors)
-    return _pipelined(items, read, work, finish, batch_size, workers, allowed_errors)
+        return _run_in_turn(items, read_or_fail, work, finish, batch_size)
+    return _run_overlapping(items, read_or_fail, work, finish, batch_size, workers)
+
+
+def default_num_readers(device: torch.device) -> int:
+    """Returns the number of threads that read images beside a model: 0 on the CPU, whose cores the model needs."""
+    return 0 if device.type == "cpu" else 2
 
 
 @dataclass(frozen=True)
-class _FailedItem(Generic[_AllowedError]):
-    """What is given in the place of a result, past the further steps."""
+class _FailedItem:
+    """An item whose reading raised an allowed error; it skips the other steps."""
 
-    error: _AllowedError
+    error: Any  # one of the allowed errors
 
 
-def _in_turn(
+def _run_in_turn(
     items: Iterable[_Item],
-    read: Callable[[_Item], _Read],
+    read: Callable[[_Item], _Read | _FailedItem],
     work: Callable[[Sequence[_Read]], Sequence[_Worked]],
     finish: Callable[[_Worked], _Finished],
     batch_size: int,
-    allowed_errors: type[_AllowedError] | tuple[type[_AllowedError], ...],
 ) -> Generator[_Finished | _AllowedError, None, None]:
-    left = iter(items)
-    while batch := list(islice(left, batch_size)):
-        outcomes = [_outcome(read, item, allowed_errors) for item in batch]
-        readable = [value for value in outcomes if not isinstance(value, _FailedItem)]
-        worked = iter(work(readable) if readable else ())
-        for value in outcomes:
-            yield value.error if isinstance(value, _FailedItem) else finish(next(worked))
+    remaining = iter(items)
+    while batch := list(islice(remaining, batch_size)):
+        for value in _work_on_readable([read(item) for item in batch], work):
+            yield value.error if isinstance(value, _FailedItem) else finish(value)
 
 
-def _outcome(
-    read: Callable[[_Item], _Read], item: _Item, allowed_errors: type[_AllowedError] | tuple[type[_AllowedError], ...]
-) -> _Read | _FailedItem[_AllowedError]:
-    try:
-        return read(item)
-    except allowed_errors as error:
-        return _FailedItem(error)
-
-
-def _pipelined(
+def _run_overlapping(
     items: Iterable[_Item],
-    read: Callable[[_Item], _Read],
+    read: Callable[[_Item], _Read | _FailedItem],
     work: Callable[[Sequence[_Read]], Sequence[_Worked]],
     finish: Callable[[_Worked], _Finished],
     batch_size: int,
     workers: int,
-    allowed_errors: type[_AllowedError] | tuple[type[_AllowedError], ...],
 ) -> Generator[_Finished | _AllowedError, None, None]:
-    def begun(
-        outcomes: Sequence[_Read | _FailedItem[_AllowedError]],
-    ) -> list[Future[_Finished] | _FailedItem[_AllowedError]]:
-        readable = [value for value in outcomes if not isinstance(value, _FailedItem)]
-        worked = iter(work(readable) if readable else ())
-        return [
-            value if isinstance(value, _FailedItem) else finisher.submit(finish, next(worked)) for value in outcomes
-        ]
-
-    with _threads(workers) as readers, _threads(1) as finisher:
-        readings = _readings(items, lambda item: _outcome(read, item, allowed_errors), readers)
-        ahead = deque[Future[_Read | _FailedItem[_AllowedError]]]()
-        before: list[Future[_Finished] | _FailedItem[_AllowedError]] = []
+    with _thread_pool(workers) as readers, _thread_pool(1) as finisher:
+        reads = _submit_reads(items, read, readers)
+        ahead = deque[Future[_Read | _FailedItem]]()
+        previous: list[Future[_Finished] | _FailedItem] = []
         while True:
             try:
-                # One batch more than is waited for, so that no reader stands still meanwhile.
-                ahead.extend(islice(readings, 2 * batch_size - len(ahead)))
-                batch = begun([ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))])
+                # One batch more than is waited for, so that the readers have work meanwhile.
+                ahead.extend(islice(reads, 2 * batch_size - len(ahead)))
+                batch = [ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))]
+                current = [
+                    value if isinstance(value, _FailedItem) else finisher.submit(finish, value)
+                    for value in _work_on_readable(batch, work)
+                ]
             except BaseException:
-                yield from _results(before)
+                yield from _results(previous)
                 raise
-            yield from _results(before)
-            if not batch:
+            yield from _results(previous)
+            if not current:
                 return
-            before = batch
+            previous = current
 
 
-def _results(values: Iterable[Future[_Finished] | _FailedItem[_AllowedError]]) -> Iterator[_Finished | _AllowedError]:
-    for value in values:
-        yield value.error if isinstance(value, _FailedItem) else value.result()
+def _work_on_readable(
+    batch: Sequence[_Read | _FailedItem], work: Callable[[Sequence[_Read]], Sequence[_Worked]]
+) -> Iterator[_Worked | _FailedItem]:
+    """Replaces the readable items of a batch by the results of ``work``."""
+    readable = [value for value in batch if not isinstance(value, _FailedItem)]
+    worked = iter(work(readable) if readable else ())
+    return (value if isinstance(value, _FailedItem) else next(worked) for value in batch)
 
 
-def _readings(
-    items: Iterable[_Item], outcome: Callable[[_Item], _Read], readers: ThreadPoolExecutor
+def _submit_reads(
+    items: Iterable[_Item], read: Callable[[_Item], _Read], readers: ThreadPoolExecutor
 ) -> Iterator[Future[_Read]]:
-    """The reading of each item, which begins when it is asked for; where the items themselves fail, one that failed."""
+    """Yields a future per item, submitted when it is requested; if the items raise, a last future that failed."""
     try:
         for item in items:
-            yield readers.submit(outcome, item)
+            yield readers.submit(read, item)
     except Exception as error:
         failed = Future[_Read]()
         failed.set_exception(error)
         yield failed
 
 
+def _results(values: Iterable[Future[_Finished] | _FailedItem]) -> Iterator[_Finished | _AllowedError]:
+    for value in values:
+        yield value.error if isinstance(value, _FailedItem) else value.result()
+
+
 @contextmanager
-def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads for the block; what none of them has begun at its end is never begun."""
+def _thread_pool(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads for the ``with`` block; at its end, tasks that have not started are canceled."""
     pool = ThreadPoolExecutor(count)
     try:
         yield pool
