@@ -1,5 +1,6 @@
-"""Segmenters by the name of their preset."""
+"""Presets of segmenters."""
 
+import json
 import warnings
 
 import pytest
@@ -20,26 +21,26 @@ PREPROCESS = Preprocess(size=48)
 
 
 @pytest.fixture
-def photograph():
+def image():
     return Image.effect_noise((48, 36), 90).convert("RGB")
 
 
-def test_the_papers_preset_is_the_default_segmenter(vgg):
+def test_the_paper_preset_is_the_default_segmenter(vgg):
     segmenter = build_preset_segmenter(vgg, "paper")
     assert segmenter.settings["saliency"] == DistinctClassSaliency(vgg).settings
     assert (segmenter.crf, segmenter.background_exponent) == (DenseCRF(), 1.0)
 
 
-def test_the_tuned_preset_by_hand(vgg, photograph):
+def test_the_tuned_preset_equals_its_settings(vgg, image):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # One class alone has nothing to be subtracted, as is asked for.
-        alone = build_preset_segmenter(vgg, "tuned", preprocess=PREPROCESS).segment(photograph, [2])
-        both = build_preset_segmenter(vgg, "tuned", preprocess=PREPROCESS).segment(photograph, [2, 0])
-    prepared = PREPROCESS(photograph)
+        warnings.simplefilter("error")  # A single candidate is intended here.
+        alone = build_preset_segmenter(vgg, "tuned", preprocess=PREPROCESS).segment(image, [2])
+        both = build_preset_segmenter(vgg, "tuned", preprocess=PREPROCESS).segment(image, [2, 0])
+    prepared = PREPROCESS(image)
     for segmentation, classes in ((alone, [2]), (both, [2, 0])):
         layers = default_layers(vgg)[-1:]
         candidates = list(segmentation.classes)
-        assert sorted(candidates) == sorted(classes), "nothing but what is there is compared"
+        assert sorted(candidates) == sorted(classes), "only classes of the image are candidates"
         by_name = DistinctClassSaliency(vgg, layers, subtract=len(classes) > 1, min_candidates=1)
         found = by_name.class_maps(prepared.tensor[None], candidates, candidates, attribute_to_layer_input=True)
         probabilities = eq.label_probabilities(prepared.crop(found.maps), found.detected, 0.35)
@@ -62,21 +63,19 @@ def test_deepest_is_checked(vgg, options):
         DistinctClassSaliency(vgg, **options)
 
 
-def test_an_unknown_preset():
+def test_rejects_an_unknown_preset():
     with pytest.raises(ValueError, match="preset must be one of 'paper', 'tuned'; got 'best'"):
         build_preset_segmenter(TinyVGG(), "best")
 
 
-def test_on_the_command_line(tmp_path, photograph):
+def test_on_the_command_line(tmp_path, image):
     names = ("ant", "bee", "cat")
     built = build_classifier(Architecture("squeezenet1_1", 3, "features.6", "linear"), None, names, PREPROCESS)
     save_network(built, tmp_path / "net.safetensors")
-    photograph.save(tmp_path / "photo.png")
+    image.save(tmp_path / "photo.png")
     arguments = ["segment", "photo.png", "--weights", "net.safetensors", "--classes", "bee", "--device", "cpu"]
 
     def manifest(*options):
-        import json
-
         out = tmp_path / "-".join(("out", *options))
         inputs = [str(tmp_path / a) if a.endswith((".png", ".safetensors")) else a for a in arguments]
         result = CliRunner().invoke(app, [*inputs, "--output", str(out), *options])

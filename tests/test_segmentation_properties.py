@@ -1,4 +1,4 @@
-"""Properties of a segmentation for photographs of any shape, on canvases of any size."""
+"""Properties of segmentations for images of any shape on canvases of any size."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter
 from dcsm_attr.datasets.preprocess import Preprocess
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Of maps of one position.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Maps with one position are constant.
 
 
 @st.composite
@@ -40,13 +40,13 @@ def _segmenters(draw):
 
 @given(_segmenters(), _images())
 @settings(max_examples=40, deadline=None)
-def test_labels_and_probabilities_say_the_same(segmenter, photographs):
-    for photograph, result in zip(photographs, segmenter.segment_batch(photographs), strict=True):
-        assert result.labels.shape == photograph.shape[:2]
-        assert result.probabilities.shape == (1 + len(result.classes), *photograph.shape[:2])
+def test_labels_agree_with_probabilities(segmenter, images):
+    for image, result in zip(images, segmenter.segment_batch(images), strict=True):
+        assert result.labels.shape == image.shape[:2]
+        assert result.probabilities.shape == (1 + len(result.classes), *image.shape[:2])
         for probabilities in (result.probabilities, result.unrefined):
             assert (probabilities >= 0).all(), "NaN is not"
-            torch.testing.assert_close(probabilities.sum(0), torch.ones(photograph.shape[:2]), rtol=0, atol=1e-4)
+            torch.testing.assert_close(probabilities.sum(0), torch.ones(image.shape[:2]), rtol=0, atol=1e-4)
         values = torch.tensor([0, *(c + 1 for c in result.classes)])
         assert torch.equal(result.labels, values[result.probabilities.argmax(0)])
         assert result.classes
@@ -56,10 +56,10 @@ def test_labels_and_probabilities_say_the_same(segmenter, photographs):
 
 @given(_segmenters(), _images())
 @settings(max_examples=15, deadline=None)
-def test_turning_the_batch_round_turns_the_results_round(segmenter, photographs):
+def test_reversing_the_batch_reverses_the_results(segmenter, images):
     segmenter.model.double()
-    there = segmenter.segment_batch(photographs)
-    back = segmenter.segment_batch(photographs[::-1])[::-1]
-    for one, other in zip(there, back, strict=True):
+    forward = segmenter.segment_batch(images)
+    reverse = segmenter.segment_batch(images[::-1])[::-1]
+    for one, other in zip(forward, reverse, strict=True):
         assert one.classes == other.classes
         torch.testing.assert_close(one.probabilities, other.probabilities, rtol=0, atol=1e-4)

@@ -1,5 +1,4 @@
-"""From photographs to label maps: every kind of input, Eq. 7 and the CRF, results that do not depend on the batch,
-saving."""
+"""Segmenter: input types, Eq. 7 and the CRF, independence of the batch, and saving."""
 
 import json
 
@@ -19,7 +18,7 @@ SMALL = Preprocess(size=40)
 
 
 @pytest.fixture
-def photograph():
+def image():
     random = np.random.default_rng(0)
     return Image.fromarray(random.integers(0, 255, (30, 50, 3), dtype=np.uint8)).resize((60, 36))
 
@@ -31,23 +30,23 @@ def segmenter(vgg):
     return Segmenter(vgg, class_names=NAMES, preprocess=SMALL)
 
 
-def test_every_kind_of_image_gives_the_same(segmenter, photograph, tmp_path):
+def test_results_do_not_depend_on_the_input_type(segmenter, image, tmp_path):
     path = tmp_path / "ein Bild – ü.png"
-    photograph.save(path)
-    array = np.array(photograph)
+    image.save(path)
+    array = np.array(image)
     tensor = torch.from_numpy(array).permute(2, 0, 1)
-    expected = segmenter.segment(photograph)
-    for image in (path, str(path), array, tensor, tensor / 255):
-        result = segmenter.segment(image)
+    expected = segmenter.segment(image)
+    for source in (path, str(path), array, tensor, tensor / 255):
+        result = segmenter.segment(source)
         assert torch.equal(result.labels, expected.labels)
         torch.testing.assert_close(result.probabilities, expected.probabilities)
     assert segmenter.segment(path).source == str(path)
     assert expected.source is None
 
 
-def test_a_segmentation_is_consistent(segmenter, photograph):
-    result = segmenter.segment(photograph)
-    height, width = photograph.height, photograph.width
+def test_labels_probabilities_and_names_agree(segmenter, image):
+    result = segmenter.segment(image)
+    height, width = image.height, image.width
     assert result.labels.shape == (height, width)
     assert result.labels.dtype == torch.int64
     assert result.probabilities.shape == (1 + len(result.classes), height, width)
@@ -56,22 +55,22 @@ def test_a_segmentation_is_consistent(segmenter, photograph):
     assert torch.equal(result.labels, values[result.probabilities.argmax(0)])
     assert result.names == tuple(NAMES[c] for c in result.classes)
     assert not result.fallback
-    assert np.array_equal(result.image, np.array(photograph))
+    assert np.array_equal(result.image, np.array(image))
     with pytest.raises(AttributeError):
         result.labels = None
 
 
-def test_classes_that_are_only_subtracted_never_appear(segmenter, photograph):
-    result = segmenter.segment(photograph, ["cow"])
+def test_contrast_candidates_are_not_in_the_result(segmenter, image):
+    result = segmenter.segment(image, ["cow"])
     assert result.classes == (2,)
     assert len(result.candidates) == 3
     assert set(result.labels.unique().tolist()) <= {0, 3}
     assert result.class_maps.detected.tolist() == [[True, False, False]]
 
 
-def test_unaries_are_the_background_rule_on_the_canvas(vgg, photograph):
-    """Without resizing and CRF the result is Eq. 7 and an argmax, nothing else."""
-    square = photograph.resize((40, 40))
+def test_unaries_are_the_background_rule_on_the_canvas(vgg, image):
+    """Without resizing and CRF the result is Eq. 7 and an argmax."""
+    square = image.resize((40, 40))
     segmenter = Segmenter(vgg, crf=None, preprocess=SMALL)
     result = segmenter.segment(square, [0, 3])
     x = SMALL(square).tensor[None]
@@ -84,8 +83,8 @@ def test_unaries_are_the_background_rule_on_the_canvas(vgg, photograph):
     assert torch.equal(result.probabilities, result.unrefined)
 
 
-def test_another_background_on_the_canvas(vgg, photograph):
-    square = photograph.resize((40, 40))
+def test_background_exponent(vgg, image):
+    square = image.resize((40, 40))
     parts = {"crf": None, "preprocess": SMALL}
     result = Segmenter(vgg, **parts, background_exponent=2).segment(square, [0, 3])
     maps = DistinctClassSaliency(vgg).class_maps(SMALL(square).tensor[None], classes=[0, 3])
@@ -99,21 +98,21 @@ def test_another_background_on_the_canvas(vgg, photograph):
 
 
 @pytest.mark.parametrize("exponent", [0, -1, float("nan"), float("inf")])
-def test_bad_exponents(vgg, exponent):
+def test_rejects_bad_exponents(vgg, exponent):
     with pytest.raises(ValueError, match="background_exponent must be positive, got"):
         Segmenter(vgg, background_exponent=exponent)
 
 
-def test_the_crf_refines_the_unaries_with_the_image_on_the_canvas(segmenter, photograph):
-    square = photograph.resize((40, 40))
+def test_the_crf_refines_the_unaries_with_the_image_on_the_canvas(segmenter, image):
+    square = image.resize((40, 40))
     result = segmenter.segment(square)
     pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None]
     torch.testing.assert_close(result.probabilities, DenseCRF()(result.unrefined[None], pixels)[0])
     assert (result.probabilities - result.unrefined).abs().max() > 0.01
 
 
-def test_a_batch_of_different_sizes_equals_single_images(segmenter, photograph):
-    images = [photograph, photograph.resize((36, 60)), photograph.crop((5, 5, 45, 30)), photograph.transpose(0)]
+def test_a_batch_of_different_sizes_equals_single_images(segmenter, image):
+    images = [image, image.resize((36, 60)), image.crop((5, 5, 45, 30)), image.transpose(0)]
     classes = [["ant"], [1, 2], ["bee", "dog"], [3]]
     for known in (None, classes):
         together = segmenter.segment_batch(images, known)
@@ -125,24 +124,24 @@ def test_a_batch_of_different_sizes_equals_single_images(segmenter, photograph):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.2)])
-def test_a_model_of_another_number_type(vgg, photograph, dtype, tolerance):
-    expected = Segmenter(vgg, preprocess=SMALL, crf=None).segment(photograph, [0, 2])
-    result = Segmenter(vgg.to(dtype), preprocess=SMALL, crf=None).segment(photograph, [0, 2])
+def test_a_model_of_another_dtype(vgg, image, dtype, tolerance):
+    expected = Segmenter(vgg, preprocess=SMALL, crf=None).segment(image, [0, 2])
+    result = Segmenter(vgg.to(dtype), preprocess=SMALL, crf=None).segment(image, [0, 2])
     assert result.probabilities.dtype == torch.float32
     assert (result.probabilities - expected.probabilities).abs().mean() < tolerance
 
 
-def test_nothing_detected_falls_back_to_the_best_class(segmenter, vgg, photograph):
+def test_nothing_detected_falls_back_to_the_best_class(segmenter, vgg, image):
     with torch.no_grad():
         vgg.classifier[2].bias.fill_(-9)
-    result = segmenter.segment(photograph)
+    result = segmenter.segment(image)
     assert result.fallback
     assert result.classes == (int(result.class_maps.scores[0].argmax()),)
     assert result.manifest()["nothing_detected"] is True
 
 
-def test_other_saliency_takes_its_place(vgg, photograph):
-    square = photograph.resize((40, 40))
+def test_another_saliency_method(vgg, image):
+    square = image.resize((40, 40))
     result = Segmenter(vgg, saliency=Simonyan(vgg), preprocess=SMALL).segment(square, [1])
     assert result.settings["saliency"]["method"] == "Simonyan"
     assert result.names == ("class 1",)
@@ -150,8 +149,8 @@ def test_other_saliency_takes_its_place(vgg, photograph):
     torch.testing.assert_close(result.class_maps.maps, expected, rtol=0, atol=1e-6)
 
 
-def test_save_writes_everything_and_the_manifest_says_what(segmenter, photograph, tmp_path):
-    result = segmenter.segment(photograph, raw=True)
+def test_save(segmenter, image, tmp_path):
+    result = segmenter.segment(image, raw=True)
     written = result.save(tmp_path / "a" / "b", overview=True, provenance={"weights": "mine.pth"})
     folder = tmp_path / "a" / "b"
     assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in written)
@@ -178,16 +177,16 @@ def test_save_writes_everything_and_the_manifest_says_what(segmenter, photograph
     assert settings["saliency"]["scales"] == [0.8, 1.0, 1.2]
     assert settings["preprocess"]["size"] == 40
     pixels = np.array(Image.open(folder / "overlay.png"))
-    untouched = np.array(photograph)
+    original = np.array(image)
     inside = result.labels.numpy() == 0
     inside[:, 1:] &= inside[:, :-1]
     inside[1:] &= inside[:-1]
-    assert np.array_equal(pixels[inside], untouched[inside])
-    assert (pixels != untouched).any()
+    assert np.array_equal(pixels[inside], original[inside])
+    assert (pixels != original).any()
 
 
-def test_the_attribution_alone_can_be_saved(segmenter, photograph, tmp_path):
-    result = segmenter.segment(photograph, raw=True)
+def test_save_attribution(segmenter, image, tmp_path):
+    result = segmenter.segment(image, raw=True)
     written = result.save_attribution(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["attribution.json", "attribution.npz", "attribution.png"]
     assert len(written) == 3
@@ -198,21 +197,21 @@ def test_the_attribution_alone_can_be_saved(segmenter, photograph, tmp_path):
         assert np.array_equal(arrays["raw"], result.class_maps.raw[0].numpy())
 
 
-def test_labels_beyond_the_palette_are_numbered(vgg, photograph, tmp_path):
+def test_labels_above_254_are_renumbered(vgg, image, tmp_path):
     wide = torch.nn.Conv2d(16, 300, 1)
     vgg.classifier[2] = wide
-    result = Segmenter(vgg, preprocess=SMALL).segment(photograph, [290, 7])
+    result = Segmenter(vgg, preprocess=SMALL).segment(image, [290, 7])
     assert set(result.labels.unique().tolist()) <= {0, 8, 291}
     assert (result.labels > 0).any()
     result.save(tmp_path)
     values = json.loads((tmp_path / "manifest.json").read_text())["label_values"]
-    picture = np.array(Image.open(tmp_path / "labels.png"))
+    pixels = np.array(Image.open(tmp_path / "labels.png"))
     for value, entry in values.items():
-        assert np.array_equal(picture == int(value), result.labels.numpy() == entry["class"] + 1)
+        assert np.array_equal(pixels == int(value), result.labels.numpy() == entry["class"] + 1)
 
 
-def test_a_failed_write_leaves_no_file_under_its_name(segmenter, photograph, tmp_path, monkeypatch):
-    result = segmenter.segment(photograph)
+def test_a_failed_write_keeps_the_old_file(segmenter, image, tmp_path, monkeypatch):
+    result = segmenter.segment(image)
     result.save(tmp_path)
 
     def fail(path, **arrays):
@@ -227,13 +226,13 @@ def test_a_failed_write_leaves_no_file_under_its_name(segmenter, photograph, tmp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labels.png", "maps.npz", "overlay.png"]
 
 
-def test_an_unwritable_folder_is_named(segmenter, photograph, tmp_path):
+def test_rejects_an_unwritable_folder(segmenter, image, tmp_path):
     file = tmp_path / "file"
-    file.write_text("in the way")
+    file.write_text("a file")
     with pytest.raises(OSError, match=r"cannot write to the folder .*file"):
-        segmenter.segment(photograph).save(file)
+        segmenter.segment(image).save(file)
     with pytest.raises(OSError, match="cannot write"):
-        segmenter.segment(photograph).save(file / "below")
+        segmenter.segment(image).save(file / "below")
 
 
 @pytest.mark.parametrize(
@@ -241,57 +240,57 @@ def test_an_unwritable_folder_is_named(segmenter, photograph, tmp_path):
     [
         (["ox"], "there is no class 'ox' among the 4 class names"),
         (["AN"], "Similar names: ant"),
-        ([], "at least one number or name"),
+        ([], "at least one class index or name"),
         ("cow", "sequence"),
         ([9], "between 0 and 3"),
         ([1.0], "must be integers"),
     ],
 )
-def test_unknown_classes(segmenter, photograph, classes, message):
+def test_rejects_unknown_classes(segmenter, image, classes, message):
     with pytest.raises(ValueError, match=message):
-        segmenter.segment(photograph, classes)
+        segmenter.segment(image, classes)
 
 
-def test_numbers_of_classes_may_be_numpys(segmenter, photograph):
-    expected = segmenter.segment(photograph, [1, 3])
+def test_classes_may_be_numpy_integers(segmenter, image):
+    expected = segmenter.segment(image, [1, 3])
     assert expected.classes == (1, 3)
     for classes in (np.array([1, 3]), [np.uint8(1), "dog"]):
-        assert torch.equal(segmenter.segment(photograph, classes).probabilities, expected.probabilities)
+        assert torch.equal(segmenter.segment(image, classes).probabilities, expected.probabilities)
 
 
-def test_other_bad_input(segmenter, vgg, photograph, tmp_path):
+def test_rejects_other_bad_input(segmenter, vgg, image, tmp_path):
     with pytest.raises(ValueError, match="images is empty"):
         segmenter.segment_batch([])
     with pytest.raises(ValueError, match="1 for 2 images"):
-        segmenter.segment_batch([photograph] * 2, [["ant"]])
+        segmenter.segment_batch([image] * 2, [["ant"]])
     with pytest.raises(ValueError, match="pass class_names"):
-        Segmenter(vgg, preprocess=SMALL).segment(photograph, ["ant"])
+        Segmenter(vgg, preprocess=SMALL).segment(image, ["ant"])
     with pytest.raises(ValueError, match="3 names, but the model has 4 classes"):
-        Segmenter(vgg, class_names=NAMES[:3], preprocess=SMALL).segment(photograph)
+        Segmenter(vgg, class_names=NAMES[:3], preprocess=SMALL).segment(image)
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     with pytest.raises(ImageReadError, match=r"broken\.jpg: not an image"):
         segmenter.segment(broken)
 
 
-def test_the_matconvnet_image_is_not_the_unary(vgg, photograph):
-    """The second tanh of the release would leave the background next to nothing."""
+def test_the_matconvnet_image_is_not_the_unary(vgg, image):
+    """The second tanh of the release would leave almost no background."""
     saliency = DistinctClassSaliency(vgg, variant="matconvnet")
-    result = Segmenter(vgg, saliency=saliency, crf=None, preprocess=SMALL).segment(photograph, [0, 1])
+    result = Segmenter(vgg, saliency=saliency, crf=None, preprocess=SMALL).segment(image, [0, 1])
     kept = result.class_maps.maps[:, [result.candidates.index(c) for c in (0, 1)]]
-    picture = eq.matconvnet_image(kept, 3.0)
-    assert picture.mean() > 1.2 * kept.mean()
-    inflated = eq.background(picture, torch.ones(1, 2, dtype=torch.bool))
+    release_image = eq.matconvnet_image(kept, 3.0)
+    assert release_image.mean() > 1.2 * kept.mean()
+    inflated = eq.background(release_image, torch.ones(1, 2, dtype=torch.bool))
     assert inflated.mean() < result.unrefined[0].mean()
 
 
-def test_a_lower_precision_moves_the_maps_a_little(segmenter, photograph, vgg):
+def test_bfloat16_changes_the_maps_slightly(segmenter, image, vgg):
     lower = Segmenter(vgg, class_names=NAMES, preprocess=SMALL, precision="bfloat16")
-    expected, result = (each.segment(photograph, [0, 1]) for each in (segmenter, lower))
+    expected, result = (each.segment(image, [0, 1]) for each in (segmenter, lower))
     assert (segmenter.settings["precision"], lower.settings["precision"]) == ("float32", "bfloat16")
     assert result.probabilities.dtype == torch.float32
     difference = (result.class_maps.maps - expected.class_maps.maps).abs().max()
-    # Eight bits of mantissa: not equal, and not another picture.
+    # Eight bits of mantissa: not equal, but close.
     assert 1e-5 < difference < 0.15
     assert not torch.is_autocast_enabled("cpu")
     assert {p.dtype for p in vgg.parameters()} == {torch.float32}

@@ -1,4 +1,4 @@
-"""Many photographs as a stream: what each gets, how far ahead it runs, that steps overlap, and that it always ends."""
+"""segment_stream and run_pipeline: results, look-ahead, overlap of the steps, errors, and end of the threads."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from dcsm_attr.segmentation.stream import run_pipeline
 
 NAMES = ("ant", "bee", "cow", "dog")
 COUNT = 7
-#: For what never happens if the code is right; nothing waits so long otherwise.
+#: Timeout in seconds, reached only if the code is wrong.
 LONG = 20
 
 
@@ -65,12 +65,12 @@ def assert_same(first, second):
 
 @pytest.mark.parametrize("known", [None, CLASSES], ids=["detected", "known"])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 10])
-def test_each_image_gets_what_its_batch_gives_it(segmenter, paths, batch_size, known):
+def test_results_equal_those_of_segment_batch(segmenter, paths, batch_size, known):
     expected = []
     for numbers in batches(range(COUNT), batch_size):
         rows = None if known is None else [known[i] for i in numbers]
         expected += segmenter.segment_batch([paths[i] for i in numbers], rows, raw=True)
-    # Neither has a length.
+    # Iterators without a length.
     classes = None if known is None else iter(known)
     result = list(segmenter.segment_stream(iter(paths), classes, batch_size=batch_size, workers=3, raw=True))
     assert len(result) == COUNT
@@ -79,7 +79,7 @@ def test_each_image_gets_what_its_batch_gives_it(segmenter, paths, batch_size, k
         assert not ours.probabilities.requires_grad
 
 
-def test_nothing_gives_nothing(segmenter):
+def test_an_empty_stream(segmenter):
     assert list(segmenter.segment_stream([])) == []
     assert list(segmenter.segment_stream([], [])) == []
 
@@ -103,20 +103,20 @@ def test_an_unreadable_image_ends_the_stream_when_its_batch_is_due(segmenter, pa
     assert list(stream) == []
 
 
-def test_an_excused_image_is_given_as_its_exception(segmenter, paths):
-    paths[1].write_bytes(b"no picture")
+def test_an_allowed_error_takes_the_place_of_the_result(segmenter, paths):
+    paths[1].write_bytes(b"no image")
     paths[6].unlink()
     result = list(segmenter.segment_stream(paths, batch_size=3, allowed_errors=ImageReadError))
     assert [isinstance(one, ImageReadError) for one in result] == [i in (1, 6) for i in range(COUNT)]
     assert "1.png: not an image" in str(result[1])
     assert "6.png: there is no such file" in str(result[6])
-    # The batches end where they would end anyway; the last one has nothing left in it.
+    # Unreadable images count for the size of a batch; the last batch has no readable image.
     for numbers in ((0, 2), (3, 4, 5)):
         for number, expected in zip(numbers, segmenter.segment_batch([paths[i] for i in numbers]), strict=True):
             assert_same(result[number], expected)
 
 
-def test_only_what_is_named_is_excused(segmenter, paths):
+def test_other_errors_are_raised(segmenter, paths):
     with pytest.raises(ValueError, match="no class 'ox'"):
         list(segmenter.segment_stream(paths, [["ox"]] * COUNT, allowed_errors=ImageReadError))
 
@@ -129,7 +129,7 @@ def test_only_what_is_named_is_excused(segmenter, paths):
         ([], "there are 0 classes, but more images"),
     ],
 )
-def test_classes_of_another_length(segmenter, paths, classes, message):
+def test_rejects_classes_of_another_length(segmenter, paths, classes, message):
     stream = segmenter.segment_stream(paths, classes, batch_size=2)
     whole_batches = min(len(classes), COUNT) // 2 * 2
     assert len(list(islice(stream, whole_batches))) == whole_batches
@@ -137,14 +137,14 @@ def test_classes_of_another_length(segmenter, paths, classes, message):
         next(stream)
 
 
-def test_classes_known_of_some_alone(segmenter, paths):
-    photographs = [segmenter.prepare_image(paths[0], ["ant"]), segmenter.prepare_image(paths[1])]
-    with pytest.raises(ValueError, match="of all images .* or of none; they are of 1 of 2"):
-        segmenter.attribute_batch(photographs)
+def test_rejects_classes_known_for_some_images_only(segmenter, paths):
+    prepared = [segmenter.prepare_image(paths[0], ["ant"]), segmenter.prepare_image(paths[1])]
+    with pytest.raises(ValueError, match="for all images of a batch or for none; they are known for 1 of 2"):
+        segmenter.attribute_batch(prepared)
 
 
 @pytest.mark.parametrize(("name", "least"), [("batch_size", 1), ("workers", 0)])
-def test_numbers_out_of_range_are_refused_at_once(segmenter, paths, name, least):
+def test_rejects_numbers_out_of_range_at_once(segmenter, paths, name, least):
     with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {least - 1}"):
         segmenter.segment_stream(paths, **{name: least - 1})
 
@@ -238,18 +238,18 @@ def test_it_runs_no_further_ahead_than_it_says(batch_size, workers):
         return value
 
     stream = run_pipeline(items(), reading, list, finishing, batch_size=batch_size, workers=workers)
-    assert not taken, "nothing begins before it is asked for"
+    assert not taken, "nothing starts before the first request"
     for given_before in range(5 * batch_size):
         assert next(stream) == given_before
         limit = (given_before // batch_size + 3) * batch_size
         assert len(read) <= len(taken) <= limit
         assert len(finished) <= limit - batch_size
     stream.close()
-    assert len(taken) == limit, "and it does run ahead so far"
+    assert len(taken) == limit, "the look-ahead is used"
 
 
-def met(event):
-    assert event.wait(LONG), "the step that this one waited for did not run beside it"
+def wait_for(event):
+    assert event.wait(LONG), "the steps did not overlap"
 
 
 def test_images_are_read_while_others_are_worked_on():
@@ -260,9 +260,9 @@ def test_images_are_read_while_others_are_worked_on():
         return item
 
     def work(batch):
-        # Ends only once the next batch is being read.
+        # Returns only after the next batch has started to be read.
         for item in range(batch[-1] + 1, min(batch[-1] + 3, 6)):
-            met(reading[item])
+            wait_for(reading[item])
         return batch
 
     assert list(run_pipeline(range(6), read, work, same, batch_size=2, workers=2)) == list(range(6))
@@ -285,13 +285,13 @@ def test_results_are_finished_while_others_are_worked_on():
     def work(batch):
         working[batch[0] // 2].set()
         if batch[0] == 2:
-            met(finishing)
+            wait_for(finishing)
         return batch
 
     def finish(value):
         if value == 0:
             finishing.set()
-            met(working[1])
+            wait_for(working[1])
         return value
 
     assert list(run_pipeline(range(6), same, work, finish, batch_size=2)) == list(range(6))
@@ -337,9 +337,9 @@ def failing_items(at):
 
 @pytest.mark.parametrize("at", [0, 1, 5, 6, 19])
 @pytest.mark.parametrize("step", ["items", "read", "work", "finish"])
-def test_an_exception_of_a_step_comes_as_itself_and_when_it_is_due(step, at):
+def test_an_exception_of_a_step_is_raised_after_the_previous_batches(step, at):
     steps = {"read": same, "work": same, "finish": same, **({} if step == "items" else {step: failing(at)})}
-    # An excused exception is one of reading alone.
+    # Allowed errors apply to reading only.
     allowed_errors = () if step == "read" else FaultError
     items = failing_items(at) if step == "items" else range(20)
     stream = run_pipeline(items, *steps.values(), batch_size=3, allowed_errors=allowed_errors)
@@ -350,7 +350,7 @@ def test_an_exception_of_a_step_comes_as_itself_and_when_it_is_due(step, at):
     assert list(stream) == []
 
 
-def test_an_interruption_comes_after_the_results_that_are_there():
+def test_an_interruption_is_raised_after_the_previous_batches():
     def work(batch):
         if 6 in batch:
             raise KeyboardInterrupt
@@ -394,8 +394,8 @@ def test_leaving_the_loop_ends_the_threads():
     assert threads() == before
 
 
-def test_closing_does_not_wait_for_what_has_not_begun(monkeypatch):
-    begun, cancelled = threading.Event(), threading.Event()
+def test_closing_cancels_reads_that_have_not_started(monkeypatch):
+    begun, canceled = threading.Event(), threading.Event()
     closed, read = [], []
 
     class Pool(ThreadPoolExecutor):
@@ -403,25 +403,25 @@ def test_closing_does_not_wait_for_what_has_not_begun(monkeypatch):
             super().shutdown(wait=False, cancel_futures=cancel_futures)
             closed.append(self)
             if len(closed) == 2:
-                cancelled.set()
+                canceled.set()
             super().shutdown()
 
     def reading(item):
         read.append(item)
         if item == 6:
             begun.set()
-            met(cancelled)
+            wait_for(canceled)
         return item
 
     monkeypatch.setattr(pipeline, "ThreadPoolExecutor", Pool)
     stream = run_pipeline(count(), reading, list, same, batch_size=3, workers=1)
     assert next(stream) == 0
-    met(begun)
+    wait_for(begun)
     stream.close()
     assert read == list(range(7)), "7 and 8 were still waiting for the only reader"
 
 
-def test_a_fault_of_the_consumer_ends_the_threads():
+def test_an_error_of_the_consumer_ends_the_threads():
     before = threads()
     stream = run_pipeline(count(), same, list, same)
     next(stream)

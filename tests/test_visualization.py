@@ -1,4 +1,4 @@
-"""Sheets draw what they say: the maps themselves, unscaled, with their names."""
+"""Figures draw the maps unscaled, with the right titles and legends."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +16,7 @@ NAMES = ("ant", "a very long name of a class, indeed too long", "cow", "dog")
 
 
 @pytest.fixture
-def photograph():
+def image():
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (36, 60, 3), dtype=np.uint8))
 
 
@@ -34,16 +34,16 @@ def _drawn(figure, title):
     return np.asarray(axes.images[-1].get_array())
 
 
-def test_the_sheet_of_a_segmentation(segmenter, photograph):
-    result = segmenter.segment(photograph, ["ant", "dog"], raw=True)
+def test_overview_of_a_segmentation(segmenter, image):
+    result = segmenter.segment(image, ["ant", "dog"], raw=True)
     figure = result.overview()
     scores = result.class_maps.scores[0]
     titles = _titles(figure)
-    assert titles[0] == "photograph"
+    assert titles[0] == "image"
     assert titles.count("before the CRF") == titles.count("after the CRF") == 1
     for slot, c in enumerate(result.candidates):
         name = f"{'a very long name of a c…' if c == 1 else NAMES[c]}  {scores[c]:.2f}"
-        role = "" if c in result.classes else " (only subtracted)"
+        role = "" if c in result.classes else " (contrast only)"
         assert np.array_equal(_drawn(figure, f"{name}\nraw{role}"), result.class_maps.raw[0, slot].numpy())
         assert np.array_equal(_drawn(figure, f"{name}\ndistinct{role}"), result.class_maps.maps[0, slot].numpy())
     assert np.array_equal(_drawn(figure, "after the CRF"), np.asarray(result.overlay()))
@@ -54,22 +54,22 @@ def test_the_sheet_of_a_segmentation(segmenter, photograph):
         assert text == f"{NAMES[c]}  {float(scores[c]):.2f}, {share:.0%} of the image"
 
 
-def test_a_fallback_is_written_on_the_sheet(segmenter, vgg, photograph):
+def test_overview_marks_a_fallback(segmenter, vgg, image):
     with torch.no_grad():
         vgg.classifier[2].bias.fill_(-9)
-    figure = segmenter.segment(photograph).overview()
+    figure = segmenter.segment(image).overview()
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert "no class above the threshold" in legend.get_title().get_text()
     assert not any("raw" in title for title in _titles(figure))
 
 
-def test_without_a_crf_there_is_one_label_map(vgg, photograph):
-    figure = Segmenter(vgg, crf=None, preprocess=Preprocess(size=40)).segment(photograph).overview()
+def test_overview_without_a_crf_has_one_label_map(vgg, image):
+    figure = Segmenter(vgg, crf=None, preprocess=Preprocess(size=40)).segment(image).overview()
     assert [t for t in _titles(figure) if "CRF" in t] == ["labels, no CRF"]
 
 
-def test_the_sheet_fits_the_image_and_is_not_blank(segmenter, photograph):
-    figure = segmenter.segment(photograph, raw=True).overview()
+def test_overview_has_the_shape_of_the_image_and_is_not_blank(segmenter, image):
+    figure = segmenter.segment(image, raw=True).overview()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())
@@ -78,21 +78,19 @@ def test_the_sheet_fits_the_image_and_is_not_blank(segmenter, photograph):
 
 
 @pytest.mark.parametrize("with_raw", [True, False])
-def test_the_sheet_of_an_attribution(with_raw):
+def test_plot_attribution(with_raw):
     image = np.zeros((6, 8, 3), dtype=np.uint8)
     maps = [("ant", np.random.default_rng(0).random((6, 8))), ("bee", np.zeros((6, 8)))]
     raw = [np.full((6, 8), 0.25), np.full((6, 8), 0.75)] if with_raw else []
     figure = plot_attribution(image, maps, raw)
-    expected = (
-        ["photograph", "ant\nraw", "bee\nraw", "distinct", "distinct"] if with_raw else ["photograph", "ant", "bee"]
-    )
+    expected = ["image", "ant\nraw", "bee\nraw", "distinct", "distinct"] if with_raw else ["image", "ant", "bee"]
     assert _titles(figure) == expected
     drawn = [np.asarray(axes.images[-1].get_array()) for axes in figure.axes if axes.get_title()]
     for found, values in zip(drawn[1:], [*raw, *(values for _, values in maps)], strict=True):
         assert np.array_equal(found, values)
 
 
-def test_a_sheet_of_maps_compares_them_on_one_scale():
+def test_plot_maps_uses_one_color_scale():
     image = np.zeros((6, 8, 3), dtype=np.uint8)
     rows = {"ant": [torch.rand(6, 8), torch.rand(3, 4)], "bee": [torch.zeros(6, 8), torch.full((3, 4), 0.5)]}
     figure = plot_maps(image, rows, ["fine", "coarse"])
@@ -105,12 +103,12 @@ def test_a_sheet_of_maps_compares_them_on_one_scale():
         assert one.get_extent() == figure.axes[0].images[0].get_extent(), "coarse maps cover the image"
 
 
-def test_a_sheet_of_maps_wants_a_map_for_each_column():
+def test_plot_maps_needs_a_map_for_each_column():
     with pytest.raises(ValueError, match="2 columns; 'ant' has 1"):
         plot_maps(np.zeros((6, 8, 3), dtype=np.uint8), {"ant": [np.zeros((6, 8))]}, ["one", "two"])
 
 
-def test_a_sheet_of_labels_has_the_colors_that_its_legend_names():
+def test_plot_labels_has_the_colors_of_its_legend():
     image = np.full((6, 8, 3), 200, dtype=np.uint8)
     labels = torch.zeros(6, 8, dtype=torch.int64)
     labels[2:, 3:] = 2
@@ -124,10 +122,10 @@ def test_a_sheet_of_labels_has_the_colors_that_its_legend_names():
     np.testing.assert_allclose(shown, voc_colors()[1:3], atol=1e-6)
 
 
-def test_show_leaves_the_figure_to_pyplot(segmenter, photograph, monkeypatch):
+def test_show_uses_pyplot(segmenter, image, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
-    segmenter.segment(photograph).show()
+    segmenter.segment(image).show()
     (figure,) = shown
     assert np.asarray(figure.axes[0].images[0].get_array()).std() > 20
     plt.close("all")

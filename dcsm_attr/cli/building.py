@@ -123,7 +123,7 @@ def build_saliency(
         pooling=pooling,
         # A released code brings its own number of candidates.
         min_candidates=options.min_candidates or (None if options.variant else preset.min_candidates),
-        deepest=preset.deepest,
+        deepest=preset.num_deepest_layers,
         variant=(options.variant or VariantChoice.PAPER).value,
         **given,
     )

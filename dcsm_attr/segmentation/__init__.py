@@ -1,4 +1,4 @@
-"""From an image to a label map."""
+"""Segmentation of images from class maps."""
 
 from dcsm_attr.segmentation.result import Segmentation
 from dcsm_attr.segmentation.segmenter import Segmenter

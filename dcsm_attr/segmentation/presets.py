@@ -1,4 +1,4 @@
-"""Segmenters by name: the paper's settings, and the best that we know."""
+"""Named settings of a segmenter: ``"paper"`` as published, and ``"tuned"``, the best known."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,39 +13,39 @@ from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.segmentation.segmenter import Segmenter
 
-__all__ = ["PRESETS", "TUNED_CRF", "Preset", "PresetName", "build_preset_segmenter"]
+__all__ = ["PRESETS", "TUNED_CRF", "PresetName", "SegmenterPreset", "build_preset_segmenter"]
 
 
 PresetName = Literal["paper", "tuned"]
 
 
 @dataclass(frozen=True)
-class Preset:
-    """What a segmenter is made of.
+class SegmenterPreset:
+    """Settings of a segmenter.
 
     Attributes:
-        deepest: so many of the default layers, from the last. None: all of them.
-        min_candidates: see :class:`DistinctClassSaliency`; with 1 the classes that are there are subtracted from each
-            other, and from nothing else.
+        num_deepest_layers: how many of the default layers to use, from the last. None: all of them.
+        min_candidates: see :class:`DistinctClassSaliency`; with 1, the classes of the image are contrasted with each
+            other only.
         background_exponent: see :func:`dcsm_attr.attribution.maps.background`.
-        crf: refines the maps.
+        crf: the CRF that refines the maps.
     """
 
-    deepest: int | None
+    num_deepest_layers: int | None
     min_candidates: int
     background_exponent: float
     crf: DenseCRF
 
 
-#: The CRF of the preset ``"tuned"``: the paper's, in which color counts three times as much.
+#: The CRF of the preset ``"tuned"``: the paper's with three times the bilateral weight.
 TUNED_CRF = DenseCRF(bilateral_weight=3)
 
-#: By name. ``"paper"``: Eq. 3 to 8 as published. ``"tuned"``: the deepest of the default layers alone, no classes that
-#: are not in the picture among the candidates, a foreground that begins later, and :data:`TUNED_CRF`. It was found with
-#: a SqueezeNet 1.1 that was trained on 400 VOC photographs, and the masks of others of the training set.
-PRESETS: Mapping[PresetName, Preset] = {
-    "paper": Preset(None, 3, 1.0, DenseCRF()),
-    "tuned": Preset(1, 1, 0.35, TUNED_CRF),
+#: ``"paper"``: Eq. 3 to 8 as published. ``"tuned"``: only the deepest default layer, only classes of the image as
+#: candidates, a background exponent that gives less foreground, and :data:`TUNED_CRF`; found with a SqueezeNet 1.1 that
+#: was trained on 400 VOC images, on the masks of other images of the training set.
+PRESETS: Mapping[PresetName, SegmenterPreset] = {
+    "paper": SegmenterPreset(None, 3, 1.0, DenseCRF()),
+    "tuned": SegmenterPreset(1, 1, 0.35, TUNED_CRF),
 }
 
 
@@ -59,11 +59,11 @@ def build_preset_segmenter(
     preprocess: Preprocess | None = None,
     architecture: Mapping[str, Any] | None = None,
 ) -> Segmenter:
-    """Put a segmenter together by the name of its preset.
+    """Builds a segmenter with the settings of a preset.
 
     Args:
         model: the classifier.
-        preset: one of :data:`PRESETS`.
+        preset: name in :data:`PRESETS`.
         activation: see :class:`DistinctClassSaliency`.
         pooling: see :class:`DistinctClassSaliency`.
         class_names: see :class:`Segmenter`.
@@ -71,7 +71,7 @@ def build_preset_segmenter(
         architecture: see :class:`Segmenter`.
 
     Raises:
-        ValueError: if there is no such preset, or the model has no layers that say where.
+        ValueError: if the preset is unknown, or the model has no layer whose gradient shows position.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}; got {preset!r}.")
@@ -81,7 +81,7 @@ def build_preset_segmenter(
         activation=activation,
         pooling=pooling,
         min_candidates=chosen.min_candidates,
-        deepest=chosen.deepest,
+        deepest=chosen.num_deepest_layers,
     )
     return Segmenter(
         model,

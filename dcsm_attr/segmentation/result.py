@@ -1,4 +1,4 @@
-"""A segmentation: the label map of one image and everything that led to it."""
+"""The result of a segmentation: label map, probabilities and class maps of one image, and how they are saved."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,19 +23,19 @@ __all__ = ["Segmentation"]
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What :class:`Segmenter` finds in one image. All tensors are on the CPU.
+    """The segmentation of one image. All tensors are on the CPU.
 
     Attributes:
         image: ``(H, W, 3)`` uint8, the image.
         labels: ``(H, W)`` int64: 0 background, ``c + 1`` for class ``c``.
         probabilities: ``(L, H, W)`` float32, summing to one over the labels: the background, then :attr:`classes`.
-            After the CRF where there is one.
-        unrefined: ``(L, H, W)``, the same before the CRF.
-        classes: the L - 1 classes of the result. Classes that were only subtracted are not among them.
-        class_maps: the maps of all candidates, ``(1, K, H, W)`` at the size of the image.
-        class_names: the names of all classes of the model.
-        source: the path of the image as it was given; None if it was no file.
-        fallback: True where no class was detected, so that the best one took its place.
+            After the CRF, if there is one.
+        unrefined: ``(L, H, W)``, the probabilities before the CRF.
+        classes: the L - 1 classes of the result, without candidates that serve only as contrast.
+        class_maps: maps of all candidates, ``(1, K, H, W)``, at the size of the image.
+        class_names: names of all classes of the model.
+        source: path of the image as passed; None if it was not a file.
+        fallback: whether no class was detected, so that the best class was used instead.
         settings: everything that the result depends on, JSON-serializable.
     """
 
@@ -60,14 +60,21 @@ class Segmentation:
         """The candidate classes, in the order of :attr:`class_maps`."""
         return tuple(self.class_maps.classes[0].tolist())
 
-    def display_labels(self, probabilities: Tensor | None = None) -> npt.NDArray[np.int64]:
-        """A label map whose values fit a palette: the labels themselves, or their number in the result.
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """Value of each of :attr:`classes` in :meth:`display_labels`."""
+        if len(self.class_names) < VOID:
+            return tuple(c + 1 for c in self.classes)
+        return tuple(range(1, 1 + len(self.classes)))
 
-        Labels of models with more than 254 classes exceed the palette; there, value ``i`` is the ``i``-th of
-        :attr:`classes`, from 1. The manifest says which it is (``label_values``).
+    def display_labels(self, probabilities: Tensor | None = None) -> npt.NDArray[np.int64]:
+        """Returns a label map whose values fit into a palette image.
+
+        The values are the labels themselves, or, for models with more than 254 classes, ``i`` for the ``i``-th of
+        :attr:`classes`, from 1. The manifest lists them (``label_values``).
 
         Args:
-            probabilities: ``(L, H, W)`` to label instead of :attr:`probabilities`.
+            probabilities: ``(L, H, W)``, used instead of :attr:`probabilities`.
 
         Returns:
             ``(H, W)``, 0 to 254.
@@ -75,66 +82,62 @@ class Segmentation:
         slots = (self.probabilities if probabilities is None else probabilities).argmax(dim=0).numpy()
         return np.take(np.array([0, *self.label_values], dtype=np.int64), slots)
 
-    @property
-    def label_values(self) -> tuple[int, ...]:
-        """The value of each of :attr:`classes` in :meth:`display_labels`."""
-        if len(self.class_names) < VOID:
-            return tuple(c + 1 for c in self.classes)
-        return tuple(range(1, 1 + len(self.classes)))
-
     def overlay(self) -> Image.Image:
-        """The image with the label map in the colors of VOC laid over it."""
+        """Returns the image with the label map blended over it in the colors of VOC."""
         return Image.fromarray(overlay(self.image, self.display_labels()))
 
     def overview(self) -> "Figure":
-        """LabeledImage, candidates' maps, and the label map before and after the CRF, on one sheet."""
+        """Draws the image, the maps of all candidates, and the label map before and after the CRF in one figure."""
         from dcsm_attr.segmentation.visualization import plot_segmentation
 
         return plot_segmentation(self)
 
     def show(self) -> None:
-        """Show the sheet, in a notebook or a window."""
+        """Shows the overview in a notebook or a window."""
         from dcsm_attr.segmentation.visualization import show
 
         show(self.overview())
 
     def manifest(self) -> dict[str, Any]:
-        """What the result is and depends on, JSON-serializable."""
+        """Returns classes, scores and settings of the result, JSON-serializable."""
         return {
             "dcsm_attr": dcsm_attr.__version__,
             "image": self.source,
             "size": list(self.image.shape[:2]),
             "background_value": 0,
             "label_values": {
-                str(value): self._described(c) for value, c in zip(self.label_values, self.classes, strict=True)
+                str(value): self._describe_class(c) for value, c in zip(self.label_values, self.classes, strict=True)
             },
-            "candidates": [self._described(c) for c in self.candidates],
+            "candidates": [self._describe_class(c) for c in self.candidates],
             "nothing_detected": self.fallback,
             "settings": dict(self.settings),
         }
 
-    def _described(self, c: int) -> dict[str, Any]:
+    def _describe_class(self, c: int) -> dict[str, Any]:
         return {"class": c, "name": self.class_names[c], "score": round(float(self.class_maps.scores[0, c]), 6)}
 
     def save(
         self, folder: str | Path, *, overview: bool = False, provenance: Mapping[str, Any] | None = None
     ) -> list[Path]:
-        """Write the result into a folder, which is created if missing.
+        """Writes the result into a folder, which is created if missing.
 
-        ``labels.png``: the label map as a palette image in the colors of VOC. ``maps.npz``: ``maps`` (K, H, W) and
-        ``classes`` (K,) of the candidates, ``probabilities`` (L, H, W), and ``raw`` where it was asked for.
-        ``overlay.png``. ``manifest.json``, written last: where it stands, the rest is complete.
+        - ``labels.png``: the label map as a palette image in the colors of VOC.
+        - ``overlay.png``: :meth:`overlay`.
+        - ``overview.png``: :meth:`overview`, if requested.
+        - ``maps.npz``: ``maps`` (K, H, W) and ``classes`` (K,) of the candidates, ``probabilities`` (L, H, W), and
+          ``raw`` (K, H, W) if it was kept.
+        - ``manifest.json``: :meth:`manifest`. It is written last, so if it exists, the other files are complete.
 
         Args:
             folder: where to write; files of an earlier result are replaced.
-            overview: whether to write ``overview.png`` too.
-            provenance: further entries for the manifest's settings, for example where the weights came from.
+            overview: whether to write ``overview.png``.
+            provenance: further entries for the settings in the manifest, for example the source of the weights.
 
         Returns:
-            The paths written.
+            The paths of the written files.
 
         Raises:
-            OSError: naming the folder, if it cannot be written to; no half-written file stays.
+            OSError: naming the folder, if it cannot be written to. No partially written file remains.
         """
         folder = make_writable_folder(folder)
         # Remove the old manifest first: it must not describe new files.
@@ -152,17 +155,17 @@ class Segmentation:
         return written
 
     def save_attribution(self, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> list[Path]:
-        """Write the class maps alone into a folder: ``attribution.png``, ``attribution.npz``, ``attribution.json``.
+        """Writes only the class maps: ``attribution.png``, ``attribution.npz`` and ``attribution.json``.
 
         Args:
             folder: as in :meth:`save`.
             provenance: as in :meth:`save`.
 
         Returns:
-            The paths written.
+            The paths of the written files.
 
         Raises:
-            OSError: as :meth:`save`.
+            OSError: as in :meth:`save`.
         """
         from dcsm_attr.segmentation.visualization import plot_attribution
 
