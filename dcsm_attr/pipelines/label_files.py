@@ -30,7 +30,8 @@ from dcsm_attr.io import FolderStorage, open_run_storage
 from dcsm_attr.models.stochastic import use_generator
 from dcsm_attr.pipelines.batches import WHOLE, Shard, check_overwrite, encode_image, plan_batches, process_batches
 from dcsm_attr.segmentation import Segmenter
-from dcsm_attr.segmentation.stream import AttributedImage, PreparedImage, default_num_readers, restore_segmentation
+from dcsm_attr.segmentation.segmenter import AttributedImage, PreparedImage, restore_segmentation
+from dcsm_attr.segmentation.stream import default_num_readers
 from dcsm_attr.wsss.affinity import RELEASED_CRF, RELEASED_EXPONENTS, confident_labels
 from dcsm_attr.wsss.seeds import Localizer, bottom_fraction, median_filter_3x3, middle_layer_saliency, seed_labels
 
