@@ -19,7 +19,7 @@ def main() -> None:
         layer = torch.rand(1, classes, 63, 63)
         _compare(
             f"maps of a layer, {classes} classes",
-            lambda maps: VARIANTS["paper"].layer_contribution(maps, None, (500, 500), 3.0, True),
+            lambda maps: VARIANTS["paper"].distinct_map(maps, (500, 500), 3.0, None, True),
             layer,
         )
     for labels in (4, 21):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from benchmarks.speed.comparison import measure_peak_memory
 from benchmarks.speed.graph_count import count_rectifiers
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
-from dcsm_attr.attribution.gradients import LayerPoint, record
+from dcsm_attr.attribution.gradients import LayerPoint, run_forward
 from dcsm_attr.attribution.maps import absolute_channel_maximum
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.evaluation.result import measured_on
@@ -78,7 +78,7 @@ def guided_count(model: nn.Module, layers: tuple[str, ...], image: Tensor) -> di
     with GuidedRectifiers() as rule:
         model(image.clone().requires_grad_())
     points = [LayerPoint(name, model.get_submodule(name), at_input=True) for name in layers]
-    recording = record(model, (image,), (), points, reduction=absolute_channel_maximum, guided=True)
+    recording = run_forward(model, (image,), (), points, absolute_channel_maximum, guided=True)
     return {"in graph": in_graph, "guided": rule.guided, "above the first layer": recording.num_guided_rectifiers}
 
 

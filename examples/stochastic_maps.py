@@ -49,7 +49,7 @@ def main() -> None:
     scene = generate_scene(3, seed=1)
     image = (scene.image[None] / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     classes = scene.present.nonzero()[:, 0].tolist()
-    maps = [method.class_maps(image, classes).of_classes(classes) for _ in range(arguments.samples)]
+    maps = [method.class_maps(image, classes).select_classes(classes) for _ in range(arguments.samples)]
     objects = scene.labels > 0
     for count in (1, arguments.samples):
         labels = aggregate_maps(maps[:count]).labels(classes)

@@ -117,7 +117,7 @@ def test_equals_the_float64_reference(images, kind, scales, mirrored):
         assert sum(value.max() == 1 for value in expected.values()) >= 1
         for slot, c in enumerate(result.classes[i].tolist()):
             np.testing.assert_allclose(result.maps[i, slot].numpy(), expected[c], rtol=0, atol=1e-6)
-            np.testing.assert_allclose(found.of(torch.tensor([c, c]))[i, 0].numpy(), expected[c], rtol=0, atol=1e-4)
+            np.testing.assert_allclose(found.select(torch.tensor([c, c]))[i, 0].numpy(), expected[c], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
@@ -269,7 +269,7 @@ def test_captums_target_forms(cnn, images, target):
     plain = {0: [0, 0], -1: [4, 4], (3,): [3, 3]}.get(target if isinstance(target, (int, tuple)) else None)
     if plain is None:
         plain = [2, 2] if isinstance(target, torch.Tensor) and target.numel() == 1 else [1, 2]
-    torch.testing.assert_close(method.attribute(images, target), maps.of(torch.tensor(plain)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(method.attribute(images, target), maps.select(torch.tensor(plain)), rtol=0, atol=1e-6)
 
 
 def test_it_is_captums(cnn, images):

@@ -8,7 +8,6 @@ from captum.attr import visualization as captum_visualization
 from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
 
 from dcsm_attr import DistinctClassSaliency, Simonyan
-from dcsm_attr.attribution.consumers import expand_to_channels
 from dcsm_attr.segmentation.visualization import visualize_attribution
 
 
@@ -99,7 +98,7 @@ def test_sensitivity_max_equals_its_definition(dcs, images, count):
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_infidelity_through_the_helper(dcs, images):
+def test_infidelity_of_maps_expanded_over_the_channels(dcs, images):
     def score(x):
         return dcs.forward_func(x).sum((2, 3))
 
@@ -109,23 +108,12 @@ def test_infidelity_through_the_helper(dcs, images):
     def perturb(x):
         return x - noise
 
-    attribution = expand_to_channels(dcs.attribute(images, 1), images)
+    attribution = dcs.attribute(images, 1).expand_as(images)
     assert attribution.shape == images.shape
     result = infidelity(score, perturb, images, attribution, target=1, n_perturb_samples=1)
     predicted = (noise * attribution).flatten(1).sum(1)
     actual = (score(images) - score(images - noise))[:, 1]
     torch.testing.assert_close(result, (predicted - actual).square(), rtol=1e-3, atol=1e-5)
-    (in_tuple,) = expand_to_channels(dcs.attribute((images,), 1), (images,))
-    assert torch.equal(in_tuple, attribution)
-
-
-def test_expanding_needs_maps_of_the_inputs_size(images):
-    with pytest.raises(ValueError, match=r"\(N, 1, H, W\)"):
-        expand_to_channels(torch.rand(2, 1, 5, 5), images)
-    maps = torch.rand(2, 1, 20, 24)
-    for attributions, inputs in ((maps, (images,)), ((maps,), images)):
-        with pytest.raises(TypeError, match="must both be tensors or both be tuples"):
-            expand_to_channels(attributions, inputs)
 
 
 def test_captums_own_visualization_draws_a_map(dcs, images):

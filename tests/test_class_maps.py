@@ -15,14 +15,14 @@ def found():
 
 
 def test_maps_come_in_the_order_of_the_classes(found):
-    picked = found.of_classes((4, 7))
+    picked = found.select_classes((4, 7))
     assert picked.shape == (2, 4, 5)
     assert picked[:, 0, 0].tolist() == [found.maps[0, 2, 0, 0].item(), found.maps[0, 0, 0, 0].item()]
-    assert torch.equal(found.of_classes([9], image=1), found.maps[1, 1:2])
-    assert found.of_classes([]).shape == (0, 4, 5)
+    assert torch.equal(found.select_classes([9], image=1), found.maps[1, 1:2])
+    assert found.select_classes([]).shape == (0, 4, 5)
 
 
 @pytest.mark.parametrize(("c", "image"), [(9, 0), (-1, 1)])
 def test_a_class_without_a_map_is_refused(found, c, image):
     with pytest.raises(ValueError, match=f"class {c} has no map: the candidates are "):
-        found.of_classes([2, c], image)
+        found.select_classes([2, c], image)

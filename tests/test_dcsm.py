@@ -111,7 +111,7 @@ def test_matconvnet_variant_equals_the_float64_reference(seed):
     for k, c in enumerate(result.classes[0].tolist()):
         if c in accumulated:
             np.testing.assert_allclose(result.maps[0, k].numpy(), accumulated[c] / terms, atol=2e-5)
-            picture = eq.matconvnet_image(result.maps[:, k : k + 1], 3.0)[0, 0]
+            picture = eq.squash(result.maps[:, k : k + 1], 3.0).clamp(min=1e-20)[0, 0]
             np.testing.assert_allclose(picture.numpy(), pictures[c], atol=1e-4)
 
 
@@ -384,7 +384,7 @@ def test_simonyan_is_the_squashed_input_gradient(vgg, images):
             m = gradient.abs().amax(1)[0]
             torch.testing.assert_close(result.maps[n, k], torch.tanh(8 * m / m.max()), rtol=1e-4, atol=1e-5)
     assert not result.subtracted.any()
-    assert torch.equal(Simonyan(vgg).attribute(images, [0, 2])[0, 0], result.of(torch.tensor([0, 2]))[0, 0])
+    assert torch.equal(Simonyan(vgg).attribute(images, [0, 2])[0, 0], result.select(torch.tensor([0, 2]))[0, 0])
     assert Simonyan(vgg, alpha=2.0).attribute(images, 0).mean() < Simonyan(vgg).attribute(images, 0).mean()
 
 

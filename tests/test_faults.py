@@ -23,11 +23,12 @@ from dcsm_attr import (
     Simonyan,
 )
 from dcsm_attr.attribution import maps as eq
+from dcsm_attr.attribution.cached_gradients import compute_gradients
 from dcsm_attr.attribution.candidates import choose_candidates, class_scores, explicit_candidates, resolve_target
 from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.fusion import fused
-from dcsm_attr.attribution.gradients import DetachedParameters, GradientTap, record
-from dcsm_attr.attribution.inputs import rescaled
+from dcsm_attr.attribution.gradients import DetachedParameters, GradientTap, run_forward
+from dcsm_attr.attribution.inputs import resize_images
 from dcsm_attr.attribution.layers import default_layers
 from dcsm_attr.attribution.linear_head import CamFeatures, _LinearLayerTracer
 from dcsm_attr.crf.dense_crf import mean_field
@@ -105,8 +106,8 @@ def segmenter():
 STAGES = {
     "reading": dcsm_attr.datasets.images.read_image,
     "canvas": Preprocess.__call__,
-    "scale": rescaled,
-    "recording": record,
+    "scale": resize_images,
+    "forward pass": run_forward,
     "layer tap": GradientTap.forward,
     "rectifier": GuidedRectifiers.__torch_function__,
     "parameters": DetachedParameters.__torch_function__,
@@ -118,8 +119,8 @@ STAGES = {
     "subtraction": eq.subtract,
     "normalization": eq.squash,
     "division": eq.divide_by_maximum,
-    "averaging": ClassMaps.mapped,
-    "joining": ClassMaps.concatenated,
+    "averaging": ClassMaps.map_values,
+    "joining": ClassMaps.concatenate,
     "background": eq.background,
     "label scores": eq.label_scores,
     "CRF": DenseCRF.__call__,
@@ -172,7 +173,7 @@ OTHER_STAGES = {
         lambda m, x: DistinctClassSaliency(m, "conv2", variant="caffe").attribute(x, 1),
         eq.signed_channel_maximum,
     ),
-    "kept gradients": (lambda m, x: DistinctClassSaliency(m, "conv2").compute_gradients(x), GradientTap.backward),
+    "kept gradients": (lambda m, x: compute_gradients(DistinctClassSaliency(m, "conv2"), x), GradientTap.backward),
     "the second part of a batch": (
         lambda m, x: DistinctClassSaliency(m, "conv2", scales=(1.0,), internal_batch_size=1).attribute(x, 1),
         class_scores,

@@ -116,7 +116,7 @@ def test_class_activation_maps_times_distinct_maps(vgg, images, classes):
     distinct = dcsm.class_maps(images, classes)
     for i in range(2):
         for slot, c in enumerate(expected[i].classes[0].tolist()):
-            product = expected.maps[i, slot] * distinct[i].of(torch.tensor([c]))[0, 0]
+            product = expected.maps[i, slot] * distinct[i].select(torch.tensor([c]))[0, 0]
             assert product.max() > 0
             torch.testing.assert_close(result.maps[i, slot], product / product.max())
 

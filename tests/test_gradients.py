@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from dcsm_attr.attribution import maps as eq
-from dcsm_attr.attribution.gradients import DetachedParameters, LayerPoint, record
+from dcsm_attr.attribution.gradients import DetachedParameters, LayerPoint, run_forward
 
 
 def _record(model, x, points, guided=True, reduction=eq.absolute_channel_maximum, arguments=()):
-    return record(model, (x,), arguments, points, reduction=reduction, guided=guided)
+    return run_forward(model, (x,), arguments, points, reduction, guided=guided)
 
 
 def _points(modules, at_input):
@@ -113,7 +113,7 @@ def test_the_graph_starts_at_the_first_layer_and_holds_no_parameters(vgg, images
     names = [type(node).__name__ for node in _graph_nodes(recording._output)]
     # From features.8 on: three convolutions, two guided rectifiers, one tap; nothing of the blocks below.
     assert sorted(names) == sorted(
-        ["ConvolutionBackward0"] * 3 + ["_GuidedReLUBackward"] * 2 + ["TapBackward", "AccumulateGrad"]
+        ["ConvolutionBackward0"] * 3 + ["_GuidedReLUBackward"] * 2 + ["GradientTapBackward", "AccumulateGrad"]
     )
 
 

@@ -126,9 +126,8 @@ class _Waits(TinyVGG):
 
 
 def _explain_in_child(model, images, queue):
-    queue.put(
-        (all(m.training for m in model.modules()), DistinctClassSaliency(model, "features.5").attribute(images, 1))
-    )
+    was_in_training = all(module.training for module in model.modules())
+    queue.put((was_in_training, DistinctClassSaliency(model, "features.5").attribute(images, 1).tolist()))
 
 
 def test_a_fork_during_a_call_of_another_thread_finds_the_model_unchanged_and_does_not_hang(images):

@@ -182,12 +182,6 @@ def test_the_defect_that_the_matconvnet_guard_removes_is_real():
     assert eq.matconvnet_contrast(maps, 3.0)[0, 0].count_nonzero() == 0
 
 
-def test_matconvnet_image_by_hand():
-    picture = eq.matconvnet_image(torch.tensor([[[[2.0, 1.0, 0.0]]]]), 3.0)
-    expected = [math.tanh(3), math.tanh(1.5), 1e-20]
-    np.testing.assert_allclose(picture.flatten().numpy(), expected, rtol=1e-6)
-
-
 def test_caffe_differences_equal_the_layers_of_the_release():
     """SubFix, MaxNormalizeFix (prior 3), TanH, SubStackFix, MaxNormalizeFix, TanH, in numpy."""
     maps = torch.randn(2, 3, 4, 5, dtype=torch.float64)

@@ -59,7 +59,7 @@ def test_the_deepest_layers(vgg, images):
 
 @pytest.mark.parametrize("options", [{"deepest": 0}, {"deepest": 1, "layer": "features.5"}])
 def test_deepest_is_checked(vgg, options):
-    with pytest.raises(ValueError, match="deepest takes so many of the default layers, at least 1"):
+    with pytest.raises(ValueError, match="deepest is the number of default layers to use"):
         DistinctClassSaliency(vgg, **options)
 
 

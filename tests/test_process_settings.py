@@ -8,6 +8,7 @@ import torch
 from conftest import PooledCNN
 
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
+from dcsm_attr.attribution.cached_gradients import class_maps_from_gradients, compute_gradients
 from dcsm_attr.attribution.fusion import fused, heat_maps
 from dcsm_attr.datasets.preprocess import Preprocess
 
@@ -61,14 +62,14 @@ def test_maps(setting, vgg, images, variant):
         dcs = DistinctClassSaliency(vgg, variant=variant, scales=(0.8, 1.0))
         by_name = DistinctClassSaliency(vgg, dcs.layers, variant=variant, subtract=False)
         detected, known = dcs.class_maps(images, raw=True), dcs.class_maps(images, [[1], [0, 2]])
-        kept = dcs.compute_gradients(images, candidates=[2, 0])
+        kept = compute_gradients(dcs, images, candidates=[2, 0])
         return [
             *(dcs.attribute(images), dcs.attribute(images, [1, 2]), dcs.attribute(images, -1, candidates=[[3, 1]] * 2)),
             *(detected.maps, detected.raw, detected.classes, detected.detected, detected.scores, known.maps),
             *(
                 by_name.attribute(images),
                 kept.run(1.0).maps[0],
-                dcs.class_maps_from_gradients(kept, candidates=[0, 2]).maps,
+                class_maps_from_gradients(dcs, kept, candidates=[0, 2]).maps,
             ),
             *(Simonyan(vgg).attribute(images, (2,)), dcs.class_maps(images)[1].best()),
         ]

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
-from dcsm_attr.attribution import maps as eq
 from dcsm_attr.datasets.images import ImageReadError
 from dcsm_attr.datasets.masks import voc_colors
 from dcsm_attr.datasets.preprocess import Preprocess
@@ -271,17 +270,6 @@ def test_rejects_other_bad_input(segmenter, vgg, image, tmp_path):
     broken.write_bytes(b"no image")
     with pytest.raises(ImageReadError, match=r"broken\.jpg: not an image"):
         segmenter.segment(broken)
-
-
-def test_the_matconvnet_image_is_not_the_unary(vgg, image):
-    """The second tanh of the release would leave almost no background."""
-    saliency = DistinctClassSaliency(vgg, variant="matconvnet")
-    result = Segmenter(vgg, saliency=saliency, crf=None, preprocess=SMALL).segment(image, [0, 1])
-    kept = result.class_maps.maps[:, [result.candidates.index(c) for c in (0, 1)]]
-    release_image = eq.matconvnet_image(kept, 3.0)
-    assert release_image.mean() > 1.2 * kept.mean()
-    inflated = eq.background(release_image, torch.ones(1, 2, dtype=torch.bool))
-    assert inflated.mean() < result.unrefined[0].mean()
 
 
 def test_bfloat16_changes_the_maps_slightly(segmenter, image, vgg):

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from benchmarks.speed.graph_count import count_rectifiers
 from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, GuidedRectifiers, Segmenter
-from dcsm_attr.attribution.gradients import LayerPoint, record
+from dcsm_attr.attribution.gradients import LayerPoint, run_forward
 from dcsm_attr.attribution.linear_head import find_cam_features
 from dcsm_attr.attribution.maps import absolute_channel_maximum
 from dcsm_attr.datasets.preprocess import Preprocess
@@ -119,7 +119,7 @@ def check_every_rectifier(model, layers, x):
     with GuidedRectifiers() as rule:
         model(x.clone().requires_grad_())
     points = [LayerPoint(name, model.get_submodule(name), at_input=True) for name in layers]
-    recording = record(model, (x,), (), points, reduction=absolute_channel_maximum, guided=True)
+    recording = run_forward(model, (x,), (), points, absolute_channel_maximum, guided=True)
     assert rule.guided == rule.seen == in_graph == rectifiers_in_trace(model) == recording.num_rectifiers
     assert 0 < recording.num_guided_rectifiers <= in_graph
     return in_graph

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
-from dcsm_attr.attribution.cached_gradients import CachedGradients
+from dcsm_attr.attribution.cached_gradients import CachedGradients, compute_gradients
 from dcsm_attr.attribution.layers import default_layers, layer_blocks
 from dcsm_attr.datasets.preprocess import CanvasImage
 from dcsm_attr.evaluation.result import parameters_digest
@@ -126,8 +126,8 @@ class GradientStore:
         parameter = next(one.method.forward_func.parameters())
         images = prepared.tensor[None].to(parameter.device)
         if isinstance(one.method, Simonyan):
-            return _on_cpu(one.method.compute_gradients(images, classes=candidates))
-        return _on_cpu(one.method.compute_gradients(images, candidates=candidates, attribute_to_layer_input=True))
+            return _on_cpu(compute_gradients(one.method, images, classes=candidates))
+        return _on_cpu(compute_gradients(one.method, images, candidates=candidates, attribute_to_layer_input=True))
 
     def _check(self, name: PassName) -> None:
         if name in self._checked:

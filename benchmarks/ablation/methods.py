@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.ablation.gradients import GradientStore, PassName
 from dcsm_attr.attribution import DistinctClassSaliency, Simonyan
-from dcsm_attr.attribution.cached_gradients import CachedGradients
+from dcsm_attr.attribution.cached_gradients import CachedGradients, class_maps_from_gradients
 from dcsm_attr.attribution.candidates import class_scores
 from dcsm_attr.attribution.model import prepared_model
 from dcsm_attr.crf import DenseCRF
@@ -145,8 +145,8 @@ def combine_gradients(method: DistinctClassSaliency | Simonyan, case: Case, *pas
     for name in passes[1:]:
         kept = kept + case.kept(name)
     if isinstance(method, Simonyan):
-        found = method.class_maps_from_gradients(kept, classes=case.classes)
+        found = class_maps_from_gradients(method, kept, classes=case.classes)
     else:
         # Named, since a released code may choose others, at other scales, whose gradients were not kept.
-        found = method.class_maps_from_gradients(kept, case.classes, case.candidates(method.min_candidates))
-    return found.of_classes(case.classes)
+        found = class_maps_from_gradients(method, kept, case.classes, case.candidates(method.min_candidates))
+    return found.select_classes(case.classes)

@@ -318,7 +318,7 @@ class _CachedPerCase(Generic[_Value]):
 def _saliency_maps(saliency: Saliency, case: Case) -> Tensor:
     parameter = next(case.classifier.network.parameters())
     found = saliency.class_maps(case.prepared.tensor[None].to(parameter.device), [case.classes])
-    return found.of_classes(case.classes).cpu()
+    return found.select_classes(case.classes).cpu()
 
 
 def _seeds(classifier: Classifier) -> dict[str, Method]:

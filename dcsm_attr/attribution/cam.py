@@ -1,7 +1,6 @@
 """Class activation maps, at several scales and mirrored, as a Captum attribution."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from dcsm_attr.attribution.candidates import (
     Activation,
+    Candidates,
     Request,
+    SelectClasses,
     Selection,
     check_detection_settings,
     class_scores,
@@ -22,17 +23,16 @@ from dcsm_attr.attribution.inputs import (
     AutoMemoryFormat,
     batch_slices,
     check_batch_size,
-    check_images,
     check_scales,
     default_batch_size,
-    format_forward_args,
-    rescaled,
+    explain_in_batches,
+    resize_images,
     slice_forward_args,
     sort_by_distance_to_one,
 )
 from dcsm_attr.attribution.linear_head import CamFeatures, find_cam_features
 from dcsm_attr.attribution.maps import divide_by_maximum, upsample
-from dcsm_attr.attribution.model import PoolingName, check_model, explain_forward_errors, prepared_model
+from dcsm_attr.attribution.model import PoolingName, check_model, explain_forward_errors, raise_deferred_signals
 
 __all__ = ["ClassActivationMaps"]
 
@@ -103,7 +103,7 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
         self.pooling: PoolingName = pooling
         self.threshold = threshold
         self.internal_batch_size = internal_batch_size
-        self._format = AutoMemoryFormat()
+        self._memory_format = AutoMemoryFormat()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -158,8 +158,8 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
             >>> attribution = ClassActivationMaps(model).attribute(images, target=243)  # Nx1xHxW
             >>> plain = ClassActivationMaps(model, scales=(1.0,), mirrored=False)  # Zhou et al.
         """
-        result, selection = self._run(inputs, Request(target=target), additional_forward_args)
-        return select_target_map(result, selection.target, inputs)
+        maps = self._explain(inputs, Request(target=target), additional_forward_args)
+        return select_target_map(maps, target, inputs)
 
     def attribute_future(self) -> None:
         """Not supported by this method."""
@@ -195,71 +195,61 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
             TypeError, ValueError, RuntimeError: as :meth:`attribute`.
             ValueError: if classes are out of range or named twice.
         """
-        return self._run(inputs, Request(classes=classes), additional_forward_args, raw)[0]
+        return self._explain(inputs, Request(classes=classes), additional_forward_args, raw)
 
-    def _run(
-        self, inputs: Any, request: Request, additional_forward_args: Any, raw: bool = False
-    ) -> tuple[ClassMaps, Selection]:
-        images = check_images(inputs)
-        arguments = format_forward_args(additional_forward_args)
-        count = len(images[0])
-        selection: Selection | None = None
-        parts = []
-        with prepared_model(self.forward_func, images[0].device):
-            for part in batch_slices(count, self.internal_batch_size or default_batch_size(images, arguments)):
-                runs = self._runs(tuple(x[part] for x in images), slice_forward_args(arguments, part, count))
-                first = next(runs)
-                if selection is None:
-                    selection = request.resolve(count, first.logits.shape)
+    def _explain(self, inputs: Any, request: Request, additional_forward_args: Any, raw: bool = False) -> ClassMaps:
+        def explain(images: tuple[Tensor, ...], forward_args: tuple[Any, ...], select: SelectClasses) -> ClassMaps:
+            size = (images[0].shape[2], images[0].shape[3])
+            candidates: Candidates | None = None
+            for scale in sort_by_distance_to_one(self.scales):
+                features = self._features(images, forward_args, scale)  # f_s, of the images and their mirror images
+                if candidates is None:
+                    scores = class_scores(features.logits[: len(images[0])], self.activation, self.pooling)
+                    selection = select(features.logits.shape)
                     _check_no_target_position(selection)
-                parts.append(self._summed(chain([first], runs), selection[part], images[0][part], raw))
-        assert selection is not None
-        return ClassMaps.concatenated(parts), selection
+                    candidates = selection.candidates_for(scores, scores > self.threshold, 1)
+                    total = torch.zeros((), device=scores.device)
+                total = total + upsample(self._rectified(features, candidates.classes), size)
+            assert candidates is not None
+            if not total.isfinite().all():
+                raise ValueError(
+                    "the model's maps hold NaN or infinite values: they exceed the range of its number type. Check "
+                    "its weights, or run it in a type of wider range (float32, bfloat16)."
+                )
+            empty = (candidates.classes < 0)[:, :, None, None]
+            maps = divide_by_maximum(total).float().masked_fill_(empty, 0.0)
+            uncontrasted = torch.zeros_like(candidates.detected[:, 0])
+            return ClassMaps(maps, candidates.classes, candidates.detected, scores, uncontrasted, maps if raw else None)
 
-    def _runs(self, images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Iterator[CamFeatures]:
-        """What the model finds at each scale, looked for when it is asked for; mirror images after all others."""
+        return explain_in_batches(
+            self.forward_func, inputs, additional_forward_args, request, self.internal_batch_size, explain
+        )
+
+    def _features(self, images: tuple[Tensor, ...], forward_args: tuple[Any, ...], scale: float) -> CamFeatures:
+        """Runs the model at one scale; mirror images come after all others."""
+        resized = resize_images(images, scale, "bicubic")  # As the released code resizes.
         rows = torch.arange(len(images[0]), device=images[0].device)
-        for scale in sort_by_distance_to_one(self.scales):
-            # As the released code resizes.
-            resized = rescaled(images, scale, "bicubic")
-            views, view_rows = resized, rows
-            if self.mirrored:
-                views, view_rows = tuple(torch.cat([x, x.flip(-1)]) for x in resized), rows.repeat(2)
-            chunk_size = self.internal_batch_size or default_batch_size(resized, arguments)
-            with explain_forward_errors(self.forward_func, resized[0], images[0]):
-                found = [
-                    self._cam_features(
-                        tuple(x[part] for x in views), slice_forward_args(arguments, view_rows[part], len(rows))
+        views, view_rows = resized, rows
+        if self.mirrored:
+            views, view_rows = tuple(torch.cat([x, x.flip(-1)]) for x in resized), rows.repeat(2)
+        chunk_size = self.internal_batch_size or default_batch_size(resized, forward_args)
+        parts = []
+        with explain_forward_errors(self.forward_func, resized[0], images[0]):
+            for part in batch_slices(len(view_rows), chunk_size):
+                part_args = slice_forward_args(forward_args, view_rows[part], len(rows))
+                parts.append(
+                    self._memory_format.run(
+                        lambda x, args=part_args: find_cam_features(self.forward_func, x, args),  # type: ignore[misc]
+                        tuple(x[part] for x in views),
                     )
-                    for part in batch_slices(len(view_rows), chunk_size)
-                ]
-            yield CamFeatures.concatenated(found)
+                )
+                raise_deferred_signals()
+        return CamFeatures.concatenate(parts)
 
-    def _cam_features(self, images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> CamFeatures:
-        return self._format.run(lambda x: find_cam_features(self.forward_func, x, arguments), images)
-
-    def _summed(self, runs: Iterator[CamFeatures], selection: Selection, images: Tensor, raw: bool) -> ClassMaps:
-        """Choose the classes of a part of the batch, and sum their maps over scales and mirror images."""
-        first = next(runs)
-        scores = class_scores(first.logits[: len(images)], self.activation, self.pooling)
-        candidates = selection.to(scores.device).candidates_for(scores, scores > self.threshold, 1)
-        size = (images.shape[2], images.shape[3])
-        total = sum(upsample(self._rectified(run, candidates.classes), size) for run in chain([first], runs))
-        assert isinstance(total, Tensor)
-        if not total.isfinite().all():
-            raise ValueError(
-                "the model's maps hold NaN or infinite values: they exceed the range of its number type. Check its "
-                "weights, or run it in a type of wider range (float32, bfloat16)."
-            )
-        empty = (candidates.classes < 0)[:, :, None, None]
-        maps = divide_by_maximum(total).float().masked_fill_(empty, 0.0)
-        nothing = torch.zeros_like(candidates.detected[:, 0])
-        return ClassMaps(maps, candidates.classes, candidates.detected, scores, nothing, maps if raw else None)
-
-    def _rectified(self, run: CamFeatures, classes: Tensor) -> Tensor:
+    def _rectified(self, features: CamFeatures, classes: Tensor) -> Tensor:
         if not self.mirrored:
-            return run.maps(classes).clamp_(min=0)
-        own, mirrored = run.maps(classes.repeat(2, 1)).clamp_(min=0).chunk(2)
+            return features.maps(classes).clamp_(min=0)
+        own, mirrored = features.maps(classes.repeat(2, 1)).clamp_(min=0).chunk(2)
         return own + mirrored.flip(-1)
 
 

@@ -1,10 +1,10 @@
-"""Which classes are in the image, and which are taken along to be subtracted.
+"""The candidate classes of each image: detected, named by the caller, or added to be contrasted with the others.
 
-Captum's target forms, read as classes, and the maps of a target in Captum's form.
-
-What the caller asked for: a target, known classes, candidates; checked once the model's output is known.
+A :class:`Request` is what the caller passed. It becomes a :class:`Selection` when the model's output is known, and with
+the scores of each image :class:`Candidates`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ __all__ = [
     "Activation",
     "Candidates",
     "Request",
+    "SelectClasses",
     "Selection",
     "check_detection_settings",
     "choose_candidates",
@@ -212,18 +213,25 @@ def _names_position(target: Any) -> bool:
     return isinstance(first, tuple) and len(first) > 1
 
 
-def select_target_map(maps: ClassMaps, target: Tensor | None, inputs: Any) -> Tensor | tuple[Tensor, ...]:
-    """Pick the maps of the target.
+def select_target_map(maps: ClassMaps, target: Any, inputs: Any) -> Tensor | tuple[Tensor, ...]:
+    """Select the map of the target of each image, in the form that Captum's ``attribute`` returns.
 
     Args:
         maps: with the target among the candidates.
-        target: ``(N,)`` int64; None: the best candidate of each image.
+        target: in any of Captum's forms. None: the best candidate of each image.
         inputs: as the user gave them.
 
     Returns:
         ``(N, 1, H, W)``; a tuple if the inputs are one, with a map for each.
     """
-    attribution = maps.best() if target is None else maps.of(target.to(maps.maps.device))
+    if target is None:
+        attribution = maps.best()
+    else:
+        # The scores have no positions: of a target (class, y, x) the class counts.
+        if _names_position(target):
+            target = [one[0] for one in target] if isinstance(target, list) else target[0]
+        classes, _ = resolve_target(target, maps.scores.shape)
+        attribution = maps.select(classes.to(maps.maps.device))
     return tuple(attribution.clone() for _ in inputs) if isinstance(inputs, tuple) else attribution
 
 
@@ -267,6 +275,10 @@ class Selection:
             return explicit_candidates(self.candidates, detected)
         required = None if self.target is None else F.one_hot(self.target, ranking.shape[1]).bool()
         return choose_candidates(ranking, detected, minimum, required)
+
+
+#: Resolves a request for a part of a batch, given the shape of the model's output for it.
+SelectClasses = Callable[[torch.Size], Selection]
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,13 @@ class ClassMaps:
 
     def best(self) -> Tensor:
         """Pick the map of each image's best candidate, ``(N, 1, H, W)``."""
-        return self._slots(self._best_slot())
+        return self._take_slots(self._best_slot())
 
     def _best_slot(self) -> Tensor:
         candidate_scores = self.scores.gather(1, self.classes.clamp(min=0))
         return candidate_scores.masked_fill(self.classes < 0, -1.0).argmax(dim=1)
 
-    def of(self, classes: Tensor) -> Tensor:
+    def select(self, classes: Tensor) -> Tensor:
         """Pick one class's map from each image.
 
         Args:
@@ -65,9 +65,9 @@ class ClassMaps:
         Returns:
             ``(N, 1, H, W)``, contiguous.
         """
-        return self._slots((self.classes == classes[:, None]).to(torch.uint8).argmax(dim=1))
+        return self._take_slots((self.classes == classes[:, None]).to(torch.uint8).argmax(dim=1))
 
-    def of_classes(self, classes: Sequence[int], image: int = 0) -> Tensor:
+    def select_classes(self, classes: Sequence[int], image: int = 0) -> Tensor:
         """Pick the maps of several classes from one image.
 
         Args:
@@ -86,7 +86,7 @@ class ClassMaps:
             raise ValueError(f"class {missing[0]} has no map: the candidates are {', '.join(map(str, slots))}.")
         return self.maps[image, [slots[c] for c in classes]]
 
-    def _slots(self, slots: Tensor) -> Tensor:
+    def _take_slots(self, slots: Tensor) -> Tensor:
         return self.maps[torch.arange(len(self), device=slots.device), slots][:, None].contiguous()
 
     def __getitem__(self, image: int) -> "ClassMaps":
@@ -101,7 +101,7 @@ class ClassMaps:
             None if self.raw is None else self.raw[image : image + 1, held],
         )
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> "ClassMaps":
+    def map_values(self, change: Callable[[Tensor], Tensor]) -> "ClassMaps":
         """The same with ``change`` applied to the maps, ``(N, K, H, W)``, and to the raw ones."""
         return replace(self, maps=change(self.maps), raw=None if self.raw is None else change(self.raw))
 
@@ -111,7 +111,7 @@ class ClassMaps:
         return replace(self, **{name: value.cpu() for name, value in values.items() if value is not None})
 
     @staticmethod
-    def concatenated(parts: "Sequence[ClassMaps]") -> "ClassMaps":
+    def concatenate(parts: "Sequence[ClassMaps]") -> "ClassMaps":
         """Join the results of the parts of a batch; K becomes the largest."""
         slots = max(part.classes.shape[1] for part in parts)
         padded = [part._padded(slots) for part in parts]
@@ -130,7 +130,7 @@ class ClassMaps:
         if not missing:
             return self
         return replace(
-            self.mapped(lambda maps: F.pad(maps, (0, 0, 0, 0, 0, missing))),
+            self.map_values(lambda maps: F.pad(maps, (0, 0, 0, 0, 0, missing))),
             classes=F.pad(self.classes, (0, missing), value=-1),
             detected=F.pad(self.detected, (0, missing)),
         )

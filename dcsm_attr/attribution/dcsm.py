@@ -1,28 +1,54 @@
 """Distinct class-specific saliency maps as a Captum ``LayerAttribution``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
-from captum.attr._utils.attribution import LayerAttribution
+from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from dcsm_attr.attribution.cached_gradients import CachedGradients
-from dcsm_attr.attribution.candidates import Activation, Request
+from dcsm_attr.attribution.candidates import (
+    Activation,
+    Candidates,
+    Request,
+    SelectClasses,
+    Selection,
+    check_detection_settings,
+    class_scores,
+    select_target_map,
+)
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.attribution.class_saliency import ClassSaliency
-from dcsm_attr.attribution.gradients import LayerPoint
+from dcsm_attr.attribution.gradients import (
+    ForwardPass,
+    GradientRun,
+    LayerPoint,
+    check_guided_rectifiers,
+    class_chunk_size,
+    run_forward,
+)
 from dcsm_attr.attribution.guided import unguided_rectifiers
-from dcsm_attr.attribution.inputs import check_differentiable, check_images, format_forward_args, slice_forward_args
+from dcsm_attr.attribution.inputs import (
+    AutoMemoryFormat,
+    check_batch_size,
+    check_differentiable,
+    check_images,
+    check_scales,
+    explain_in_batches,
+    format_forward_args,
+    resize_images,
+    slice_forward_args,
+    sort_by_distance_to_one,
+)
 from dcsm_attr.attribution.layers import Layer, default_layers, is_constant, layer_points, resolve_layers
 from dcsm_attr.attribution.maps import VARIANTS, VariantName
-from dcsm_attr.attribution.model import PoolingName, warn_caller
+from dcsm_attr.attribution.model import PoolingName, check_model, explain_forward_errors, warn_caller
 
 __all__ = ["DistinctClassSaliency"]
 
 
-class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[misc]
+class DistinctClassSaliency(LayerAttribution, GradientAttribution):  # type: ignore[misc]
     r"""
     Computes Distinct Class-specific Saliency Maps: where a CNN sees each of several classes.
 
@@ -54,9 +80,9 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
       signs and adds a map near 1 everywhere; a maximum of zero gives NaN. Both pairs are skipped here.
     - *matconvnet*: where no class passes the threshold the release divides 0 by 0; here the best class is used and
       flagged (:attr:`ClassMaps.nothing_detected`).
-    - *matconvnet*: the second normalization and tanh, which the release applies to the pictures it writes, is
-      :func:`dcsm_attr.attribution.maps.matconvnet_image`, and not part of the maps: as unaries it inflates the
-      foreground. The maps are the mean over pairs, layers and scales, where the release sums; the picture is the same.
+    - *matconvnet*: the second normalization and tanh of the images that the release writes is not applied: in unaries
+      it inflates the foreground. ``maps.squash(maps, 3).clamp(min=1e-20)`` gives these images. The maps are the mean
+      over pairs, layers and scales, where the release sums, which makes no difference to the images.
     - *matconvnet*: it subtracts the mean of the channels B, G, R from R, G, B, and fails on images larger than 500
       pixels. Both lie in its preprocessing, not here.
     - *caffe*: its channel maximum and its upsampling are right for square maps only; here for all.
@@ -134,79 +160,63 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
         """
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(map(repr, VARIANTS))}; got {variant!r}.")
-        self.variant = variant
-        ClassSaliency.__init__(
-            self,
-            forward_func,
-            VARIANTS[variant],
-            guided=guided,
-            subtract=subtract,
-            scales=scales,
-            alpha=alpha,
-            activation=activation,
-            pooling=pooling,
-            threshold=threshold,
-            min_candidates=min_candidates,
-            internal_batch_size=internal_batch_size,
-        )
+        if not 0 < alpha < float("inf"):
+            raise ValueError(f"alpha must be positive, got {alpha}.")
+        check_detection_settings(activation, pooling, threshold)
+        check_batch_size(internal_batch_size)
+        if min_candidates is not None and min_candidates < 1:
+            raise ValueError(
+                f"min_candidates must be at least 1, got {min_candidates}; subtract=False switches the contrast off."
+            )
         if deepest is not None and (layer is not None or deepest < 1):
             raise ValueError(
-                "deepest takes so many of the default layers, at least 1, and does not go together with layer; got "
-                f"deepest={deepest}{'' if layer is None else ' and a layer'}."
+                "deepest is the number of default layers to use, counted from the last: at least 1, and only without "
+                f"layer; got deepest={deepest}{'' if layer is None else ' and a layer'}."
             )
+        model = check_model(forward_func, guided)
+        if layer is None and not isinstance(model, nn.Module):
+            raise ValueError(
+                "layers cannot be chosen for a function: pass the model itself as forward_func, or name layer=[...]."
+            )
+        GradientAttribution.__init__(self, model)
+        LayerAttribution.__init__(self, model, layer, device_ids)
+        self._variant = VARIANTS[variant]
+        self.variant = variant
+        self.guided = guided
+        self.subtract = subtract
+        self.scales = check_scales(self._variant.scales if scales is None else scales)
+        self.alpha = alpha
+        self.activation: Activation = activation
+        self.pooling: PoolingName = pooling
+        self.threshold = threshold
+        self.min_candidates = self._variant.min_candidates if min_candidates is None else min_candidates
+        self.internal_batch_size = internal_batch_size
         self._deepest = deepest
         self._layers_given = layer is not None
-        self._layers: dict[str, nn.Module] | None = None
-        if layer is not None:
-            self._layers = resolve_layers(self.forward_func, layer)
-        elif not isinstance(self.forward_func, nn.Module):
-            raise ValueError(
-                "forward_func is a function, so that no layers can be chosen for it: pass the model itself, or "
-                "layer=[...]."
-            )
-        LayerAttribution.__init__(self, self.forward_func, layer, device_ids)
+        self._layers = None if layer is None else resolve_layers(model, layer)
+        self._memory_format = AutoMemoryFormat()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the maps depend on beside model and images, JSON-serializable."""
-        return {**super().settings, "variant": self.variant, "layers": list(self.layers)}
+        """All settings that the maps depend on, JSON-serializable; asking for them chooses the layers."""
+        return {
+            "method": self.get_name(),
+            "guided": self.guided,
+            "subtract": self.subtract,
+            "scales": list(self.scales),
+            "alpha": self.alpha,
+            "activation": self.activation,
+            "pooling": self.pooling,
+            "threshold": self.threshold,
+            "min_candidates": self.min_candidates,
+            "variant": self.variant,
+            "layers": list(self.layers),
+        }
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the layers; where none were given, asking runs the model once to choose them."""
+        """Names of the layers. If none were given, the first access runs the model once to choose them."""
         return tuple(self._resolve_layers())
-
-    def _resolve_layers(self, inputs: Any = None, additional_forward_args: Any = None) -> dict[str, nn.Module]:
-        if self._layers is None:
-            images = None if inputs is None else check_images(inputs)
-            arguments = format_forward_args(additional_forward_args)
-            if images is not None:
-                check_differentiable(images)
-                arguments = slice_forward_args(arguments, slice(0, 1), len(images[0]))
-            with unguided_rectifiers():
-                names = default_layers(self.forward_func, images, arguments)
-            self._layers = resolve_layers(self.forward_func, names[-(self._deepest or 0) :])
-            self.layer = list(self._layers.values())
-        return self._layers
-
-    def _points(
-        self, inputs: Any, additional_forward_args: Any, attribute_to_layer_input: bool | None
-    ) -> list[LayerPoint]:
-        layers = self._resolve_layers(inputs, additional_forward_args)
-        at_input = not self._layers_given if attribute_to_layer_input is None else attribute_to_layer_input
-        return layer_points(layers, at_input)
-
-    def _check_raw_maps(self, names: list[str], layers: list[Tensor]) -> None:
-        if not self._layers_given:
-            return
-        constant = torch.stack([is_constant(maps).all() for maps in layers]).tolist()
-        said = [name for name, flag in zip(names, constant, strict=True) if flag]
-        if said:
-            warn_caller(
-                f"the gradient at {', '.join(said)} is the same at every position, so that its map says nothing about "
-                "where: no rectifier or max pool lies between it and a pooled linear head. Choose earlier layers, or "
-                "layer inputs (attribute_to_layer_input=True)."
-            )
 
     @log_usage()
     def attribute(
@@ -263,8 +273,9 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             >>> # Where does it see a bull mastiff (243), contrasted with a tabby (281)? Nx1xHxW.
             >>> attribution = dcs.attribute(images, target=243, candidates=[243, 281])
         """
-        points = self._points(inputs, additional_forward_args, attribute_to_layer_input)
-        return self._attribute(inputs, points, Request(target=target, candidates=candidates), additional_forward_args)
+        request = Request(target=target, candidates=candidates)
+        maps = self._explain(inputs, request, additional_forward_args, attribute_to_layer_input)
+        return select_target_map(maps, target, inputs)
 
     def attribute_future(self) -> None:
         """Not supported by this method."""
@@ -305,64 +316,146 @@ class DistinctClassSaliency(ClassSaliency, LayerAttribution):  # type: ignore[mi
             TypeError, ValueError, RuntimeError: as :meth:`attribute`.
             ValueError: if classes are out of range, named twice, or not among the candidates.
         """
-        points = self._points(inputs, additional_forward_args, attribute_to_layer_input)
         request = Request(classes=classes, candidates=candidates)
-        return self._run(inputs, points, request, additional_forward_args, raw)[0]
+        return self._explain(inputs, request, additional_forward_args, attribute_to_layer_input, raw)
 
-    def compute_gradients(
+    def _explain(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
-        classes: Any = None,
-        candidates: Any = None,
-        additional_forward_args: Any = None,
-        attribute_to_layer_input: bool | None = None,
-    ) -> CachedGradients:
-        r"""
-        Takes the gradients without combining them, so that several settings of the method can share them.
+        inputs: Any,
+        request: Request,
+        additional_forward_args: Any,
+        attribute_to_layer_input: bool | None,
+        raw: bool = False,
+    ) -> ClassMaps:
+        layers = self._layer_points(inputs, additional_forward_args, attribute_to_layer_input)
+        check_differentiable(check_images(inputs))
 
-        What is kept depends on the model, ``guided``, the variant's way to resize images and to reduce channels, the
-        layers and the scales; alpha, subtraction, the number of candidates, and any choice among the layers, scales and
-        classes that were kept are left to :meth:`class_maps_from_gradients`.
+        def explain(images: tuple[Tensor, ...], forward_args: tuple[Any, ...], select: SelectClasses) -> ClassMaps:
+            size = (images[0].shape[2], images[0].shape[3])
+            return self._average(self._forward_passes(images, forward_args, layers), select, size, raw)
 
-        Args:
+        maps = explain_in_batches(
+            self.forward_func, inputs, additional_forward_args, request, self.internal_batch_size, explain
+        )
+        # A caller who asks for one candidate only does not expect a contrast.
+        if self.subtract and self.min_candidates > 1 and not maps.subtracted.all():
+            warn_caller(
+                "an image has a single candidate class: there is nothing to subtract, and its map is the raw one "
+                "(see ClassMaps.subtracted)."
+            )
+        return maps
 
-            inputs: As in :meth:`class_maps`.
-            classes: As in :meth:`class_maps`.
-            candidates: As in :meth:`class_maps`.
-            additional_forward_args: As in :meth:`class_maps`.
-            attribute_to_layer_input: As in :meth:`class_maps`.
+    def _average(
+        self, passes: Iterable[GradientRun], select: SelectClasses, size: tuple[int, int], raw: bool
+    ) -> ClassMaps:
+        """Averages the contrasted maps of one batch over scales and layers: Eq. 3 to 5."""
+        variant, passes = self._variant, iter(passes)
+        ahead = list(passes) if variant.pool_scores else [next(passes)]
+        scores = [class_scores(run.logits, self.activation, self.pooling) for run in ahead]
+        selection = select(ahead[0].logits.shape)
+        candidates = self._choose(scores, selection)
+        valid = candidates.classes >= 0
+        contrasted = valid.sum(dim=1) > 1 if self.subtract else torch.zeros_like(valid[:, 0])
+        # Read on the host once, so that nothing waits for the device between the layers.
+        slots = None if valid.all() else valid
+        images = contrasted if len(set(contrasted.tolist())) > 1 else bool(contrasted[0])
 
-        Returns:
-            *CachedGradients* of the candidates, about 1/100 of the memory of the maps.
-
-        Raises:
-            TypeError, ValueError, RuntimeError: as :meth:`class_maps`.
-            ValueError: if a layer has several tensors, which its name does not tell apart.
-        """
-        points = self._points(inputs, additional_forward_args, attribute_to_layer_input)
-        return self._compute_gradients(
-            inputs, points, Request(classes=classes, candidates=candidates), additional_forward_args
+        total = torch.zeros(*valid.shape, *size, dtype=torch.float32, device=valid.device)
+        raw_total = torch.zeros_like(total) if raw else None
+        finite: list[Tensor] = []
+        for run in chain(ahead, passes):  # j in S, the scale nearest to 1 first
+            weight = self._scale_weight(run, candidates, selection)
+            chunk_size = class_chunk_size(candidates.classes, self.internal_batch_size)
+            gradients = run.channel_maxima(candidates.classes, selection.positions, chunk_size)  # Eq. 3 for each i in L
+            if not finite:
+                self._warn_of_constant_gradients(run.points, gradients)
+            for gradient in gradients:
+                finite.append(gradient.isfinite().all())
+                distinct = variant.distinct_map(gradient, size, self.alpha, slots, images)  # Eq. 4, and tanh of Eq. 5
+                total += distinct if weight is None else weight * distinct
+                if raw_total is not None:
+                    unchanged = variant.raw_map(gradient, size, self.alpha)
+                    raw_total += unchanged if weight is None else weight * unchanged
+        # Checked on the gradients: the normalization may hide values that are not finite.
+        if not torch.stack(finite).all():
+            raise ValueError(
+                "the model's gradients hold NaN or infinite values: they exceed the range of its number type. Check "
+                "its weights, or run it in a type of wider range (float32, bfloat16)."
+            )
+        maps = ClassMaps(total, candidates.classes, candidates.detected, scores[0], contrasted, raw_total)
+        return maps.map_values(
+            lambda sums: variant.finish(sums / len(finite)).masked_fill_(~valid[:, :, None, None], 0.0).clamp_(0, 1)
         )
 
-    def class_maps_from_gradients(
-        self, kept: CachedGradients, classes: Any = None, candidates: Any = None, *, raw: bool = False
-    ) -> ClassMaps:
-        r"""
-        Computes what :meth:`class_maps` does from gradients that were kept.
+    def _forward_passes(
+        self, images: tuple[Tensor, ...], forward_args: tuple[Any, ...], layers: Sequence[LayerPoint]
+    ) -> Iterator[ForwardPass]:
+        """Runs the model once per scale, when the next pass is asked for."""
+        for number, scale in enumerate(sort_by_distance_to_one(self.scales)):
+            resized = resize_images(images, scale, self._variant.image_interpolation)
+            with explain_forward_errors(self.forward_func, resized[0], images[0]):
+                run = self._memory_format.run(
+                    lambda x: run_forward(
+                        self.forward_func, x, forward_args, layers, self._variant.reduction, guided=self.guided
+                    ),
+                    resized,
+                )
+            if self.guided and number == 0:
+                check_guided_rectifiers(run)
+            yield run
 
-        Args:
+    def _choose(self, scores: list[Tensor], selection: Selection) -> Candidates:
+        """Chooses the candidates of each image, by the scores ``(N, C)`` of one scale or of all."""
+        if selection.positions is not None and self.scales != (1.0,):
+            raise ValueError(
+                "a target (class, y, x) names a position of the score map, whose grid differs between scales: pass "
+                f"scales=(1.0,); got scales={self.scales}."
+            )
+        by_scale = torch.stack(scores)
+        above, ranking = by_scale.amax(dim=0) > self.threshold, by_scale.sum(dim=0)
+        if not self._variant.detect_by_rank:
+            return selection.candidates_for(ranking, above, self.min_candidates)
+        chosen = selection.candidates_for(ranking, torch.zeros_like(above), self.min_candidates)
+        return chosen if selection.known is not None else Candidates(chosen.classes, chosen.classes >= 0)
 
-            kept (CachedGradients): Of a method with the same model and ``guided``, with at least the layers, scales and
-                candidates of this one.
-            classes: As in :meth:`class_maps`.
-            candidates: As in :meth:`class_maps`.
-            raw: As in :meth:`class_maps`.
+    def _scale_weight(self, run: GradientRun, candidates: Candidates, selection: Selection) -> Tensor | None:
+        """Weight of each candidate at one scale ``(N, K, 1, 1)``, 0 where the variant leaves the scale out; None: 1."""
+        if not self._variant.scale_gate or selection.known is not None:
+            return None
+        above = class_scores(run.logits, self.activation, self.pooling) > self.threshold
+        counts = above.gather(1, candidates.classes.clamp(min=0)) | ~candidates.detected
+        if selection.target is not None:
+            counts |= candidates.classes == selection.target[:, None]
+        return counts[:, :, None, None].float()
 
-        Returns:
-            *ClassMaps*, bit for bit those of :meth:`class_maps` where the batch was the same.
+    def _resolve_layers(self, inputs: Any = None, additional_forward_args: Any = None) -> dict[str, nn.Module]:
+        if self._layers is None:
+            images = None if inputs is None else check_images(inputs)
+            forward_args = format_forward_args(additional_forward_args)
+            if images is not None:
+                check_differentiable(images)
+                forward_args = slice_forward_args(forward_args, slice(0, 1), len(images[0]))
+            with unguided_rectifiers():
+                names = default_layers(self.forward_func, images, forward_args)
+            self._layers = resolve_layers(self.forward_func, names[-(self._deepest or 0) :])
+            self.layer = list(self._layers.values())
+        return self._layers
 
-        Raises:
-            ValueError: if a layer, scale or class was not kept; classes or candidates are malformed; or scores or
-                gradients are not finite.
-        """
-        return self._combine_cached(kept, self.layers, Request(classes=classes, candidates=candidates), raw)
+    def _layer_points(
+        self, inputs: Any, additional_forward_args: Any, attribute_to_layer_input: bool | None
+    ) -> list[LayerPoint]:
+        layers = self._resolve_layers(inputs, additional_forward_args)
+        at_input = not self._layers_given if attribute_to_layer_input is None else attribute_to_layer_input
+        return layer_points(layers, at_input)
+
+    def _warn_of_constant_gradients(self, names: list[str], gradients: list[Tensor]) -> None:
+        if not self._layers_given:
+            return
+        constant = torch.stack([is_constant(gradient).all() for gradient in gradients]).tolist()
+        layers = [name for name, flag in zip(names, constant, strict=True) if flag]
+        if layers:
+            warn_caller(
+                f"the gradient at {', '.join(layers)} is the same at every position, so that its map does not "
+                "localize anything: no rectifier or max pool lies between it and a pooled linear head. Choose earlier "
+                "layers, or layer inputs (attribute_to_layer_input=True)."
+            )

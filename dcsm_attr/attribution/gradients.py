@@ -1,21 +1,20 @@
-"""The engine: one forward pass, then the channel maximum of each chosen layer's gradient for each of several classes.
+"""One forward pass, then the channel maximum of each chosen layer's gradient for each of several classes.
 
-A :class:`GradientTap` stands in the forward pass at each chosen layer. It passes its tensor on unchanged and owns a
-*slot*, a leaf of the graph with the shape of a map. What the tap returns as the slot's gradient is the *reduced*
-gradient of the
+A :class:`GradientTap` in the forward pass at each chosen layer passes its tensor on unchanged and owns a *slot*, a leaf
+of the graph with the shape of a map. What the tap returns as the slot's gradient is the *reduced* gradient of the
 layer: the channel maximum is taken inside the backward pass, and a layer's full gradient lives no longer than autograd
 needs it.
 
 The network below the first tap runs without a graph, because nothing there requires a gradient: the images are
-detached, and parameters take part as constants (:class:`DetachedParameters`), which also spares the activations that
-would only be kept for the gradients of weights.
+detached, and parameters enter every operation as constants (:class:`DetachedParameters`), which also saves the
+activations that would only be kept for the gradients of weights.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +23,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from dcsm_attr.attribution.guided import GuidedRectifiers
-from dcsm_attr.attribution.model import check_scores
+from dcsm_attr.attribution.model import check_scores, raise_deferred_signals, warn_caller
 
-__all__ = ["DetachedParameters", "ForwardPass", "LayerPoint", "Reduction", "record"]
+__all__ = [
+    "DetachedParameters",
+    "ForwardPass",
+    "GradientRun",
+    "LayerPoint",
+    "Reduction",
+    "check_guided_rectifiers",
+    "class_chunk_size",
+    "run_forward",
+]
 
 
 #: A gradient ``(N, C, h, w)`` to a map ``(N, 1, h, w)``.
@@ -145,7 +153,7 @@ class ForwardPass:
             RuntimeError: if the scores do not depend on a layer, or the graph was used already.
         """
         if self._output is None:
-            raise RuntimeError("the graph of this forward pass was used and freed; record another one")
+            raise RuntimeError("the graph of this forward pass was used and freed; run another one")
         output, slots = self._output, self._slots
         self._output, self._slots = None, []
         chunks = [
@@ -165,6 +173,7 @@ class ForwardPass:
                 is_grads_batched=batched,
                 allow_unused=True,
             )
+            raise_deferred_signals()
         except RuntimeError as error:
             # Some operations of other libraries have no batched backward.
             if not batched or not any(sign in str(error) for sign in ("vmap", "Batching rule", "batching rule")):
@@ -178,6 +187,26 @@ class ForwardPass:
             gradients = tuple(gradient[None] for gradient in gradients)
         # (K, N, 1, h, w) -> (N, K, h, w)
         return [_at_least_float32(gradient[:, :, 0].transpose(0, 1)) for gradient in gradients]
+
+
+class GradientRun(Protocol):
+    """The scores and the gradients of one forward pass: a :class:`ForwardPass`, or gradients that were cached."""
+
+    @property
+    def logits(self) -> Tensor:
+        """``(N, C)`` or ``(N, C, h, w)``."""
+        ...
+
+    @property
+    def points(self) -> list[str]:
+        """Names of the points at which gradients are read."""
+        ...
+
+    def channel_maxima(
+        self, classes: Tensor, positions: Tensor | None = None, class_chunk_size: int = 1
+    ) -> list[Tensor]:
+        """For each point ``(N, K, h, w)``; see :meth:`ForwardPass.channel_maxima`."""
+        ...
 
 
 def _no_graph_error(name: str) -> RuntimeError:
@@ -206,13 +235,13 @@ def _at_least_float32(maps: Tensor) -> Tensor:
     return maps if maps.dtype == torch.float64 else maps.float()
 
 
-def record(
+def run_forward(
     forward_func: Callable[..., Any],
     inputs: tuple[Tensor, ...],
     additional_forward_args: tuple[Any, ...],
     points: Sequence[LayerPoint],
-    *,
     reduction: Reduction,
+    *,
     guided: bool,
 ) -> ForwardPass:
     """Run the model once with a tap at each point.
@@ -226,7 +255,7 @@ def record(
         guided: whether rectifiers record the guided rule.
 
     Returns:
-        The recording, with a graph from the first tap on.
+        The forward pass, with a graph from the first tap on.
 
     Raises:
         RuntimeError: if a layer was not reached, or the scores do not depend on it through autograd.
@@ -234,20 +263,44 @@ def record(
     """
     taps = _GradientTaps(reduction)
     rule = GuidedRectifiers()
-    with ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(taps.attached(points))
-        stack.enter_context(DetachedParameters())
-        if guided:
-            stack.enter_context(rule)
+    with torch.enable_grad(), taps.attached(points), DetachedParameters(), rule if guided else nullcontext():
         images = [x.detach() for x in inputs]
         images[0] = taps.of_images(points, images[0])
         output = forward_func(*images, *additional_forward_args)
+    raise_deferred_signals()
     scores = check_scores(output, len(inputs[0]))
     slots, names = taps.collect(points)
     if not scores.requires_grad:
         raise _no_graph_error(names[0])
     return ForwardPass(scores.detach(), names, rule.seen, rule.guided, scores, slots)
+
+
+def class_chunk_size(classes: Tensor, internal_batch_size: int | None) -> int:
+    """How many classes ``(N, K)`` share a backward pass: one on the CPU, where a batched pass is slower.
+
+    On an accelerator all, or as many as keep images times classes within ``internal_batch_size``.
+    """
+    if classes.device.type == "cpu":
+        return 1
+    return classes.shape[1] if internal_batch_size is None else max(1, internal_batch_size // len(classes))
+
+
+def check_guided_rectifiers(run: ForwardPass) -> None:
+    """Refuse a model without rectifiers, and warn if none of them was guided.
+
+    Raises:
+        ValueError: if the model has no rectifier at all.
+    """
+    if run.num_rectifiers == 0:
+        raise ValueError(
+            "the model has no rectifier (ReLU or a relative of it), so that guided backpropagation would silently be "
+            "plain backpropagation. Pass guided=False if that is what you want."
+        )
+    if run.num_guided_rectifiers == 0:
+        warn_caller(
+            "no rectifier lies between the chosen layers and the class scores: nothing was guided, and the result "
+            "equals guided=False. Choose earlier layers."
+        )
 
 
 class _GradientTaps:

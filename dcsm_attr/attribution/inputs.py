@@ -1,9 +1,4 @@
-"""What the attribution methods accept as images, and how a batch of them is resized and split.
-
-The sizes at which a method looks at an image, as ratios to its own.
-
-The order of an image batch in memory in which convolutions are fastest.
-"""
+"""The images that attribution methods accept: checked, resized, and explained in parts of a batch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -11,6 +6,10 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dcsm_attr.attribution.candidates import Request, SelectClasses
+from dcsm_attr.attribution.class_maps import ClassMaps
+from dcsm_attr.attribution.model import prepared_model
 
 __all__ = [
     "AutoMemoryFormat",
@@ -21,8 +20,9 @@ __all__ = [
     "check_images",
     "check_scales",
     "default_batch_size",
+    "explain_in_batches",
     "format_forward_args",
-    "rescaled",
+    "resize_images",
     "slice_forward_args",
     "sort_by_distance_to_one",
 ]
@@ -146,7 +146,7 @@ def check_differentiable(images: tuple[Tensor, ...]) -> None:
         )
 
 
-def rescaled(images: tuple[Tensor, ...], scale: float, mode: Literal["bilinear", "bicubic"]) -> tuple[Tensor, ...]:
+def resize_images(images: tuple[Tensor, ...], scale: float, mode: Literal["bilinear", "bicubic"]) -> tuple[Tensor, ...]:
     """Resize all batches to ``round(scale * size)``, at least one pixel, antialiased where they shrink.
 
     Args:
@@ -219,3 +219,39 @@ def slice_forward_args(arguments: tuple[Any, ...], part: slice | Tensor, images:
         images: N of the whole batch.
     """
     return tuple(a[part] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == images else a for a in arguments)
+
+
+def explain_in_batches(
+    forward_func: Callable[..., Any],
+    inputs: Any,
+    additional_forward_args: Any,
+    request: Request,
+    batch_size: int | None,
+    explain: Callable[[tuple[Tensor, ...], tuple[Any, ...], SelectClasses], ClassMaps],
+) -> ClassMaps:
+    """Explain the parts of a batch one after the other, with the model prepared, and concatenate the results.
+
+    Args:
+        forward_func: the model.
+        inputs: as the user gave them, see :func:`check_images`.
+        additional_forward_args: as the user gave them.
+        request: the classes that the user asked for.
+        batch_size: at most this many images per part. None: see :func:`default_batch_size`.
+        explain: computes the class maps of a part from its images, its forward arguments, and a function that resolves
+            the request for the part when the shape of the model's output is known.
+
+    Returns:
+        The maps of all images.
+    """
+    images, forward_args = check_images(inputs), format_forward_args(additional_forward_args)
+    count, device = len(images[0]), images[0].device
+
+    def select(part: slice) -> SelectClasses:
+        return lambda output_shape: request.resolve(count, output_shape)[part].to(device)
+
+    with prepared_model(forward_func, device):
+        parts = [
+            explain(tuple(x[part] for x in images), slice_forward_args(forward_args, part, count), select(part))
+            for part in batch_slices(count, batch_size or default_batch_size(images, forward_args))
+        ]
+    return ClassMaps.concatenate(parts)

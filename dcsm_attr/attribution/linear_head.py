@@ -86,7 +86,7 @@ class CamFeatures:
             return (chosen @ features.flatten(2)).view(*classes.shape, *features.shape[2:])
 
     @staticmethod
-    def concatenated(parts: "Sequence[CamFeatures]") -> "CamFeatures":
+    def concatenate(parts: "Sequence[CamFeatures]") -> "CamFeatures":
         """Join what was found in the parts of a batch by one model."""
         if len(parts) == 1:
             return parts[0]

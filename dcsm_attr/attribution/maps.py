@@ -1,20 +1,16 @@
 r"""Eq. 3, 4, 5 and 7 of DCSM as pure functions on tensors.
 
-Everything the method computes after the gradients are known stands here, without a model: the channel maximum, the
-upsampling, the subtraction between classes, the normalization, and the background.
+All that the method computes once the gradients are known, without a model: the channel maximum, upsampling, the
+contrast between classes, the normalization, and the background.
 
 Notation: ``N`` images, ``K`` candidate classes, ``h x w`` positions of a layer, ``H x W`` pixels of the image. A *raw*
-map is :math:`M^c` of Eq. 3, a *distinct* map is what is left of it after the other classes were subtracted. Functions
-keep the dtype and the device of what they are given, return new tensors, and never look at a value on the host, so that
-nothing synchronizes with an accelerator.
+map is :math:`M^c` of Eq. 3, a *distinct* map is :math:`\tilde M^c` of Eq. 4. Functions keep the dtype and the device of
+their inputs, return new tensors, and never read a value on the host, so that nothing synchronizes with an accelerator.
 
 Source: W. Shimoda and K. Yanai, "Distinct Class-specific Saliency Maps for Weakly Supervised Semantic Segmentation",
 ECCV 2016 (the *paper*), and its two released codes, one for MatConvNet and one for Caffe (the *releases*).
 
-The three published forms of DCSM: the paper's, and those of its two released codes.
-
-Each step of the method at which the three differ is a field of :class:`Variant`; the steps themselves are functions of
-:mod:`dcsm_attr.attribution.maps`.
+The steps at which the three published forms differ are the fields of :class:`Variant`.
 """
 
 from collections.abc import Callable
@@ -37,7 +33,6 @@ __all__ = [
     "label_probabilities",
     "label_scores",
     "matconvnet_contrast",
-    "matconvnet_image",
     "signed_channel_maximum",
     "squash",
     "subtract",
@@ -231,21 +226,6 @@ def _squash_matconvnet(difference: Tensor, alpha: float) -> Tensor:
     return torch.where(maximum > 0, won, 0.0)
 
 
-def matconvnet_image(maps: Tensor, alpha: float) -> Tensor:
-    """What the MatConvNet release writes to an image file: its maps, maximum-normalized and squashed once more.
-
-    For pictures, not for unaries: it inflates the foreground, and Eq. 7 then leaves nothing to the background.
-
-    Args:
-        maps: ``(N, K, H, W)`` accumulated maps (``variant="matconvnet"``), not negative.
-        alpha: steepness, 3 in the release.
-
-    Returns:
-        ``(N, K, H, W)`` in ``[1e-20, tanh(alpha)]``.
-    """
-    return squash(maps, alpha).clamp_(min=MATCONVNET_FLOOR)
-
-
 def caffe_contrast(maps: Tensor, alpha: float, valid: Tensor | None = None) -> Tensor:
     r"""The ``SubFix``, ``MaxNormalizeFix``, ``TanH``, ``SubStackFix`` layers of the Caffe release, at a layer's size.
 
@@ -285,8 +265,7 @@ def background(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tenso
 
     Args:
         maps: ``(N, K, H, W)`` in [0, 1].
-        foreground: ``(N, K)`` bool: the classes that are in the image, contrasted with those there only to be
-        subtracted.
+        foreground: ``(N, K)`` bool: the classes that are in the image, not those that only take part in the contrast.
         exponent: :math:`\gamma`, positive; larger gives more foreground.
 
     Returns:
@@ -339,62 +318,61 @@ class Variant:
 
     Attributes:
         scales: ratios to the input size.
-        min_candidates: candidates of each image at least.
+        min_candidates: least number of candidates per image.
         reduction: a layer's gradient ``(N, C, h, w)`` to a map ``(N, 1, h, w)``.
         image_interpolation: how images are resized to the scales.
-        upsampling: maps ``(N, K, h, w)`` to image size.
-        differences: ``(maps, alpha, valid)`` to distinct maps of the same shape, for one layer at one scale.
-        contrast_at_image_size: whether maps are upsampled before the subtraction, or after.
-        pool_scores: whether classes are detected at any scale and fill up by their summed scores, or both at the scale
+        upsample: maps ``(N, K, h, w)`` to image size.
+        contrast: ``(maps, alpha, valid)`` to distinct maps of the same shape, squashed by tanh.
+        contrast_at_image_size: whether maps are upsampled before the contrast, or after it.
+        pool_scores: whether classes are detected at any scale and ranked by their summed scores, or both at the scale
             nearest to 1.
-        scale_gate: whether a detected class counts only at those scales at which it is above the threshold itself.
+        scale_gate: whether a detected class counts only at the scales at which it is above the threshold.
         detect_by_rank: whether all candidates count as detected, whatever their score.
-        final: applied to the average over layers and scales.
+        finish: applied to the average over layers and scales.
     """
 
     scales: tuple[float, ...]
     min_candidates: int
     reduction: Callable[[Tensor], Tensor]
     image_interpolation: Literal["bilinear", "bicubic"]
-    upsampling: Callable[[Tensor, tuple[int, int]], Tensor]
-    differences: Callable[[Tensor, float, Tensor | None], Tensor]
+    upsample: Callable[[Tensor, tuple[int, int]], Tensor]
+    contrast: Callable[[Tensor, float, Tensor | None], Tensor]
     contrast_at_image_size: bool
     pool_scores: bool
     scale_gate: bool
     detect_by_rank: bool
-    final: Callable[[Tensor], Tensor]
+    finish: Callable[[Tensor], Tensor]
 
-    def layer_contribution(
-        self, maps: Tensor, valid: Tensor | None, size: tuple[int, int], alpha: float, subtracted: Tensor | bool
+    def distinct_map(
+        self, maps: Tensor, size: tuple[int, int], alpha: float, valid: Tensor | None, contrasted: Tensor | bool
     ) -> Tensor:
-        """What one layer at one scale adds to the average.
+        """Upsample, contrast and squash the maps of one layer at one scale: what Eq. 5 averages.
 
         Args:
             maps: ``(N, K, h, w)`` raw maps of the layer.
-            valid: ``(N, K)`` bool, False where a slot holds no class. None: every slot holds one.
             size: ``(H, W)``.
             alpha: steepness of tanh.
-            subtracted: ``(N,)`` bool: images whose maps are subtracted from each other; the others stay raw. One bool
-                where all images agree.
+            valid: ``(N, K)`` bool, False where a slot holds no class. None: every slot holds one.
+            contrasted: ``(N,)`` bool: False for images whose maps are only squashed. One bool if all images agree.
 
         Returns:
             ``(N, K, H, W)``.
         """
-        if subtracted is False:
-            return self.raw_contribution(maps, size, alpha)
-        distinct = self._at_image_size(maps, size, lambda m: self.differences(m, alpha, valid))
-        if subtracted is True:
-            return distinct
-        return torch.where(subtracted[:, None, None, None], distinct, self.raw_contribution(maps, size, alpha))
-
-    def raw_contribution(self, maps: Tensor, size: tuple[int, int], alpha: float) -> Tensor:
-        """The same without subtraction."""
-        return self._at_image_size(maps, size, lambda m: squash(m, alpha))
-
-    def _at_image_size(self, maps: Tensor, size: tuple[int, int], normalize: Callable[[Tensor], Tensor]) -> Tensor:
+        if contrasted is False:
+            return self.raw_map(maps, size, alpha)
         if self.contrast_at_image_size:
-            return normalize(self.upsampling(maps, size))
-        return self.upsampling(normalize(maps), size)
+            distinct = self.contrast(self.upsample(maps, size), alpha, valid)
+        else:
+            distinct = self.upsample(self.contrast(maps, alpha, valid), size)
+        if contrasted is True:
+            return distinct
+        return torch.where(contrasted[:, None, None, None], distinct, self.raw_map(maps, size, alpha))
+
+    def raw_map(self, maps: Tensor, size: tuple[int, int], alpha: float) -> Tensor:
+        """The same without the contrast."""
+        if self.contrast_at_image_size:
+            return squash(self.upsample(maps, size), alpha)
+        return self.upsample(squash(maps, alpha), size)
 
 
 def _paper_contrast(maps: Tensor, alpha: float, valid: Tensor | None) -> Tensor:
@@ -415,38 +393,38 @@ VARIANTS: dict[VariantName, Variant] = {
         min_candidates=3,
         reduction=absolute_channel_maximum,
         image_interpolation="bilinear",
-        upsampling=upsample,
-        differences=_paper_contrast,
+        upsample=upsample,
+        contrast=_paper_contrast,
         contrast_at_image_size=True,
         pool_scores=False,
         scale_gate=False,
         detect_by_rank=False,
-        final=_identity,
+        finish=_identity,
     ),
     "matconvnet": Variant(
         scales=(0.8, 1.0, 1.2),
         min_candidates=4,
         reduction=absolute_channel_maximum,
         image_interpolation="bicubic",
-        upsampling=upsample,
-        differences=matconvnet_contrast,
+        upsample=upsample,
+        contrast=matconvnet_contrast,
         contrast_at_image_size=True,
         pool_scores=True,
         scale_gate=True,
         detect_by_rank=False,
-        final=_identity,
+        finish=_identity,
     ),
     "caffe": Variant(
         scales=(1.0,),
         min_candidates=3,
         reduction=signed_channel_maximum,
         image_interpolation="bilinear",
-        upsampling=upsample_from_corner,
-        differences=caffe_contrast,
+        upsample=upsample_from_corner,
+        contrast=caffe_contrast,
         contrast_at_image_size=False,
         pool_scores=False,
         scale_gate=False,
         detect_by_rank=True,
-        final=_caffe_postprocess,
+        finish=_caffe_postprocess,
     ),
 }

@@ -1,27 +1,38 @@
-"""Simonyan's class saliency, the baseline of DCSM."""
+"""Class saliency by Simonyan et al., the baseline of DCSM."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
-from torch import Tensor
+from torch import Tensor, zeros_like
 
-from dcsm_attr.attribution.cached_gradients import CachedGradients
-from dcsm_attr.attribution.candidates import Activation, Request
+from dcsm_attr.attribution.candidates import (
+    Activation,
+    Request,
+    SelectClasses,
+    check_detection_settings,
+    class_scores,
+    select_target_map,
+)
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.attribution.class_saliency import ClassSaliency
-from dcsm_attr.attribution.gradients import LayerPoint
-from dcsm_attr.attribution.maps import VARIANTS
-from dcsm_attr.attribution.model import PoolingName
+from dcsm_attr.attribution.gradients import ForwardPass, GradientRun, LayerPoint, class_chunk_size, run_forward
+from dcsm_attr.attribution.inputs import (
+    AutoMemoryFormat,
+    check_batch_size,
+    check_differentiable,
+    check_images,
+    explain_in_batches,
+)
+from dcsm_attr.attribution.maps import absolute_channel_maximum, squash
+from dcsm_attr.attribution.model import PoolingName, check_model, explain_forward_errors
 
 __all__ = ["Simonyan"]
-
 
 _IMAGES = LayerPoint("images", None, at_input=True)
 
 
-class Simonyan(ClassSaliency):
+class Simonyan(GradientAttribution):  # type: ignore[misc]
     r"""
     Computes the class saliency of Simonyan et al., in the form in which the DCSM paper uses it as a baseline:
 
@@ -60,20 +71,28 @@ class Simonyan(ClassSaliency):
             internal_batch_size (int, optional): As in :class:`DistinctClassSaliency`.
                 Default: None
         """
-        ClassSaliency.__init__(
-            self,
-            forward_func,
-            replace(VARIANTS["paper"], scales=(1.0,), min_candidates=1),
-            guided=False,
-            subtract=False,
-            scales=None,
-            alpha=alpha,
-            activation=activation,
-            pooling=pooling,
-            threshold=threshold,
-            min_candidates=None,
-            internal_batch_size=internal_batch_size,
-        )
+        if not 0 < alpha < float("inf"):
+            raise ValueError(f"alpha must be positive, got {alpha}.")
+        check_detection_settings(activation, pooling, threshold)
+        check_batch_size(internal_batch_size)
+        GradientAttribution.__init__(self, check_model(forward_func, guided=False))
+        self.alpha = alpha
+        self.activation: Activation = activation
+        self.pooling: PoolingName = pooling
+        self.threshold = threshold
+        self.internal_batch_size = internal_batch_size
+        self._memory_format = AutoMemoryFormat()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings that the maps depend on, JSON-serializable."""
+        return {
+            "method": self.get_name(),
+            "alpha": self.alpha,
+            "activation": self.activation,
+            "pooling": self.pooling,
+            "threshold": self.threshold,
+        }
 
     @log_usage()
     def attribute(
@@ -106,7 +125,8 @@ class Simonyan(ClassSaliency):
 
             >>> attribution = Simonyan(model).attribute(images, target=243)  # Nx1xHxW
         """
-        return self._attribute(inputs, [_IMAGES], Request(target=target), additional_forward_args)
+        maps = self._explain(inputs, Request(target=target), additional_forward_args)
+        return select_target_map(maps, target, inputs)
 
     def attribute_future(self) -> None:
         """Not supported by this method."""
@@ -139,47 +159,44 @@ class Simonyan(ClassSaliency):
         Raises:
             TypeError, ValueError, RuntimeError: as :meth:`DistinctClassSaliency.class_maps`.
         """
-        return self._run(inputs, [_IMAGES], Request(classes=classes), additional_forward_args, raw)[0]
+        return self._explain(inputs, Request(classes=classes), additional_forward_args, raw)
 
-    def compute_gradients(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        classes: Any = None,
-        additional_forward_args: Any = None,
-    ) -> CachedGradients:
-        r"""
-        Takes the gradients without combining them, so that several settings of the method can share them.
+    def _explain(self, inputs: Any, request: Request, additional_forward_args: Any, raw: bool = False) -> ClassMaps:
+        check_differentiable(check_images(inputs))
 
-        Alpha is left to :meth:`class_maps_from_gradients`.
+        def explain(images: tuple[Tensor, ...], forward_args: tuple[Any, ...], select: SelectClasses) -> ClassMaps:
+            return self._average(self._forward_passes(images, forward_args), select, raw=raw)
 
-        Args:
+        return explain_in_batches(
+            self.forward_func, inputs, additional_forward_args, request, self.internal_batch_size, explain
+        )
 
-            inputs: As in :meth:`class_maps`.
-            classes: As in :meth:`class_maps`.
-            additional_forward_args: As in :meth:`class_maps`.
+    def _forward_passes(self, images: tuple[Tensor, ...], forward_args: tuple[Any, ...]) -> Iterator[ForwardPass]:
+        with explain_forward_errors(self.forward_func, images[0], images[0]):
+            yield self._memory_format.run(
+                lambda x: run_forward(
+                    self.forward_func, x, forward_args, [_IMAGES], absolute_channel_maximum, guided=False
+                ),
+                images,
+            )
 
-        Returns:
-            *CachedGradients* of the detected classes.
-
-        Raises:
-            TypeError, ValueError, RuntimeError: as :meth:`class_maps`.
-        """
-        return self._compute_gradients(inputs, [_IMAGES], Request(classes=classes), additional_forward_args)
-
-    def class_maps_from_gradients(self, kept: CachedGradients, classes: Any = None, *, raw: bool = False) -> ClassMaps:
-        r"""
-        Computes what :meth:`class_maps` does from gradients that were kept.
-
-        Args:
-
-            kept (CachedGradients): Of this method with the same model.
-            classes: As in :meth:`class_maps`.
-            raw: As in :meth:`class_maps`.
-
-        Returns:
-            *ClassMaps*, bit for bit those of :meth:`class_maps` where the batch was the same.
-
-        Raises:
-            ValueError: if a class was not kept; classes are malformed; or scores or gradients are not finite.
-        """
-        return self._combine_cached(kept, [_IMAGES.name], Request(classes=classes), raw)
+    def _average(self, passes: Iterable[GradientRun], select: SelectClasses, *, raw: bool) -> ClassMaps:
+        """Squashes the channel maximum of the gradient of each class; of one scale and one layer, no average."""
+        run = next(iter(passes))
+        scores = class_scores(run.logits, self.activation, self.pooling)
+        selection = select(run.logits.shape)
+        candidates = selection.candidates_for(scores, scores > self.threshold, 1)
+        chunk_size = class_chunk_size(candidates.classes, self.internal_batch_size)
+        (gradient,) = run.channel_maxima(candidates.classes, selection.positions, chunk_size)
+        if not gradient.isfinite().all():
+            raise ValueError(
+                "the model's gradients hold NaN or infinite values: they exceed the range of its number type. Check "
+                "its weights, or run it in a type of wider range (float32, bfloat16)."
+            )
+        # Adding zero turns -0.0 into 0.0.
+        maps = squash(gradient, self.alpha).float().add_(0.0)
+        maps.masked_fill_((candidates.classes < 0)[:, :, None, None], 0.0)
+        uncontrasted = zeros_like(candidates.detected[:, 0])
+        return ClassMaps(
+            maps, candidates.classes, candidates.detected, scores, uncontrasted, maps.clone() if raw else None
+        )

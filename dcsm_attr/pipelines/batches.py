@@ -360,7 +360,7 @@ def _encode_maps(result: Segmentation | None, size: Sequence[int]) -> bytes:
     if result is None:
         maps, classes, probabilities = np.zeros((0, *size)), np.zeros(0, np.int64), np.ones((1, *size))
     else:
-        maps = result.class_maps.of_classes(result.classes).numpy()
+        maps = result.class_maps.select_classes(result.classes).numpy()
         classes = np.array(result.classes, dtype=np.int64)
         probabilities = result.probabilities.numpy()
     buffer = io.BytesIO()

@@ -403,7 +403,7 @@ def restore_segmentation(attributed: AttributedImage) -> Segmentation:
             probabilities=probabilities,
             unrefined=canvas.restore(attributed.unrefined).cpu(),
             classes=tuple(classes),
-            class_maps=class_maps.mapped(lambda maps: canvas.restore(canvas.crop(maps[0]))[None]).cpu(),
+            class_maps=class_maps.map_values(lambda maps: canvas.restore(canvas.crop(maps[0]))[None]).cpu(),
             class_names=attributed.class_names,
             source=attributed.prepared.source,
             fallback=bool(class_maps.nothing_detected[0]),

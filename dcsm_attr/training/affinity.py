@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcsm_attr.attribution.inputs import rescaled
+from dcsm_attr.attribution.inputs import resize_images
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.result import labels_digest
 from dcsm_attr.models.affinity_net import Border, affinities, neighbor_offsets, pair_mask
@@ -136,7 +136,7 @@ class _AffinityTask(Task):
 
     def loss(self, network: nn.Module, batch: Batch, scale: float) -> Tensor:
         images = batch.images.to(self.device, non_blocking=True)
-        features = network(*rescaled((images,), scale, "bilinear"))
+        features = network(*resize_images((images,), scale, "bilinear"))
         height, width = features.shape[2:]
         offsets = neighbor_offsets(self._radius)
         labels = downsample_labels(batch.labels.to(self.device, non_blocking=True), (height, width))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcsm_attr.attribution.inputs import rescaled
+from dcsm_attr.attribution.inputs import resize_images
 from dcsm_attr.attribution.model import pool_score_maps
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.metrics import mean_average_precision
@@ -152,7 +152,7 @@ class _ClassifierTask(Task):
 
     def loss(self, network: nn.Module, batch: Batch, scale: float) -> Tensor:
         images = batch.images.to(self.device, non_blocking=True)
-        score_maps = network(*rescaled((images,), scale, "bilinear"))
+        score_maps = network(*resize_images((images,), scale, "bilinear"))
         logits = pool_score_maps(score_maps.float(), self._classifier.pooling)
         return multi_label_loss(logits, batch.present.to(self.device, non_blocking=True))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dcsm_attr.attribution.inputs import rescaled
+from dcsm_attr.attribution.inputs import resize_images
 from dcsm_attr.attribution.model import pool_score_maps
 from dcsm_attr.datasets.scenes import CLASS_NAMES, Scenes
 from dcsm_attr.io import atomic_path
@@ -126,7 +126,7 @@ def _fit(network: SceneNet, batches: "tqdm[tuple[Tensor, Tensor]]", steps: int) 
         if step >= _HIDE_START * steps:
             inputs = hide_patches(inputs, _MAX_HIDDEN)
         ratio = _RATIOS[int(torch.randint(len(_RATIOS), ()))]
-        score_maps = network(*rescaled((inputs,), ratio, "bilinear"))
+        score_maps = network(*resize_images((inputs,), ratio, "bilinear"))
         loss = multi_label_loss(pool_score_maps(score_maps), present)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

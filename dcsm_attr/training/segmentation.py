@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcsm_attr.attribution.inputs import rescaled
+from dcsm_attr.attribution.inputs import resize_images
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.evaluation.result import labels_digest
 from dcsm_attr.models.checkpoint import TrainedSegmentationNet, load_segmentation_net, save_network
@@ -157,7 +157,7 @@ class _SegmentationTask(Task):
         images = batch.images.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
         present = batch.present.bool().to(self.device, non_blocking=True)
-        (resized,) = rescaled((images,), scale, "bilinear")
+        (resized,) = resize_images((images,), scale, "bilinear")
         if len(images) == 1:
             # The head of DeepLab v3 has a batch norm with one value per image and channel, which needs two.
             resized = resized.repeat(2, 1, 1, 1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.attribution.inputs import check_scales, rescaled
+from dcsm_attr.attribution.inputs import check_scales, resize_images
 from dcsm_attr.attribution.model import prepared_model
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.preprocess import CanvasImage
@@ -49,7 +49,7 @@ def label_probabilities(
     total: Tensor | None = None
     with prepared_model(network, images.device):
         for scale in scales:
-            (resized,) = rescaled((images,), scale, "bilinear")
+            (resized,) = resize_images((images,), scale, "bilinear")
             for flipped in (False, True) if mirrored else (False,):
                 logits = network(resized.flip(-1) if flipped else resized).float()
                 found = F.interpolate(logits.flip(-1) if flipped else logits, images.shape[2:], mode="bilinear")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcsm_attr.attribution.class_maps import Saliency
-from dcsm_attr.attribution.gradients import LayerPoint, record
+from dcsm_attr.attribution.gradients import LayerPoint, run_forward
 from dcsm_attr.attribution.layers import resolve_layers
 from dcsm_attr.attribution.maps import absolute_channel_maximum
 from dcsm_attr.attribution.model import find_scores, prepared_model, unwrap_model
@@ -74,7 +74,7 @@ class MapLocalizer:
     def __call__(self, canvas: Tensor, prepared: CanvasImage, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Localize the classes of one image, see :class:`Localizer`."""
         found = self.saliency.class_maps(canvas, [list(classes)])
-        maps = prepared.crop(found.of_classes(classes))
+        maps = prepared.crop(found.select_classes(classes))
         return above_fraction_of_maximum(maps[None], self.share)[0], maps
 
     @property
@@ -235,12 +235,12 @@ def middle_layer_saliency(model: nn.Module, images: Tensor, layer: nn.Module | s
         return find_scores(model(x)).sum(dim=1, keepdim=True)
 
     with prepared_model(model, images.device):
-        recording = record(
+        recording = run_forward(
             summed,
             (images,),
             (),
             [LayerPoint(name, module, at_input=False)],
-            reduction=absolute_channel_maximum,
+            absolute_channel_maximum,
             guided=False,
         )
         summed_scores = torch.zeros(len(images), 1, dtype=torch.int64, device=images.device)

@@ -10,7 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dcsm_attr import DistinctClassSaliency, Simonyan
-from dcsm_attr.attribution.cached_gradients import CachedGradients, CachedRun
+from dcsm_attr.attribution.cached_gradients import (
+    CachedGradients,
+    CachedRun,
+    class_maps_from_gradients,
+    compute_gradients,
+)
 
 ALL = ["features.2", "features.5", "features.8"]
 LAYERS = ["features.5", "features.8"]
@@ -46,8 +51,8 @@ def equal_from_cached(method, images, keep=None, at_input=True, **request):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # A single candidate is among the cases.
         direct = method.class_maps(images, **request, **taken, raw=True)
-    kept = (keep or method).compute_gradients(images, **request, **taken)
-    assert same(method.class_maps_from_gradients(kept, **request, raw=True), direct)
+    kept = compute_gradients(keep or method, images, **request, **taken)
+    assert same(class_maps_from_gradients(method, kept, **request, raw=True), direct)
     return direct
 
 
@@ -123,18 +128,18 @@ def test_settings_share_what_was_kept(network, images, settings):
 
 def test_scales_of_two_calls_are_put_together(network, images):
     request = {"classes": [[0, 1], [4]]}
-    first = saliency(network, scales=(0.8, 1.0)).compute_gradients(images, **request, attribute_to_layer_input=True)
-    second = saliency(network, scales=(0.6, 1.4)).compute_gradients(images, **request, attribute_to_layer_input=True)
+    first = compute_gradients(saliency(network, scales=(0.8, 1.0)), images, **request, attribute_to_layer_input=True)
+    second = compute_gradients(saliency(network, scales=(0.6, 1.4)), images, **request, attribute_to_layer_input=True)
     method = saliency(network, scales=(0.6, 0.8, 1.0, 1.4))
     direct = method.class_maps(images, **request, attribute_to_layer_input=True)
     for kept in (first + second, second + first):
-        assert same(method.class_maps_from_gradients(kept, **request), direct)
+        assert same(class_maps_from_gradients(method, kept, **request), direct)
 
 
 def test_they_come_back_from_a_file(network, images, tmp_path):
     request = {"candidates": [[4, 0, 2], [1, 3]]}
     method = saliency(network)
-    kept = method.compute_gradients(images, **request, attribute_to_layer_input=True)
+    kept = compute_gradients(method, images, **request, attribute_to_layer_input=True)
     save_file(kept.tensors(), tmp_path / "kept.safetensors")
     loaded = CachedGradients.from_tensors(load_file(tmp_path / "kept.safetensors"), LAYERS)
     assert loaded.size == kept.size == (20, 24)
@@ -144,11 +149,13 @@ def test_they_come_back_from_a_file(network, images, tmp_path):
         assert torch.equal(theirs.logits, ours.logits)
         assert torch.equal(theirs.classes, torch.tensor([[4, 0, 2], [1, 3, -1]]))
         assert all(torch.equal(a, b) for a, b in zip(theirs.maps, ours.maps, strict=True))
-    assert same(method.class_maps_from_gradients(loaded, **request), method.class_maps_from_gradients(kept, **request))
+    assert same(
+        class_maps_from_gradients(method, loaded, **request), class_maps_from_gradients(method, kept, **request)
+    )
 
 
 def test_they_are_small(network):
-    kept = saliency(network, layer=["features.8"]).compute_gradients(torch.randn(1, 3, 64, 64), classes=[0, 1, 2])
+    kept = compute_gradients(saliency(network, layer=["features.8"]), torch.randn(1, 3, 64, 64), classes=[0, 1, 2])
     # Sides of 51, 64 and 77 pixels, halved twice.
     assert sum(maps.numel() for run in kept.runs for maps in run.maps) == 3 * (12**2 + 16**2 + 19**2)
 
@@ -176,22 +183,22 @@ def test_classes_are_looked_up():
 
 
 def test_what_was_not_kept(network, images):
-    with pytest.raises(ValueError, match=r"classes \[3, 2\] were not kept for image 1; kept are \[5\]"):
+    with pytest.raises(ValueError, match=r"classes \[3, 2\] were not cached for image 1; cached are \[5\]"):
         by_hand().channel_maxima(torch.tensor([[7, 2], [3, 2]]))
-    with pytest.raises(ValueError, match="name a class, not a position"):
+    with pytest.raises(ValueError, match="pass a class"):
         by_hand().channel_maxima(torch.tensor([[7], [5]]), positions=torch.tensor([0, 0]))
-    kept = saliency(network).compute_gradients(images, candidates=[1, 2, 3], attribute_to_layer_input=True)
+    kept = compute_gradients(saliency(network), images, candidates=[1, 2, 3], attribute_to_layer_input=True)
     for settings, request, message in (
-        ({"layer": ALL}, {}, r"no gradients were kept at features\.2; kept are features\.5, features\.8"),
-        ({"scales": (0.8, 0.5)}, {}, r"no gradients were kept at scale 0\.5; kept are \[1\.0, 0\.8, 1\.2\]"),
-        ({}, {"candidates": [1, 4]}, r"classes \[4\] were not kept for image 0; kept are \[1, 2, 3\]"),
+        ({"layer": ALL}, {}, r"no gradients were cached at features\.2; cached are features\.5, features\.8"),
+        ({"scales": (0.8, 0.5)}, {}, r"no gradients were cached at scale 0\.5; cached are \[1\.0, 0\.8, 1\.2\]"),
+        ({}, {"candidates": [1, 4]}, r"classes \[4\] were not cached for image 0; cached are \[1, 2, 3\]"),
         ({}, {"candidates": [1, 9]}, "candidates must lie between 0 and 5"),
         ({}, {"classes": [[1], [2], [3]]}, "classes must have a row for each of the 2 images, got 3"),
     ):
         with pytest.raises(ValueError, match=message):
-            saliency(network, **settings).class_maps_from_gradients(kept, **{"candidates": [1, 2], **request})
-    with pytest.raises(ValueError, match="no gradients were kept at images"):
-        Simonyan(network).class_maps_from_gradients(kept)
+            class_maps_from_gradients(saliency(network, **settings), kept, **{"candidates": [1, 2], **request})
+    with pytest.raises(ValueError, match="no gradients were cached at images"):
+        class_maps_from_gradients(Simonyan(network), kept)
 
 
 class Twofold(nn.Module):
@@ -212,20 +219,20 @@ def test_a_layer_with_several_maps_is_refused(images):
     method = DistinctClassSaliency(Twofold(), "layer")
     assert method.class_maps(images).maps.max() > 0
     with pytest.raises(ValueError, match="a layer has several maps: layer, layer. Choose layers with one tensor each"):
-        method.compute_gradients(images)
+        compute_gradients(method, images)
 
 
 @pytest.mark.parametrize("missing", ["size", "1.0|classes", "0.8|map|features.5"])
 def test_incomplete_tensors(network, images, missing):
-    named = saliency(network).compute_gradients(images, classes=[1], attribute_to_layer_input=True).tensors()
+    named = compute_gradients(saliency(network), images, classes=[1], attribute_to_layer_input=True).tensors()
     del named[missing]
-    with pytest.raises(ValueError, match="these are not kept gradients: .* is missing"):
+    with pytest.raises(ValueError, match="these are not cached gradients: .* is missing"):
         CachedGradients.from_tensors(named, LAYERS)
 
 
 def test_other_tensors():
     for named in ({}, {"weight": torch.zeros(3)}):
-        with pytest.raises(ValueError, match="not kept gradients"):
+        with pytest.raises(ValueError, match="not cached gradients"):
             CachedGradients.from_tensors(named, LAYERS)
 
 
@@ -236,8 +243,8 @@ def test_the_model_is_left_unchanged(cnn, images):
     torch.manual_seed(3)
     random = torch.get_rng_state()
     method = DistinctClassSaliency(cnn)
-    kept = method.compute_gradients(images.requires_grad_(), classes=[1])
-    method.class_maps_from_gradients(kept, classes=[1])
+    kept = compute_gradients(method, images.requires_grad_(), classes=[1])
+    class_maps_from_gradients(method, kept, classes=[1])
     assert cnn.training
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, state[name]) for name, value in cnn.state_dict().items())
@@ -254,6 +261,6 @@ def test_bad_requests_are_refused_before_gradients_are_taken(network, images):
         ({"classes": [4], "candidates": [1, 2]}, "candidates must include all classes"),
     ):
         with pytest.raises(ValueError, match=message):
-            saliency(network).compute_gradients(images, **request)
+            compute_gradients(saliency(network), images, **request)
     with pytest.raises(ValueError, match="the model has no rectifier"):
-        DistinctClassSaliency(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), "1").compute_gradients(images)
+        compute_gradients(DistinctClassSaliency(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), "1"), images)
