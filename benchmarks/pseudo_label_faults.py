@@ -1,12 +1,12 @@
-"""What faults do to a run of `dcsm-attr pseudo-label` over real images: nothing may be lost, nothing half-written.
+"""Faults during `dcsm-attr pseudo-label` over real images: no result may be lost, and no file incomplete.
 
     python benchmarks/pseudo_label_faults.py VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
 
-A list of images of train, with twenty files among them that are no pictures, or broken ones, is labeled once
-undisturbed; then by runs that are killed by SIGKILL at ten random moments; with --disk, a small file system of its own,
-which is filled (for example ``mount -t tmpfs -o size=64m tmpfs DISK``), by one whose disk is full; and, where Ray is
-there, by one whose actor is killed. Every file of the result, and the manifest but for its times,
-is compared with the undisturbed run, after each kill too. Writes results/pseudo_label_faults.json.
+A list of images of train, among them twenty files that are broken or not images, is labeled once without faults; then
+by runs that are killed by SIGKILL at ten random times; with --disk, a small file system that is filled (for example
+``mount -t tmpfs -o size=64m tmpfs DISK``), by a run whose disk is full; and, if Ray is installed, by a run with an
+actor that is killed. Every file of the result, and the manifest except its times, is compared with the run without
+faults, also after each kill. Writes results/pseudo_label_faults.json.
 """
 
 import argparse
@@ -34,7 +34,7 @@ ROOM = 300_000
 
 
 def written_list(voc: Path, folder: Path, count: int) -> tuple[Path, Path]:
-    """The list with its broken files, and their labels."""
+    """Write the list, the broken files, and the labels."""
     paths = [entry.image.resolve() for entry in read_voc_list(voc, "train")]
     chosen = [paths[i * len(paths) // count] for i in range(count)]
     draw = random.Random(0)
@@ -42,7 +42,7 @@ def written_list(voc: Path, folder: Path, count: int) -> tuple[Path, Path]:
     for number in range(BROKEN):
         path = folder / f"broken{number:02d}.jpg"
         whole = draw.choice(chosen).read_bytes()
-        path.write_bytes((b"", b"no picture", whole[: len(whole) // 2], whole[:30])[number % 4])
+        path.write_bytes((b"", b"not an image", whole[: len(whole) // 2], whole[:30])[number % 4])
         chosen.insert(draw.randrange(len(chosen)), path)
         rows.append(f"{path.stem},train,dog\n")
     (folder / "list.txt").write_text("".join(f"{path}\n" for path in chosen))
@@ -51,7 +51,7 @@ def written_list(voc: Path, folder: Path, count: int) -> tuple[Path, Path]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything that was written under its final name, without times."""
+    """Contents of all files without times, by name."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -60,13 +60,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def manifest(folder: Path) -> list[dict[str, Any]]:
-    """Its lines without times."""
+    """Lines of the manifest without times."""
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 def differences(folder: Path, undisturbed: Path, *, complete: bool) -> int:
-    """Files that are not as they were in the undisturbed run."""
+    """Number of files that differ from the run without faults."""
     expected, found = files(undisturbed), files(folder)
     wrong = sum(expected.get(name) != content for name, content in found.items())
     if complete:
@@ -82,23 +82,23 @@ class Runs:
         self.command, self.logs = command, logs
 
     def started(self, output: Path, *engine: str) -> psutil.Popen:
-        """A run, in a group of its own."""
+        """Start a run in its own process group."""
         command = [*self.command, *engine, "--output", str(output)]
         with (self.logs / f"{output.name}.log").open("ab") as log:
             return psutil.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def ended(self, output: Path, *engine: str) -> int:
-        """The exit status of a whole run; 1: something could not be read."""
+        """Exit status of a complete run; 1 if an image could not be read."""
         return int(self.started(output, *engine).wait())
 
 
 def killed(runs: Runs, folder: Path, undisturbed: Path, seconds: float) -> dict[str, Any]:
-    """Ten runs that are killed with all their processes at a random moment, and one that is not."""
+    """Kill ten runs with all their processes at random times, then complete the run."""
     draw, output = random.Random(1), folder / "killed"
     left, wrong = [], 0
     for _ in range(KILLS):
         process = runs.started(output)
-        # Together they would do the whole, if starting cost nothing: so that most find something to do.
+        # Without the time to start, all of them together would complete the run: most have images left to label.
         wait = draw.uniform(0.1, 2 * seconds / KILLS) + 4
         try:
             process.wait(wait)
@@ -114,7 +114,7 @@ def killed(runs: Runs, folder: Path, undisturbed: Path, seconds: float) -> dict[
 
 
 def full(runs: Runs, disk: Path, undisturbed: Path) -> dict[str, Any]:
-    """A run on a disk that has too little room, and one when there is room again."""
+    """Run on a disk that is almost full, then again with enough space."""
     output, ballast = disk / "pseudo-labels", disk / "ballast"
     try:
         with ballast.open("wb") as file:
@@ -136,7 +136,7 @@ def full(runs: Runs, disk: Path, undisturbed: Path) -> dict[str, Any]:
 
 
 def actor_killed(runs: Runs, folder: Path, undisturbed: Path) -> dict[str, Any]:
-    """A run on Ray, one of whose actors is killed when a third is done."""
+    """Run on Ray, and kill an actor when a third of the images is labeled."""
     output = folder / "ray"
     process = runs.started(output, "--engine", "ray", "--actors", "2")
     target, kills = len(files(undisturbed)) // 3, 0
@@ -154,11 +154,11 @@ def actor_killed(runs: Runs, folder: Path, undisturbed: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Try everything, write the result."""
+    """Run everything and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("voc", "classifier", "folder"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--count", type=int, default=180, help="good photographs")
+    parser.add_argument("--count", type=int, default=180, help="readable images")
     parser.add_argument("--disk", type=Path, help="a small file system, to be filled")
     parser.add_argument("--result", type=Path, default=RESULT)
     given, options = parser.parse_known_args()

@@ -1,10 +1,10 @@
-"""Photographs a second, and memory, of `dcsm-attr pseudo-label` with one process, two, and two actors of Ray.
+"""Images per second and memory of `dcsm-attr pseudo-label` with one process, two, and two actors of Ray.
 
     python benchmarks/pseudo_label_rates.py VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
 
-All photographs of train and val are labeled anew into FOLDER by each engine, in its own process, whose memory (with
-that of its children) and finished photographs are noted every three seconds. The rate counts from the first finished
-batch to the last one; starting is told apart. Writes results/pseudo_label_rates.json and .png.
+Each engine labels all images of train and val into FOLDER, in its own process. Its memory (with that of its children)
+and the number of finished images are sampled every three seconds. The rate counts from the first finished batch to the
+last one; the time to start is reported separately. Writes results/pseudo_label_rates.json and .png.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ENGINES = {
 
 
 def image_list(voc: Path, folder: Path, count: int) -> tuple[Path, int]:
-    """A list of the images of train and val, evenly spread."""
+    """Write a list of evenly spaced images of train and val."""
     paths = [entry.image.resolve() for split in ("train", "val") for entry in read_voc_list(voc, split)]
     total = len(paths)
     chosen = [paths[i * total // count] for i in range(min(count or total, total))] if count else paths
@@ -42,7 +42,7 @@ def image_list(voc: Path, folder: Path, count: int) -> tuple[Path, int]:
 
 
 def watched(command: list[str], output: Path) -> dict[str, Any]:
-    """Run a command; how many images were there, and how much memory was taken, over time."""
+    """Run a command, and sample the number of finished images and the memory over time."""
     begun = time.monotonic()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     samples = []
@@ -50,13 +50,13 @@ def watched(command: list[str], output: Path) -> dict[str, Any]:
         taken = 0
         for one in [process, *process.children(recursive=True)]:
             try:
-                # Shared pages, such as Ray's store and torch's libraries, are dealt out among those that share them.
+                # Shared pages, such as Ray's store and torch's libraries, count in equal shares for their processes.
                 taken += one.memory_full_info().pss
             except psutil.Error:
                 continue
         finished = sum(1 for _ in (output / "labels").glob("*.png"))
         samples.append((round(time.monotonic() - begun, 1), finished, round(taken / 2**20)))
-        # Memory of twenty processes takes a tenth of a second of a core to add up.
+        # Adding up the memory of twenty processes takes a tenth of a second of a core.
         time.sleep(_PAUSE)
     if process.returncode:
         raise SystemExit(f"{shlex.join(command)}: ended with {process.returncode}")
@@ -64,7 +64,7 @@ def watched(command: list[str], output: Path) -> dict[str, Any]:
 
 
 def described(found: dict[str, Any], photographs: int) -> dict[str, Any]:
-    """The rate, the start, and memory in the second and the last quarter of the images."""
+    """The rate, the time to start, and the memory in the second and the last quarter of the images."""
     samples = found["second, photographs, MiB"]
     first = next(sample for sample in samples if sample[1])
     last = next((sample for sample in samples if sample[1] == photographs), (found["seconds"], photographs, 0))
@@ -86,7 +86,7 @@ def described(found: dict[str, Any], photographs: int) -> dict[str, Any]:
 
 
 def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Memory over the images that were finished."""
+    """Plot the memory over the number of finished images."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.2), layout="constrained")
@@ -94,7 +94,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     for name, found in results.items():
         _, done, memory = zip(*found["samples"], strict=True)
         axes.plot(done, [mib / 1024 for mib in memory], label=name)
-    axes.set(xlabel="photographs finished", ylabel="GiB, of all processes", ylim=(0, None))
+    axes.set(xlabel="finished images", ylabel="GiB, of all processes", ylim=(0, None))
     axes.legend()
     with atomic_buffer(path) as file:
         figure.savefig(file, dpi=100)
@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("voc", "classifier", "folder"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--count", type=int, default=0, help="photographs, evenly spread; 0: all")
+    parser.add_argument("--count", type=int, default=0, help="number of images; 0: all")
     parser.add_argument("--result", type=Path, default=RESULT)
     given, options = parser.parse_known_args()
     folder = make_writable_folder(given.folder)
@@ -121,7 +121,7 @@ def main() -> None:
         print(name, {key: value for key, value in results[name].items() if key != "samples"}, flush=True)
     rates = {name: found["photographs a second"] for name, found in results.items()}
     overhead = 100 * (rates["two processes"] / rates["Ray, two actors"] - 1)
-    print(f"Ray takes {overhead:.1f} % more time an image than two processes")
+    print(f"Ray takes {overhead:.1f} % more time per image than two processes")
     named = [Path(option).name if Path(option).is_file() else option for option in options]
     told = shlex.join(["python", "benchmarks/pseudo_label_rates.py", "VOC", "CLASSIFIER", "FOLDER", *named])
     content = {

@@ -23,7 +23,7 @@ from dcsm_attr.pipelines.report import write_report
 from dcsm_attr.pipelines.run import pseudo_label
 
 
-def recipe(class_names: tuple[str, ...], gpu: bool) -> Segmenter:
+def build_segmenter(class_names: tuple[str, ...], gpu: bool) -> Segmenter:
     """Builds the segmenter in each actor; it is sent there by its name, the model is not."""
     model = load_scene_net().to("cuda" if gpu else "cpu")
     return Segmenter(model, class_names=class_names, preprocess=Preprocess(size=96))
@@ -44,7 +44,7 @@ def main() -> None:
     collection = voc_collection(scenes, "train", masks=False)
     storage = FolderStorage(given.output / "labels", ".unfinished")
     done = pseudo_label(
-        partial(recipe, voc_class_names(scenes), given.gpus > 0),
+        partial(build_segmenter, voc_class_names(scenes), given.gpus > 0),
         collection,
         storage,
         outputs=Outputs(overlays=10),

@@ -1,9 +1,9 @@
-"""A run from and to a server that speaks S3's protocol, on this machine."""
+"""A run that reads from and writes to a local server of the S3 protocol."""
 
 from dataclasses import replace
 
 import pytest
-from test_pseudo_label_runs import BATCH, OUTPUTS, collection, contents, run, tiny, undisturbed  # noqa: F401
+from test_pseudo_label_runs import BATCH, OUTPUTS, build_tiny, collection, contents, uninterrupted  # noqa: F401
 
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.io import open_storage, read_uri
@@ -30,8 +30,8 @@ def bucket(server, monkeypatch, request):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     host, port = server.get_host_and_port()
     client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-    bucket = boto3.resource("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").Bucket("pictures")
-    client.create_bucket(Bucket="pictures")
+    bucket = boto3.resource("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").Bucket("images")
+    client.create_bucket(Bucket="images")
     yield bucket, f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
     bucket.objects.delete()
 
@@ -42,9 +42,9 @@ def stored(bucket, folder):
     }
 
 
-def test_objects_are_what_was_written_and_nothing_else(bucket):
-    bucket, where = bucket
-    storage = open_storage(f"s3://pictures/run{where}")
+def test_objects_have_the_content_that_was_written(bucket):
+    bucket, query = bucket
+    storage = open_storage(f"s3://images/run{query}")
     assert storage.names("labels") == set()
     storage.write("labels/a.png", b"one")
     storage.write("labels/a.png", b"two")
@@ -53,41 +53,41 @@ def test_objects_are_what_was_written_and_nothing_else(bucket):
     assert storage.read("labels/a.png") == b"two"
     assert stored(bucket, "run") == {"labels/a.png": b"two", "labels/b.png": b""}
     with pytest.raises(FileNotFoundError):
-        read_uri(f"s3://pictures/run/labels/c.png{where}")
+        read_uri(f"s3://images/run/labels/c.png{query}")
 
 
-def test_a_run_goes_on_and_gives_the_same_files(bucket, collection, undisturbed):  # noqa: F811
-    bucket, where = bucket
-    there = []
-    for photograph in collection:
-        bucket.put_object(Key=f"photographs/{photograph.path.name}", Body=photograph.path.read_bytes())
-        there.append(replace(photograph, path=f"s3://pictures/photographs/{photograph.path.name}{where}"))
-    there = Collection(collection.class_names, tuple(there))
-    storage = open_storage(f"s3://pictures/run{where}")
+def test_a_run_resumes_and_writes_the_same_files(bucket, collection, uninterrupted):  # noqa: F811
+    bucket, query = bucket
+    items = []
+    for item in collection:
+        bucket.put_object(Key=f"originals/{item.path.name}", Body=item.path.read_bytes())
+        items.append(replace(item, path=f"s3://images/originals/{item.path.name}{query}"))
+    remote = Collection(collection.class_names, tuple(items))
+    storage = open_storage(f"s3://images/run{query}")
     calls = []
 
-    def dying():
-        segmenter = tiny()
-        attributed = segmenter.attribute_batch
+    def build_failing():
+        segmenter = build_tiny()
+        original = segmenter.attribute_batch
 
-        def go(photographs):
-            calls.append(photographs)
+        def attribute_batch(images):
+            calls.append(images)
             if len(calls) == 2:
                 raise KeyboardInterrupt
-            return attributed(photographs)
+            return original(images)
 
-        segmenter.attribute_batch = go
+        segmenter.attribute_batch = attribute_batch
         return segmenter
 
     options = {"outputs": OUTPUTS, "batch_size": BATCH, "progress": False}
     with pytest.raises(KeyboardInterrupt):
-        pseudo_label(dying, there, storage, **options)
+        pseudo_label(build_failing, remote, storage, **options)
     assert storage.names("parts") == {"00000000.jsonl"}
-    assert pseudo_label(tiny, there, storage, **options).labeled == len(collection)
+    assert pseudo_label(build_tiny, remote, storage, **options).labeled == len(collection)
     write_report(storage)
     found = stored(bucket, "run")
-    expected = {name: content for name, content in contents(undisturbed).items() if name != "settings.json"}
+    expected = {name: content for name, content in contents(uninterrupted).items() if name != "settings.json"}
     assert {name: found[name] for name in expected} == expected
     assert b"p3" in found["report.html"]
-    kinds = ("labels/", "maps/", "overlays/", "parts/", "manifest.jsonl", "settings.json", "report.html")
-    assert all(name.startswith(kinds) and not name.endswith("/") for name in found)
+    expected_names = ("labels/", "maps/", "overlays/", "parts/", "manifest.jsonl", "settings.json", "report.html")
+    assert all(name.startswith(expected_names) and not name.endswith("/") for name in found)

@@ -1,4 +1,4 @@
-"""Folders of label maps: what stands in them, that a killed run goes on bit for bit, faults, and the command."""
+"""Folders of label maps: their content, resuming, damaged images, and `dcsm-attr affinity`."""
 
 import json
 import sys
@@ -23,42 +23,43 @@ NAMES = ("a", "b", "c", "d")
 CRF = DenseCRF(bilateral_xy=8, iterations=2)
 
 
-def photographs(folder, classes, corrupt=()):
+def make_collection(folder, classes, corrupt=()):
+    """Images of noise with the given classes."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for i, of_one in enumerate(classes):
+    items = []
+    for i, image_classes in enumerate(classes):
         path = folder / f"{i}.png"
         pixels = np.random.default_rng(i).integers(0, 255, (24, 30 + i, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(path)
         if i in corrupt:
             path.write_bytes(b"broken")
-        made.append(LabeledImage(str(i), path, tuple(of_one)))
-    return Collection(NAMES, tuple(made))
+        items.append(LabeledImage(str(i), path, tuple(image_classes)))
+    return Collection(NAMES, tuple(items))
 
 
-def segmenter(vgg, **settings):
+def make_segmenter(vgg, **settings):
     return Segmenter(
         vgg, saliency=ClassActivationMaps(vgg), crf=CRF, class_names=NAMES, preprocess=Preprocess(size=48), **settings
     )
 
 
-def written(folder):
+def png_files(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
 
 
 def test_confident_labels_of_a_collection(tmp_path, vgg):
-    collection = photographs(tmp_path / "p", [(0,), (1, 3), (), (2,)])
+    collection = make_collection(tmp_path / "p", [(0,), (1, 3), (), (2,)])
     confidence = Confidence(2.0, 6.0, CRF)
-    assert write_confident_labels(segmenter(vgg), collection, tmp_path / "l", confidence, progress=False) == {}
-    one = segmenter(vgg)
-    for photograph in collection:
-        found = torch.from_numpy(np.array(Image.open(tmp_path / "l" / f"{photograph.name}.png")))
-        if not photograph.classes:
+    assert write_confident_labels(make_segmenter(vgg), collection, tmp_path / "l", confidence, progress=False) == {}
+    one = make_segmenter(vgg)
+    for item in collection:
+        found = torch.from_numpy(np.array(Image.open(tmp_path / "l" / f"{item.name}.png")))
+        if not item.classes:
             assert found.shape == (24, 32)
             assert not found.any()
             continue
-        prepared = one.preprocess(Image.open(photograph.path))
-        maps = one.saliency.class_maps(prepared.tensor[None], [photograph.classes])
+        prepared = one.preprocess(Image.open(item.path))
+        maps = one.saliency.class_maps(prepared.tensor[None], [item.classes])
         expected = confident_labels(
             prepared.crop(maps.maps[0]), maps.classes[0], prepared.pixels, low=2.0, high=6.0, crf=CRF
         )
@@ -67,13 +68,13 @@ def test_confident_labels_of_a_collection(tmp_path, vgg):
 
 
 def test_pseudo_labels_of_a_collection(tmp_path, vgg):
-    collection = photographs(tmp_path / "p", [(0,), (1, 3), (), (2,)])
-    assert write_pseudo_labels(segmenter(vgg), collection, tmp_path / "l", progress=False) == {}
-    for photograph in collection:
-        found = np.array(Image.open(tmp_path / "l" / f"{photograph.name}.png"))
-        assert found.shape == (24, 30 + int(photograph.name))
-        if photograph.classes:
-            expected = segmenter(vgg).segment(photograph.path, photograph.classes).display_labels()
+    collection = make_collection(tmp_path / "p", [(0,), (1, 3), (), (2,)])
+    assert write_pseudo_labels(make_segmenter(vgg), collection, tmp_path / "l", progress=False) == {}
+    for item in collection:
+        found = np.array(Image.open(tmp_path / "l" / f"{item.name}.png"))
+        assert found.shape == (24, 30 + int(item.name))
+        if item.classes:
+            expected = make_segmenter(vgg).segment(item.path, item.classes).display_labels()
             assert np.array_equal(found, expected)
         else:
             assert not found.any()
@@ -81,9 +82,9 @@ def test_pseudo_labels_of_a_collection(tmp_path, vgg):
 
 @pytest.mark.parametrize("write", [write_confident_labels, write_pseudo_labels])
 @pytest.mark.parametrize("killed_at", [1, 4, 6])
-def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, vgg, monkeypatch, write, killed_at):
-    collection = photographs(tmp_path / "p", [(i % 4,) for i in range(7)])
-    write(segmenter(vgg), collection, tmp_path / "whole", batch_size=3, progress=False)
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, vgg, monkeypatch, write, killed_at):
+    collection = make_collection(tmp_path / "p", [(i % 4,) for i in range(7)])
+    write(make_segmenter(vgg), collection, tmp_path / "whole", batch_size=3, progress=False)
     calls, original = [], label_files.label_image
 
     def failing(labels):
@@ -94,68 +95,68 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, vgg, monkeypa
 
     monkeypatch.setattr(label_files, "label_image", failing)
     with pytest.raises(KeyboardInterrupt):
-        write(segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
-    assert len(written(tmp_path / "cut")) == killed_at - 1
+        write(make_segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
+    assert len(png_files(tmp_path / "cut")) == killed_at - 1
     monkeypatch.setattr(label_files, "label_image", original)
-    write(segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
-    assert written(tmp_path / "cut") == written(tmp_path / "whole")
+    write(make_segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
+    assert png_files(tmp_path / "cut") == png_files(tmp_path / "whole")
     monkeypatch.setattr(label_files, "label_image", failing)
     calls[:] = [1] * killed_at
-    write(segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
+    write(make_segmenter(vgg), collection, tmp_path / "cut", batch_size=3, progress=False)
     assert len(calls) == killed_at
 
 
 @pytest.mark.parametrize("write", [write_confident_labels, write_pseudo_labels])
-def test_shards_together_are_the_whole(tmp_path, vgg, write):
-    collection = photographs(tmp_path / "p", [(i % 4,) if i % 3 else () for i in range(8)], corrupt=(4,))
-    whole = write(segmenter(vgg), collection, tmp_path / "whole", batch_size=2, progress=False)
+def test_shards_together_write_what_one_process_writes(tmp_path, vgg, write):
+    collection = make_collection(tmp_path / "p", [(i % 4,) if i % 3 else () for i in range(8)], corrupt=(4,))
+    whole = write(make_segmenter(vgg), collection, tmp_path / "whole", batch_size=2, progress=False)
     parts = {}
     for index in range(3):
-        before = written(tmp_path / "parts") if index else {}
+        before = png_files(tmp_path / "parts") if index else {}
         shard = Shard(index, 3)
-        parts |= write(segmenter(vgg), collection, tmp_path / "parts", batch_size=2, shard=shard, progress=False)
-        assert len(written(tmp_path / "parts")) > len(before)
-    assert written(tmp_path / "parts") == written(tmp_path / "whole")
+        parts |= write(make_segmenter(vgg), collection, tmp_path / "parts", batch_size=2, shard=shard, progress=False)
+        assert len(png_files(tmp_path / "parts")) > len(before)
+    assert png_files(tmp_path / "parts") == png_files(tmp_path / "whole")
     assert parts == whole
     assert set(whole) == {"4"}
 
 
-def test_a_shard_that_is_none():
+def test_a_shard_out_of_range():
     with pytest.raises(ValueError, match="index must be in 0 to count - 1 = 2, got 3"):
         Shard(3, 3)
 
 
-def test_other_settings_are_refused_by_name(tmp_path, vgg):
-    collection = photographs(tmp_path / "p", [(0,)])
-    write_confident_labels(segmenter(vgg), collection, tmp_path / "l", progress=False)
+def test_other_settings_are_named(tmp_path, vgg):
+    collection = make_collection(tmp_path / "p", [(0,)])
+    write_confident_labels(make_segmenter(vgg), collection, tmp_path / "l", progress=False)
     with pytest.raises(ValueError, match=r"confidence\.low \(4\.0 before, 3\.0 now\).*--overwrite"):
-        write_confident_labels(segmenter(vgg), collection, tmp_path / "l", Confidence(low=3.0), progress=False)
-    write_pseudo_labels(segmenter(vgg), collection, tmp_path / "m", progress=False)
+        write_confident_labels(make_segmenter(vgg), collection, tmp_path / "l", Confidence(low=3.0), progress=False)
+    write_pseudo_labels(make_segmenter(vgg), collection, tmp_path / "m", progress=False)
     with torch.no_grad():
         next(vgg.parameters()).add_(1)
     with pytest.raises(ValueError, match="parameters"):
-        write_pseudo_labels(segmenter(vgg), collection, tmp_path / "m", progress=False)
+        write_pseudo_labels(make_segmenter(vgg), collection, tmp_path / "m", progress=False)
 
 
 def test_overwrite_starts_over(tmp_path, vgg):
-    collection = photographs(tmp_path / "p", [(0,), (1,)])
-    one, other = segmenter(vgg), segmenter(vgg, background_exponent=4.0)
-    write_pseudo_labels(other, collection, tmp_path / "expected", progress=False)
-    write_pseudo_labels(one, collection, tmp_path / "l", progress=False)
+    collection = make_collection(tmp_path / "p", [(0,), (1,)])
+    first, second = make_segmenter(vgg), make_segmenter(vgg, background_exponent=4.0)
+    write_pseudo_labels(second, collection, tmp_path / "expected", progress=False)
+    write_pseudo_labels(first, collection, tmp_path / "l", progress=False)
     (tmp_path / "l" / "other.png").write_bytes(b"from an earlier collection")
-    write_pseudo_labels(other, collection, tmp_path / "l", overwrite=True, progress=False)
-    assert written(tmp_path / "l") == written(tmp_path / "expected")
+    write_pseudo_labels(second, collection, tmp_path / "l", overwrite=True, progress=False)
+    assert png_files(tmp_path / "l") == png_files(tmp_path / "expected")
     with pytest.raises(ValueError, match="overwrite must be False for one of 2 shards"):
-        write_pseudo_labels(one, collection, tmp_path / "l", overwrite=True, shard=Shard(0, 2), progress=False)
+        write_pseudo_labels(first, collection, tmp_path / "l", overwrite=True, shard=Shard(0, 2), progress=False)
 
 
-def test_corrupt_images_are_named_and_end_nothing(tmp_path, vgg, caplog):
-    collection = photographs(tmp_path / "p", [(0,), (1,), (), (2,)], corrupt=(1, 2))
+def test_corrupt_images_are_named_and_skipped(tmp_path, vgg, caplog):
+    collection = make_collection(tmp_path / "p", [(0,), (1,), (), (2,)], corrupt=(1, 2))
     for number, write in enumerate((write_confident_labels, write_pseudo_labels)):
-        skipped = write(segmenter(vgg), collection, tmp_path / str(number), progress=False)
+        skipped = write(make_segmenter(vgg), collection, tmp_path / str(number), progress=False)
         assert set(skipped) == {"1", "2"}
         assert "1.png" in skipped["1"]
-        assert set(written(tmp_path / str(number))) == {"0.png", "3.png"}
+        assert set(png_files(tmp_path / str(number))) == {"0.png", "3.png"}
     assert "1 is skipped" in caplog.text
 
 
@@ -191,7 +192,7 @@ def test_label_maps_of_another_size_are_resized_without_mixing(tmp_path):
     assert found.confusion.counts.tolist() == [[4, 0, 0], [0, 0, 0], [0, 0, 3]]
 
 
-def test_label_maps_that_are_not_there(tmp_path):
+def test_label_maps_that_do_not_exist(tmp_path):
     masks(tmp_path / "t", {"x": [[0, 1]]})
     with pytest.raises(ValueError, match=r"none of the 1 photographs could be compared, such as x: .*x\.png"):
         evaluate_label_maps(with_masks(tmp_path, "x"), tmp_path / "l", progress=False)
@@ -217,20 +218,20 @@ def test_the_command_from_images_to_pseudo_labels(tmp_path, scenes):
     listed = [
         (scenes / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split() for split in ("train", "val")
     ]
-    assert set(written(out / "labels")) == {f"{name}.png" for name in listed[0]}
-    assert set(written(out / "pseudo-labels")) == {f"{name}.png" for name in (*listed[0], *listed[1])}
-    told = json.loads((out / "run.json").read_text())
-    assert told["photographs"] == 6
-    assert told["failures"] == {}
-    assert told["settings"]["walk"]["steps"] == 16
-    before = written(out / "pseudo-labels")
+    assert set(png_files(out / "labels")) == {f"{name}.png" for name in listed[0]}
+    assert set(png_files(out / "pseudo-labels")) == {f"{name}.png" for name in (*listed[0], *listed[1])}
+    manifest = json.loads((out / "run.json").read_text())
+    assert manifest["photographs"] == 6
+    assert manifest["failures"] == {}
+    assert manifest["settings"]["walk"]["steps"] == 16
+    before = png_files(out / "pseudo-labels")
     (out / "pseudo-labels" / f"{listed[0][0]}.png").unlink()
     assert run(*command).exit_code == 0
-    assert written(out / "pseudo-labels") == before
-    measured = run("miou", scenes, out / "pseudo-labels", "--output", out / "miou.json")
-    assert measured.exit_code == 0, measured.output
+    assert png_files(out / "pseudo-labels") == before
+    evaluated = run("miou", scenes, out / "pseudo-labels", "--output", out / "miou.json")
+    assert evaluated.exit_code == 0, evaluated.output
     figures = json.loads((out / "miou.json").read_text())
-    assert f"{100 * figures['mean IoU']:5.1f} %" in measured.output
+    assert f"{100 * figures['mean IoU']:5.1f} %" in evaluated.output
     assert figures["unknown"] == 0
     evaluated = run(
         *("evaluate", scenes, "--weights", "demo", "--method", "fusion", "--protocol", "known", "--output", out / "e"),
@@ -242,23 +243,25 @@ def test_the_command_from_images_to_pseudo_labels(tmp_path, scenes):
     assert of_command["mean IoU"] == pytest.approx(figures["mean IoU"], abs=1e-3)
 
 
-def test_what_the_command_refuses(tmp_path, scenes, monkeypatch, capsys):
-    def said(*arguments):
+def test_errors_of_the_command(tmp_path, scenes, monkeypatch, capsys):
+    def error_of(*arguments):
         monkeypatch.setattr(sys, "argv", ["dcsm-attr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as raised:
             main()
-        assert ended.value.code == 1
+        assert raised.value.code == 1
         return capsys.readouterr().err
 
     (tmp_path / "weights.safetensors").write_bytes(b"nothing")
     command = ("affinity", scenes, "--output", tmp_path / "out", "--workers", 0)
-    assert "not a complete safetensors file" in said(*command, "--weights", tmp_path / "weights.safetensors")
-    assert "ascending" in said(*command, "--weights", "demo", "--low", 32, "--high", 4)
-    wanted = "no exponents of the background are known for the maps of simonyan: give them all"
-    assert wanted in said(*command, "--weights", "demo", "--method", "simonyan", "--low", 1)
-    assert "beta must be positive" in said(*command, "--weights", "demo", "--beta", 0, "--output", tmp_path / "other")
+    assert "not a complete safetensors file" in error_of(*command, "--weights", tmp_path / "weights.safetensors")
+    assert "ascending" in error_of(*command, "--weights", "demo", "--low", 32, "--high", 4)
+    expected = "no exponents of the background are known for the maps of simonyan: give them all"
+    assert expected in error_of(*command, "--weights", "demo", "--method", "simonyan", "--low", 1)
+    assert "beta must be positive" in error_of(
+        *command, "--weights", "demo", "--beta", 0, "--output", tmp_path / "other"
+    )
     assert not (tmp_path / "other" / "labels").exists()
-    lonely = said("segment", scenes, "--weights", "demo", "--beta", 4)
-    assert "--beta: there is no walk without a network; pass --walk FILE" in lonely
+    error = error_of("segment", scenes, "--weights", "demo", "--beta", 4)
+    assert "--beta: there is no walk without a network; pass --walk FILE" in error
     other = ("--walk", tmp_path / "weights.safetensors", "--weights", "demo")
-    assert "not a complete safetensors file" in said("evaluate", scenes, *other)
+    assert "not a complete safetensors file" in error_of("evaluate", scenes, *other)

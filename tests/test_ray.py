@@ -1,4 +1,4 @@
-"""The engine of a cluster, on this machine: the same files as without it, also where actors are killed."""
+"""RayEngine on one machine: it writes the same files as other engines, also if actors are killed."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from test_pseudo_label_runs import BATCH, assert_alike, collection, contents, manifest, run, tiny, undisturbed  # noqa: F401
+from test_pseudo_label_runs import assert_same_files, build_tiny, collection, manifest, run, uninterrupted  # noqa: F401
 
 from dcsm_attr.pipelines.ray import RayEngine
 
@@ -24,29 +24,29 @@ def _cluster():
     ray.shutdown()
 
 
-def test_the_same_files(tmp_path, collection, undisturbed):  # noqa: F811
+def test_the_same_files(tmp_path, collection, uninterrupted):  # noqa: F811
     folder = tmp_path / "ray"
     assert run(collection, folder, engine=RayEngine((2, 2))).labeled == 8
-    assert_alike(folder, undisturbed)
+    assert_same_files(folder, uninterrupted)
     assert run(collection, folder, engine=RayEngine((2, 2))).labeled == 8
 
 
-def test_an_actor_that_is_killed_is_replaced(tmp_path, collection, undisturbed):  # noqa: F811
+def test_an_actor_that_is_killed_is_replaced(tmp_path, collection, uninterrupted):  # noqa: F811
     folder, marks = tmp_path / "killed", tmp_path / "marks"
     marks.mkdir()
-    run(collection, folder, partial(_mortal, os.getpid(), marks), engine=RayEngine())
-    assert len(list(marks.iterdir())) == 2, "another actor took its place"
-    assert_alike(folder, undisturbed)
+    run(collection, folder, partial(_build_mortal, os.getpid(), marks), engine=RayEngine())
+    assert len(list(marks.iterdir())) == 2, "another actor replaced it"
+    assert_same_files(folder, uninterrupted)
 
 
-def test_failures_are_told(tmp_path, collection):  # noqa: F811
-    collection.images[1].path.write_bytes(b"no picture")
+def test_failures_are_in_the_manifest(tmp_path, collection):  # noqa: F811
+    collection.images[1].path.write_bytes(b"not an image")
     found = run(collection, tmp_path / "ray", engine=RayEngine())
     assert (found.labeled, list(found.failures)) == (7, ["p1"])
     assert "not an image" in manifest(tmp_path / "ray")[1][1]["error"]
 
 
-def test_what_cannot_be_written_ends_the_run_with_its_own_error(tmp_path, collection):  # noqa: F811
+def test_an_error_of_writing_is_raised_as_itself(tmp_path, collection):  # noqa: F811
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "labels").write_text("in the way")
     with pytest.raises(OSError, match="labels"):
@@ -56,26 +56,27 @@ def test_what_cannot_be_written_ends_the_run_with_its_own_error(tmp_path, collec
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [({"actors": (2, 1)}, r"got \(2, 1\)"), ({"actors": (0, 1)}, "actors"), ({"gpus": -1}, "gpus")]
+    ("arguments", "message"),
+    [({"actors": (2, 1)}, r"got \(2, 1\)"), ({"actors": (0, 1)}, "actors"), ({"gpus": -1}, "gpus")],
 )
-def test_numbers_are_checked(wrong, said):
-    with pytest.raises(ValueError, match=said):
-        RayEngine(**wrong)
+def test_numbers_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RayEngine(**arguments)
 
 
-def _mortal(run_itself, marks):
-    """A recipe whose segmenters die with the second batch, but for the last of them."""
-    segmenter = tiny()
+def _build_mortal(run_itself, marks):
+    """Build a segmenter that kills its process in the second batch, unless it has replaced another one."""
+    segmenter = build_tiny()
     if os.getpid() == run_itself:
         return segmenter
     (marks / str(os.getpid())).touch()
-    attributed, calls = segmenter.attribute_batch, []
+    original, calls = segmenter.attribute_batch, []
 
-    def go(photographs):
-        calls.append(photographs)
+    def attribute_batch(images):
+        calls.append(images)
         if len(calls) == 2 and len(list(marks.iterdir())) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return attributed(photographs)
+        return original(images)
 
-    segmenter.attribute_batch = go
+    segmenter.attribute_batch = attribute_batch
     return segmenter

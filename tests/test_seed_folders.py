@@ -1,4 +1,4 @@
-"""Seeds of whole images and of folders, from class maps and from FickleNet; and the commands from end to end."""
+"""Seeds of single images and of folders, from class maps and from FickleNet, and the commands."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_pseudo_labels import photographs, run, written
+from test_pseudo_labels import make_collection, png_files, run
 from torch import nn
 from torchvision.models import vgg16
 from untouched import untouched
@@ -32,13 +32,13 @@ def fickle(vgg):
     return fully_convolutional(vgg, 4, cut="features", head="fickle", fickle=FickleSettings(3, 0.5)).eval()
 
 
-def photograph(folder):
-    collection = photographs(folder, [(1, 3)])
+def make_canvas(folder):
+    collection = make_collection(folder, [(1, 3)])
     return CANVAS(Image.open(collection.images[0].path))
 
 
 def expected_seeds(network, layer, prepared, foreground, maps, classes):
-    """By hand, pixel for pixel, on the part of the canvas where the image lies."""
+    """Seeds by hand, pixel by pixel, on the part of the canvas that the image covers."""
     height, width = prepared.pixels.shape[1:]
     saliency = middle_layer_saliency(network, prepared.tensor[None], layer)[0, 0]
     padded = np.pad(saliency.numpy(), 1, mode="edge")
@@ -63,7 +63,7 @@ def expected_seeds(network, layer, prepared, foreground, maps, classes):
 
 
 def test_seeds_of_maps_by_hand(tmp_path, vgg):
-    prepared = photograph(tmp_path)
+    prepared = make_canvas(tmp_path)
     saliency = ClassActivationMaps(vgg)
     with untouched(vgg):
         found = image_seeds(vgg, MapLocalizer(saliency, 0.5), prepared, (3, 1), BACKGROUND)
@@ -76,7 +76,7 @@ def test_seeds_of_maps_by_hand(tmp_path, vgg):
 
 
 def test_seeds_of_ficklenet_by_hand(tmp_path, fickle):
-    prepared = photograph(tmp_path)
+    prepared = make_canvas(tmp_path)
     layer = "backbone.features.5"
     with untouched(fickle):
         found = image_seeds(
@@ -100,7 +100,7 @@ def test_seeds_of_ficklenet_by_hand(tmp_path, fickle):
     assert not torch.equal(found, again)
 
 
-def test_each_prefix_of_the_maps_is_aggregated_as_alone():
+def test_each_prefix_of_the_maps_is_aggregated_like_the_maps_alone():
     maps = torch.rand(5, 2, 4, 4)
     for count, one in enumerate(aggregate_prefixes(maps), start=1):
         alone = aggregate_maps(maps[:count])
@@ -109,28 +109,28 @@ def test_each_prefix_of_the_maps_is_aggregated_as_alone():
         assert one.count == count
 
 
-def test_networks_that_select_nothing(vgg):
+def test_networks_without_stochastic_selection(vgg):
     network = fully_convolutional(vgg, 4, cut="features", head="linear")
     with pytest.raises(ValueError, match="selects no hidden units at random"):
         FickleLocalizer(network)
 
 
-def test_a_threshold_that_is_none(fickle):
+def test_a_threshold_out_of_range(fickle):
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 1.5"):
         FickleLocalizer(fickle, threshold=1.5)
 
 
-def test_the_middle_of_vgg_is_where_sec_looks():
+def test_the_middle_layer_of_vgg_is_that_of_sec():
     model = vgg16(weights=None, init_weights=False)
-    # conv4_1: behind the third pool.
+    # conv4_1 follows the third max pool.
     assert [i for i, layer in enumerate(model.features) if isinstance(layer, nn.MaxPool2d)][2] == 16
     assert middle_layer(model) == "features.17"
     with_score_maps = fully_convolutional(model, 2, cut="features.29", head="linear")
     assert middle_layer(with_score_maps) == "backbone.features.17"
 
 
-def test_a_folder_of_seeds_goes_on(tmp_path, vgg):
-    collection = photographs(tmp_path / "p", [(0,), (1, 3), (), (2,)], corrupt=(3,))
+def test_a_folder_of_seeds_resumes(tmp_path, vgg):
+    collection = make_collection(tmp_path / "p", [(0,), (1, 3), (), (2,)], corrupt=(3,))
     localizer = MapLocalizer(ClassActivationMaps(vgg))
 
     def write(folder, background=BACKGROUND):
@@ -138,14 +138,14 @@ def test_a_folder_of_seeds_goes_on(tmp_path, vgg):
 
     with untouched(vgg):
         assert set(write(tmp_path / "s")) == {"3"}
-    before = written(tmp_path / "s")
+    before = png_files(tmp_path / "s")
     assert set(before) == {"0.png", "1.png", "2.png"}
     prepared = CANVAS(Image.open(tmp_path / "p" / "1.png"))
     expected = image_seeds(vgg, localizer, prepared, (1, 3), BACKGROUND)
     assert np.array_equal(np.array(Image.open(tmp_path / "s" / "1.png")), expected.numpy())
     (tmp_path / "s" / "0.png").unlink()
     write(tmp_path / "s")
-    assert written(tmp_path / "s") == before
+    assert png_files(tmp_path / "s") == before
     with pytest.raises(ValueError, match=r"background\.share \(0\.25 before, 0\.1 now\)"):
         write(tmp_path / "s", BackgroundSeedSettings("features.5"))
 
@@ -157,7 +157,7 @@ def scenes(tmp_path_factory):
     return folder
 
 
-def done(*arguments):
+def run_successfully(*arguments):
     result = run(*arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     return result.output
@@ -166,41 +166,43 @@ def done(*arguments):
 def test_from_a_fickle_classifier_to_an_evaluated_network(tmp_path, scenes):
     of_training = ("--model", "squeezenet1_1", "--weights", "none", "--steps", 2, "--batch-size", 2, "--workers", 0)
     head = ("--cut", "features.7", "--output-stride", 4, "--head", "fickle", "--window", 5, "--rate", 0.7)
-    done("train", scenes, *of_training, *head, "--size", 64, "--output", tmp_path / "c")
+    run_successfully("train", scenes, *of_training, *head, "--size", 64, "--output", tmp_path / "c")
     best = tmp_path / "c" / "best.safetensors"
     ficklenet = ("ficklenet", scenes, "--weights", best, "--draws", 3, "--output", tmp_path / "f")
-    assert "backbone.features" in done(*ficklenet)
+    assert "backbone.features" in run_successfully(*ficklenet)
     listed = (scenes / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
-    before = written(tmp_path / "f")
+    before = png_files(tmp_path / "f")
     assert set(before) == {f"{name}.png" for name in listed}
     values = {int(v) for name in listed for v in np.unique(np.array(Image.open(tmp_path / "f" / f"{name}.png")))}
     assert {0, VOID} < values <= {*range(9), VOID}
     settings = json.loads((tmp_path / "f" / "settings.json").read_text())["foreground"]
     assert (settings["window"], settings["rate"], settings["num_samples"]) == (5, 0.7, 3)
-    done(*ficklenet)
-    assert written(tmp_path / "f") == before
-    done("miou", scenes, tmp_path / "f", "--split", "train")
+    run_successfully(*ficklenet)
+    assert png_files(tmp_path / "f") == before
+    run_successfully("miou", scenes, tmp_path / "f", "--split", "train")
     network = tmp_path / "s" / "segmentation_net.safetensors"
-    done(
+    run_successfully(
         *("train-seg", scenes, "--labels-from", tmp_path / "f", "--loss", "dsrg", "--head", "largefov", *of_training),
         *("--cut", "features.7", "--size", 64, "--output", tmp_path / "s"),
     )
     assert json.loads((tmp_path / "s" / "settings.json").read_text())["learned_from"] == "dsrg, f"
-    output = done("evaluate", scenes, "--weights", network, "--protocol", "both", "--output", tmp_path / "e")
+    output = run_successfully(
+        "evaluate", scenes, "--weights", network, "--protocol", "both", "--output", tmp_path / "e"
+    )
     assert "detected classes, 2 photographs: mean IoU" in output
     assert "known classes, 2 photographs: mean IoU" in output
     evaluated = json.loads((tmp_path / "e" / "evaluation.json").read_text())["evaluations"]
     assert [one["settings"]["saliency"]["scales"] for one in evaluated] == [[0.75, 1.0, 1.25]] * 2
-    picture = next((scenes / "JPEGImages").iterdir())
-    done("segment", picture, "--weights", network, "--output", tmp_path / "o", "--no-crf")
-    assert (tmp_path / "o" / picture.stem / "labels.png").exists()
+    image = next((scenes / "JPEGImages").iterdir())
+    run_successfully("segment", image, "--weights", network, "--output", tmp_path / "o", "--no-crf")
+    assert (tmp_path / "o" / image.stem / "labels.png").exists()
 
 
 def test_seeds_of_a_method_and_a_network_on_the_classifiers_backbone(tmp_path, scenes):
     for method in ("cam", "dcsm"):
-        done("seeds", scenes, "--weights", "demo", "--method", method, "--output", tmp_path / method)
-    assert written(tmp_path / "cam") != written(tmp_path / "dcsm")
-    done(
+        run_successfully("seeds", scenes, "--weights", "demo", "--method", method, "--output", tmp_path / method)
+    assert png_files(tmp_path / "cam") != png_files(tmp_path / "dcsm")
+    run_successfully(
         *(
             "train-seg",
             scenes,
@@ -227,12 +229,12 @@ def test_seeds_of_a_method_and_a_network_on_the_classifiers_backbone(tmp_path, s
         (("train", "--head", "linear", "--rate", "0.5"), "belong to --head fickle"),
     ],
 )
-def test_what_the_commands_refuse(tmp_path, scenes, monkeypatch, capsys, arguments, message):
+def test_errors_of_the_commands(tmp_path, scenes, monkeypatch, capsys, arguments, message):
     command, *options = arguments
     monkeypatch.setattr(sys, "argv", ["dcsm-attr", command, str(scenes), *options, "--output", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as raised:
         main()
-    assert ended.value.code == 1
+    assert raised.value.code == 1
     assert message in capsys.readouterr().err
 
 
