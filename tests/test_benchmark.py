@@ -100,7 +100,7 @@ def test_the_floor_is_one_forward_and_partial_backward_passes():
 def test_bytes_of_the_crf_by_hand():
     """A single pixel: three vertices in two dimensions, six in five; no two of them neighbors."""
     image = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
-    kernels = DenseCRF().pairwise(image, DenseCRF().gaussian(1, 1, 1, image.device))
+    kernels = DenseCRF().kernels(image, DenseCRF().position_lattice(1, 1, 1, image.device))
     assert [count for count, _ in kernels.blurs] == [3, 6]
     entries = 3 + 6
     blur_entries = 3 * (3 * 3) + 6 * (6 * 3)

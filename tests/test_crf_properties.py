@@ -1,4 +1,4 @@
-"""Properties of the dense CRF for photographs, labels, weights and widths of any size."""
+"""Properties of the dense CRF for images, labels, weights and widths of any size."""
 
 import torch
 from hypothesis import given, settings
@@ -20,29 +20,29 @@ _SETTINGS = st.fixed_dictionaries(
 
 @st.composite
 def _problems(draw):
-    """Probabilities and photographs, certain ones and constant ones among them."""
+    """Probabilities and images, including certain probabilities and constant images."""
     torch.manual_seed(draw(st.integers(0, 10_000)))
-    images, labels, height, width = (draw(st.integers(1, most)) for most in (3, 6, 14, 14))
-    probabilities = torch.rand(images, labels, height, width)
+    count, labels, height, width = (draw(st.integers(1, maximum)) for maximum in (3, 6, 14, 14))
+    probabilities = torch.rand(count, labels, height, width)
     kind = draw(st.sampled_from(["random", "certain", "zero", "one"]))
     if kind == "certain":
         probabilities = (probabilities == probabilities.amax(1, keepdim=True)).float()
     elif kind != "random":
         probabilities = torch.full_like(probabilities, 0.0 if kind == "zero" else 1.0)
-    pictures = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8)
+    images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
     if draw(st.booleans()):
-        pictures = torch.full_like(pictures, 77)
-    return probabilities.to(draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))), pictures
+        images = torch.full_like(images, 77)
+    return probabilities.to(draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))), images
 
 
 @given(_problems(), _SETTINGS)
 @settings(max_examples=60, deadline=None)
-def test_the_result_is_a_distribution_of_the_same_form(problem, options):
-    probabilities, pictures = problem
+def test_the_result_is_a_distribution(problem, options):
+    probabilities, images = problem
     before = probabilities.clone()
-    result = DenseCRF(**options)(probabilities, pictures)
+    result = DenseCRF(**options)(probabilities, images)
     assert (result.shape, result.dtype) == (probabilities.shape, probabilities.dtype)
-    assert ((result >= 0) & (result <= 1)).all(), "NaN is neither"
+    assert ((result >= 0) & (result <= 1)).all(), "also excludes NaN"
     rounding = 0.02 if result.dtype == torch.bfloat16 else 1e-5
     assert (result.double().sum(1) - 1).abs().max() <= rounding
     assert torch.equal(probabilities, before)
@@ -51,29 +51,31 @@ def test_the_result_is_a_distribution_of_the_same_form(problem, options):
 @given(_problems(), _SETTINGS, st.randoms(use_true_random=False))
 @settings(max_examples=30, deadline=None)
 def test_permuting_the_batch_or_the_labels_permutes_the_result(problem, options, random):
-    probabilities, pictures = problem
+    probabilities, images = problem
     crf = DenseCRF(**options)
-    result = crf(probabilities, pictures)
-    images, labels = (random.sample(range(n), n) for n in probabilities.shape[:2])
-    assert torch.equal(crf(probabilities[images], pictures[images]), result[images])
+    result = crf(probabilities, images)
+    batch_order, label_order = (random.sample(range(n), n) for n in probabilities.shape[:2])
+    assert torch.equal(crf(probabilities[batch_order], images[batch_order]), result[batch_order])
     tolerance = 0.02 if result.dtype == torch.bfloat16 else 1e-4
-    torch.testing.assert_close(crf(probabilities[:, labels], pictures), result[:, labels], rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        crf(probabilities[:, label_order], images), result[:, label_order], rtol=0, atol=tolerance
+    )
 
 
 @given(_problems(), _SETTINGS)
 @settings(max_examples=30, deadline=None)
-def test_labels_that_nothing_tells_apart_stay_alike(problem, options):
-    probabilities, pictures = problem
+def test_equal_labels_stay_equal(problem, options):
+    probabilities, images = problem
     alike = probabilities[:, :1].expand_as(probabilities)
-    result = DenseCRF(**options)(alike, pictures).double()
+    result = DenseCRF(**options)(alike, images).double()
     expected = torch.full_like(result, 1 / probabilities.shape[1])
     torch.testing.assert_close(result, expected, rtol=0, atol=2e-3)
 
 
 @given(_problems())
 @settings(max_examples=20, deadline=None)
-def test_without_kernels_each_pixel_keeps_its_own_clamped_distribution(problem):
-    probabilities, pictures = problem
-    result = DenseCRF(bilateral_weight=0, gaussian_weight=0)(probabilities, pictures).double()
+def test_without_kernels_the_result_is_the_clamped_input(problem):
+    probabilities, images = problem
+    result = DenseCRF(bilateral_weight=0, gaussian_weight=0)(probabilities, images).double()
     clamped = probabilities.double().clamp(min=1e-5)
     torch.testing.assert_close(result, clamped / clamped.sum(1, keepdim=True), rtol=0, atol=5e-3)

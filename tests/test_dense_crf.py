@@ -1,4 +1,4 @@
-"""DenseCRF: one result on both backends, for photographs, batches and any number of labels; and what it refuses."""
+"""DenseCRF: agreement of the backends, batches, alternative labelings, and rejected arguments."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from dcsm_attr.crf import dense_crf as dense_crf_module
 DEEPLAB = {"bilateral_weight": 10, "bilateral_xy": 80, "bilateral_rgb": 13, "gaussian_weight": 3, "gaussian_xy": 3}
 
 
-def _picture(height, width, seed=0):
-    """Smooth colors with noise, gray areas and saturated ones: also where rounding decides on lattice vertices."""
+def _image(height, width, seed=0):
+    """Smooth colors with noise, gray and saturated areas, where rounding decides on lattice vertices."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 5, 6, generator=generator)
     image = (
@@ -34,7 +34,7 @@ def _probabilities(count, labels, height, width, seed=0):
 @pytest.mark.parametrize("settings", [{}, DEEPLAB], ids=["paper", "deeplab"])
 def test_backends_agree(labels, settings):
     pytest.importorskip("pydensecrf", reason="the reference CRF is an extra: pip install 'dcsm_attr[pydensecrf]'")
-    image, probabilities = _picture(90, 120), _probabilities(1, labels, 90, 120)
+    image, probabilities = _image(90, 120), _probabilities(1, labels, 90, 120)
     ours = DenseCRF(**settings)(probabilities, image)
     reference = DenseCRF(**settings, backend="pydensecrf")(probabilities, image)
     assert (ours - reference).abs().max() < 1e-3
@@ -42,12 +42,12 @@ def test_backends_agree(labels, settings):
     assert (ours - probabilities).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("left_out", ["bilateral_weight", "gaussian_weight"])
-def test_backends_agree_without_one_of_the_kernels(left_out):
+@pytest.mark.parametrize("removed", ["bilateral_weight", "gaussian_weight"])
+def test_backends_agree_without_one_of_the_kernels(removed):
     pytest.importorskip("pydensecrf", reason="the reference CRF is an extra: pip install 'dcsm_attr[pydensecrf]'")
-    image, probabilities = _picture(40, 50), _probabilities(1, 3, 40, 50)
-    ours = DenseCRF(**{**DEEPLAB, left_out: 0})(probabilities, image)
-    reference = DenseCRF(**{**DEEPLAB, left_out: 0}, backend="pydensecrf")(probabilities, image)
+    image, probabilities = _image(40, 50), _probabilities(1, 3, 40, 50)
+    ours = DenseCRF(**{**DEEPLAB, removed: 0})(probabilities, image)
+    reference = DenseCRF(**{**DEEPLAB, removed: 0}, backend="pydensecrf")(probabilities, image)
     assert (ours - reference).abs().max() < 1e-3
     assert (ours - DenseCRF(**DEEPLAB)(probabilities, image)).abs().max() > 0.01
 
@@ -57,9 +57,9 @@ def test_backends_agree_without_one_of_the_kernels(left_out):
 def test_backends_agree_on_images(shared, labels, settings):
     pytest.importorskip("pydensecrf", reason="the reference CRF is an extra: pip install 'dcsm_attr[pydensecrf]'")
     for name in ("dog-and-cat.png", "puppy-and-kitten.jpg", "horse-and-rider.jpg"):
-        photograph = np.array(Image.open(shared / "images" / name).convert("RGB"))
-        image = torch.from_numpy(photograph).permute(2, 0, 1)[None]
-        probabilities = _probabilities(1, labels, *photograph.shape[:2])
+        pixels = np.array(Image.open(shared / "images" / name).convert("RGB"))
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        probabilities = _probabilities(1, labels, *pixels.shape[:2])
         ours = DenseCRF(**settings)(probabilities, image)
         reference = DenseCRF(**settings, backend="pydensecrf")(probabilities, image)
         assert (ours - reference).abs().max() < 1e-3
@@ -67,7 +67,7 @@ def test_backends_agree_on_images(shared, labels, settings):
 
 
 def test_a_batch_equals_single_images_bit_for_bit():
-    images = torch.cat([_picture(40, 50, seed) for seed in range(3)])
+    images = torch.cat([_image(40, 50, seed) for seed in range(3)])
     probabilities = _probabilities(3, 4, 40, 50)
     together = DenseCRF()(probabilities, images)
     for n in range(3):
@@ -76,7 +76,7 @@ def test_a_batch_equals_single_images_bit_for_bit():
 
 @pytest.mark.parametrize("settings", [{}, DEEPLAB, {"bilateral_weight": 0}, {"iterations": 0}])
 def test_alternatives_equal_single_calls(settings):
-    image, probabilities = _picture(40, 50), _probabilities(5, 4, 40, 50)
+    image, probabilities = _image(40, 50), _probabilities(5, 4, 40, 50)
     probabilities[3] = probabilities[3].argmax(0) == torch.arange(4)[:, None, None]
     crf = DenseCRF(**settings)
     together = crf.refine_alternatives(probabilities, image[0])
@@ -86,9 +86,9 @@ def test_alternatives_equal_single_calls(settings):
     assert (together.dtype, together.requires_grad) == (torch.float32, False)
 
 
-def test_alternatives_of_the_reference_library_are_its_single_calls():
+def test_alternatives_with_pydensecrf_equal_single_calls():
     pytest.importorskip("pydensecrf", reason="the reference CRF is an extra: pip install 'dcsm_attr[pydensecrf]'")
-    image, probabilities = _picture(40, 50), _probabilities(3, 4, 40, 50)
+    image, probabilities = _image(40, 50), _probabilities(3, 4, 40, 50)
     reference = DenseCRF(backend="pydensecrf")
     together = reference.refine_alternatives(probabilities, image[0])
     assert torch.equal(together, torch.cat([reference(one[None], image) for one in probabilities]))
@@ -105,26 +105,26 @@ def test_no_lattice_is_built_twice(monkeypatch):
 
     monkeypatch.setattr(dense_crf_module, "PermutohedralLattice", counted)
     crf = DenseCRF(iterations=1)
-    crf.refine_alternatives(_probabilities(6, 3, 12, 14), _picture(12, 14)[0])
-    assert dimensions == [2, 5], "once for all labelings"
+    crf.refine_alternatives(_probabilities(6, 3, 12, 14), _image(12, 14)[0])
+    assert dimensions == [2, 5], "one lattice per kernel for all labelings"
     dimensions.clear()
-    crf(_probabilities(3, 3, 12, 14), _picture(12, 14).expand(3, 3, 12, 14))
-    assert dimensions == [2, 5, 5, 5], "that of the positions once for all images"
+    crf(_probabilities(3, 3, 12, 14), _image(12, 14).expand(3, 3, 12, 14))
+    assert dimensions == [2, 5, 5, 5], "one position lattice for all images"
 
 
-def test_bad_alternatives():
-    image = _picture(12, 14)[0]
-    for probabilities, picture, error, message in (
+def test_rejects_bad_alternatives():
+    image = _image(12, 14)[0]
+    for probabilities, other_image, error, message in (
         (_probabilities(2, 3, 12, 14), image[:, :5], ValueError, r"images must have shape .*\(2, 3, 12, 14\)"),
         (_probabilities(2, 3, 12, 14), image / 255, TypeError, "uint8"),
         (2 * _probabilities(2, 3, 12, 14), image, ValueError, r"in \[0, 1\]"),
         (_probabilities(2, 3, 12, 14)[0], image, ValueError, r"\(N, L, H, W\)"),
     ):
         with pytest.raises(error, match=message):
-            DenseCRF().refine_alternatives(probabilities, picture)
+            DenseCRF().refine_alternatives(probabilities, other_image)
 
 
-def test_it_recovers_regions_from_noisy_unaries():
+def test_recovers_regions_from_noisy_unaries():
     truth = torch.zeros(1, 48, 64, dtype=torch.long)
     truth[0, 10:38, 12:40] = 1
     truth[0, 20:44, 44:60] = 2
@@ -140,7 +140,7 @@ def test_it_recovers_regions_from_noisy_unaries():
 def test_weights_of_zero_leave_the_clamped_unary():
     probabilities = _probabilities(1, 3, 12, 14)
     probabilities[0, :, 0, 0] = torch.tensor([1.0, 0.0, 0.0])
-    result = DenseCRF(bilateral_weight=0, gaussian_weight=0)(probabilities, _picture(12, 14))
+    result = DenseCRF(bilateral_weight=0, gaussian_weight=0)(probabilities, _image(12, 14))
     expected = probabilities.clamp(min=1e-5)
     torch.testing.assert_close(result, expected / expected.sum(1, keepdim=True))
 
@@ -149,7 +149,7 @@ def test_weights_of_zero_leave_the_clamped_unary():
 def test_one_label_stays_certain(backend):
     if backend == "pydensecrf":
         pytest.importorskip("pydensecrf")
-    result = DenseCRF(backend=backend)(torch.ones(1, 1, 9, 11), _picture(9, 11))
+    result = DenseCRF(backend=backend)(torch.ones(1, 1, 9, 11), _image(9, 11))
     assert torch.equal(result, torch.ones(1, 1, 9, 11))
 
 
@@ -160,10 +160,10 @@ def test_thin_images(size):
     assert torch.isfinite(result).all()
 
 
-def test_the_result_has_the_form_of_the_input_and_leaves_it_alone():
+def test_keeps_dtype_and_input():
     probabilities = _probabilities(1, 3, 12, 14).double().requires_grad_()
     before = probabilities.clone()
-    result = DenseCRF()(probabilities, _picture(12, 14))
+    result = DenseCRF()(probabilities, _image(12, 14))
     assert (result.dtype, result.requires_grad) == (torch.float64, False)
     assert torch.equal(probabilities, before)
 
@@ -196,7 +196,7 @@ def test_the_result_has_the_form_of_the_input_and_leaves_it_alone():
         (torch.full((1, 2, 4, 4), torch.nan), torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ValueError, "NaN"),
     ],
 )
-def test_bad_arguments(probabilities, images, error, message):
+def test_rejects_bad_arguments(probabilities, images, error, message):
     with pytest.raises(error, match=message):
         DenseCRF()(probabilities, images)
 
@@ -212,13 +212,13 @@ def test_bad_arguments(probabilities, images, error, message):
         ("backend", "numpy", "'auto', 'torch', 'triton', 'pydensecrf'"),
     ],
 )
-def test_bad_settings(name, value, message):
+def test_rejects_bad_settings(name, value, message):
     with pytest.raises(ValueError, match=message):
         DenseCRF(**{name: value})
 
 
-def test_a_missing_reference_library_is_named(monkeypatch):
+def test_names_the_missing_reference_library(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydensecrf.densecrf", None)
     monkeypatch.setitem(__import__("sys").modules, "pydensecrf", None)
     with pytest.raises(ImportError, match=r"dcsm_attr\[pydensecrf\]"):
-        DenseCRF(backend="pydensecrf")(_probabilities(1, 2, 4, 4), _picture(4, 4))
+        DenseCRF(backend="pydensecrf")(_probabilities(1, 2, 4, 4), _image(4, 4))

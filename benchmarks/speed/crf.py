@@ -76,7 +76,7 @@ def bytes_moved(image: Tensor, labels: int) -> int:
     """
     crf = DenseCRF()
     height, width = image.shape[2:]
-    kernels = crf.pairwise(image, crf.gaussian(1, height, width, image.device))
+    kernels = crf.kernels(image, crf.position_lattice(1, height, width, image.device))
     assert kernels is not None
     return crf.iterations * _of_one_iteration(kernels, height * width, labels)
 

@@ -1,4 +1,4 @@
-"""Fully connected CRF: the permutohedral lattice, mean field, and the public class over both backends."""
+"""The fully connected CRF: the public class, mean field, and Gaussian filtering on the permutohedral lattice."""
 
 from dcsm_attr.crf.dense_crf import DenseCRF
 

@@ -1,18 +1,14 @@
 r"""Gaussian filtering in ``d`` dimensions on the permutohedral lattice, in plain tensor operations.
 
 Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics 2010 (*ABD*).
-Points in feature space are spread over the ``d + 1`` vertices of the simplex that encloses each (*splat*), the vertices
-are blurred along the lattice's ``d + 1`` directions, and the points read their simplex again (*slice*). The cost grows
-with the number of points, not with its square.
+Values of points are distributed over the ``d + 1`` vertices of the enclosing simplex (*splat*), blurred along the
+``d + 1`` directions of the lattice (*blur*), and interpolated at the points (*slice*). The cost is linear in the number
+of points. :class:`GaussianKernels` combines several lattices over the same points into the pairwise term of Eq. 8;
+:class:`RowSums` is the sparse product that all steps share.
 
-The vertices are made unique by sorting packed integer keys. The coordinates of a vertex are all congruent modulo d + 1,
-so that quotients and one remainder make a key: small enough for four bytes with photographs, which sort in half the
-time. The index of the image is part of the key, so that a batch of images is one lattice with no connection between
-them.
-
-Weighted sums of rows: what splatting, blurring and slicing have in common.
-
-The pairwise terms of Eq. 8: weighted Gaussians over the same points, normalized and applied together.
+Vertices are made unique by sorting packed integer keys. All coordinates of a vertex are congruent modulo d + 1, so a
+key consists of quotients and one remainder; for usual images it fits into four bytes, which sort in half the time of
+eight. The index of the image is part of the key, so a batch is one lattice without connections between its images.
 """
 
 import math
@@ -28,13 +24,13 @@ __all__ = ["GaussianKernels", "PermutohedralLattice", "RowSums"]
 
 @dataclass(frozen=True)
 class RowSums:
-    """A sparse matrix, as sums of weighted rows of what it is applied to.
+    """A sparse matrix whose rows are weighted sums of rows of its operand.
 
     Attributes:
-        rows: int32 or int64: which rows; ``(R, k)`` where each of the R sums has k, else ``(E,)``, one sum after the
-            other.
-        weights: floating point, shaped as ``rows``.
-        first: ``(R,)`` of the type of ``rows``: where each sum begins in ``rows``. None: ``rows`` is ``(R, k)``.
+        rows: int32 or int64 indices; ``(R, k)`` if each of the R sums has k entries, otherwise ``(E,)``, one sum after
+            the other.
+        weights: floating point, same shape as ``rows``.
+        first: ``(R,)``, same dtype as ``rows``: start of each sum in ``rows``. None: ``rows`` is ``(R, k)``.
     """
 
     rows: Tensor
@@ -42,7 +38,7 @@ class RowSums:
     first: Tensor | None = None
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Sum rows of ``(Q, V)``, with the dtype of the weights, to ``(R, V)``."""
+        """Multiplies values ``(Q, V)``, with the dtype of the weights; returns ``(R, V)``."""
         return F.embedding_bag(self.rows, values, self.first, mode="sum", per_sample_weights=self.weights)
 
 
@@ -54,10 +50,10 @@ class _Simplices:
     """The enclosing simplex of each point.
 
     Attributes:
-        keys: ``(d + 1, P)`` int32 or int64, a packed key for each vertex.
-        weights: ``(d + 1, P)``, barycentric, summing to one.
-        strides: ``(d + 1,)``, what one more of a coordinate's quotient adds to a key; the last coordinate is not part
-            of it, as all of them sum to zero.
+        keys: ``(d + 1, P)`` int32 or int64, a packed key per vertex.
+        weights: ``(d + 1, P)``, barycentric coordinates, summing to one.
+        strides: ``(d + 1,)``, increase of a key when the quotient of a coordinate grows by one. The last coordinate is
+            not stored, because all coordinates sum to zero; its stride is 0.
     """
 
     keys: Tensor
@@ -65,51 +61,51 @@ class _Simplices:
     strides: tuple[int, ...]
 
     def ahead(self, keys: Tensor, direction: int) -> Tensor:
-        """The keys one step further: all coordinates grow by one, that of the direction shrinks by d."""
+        """Returns the keys of the next vertices in a direction: its coordinate shrinks by d, all others grow by one."""
         corners = len(self.strides)
-        # From the last remainder on, adding one to a coordinate adds one to its quotient.
+        # At the last remainder, adding one to a coordinate carries over to its quotient.
         carries = (keys % corners == corners - 1).to(keys.dtype).mul_(sum(self.strides) - corners)
         return carries.add_(keys).add_(1 - self.strides[direction])
 
 
 class PermutohedralLattice:
-    """The lattice of one set of points; builds once, filters any number of values on them.
+    """The lattice of one set of points, which filters any number of values on them.
 
     Attributes:
         vertices: number M of lattice vertices.
-        gain: what the result of the blurs is to be multiplied with.
+        gain: factor of the blurred values that makes the kernel one at its center.
         splat: points to vertices, ``(M, P)``.
         blurs: along each direction, ``(M, M)``.
         slices: vertices to points, ``(P, M)``.
     """
 
     def __init__(self, features: Tensor, groups: Tensor | None = None) -> None:
-        """Build the lattice.
+        """Builds the lattice.
 
         Args:
             features: ``(P, d)`` floating point: coordinates divided by the standard deviations of the Gaussian.
-            groups: ``(P,)`` int64, not negative: points of different groups (images) do not see each other. None: one
+            groups: ``(P,)`` int64, not negative: points of different groups (images) are not connected. None: one
                 group.
 
         Raises:
-            ValueError: if the features spread so far that packed keys would overflow 64 bits.
+            ValueError: if the range of the features is so large that packed keys would overflow 64 bits.
         """
         points, dimensions = features.shape
         corners = dimensions + 1
         simplices = _enclosing_simplices(features, groups)
         weights = simplices.weights.T.contiguous()
-        # One sort gives all: the vertices, where each begins, and which points it has, in their order.
+        # One sort gives the vertices, the start of each, and its points in their order.
         ordered, entry = simplices.keys.T.flatten().sort(stable=True)
         begins = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
         first = begins.nonzero().flatten()
         keys = ordered[first]
-        # Half the memory traffic wherever the numbers fit.
+        # int32 halves the memory traffic.
         integers = torch.int32 if len(entry) < 2**31 else torch.int64
         vertex = torch.empty_like(entry, dtype=integers)
         vertex.scatter_(0, entry, begins.cumsum(0, dtype=integers).sub_(1))
         self.vertices = len(keys)
-        # Makes the kernel one at its center. Of a value at a vertex 1 stays there in all blurs, and 2 ** -(d + 1) comes
-        # back on each of two ways: a step along every direction, which sum to zero, or a step against each.
+        # A value of 1 at a vertex keeps 1 there after all blurs, plus 2 ** -(d + 1) for each of two closed paths: one
+        # step along every direction (the steps sum to zero), or one step against every direction.
         self.gain = 1 / (1 + 2.0**-dimensions)
         points_of_entries = entry.div(corners, rounding_mode="floor").to(integers)
         self.splat = RowSums(points_of_entries, weights.take(entry), first.to(integers))
@@ -117,7 +113,7 @@ class PermutohedralLattice:
         self.slices = RowSums(vertex.view(points, corners), weights)
 
     def filter(self, values: Tensor) -> Tensor:
-        """Convolve values with the Gaussian of unit variance in feature space; not normalized.
+        """Convolves values with the Gaussian of unit variance in feature space, without normalization.
 
         Args:
             values: ``(P, V)``, with the dtype of the features.
@@ -132,12 +128,12 @@ class PermutohedralLattice:
 
 
 def _blur(keys: Tensor, wanted: Tensor, dtype: torch.dtype, integers: torch.dtype) -> RowSums:
-    """Each of the sorted vertices and half of its two neighbors; one that does not exist counts with weight zero."""
+    """Builds the blur along one direction: a vertex plus half of its two neighbors, where they exist."""
     count = len(keys)
     own = torch.arange(count, device=keys.device)
     ahead = torch.searchsorted(keys, wanted).clamp_(max=count - 1)
     has_ahead = keys[ahead] == wanted
-    # Who has one ahead is behind it; the last row takes those that have none.
+    # A vertex is behind the one ahead of it; the extra last entry collects vertices without one.
     behind = own.new_full((count + 1,), -1).scatter_(0, torch.where(has_ahead, ahead, count), own)[:-1]
     has_behind = behind >= 0
     rows = torch.stack([own, torch.where(has_ahead, ahead, own), torch.where(has_behind, behind, own)], dim=1)
@@ -175,7 +171,7 @@ def _enclosing_simplices(features: Tensor, groups: Tensor | None) -> _Simplices:
     multiples = torch.round(elevated * (1 / corners))
     origin = multiples * corners
     excess = multiples.sum(dim=0).round_()
-    # ... made to sum to zero: ranked by their distance from it, the outermost coordinates are moved (ABD, section 3.2).
+    # ... changed so that they sum to zero: the coordinates with the largest distance are moved (ABD, section 3.2).
     rank = _descending_ranks(elevated - origin).add_(excess.to(torch.int8))
     turn = (rank < 0).to(torch.int8).sub_((rank > dimensions).to(torch.int8))
     multiples += turn
@@ -190,7 +186,7 @@ def _enclosing_simplices(features: Tensor, groups: Tensor | None) -> _Simplices:
     stride_of = torch.tensor(strides, dtype=base.dtype, device=base.device)
     stride_by_rank = torch.empty(corners, points, dtype=base.dtype, device=base.device)
     stride_by_rank.scatter_(0, rank, stride_of[:, None].expand(-1, points))
-    # Vertex r adds r to all coordinates and takes d + 1 off the r ones that are ranked last.
+    # Vertex r adds r to all coordinates and subtracts d + 1 from the r coordinates of the lowest rank.
     keys = torch.empty_like(stride_by_rank)
     keys[0] = base
     for r in range(1, corners):
@@ -199,9 +195,9 @@ def _enclosing_simplices(features: Tensor, groups: Tensor | None) -> _Simplices:
 
 
 def _descending_ranks(distance: Tensor) -> Tensor:
-    """The rank of each row in each column, int8, 0 for the largest; of equal ones the first comes first.
+    """Returns the rank of each row within its column, int8, 0 for the largest; ties keep their order.
 
-    By counting the larger ones: for a handful of rows much faster than sorting.
+    Counting larger values is much faster than sorting for a few rows.
     """
     rows = len(distance)
     ranks = torch.zeros(distance.shape, dtype=torch.int8, device=distance.device)
@@ -214,10 +210,10 @@ def _descending_ranks(distance: Tensor) -> Tensor:
 
 
 def _pack_keys(quotients: Tensor, groups: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
-    """Pack the coordinates of remainder zero ``(d, P)``, divided by d + 1, and the group into one integer each.
+    """Packs the quotients ``(d, P)`` of the remainder-zero vertices, and the groups, into one integer key per point.
 
-    In a mixed radix, the remainder first. The vertices of a simplex lie up to one below, and their neighbors up to one
-    around these: no two get the same key.
+    The keys are mixed-radix numbers with the remainder as first digit. The ranges include a margin for the other
+    vertices of a simplex and their neighbors, so that different vertices have different keys.
     """
     rows = [*quotients] if groups is None else [*quotients, groups]
     ends = torch.stack([torch.stack([row.amin(), row.amax()]).double() for row in rows]).tolist()
@@ -225,9 +221,9 @@ def _pack_keys(quotients: Tensor, groups: Tensor | None) -> tuple[Tensor, tuple[
     corners = len(quotients) + 1
     needed = corners * math.prod(spans)
     types = [integers for integers, largest in _KEY_RANGES.items() if needed <= largest]
-    if not types:  # Nor is there one if a span is not finite.
+    if not types:  # Also if a span is not finite.
         raise ValueError(
-            "the features spread over too many lattice cells to be told apart in 64 bits: use larger standard "
+            "the features span too many lattice cells for 64-bit keys: use larger standard "
             f"deviations, or fewer images at once; extents were {spans}."
         )
     strides = [corners * math.prod(map(int, spans[:i])) for i in range(len(rows))]
@@ -237,7 +233,7 @@ def _pack_keys(quotients: Tensor, groups: Tensor | None) -> tuple[Tensor, tuple[
     return key, (*strides[: len(quotients)], 0)
 
 
-# Keeps the normalization finite where the lattice gives a point nothing, as the reference library does.
+# Keeps the normalization finite where a point has no mass, as in the reference library.
 _MIN_MASS = 1e-20
 
 
@@ -245,12 +241,12 @@ _MIN_MASS = 1e-20
 class GaussianKernels:
     r"""The sum of weighted Gaussians :math:`\sum_m w_m D_m^{-1/2} K_m D_m^{-1/2}` with :math:`D_m = K_m 1`.
 
-    All lattices are splatted and sliced at once, and weights and normalizations are part of these: an iteration of mean
-    field reads and writes the labels of each point once.
+    Splatting and slicing include all lattices, weights and normalizations, so an iteration of mean field reads and
+    writes the labels of each point once.
 
     Attributes:
         splat: points to the vertices of all lattices, one lattice after the other.
-        blurs: for each lattice its number of vertices, and its blurs.
+        blurs: per lattice its number of vertices and its blurs.
         slices: vertices to points.
     """
 
@@ -260,11 +256,11 @@ class GaussianKernels:
 
     @staticmethod
     def build(weighted: Sequence[tuple[PermutohedralLattice, float]]) -> "GaussianKernels":
-        """Normalize the kernels and put them together.
+        """Normalizes and combines kernels.
 
         Args:
-            weighted: one lattice or more over the same points, each with its :math:`w`, times the penalty of the Potts
-                model.
+            weighted: at least one lattice over the same points, each with its weight :math:`w` (times the Potts
+                penalty).
         """
         lattices = [lattice for lattice, _ in weighted]
         points = torch.cat([lattice.splat.rows for lattice in lattices])
@@ -293,7 +289,7 @@ class GaussianKernels:
         )
 
     def vertex_values(self, q: Tensor) -> Tensor:
-        """Splat and blur the labels of all points, ``(P, V)``; :meth:`messages` reads the result."""
+        """Splats and blurs the labels of all points, ``(P, V)``; the result is an input of :meth:`messages`."""
         vertex_values = self.splat(q)
         blurred = []
         parts = torch.split(vertex_values, [count for count, _ in self.blurs])
@@ -304,5 +300,5 @@ class GaussianKernels:
         return torch.cat(blurred)
 
     def messages(self, vertex_values: Tensor, points: slice) -> Tensor:
-        """What some of the points hear of the labels around them, ``(p, V)``: larger where neighbors agree."""
+        """Returns the messages to some of the points, ``(p, V)``: the filtered labels of their neighbors."""
         return RowSums(self.slices.rows[points], self.slices.weights[points])(vertex_values)

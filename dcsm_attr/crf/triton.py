@@ -1,9 +1,7 @@
-"""The two operations of mean field as Triton kernels: sums of weighted rows, and messages turned into probabilities.
+"""Mean field on a GPU with fused Triton kernels: weighted row sums (splat, blur), and slice plus softmax in one.
 
-Needs Triton, which comes with PyTorch for CUDA on Linux; imported only where it is asked for. Tables are those of
-:class:`~dcsm_attr.crf.permutohedral.RowSums`, whose plain operations are the reference of these.
-
-Mean field on a GPU in three kinds of kernel: splat, blur, and slice together with softmax.
+Needs Triton, which comes with PyTorch for CUDA on Linux; imported only for ``DenseCRF(backend="triton")``. The tables
+are those of :class:`~dcsm_attr.crf.permutohedral.RowSums`, whose plain operations are the reference.
 """
 
 import os
@@ -19,9 +17,8 @@ from dcsm_attr.crf.permutohedral import GaussianKernels, RowSums
 
 __all__ = ["probabilities_of_messages", "row_sums", "split_long_sums", "triton_mean_field"]
 
-
-# So many numbers (rows times labels, made a power of two) one program holds: two or three values a thread of four
-# warps for an accumulator, and room for what is being read.
+# Values per program (rows times labels, rounded up to a power of two): two or three accumulators per thread of four
+# warps, which leaves registers for the values being read.
 _BLOCK_ELEMENTS = 1024
 
 
@@ -39,7 +36,7 @@ def _row_sums(
     block: tl.constexpr,
     width: tl.constexpr,
 ) -> None:
-    """Sums ``entries_per_sum`` entries per row; if that is zero, those from its first to the first of the next row."""
+    """Sums ``entries_per_sum`` entries per row; if it is zero, the entries from its first to the next row's first."""
     own = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     column = tl.arange(0, width)[None, :]
     exists = own < count
@@ -88,7 +85,7 @@ def _probabilities_of_messages(
 
 
 def row_sums(table: RowSums, values: Tensor) -> Tensor:
-    """What ``table(values)`` gives.
+    """Computes ``table(values)``.
 
     Args:
         table: R sums, with float32 weights.
@@ -117,10 +114,10 @@ def row_sums(table: RowSums, values: Tensor) -> Tensor:
 
 
 def probabilities_of_messages(slices: RowSums, vertex_values: Tensor, unary: Tensor) -> Tensor:
-    """The softmax of ``slices(vertex_values) - unary``, with nothing in between written to memory.
+    """Computes the softmax of ``slices(vertex_values) - unary`` without intermediate tensors.
 
     Args:
-        slices: a sum for each of P points, each of as many vertices; float32 weights.
+        slices: one sum per point, all with the same number of vertices; float32 weights.
         vertex_values: ``(M, L)`` float32, contiguous.
         unary: ``(P, L)`` float32, contiguous.
 
@@ -149,24 +146,24 @@ def _block(columns: int) -> tuple[int, int]:
     return max(1, _BLOCK_ELEMENTS // width), width
 
 
-# A vertex in a plain sky has thousands of points, one on an edge a few: a program that sums for both waits for the
-# longer sum. Cut into pieces of this length they take the same time.
+# A vertex in a uniform region has thousands of points, one on an edge a few, and a program takes as long as its longest
+# sum. Sums are therefore split into pieces of this length.
 _MAX_SUM_LENGTH = 32
 
 
-def triton_mean_field(unary: Tensor, pairwise: GaussianKernels, iterations: int) -> Tensor:
-    """What :func:`~dcsm_attr.crf.dense_crf.mean_field` gives, by Triton kernels.
+def triton_mean_field(unary: Tensor, kernels: GaussianKernels, iterations: int) -> Tensor:
+    """Computes :func:`~dcsm_attr.crf.dense_crf.mean_field` with Triton kernels.
 
     Args:
         unary: ``(P, L)`` float32 energies, on a CUDA device.
-        pairwise: the pairwise terms, on the same device.
-        iterations: 0 returns the start.
+        kernels: the pairwise terms, on the same device.
+        iterations: number of iterations; 0 returns the start.
 
     Returns:
         ``(P, L)``, summing to one over the labels.
 
     Raises:
-        ValueError: if the energies are on the CPU, and Triton does not interpret (``TRITON_INTERPRET=1``).
+        ValueError: if the energies are on the CPU and Triton's interpreter is off (``TRITON_INTERPRET=1``).
     """
     if not unary.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
@@ -174,30 +171,30 @@ def triton_mean_field(unary: Tensor, pairwise: GaussianKernels, iterations: int)
             "choose backend='torch'."
         )
     unary = unary.contiguous()
-    pieces, of_vertices = split_long_sums(pairwise.splat)
-    # Triton launches on the current device, which need not be that of the energies.
+    pieces, of_vertices = split_long_sums(kernels.splat)
+    # Triton launches on the current device, which may differ from the device of the energies.
     with torch.cuda.device(unary.device) if unary.is_cuda else nullcontext():
         q = torch.softmax(-unary, dim=1)
         for _ in range(iterations):
             splatted = row_sums(of_vertices, row_sums(pieces, q))
             blurred = []
-            parts = torch.split(splatted, [count for count, _ in pairwise.blurs])
-            for part, (_, blurs) in zip(parts, pairwise.blurs, strict=True):
+            parts = torch.split(splatted, [count for count, _ in kernels.blurs])
+            for part, (_, blurs) in zip(parts, kernels.blurs, strict=True):
                 for blur in blurs:
                     part = row_sums(blur, part)
                 blurred.append(part)
-            q = probabilities_of_messages(pairwise.slices, torch.cat(blurred), unary)
+            q = probabilities_of_messages(kernels.slices, torch.cat(blurred), unary)
     return q
 
 
 def split_long_sums(table: RowSums) -> tuple[RowSums, RowSums]:
-    """Sums of any length as short ones and sums of these.
+    """Splits sums of any length into short sums and sums of their results.
 
     Args:
-        table: with ``first``.
+        table: a table with ``first``.
 
     Returns:
-        Two tables; the second one, applied to the result of the first, gives what ``table`` gives.
+        Two tables; the second, applied to the result of the first, equals ``table``.
     """
     assert table.first is not None
     entries = len(table.rows)
