@@ -1,6 +1,6 @@
-"""Distinct Class-specific Saliency Maps (DCSM) for Captum, and the segmentation masks that follow from them.
+"""Distinct Class-specific Saliency Maps (DCSM) for Captum, and segmentation masks from them.
 
-The names below are imported when they are first used, so that ``import dcsm_attr`` itself costs nothing.
+Public names are imported on first use, so that ``import dcsm_attr`` is fast and loads no heavy dependency.
 """
 
 from importlib import import_module
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dcsm_attr.crf import DenseCRF
     from dcsm_attr.segmentation import Segmentation, Segmenter
 
-_HOMES = {
+_MODULES = {
     "ClassActivationMaps": "dcsm_attr.attribution",
     "ClassMaps": "dcsm_attr.attribution",
     "DenseCRF": "dcsm_attr.crf",
@@ -47,9 +47,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,7 @@
-"""The shipped network as a trained classifier, for commands that take one.
+"""The demo: segments unseen scenes with the network that is shipped, and measures the effect of each step.
 
-Segment unseen scenes with the shipped network, and measure what each step of the method brings.
-
-One figure of what the demo did.
+:func:`scene_classifier` is the shipped network as a classifier; :func:`run_demo` segments and measures;
+:func:`demo_figure` draws the result.
 """
 
 from dataclasses import dataclass
@@ -39,16 +38,12 @@ __all__ = [
 ]
 
 
-#: The canvas of the demo: a scene as it is drawn.
+#: Preprocessing of the demo: scenes of 128 pixels are not resized.
 SCENE_CANVAS = Preprocess(size=128, mean=MEAN, std=STD)
 
 
 def scene_classifier() -> Classifier:
-    """The network of the demo, in evaluation mode.
-
-    Returns:
-        With the names of the scenes' classes and the canvas of the demo.
-    """
+    """Loads the shipped network as a classifier in evaluation mode, with class names and preprocessing."""
     return Classifier(
         scene_score_maps(load_scene_net()).eval(),
         Architecture(SCENE_NET, len(CLASS_NAMES), head="rectified"),
@@ -57,10 +52,10 @@ def scene_classifier() -> Classifier:
     )
 
 
-#: The steps that are compared, each on top of the one before.
-STEPS = ("raw maps", "with subtraction", "with the CRF")
+#: The compared steps; each adds to the previous one.
+STEPS = ("raw maps", "with contrast", "with the CRF")
 
-#: Seed of the scenes that the demo draws: other ones than training and the choice of the CRF's widths have seen.
+#: Seed of the scenes of the demo, which differ from those of training and of the choice of the CRF weight.
 TEST_SCENE_SEED = 2016
 
 _BATCH = 20
@@ -68,12 +63,12 @@ _BATCH = 20
 
 @dataclass(frozen=True)
 class SegmentedScene:
-    """A scene, the segmentation of it, and the label map of each step.
+    """A scene, its segmentation, and the label map after each step.
 
     Attributes:
-        scene: with its true labels.
-        segmentation: of the last step.
-        labels: for each of :data:`STEPS` a label map ``(S, S)`` int64.
+        scene: the scene with its ground truth.
+        segmentation: the result of all steps.
+        labels: one label map ``(S, S)`` int64 per entry of :data:`STEPS`.
     """
 
     scene: Scene
@@ -83,12 +78,12 @@ class SegmentedScene:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found.
+    """The result of :func:`run_demo`.
 
     Attributes:
-        mean_iou: for each of :data:`STEPS`, in [0, 1].
-        confusions: for each of :data:`STEPS` a matrix ``(1 + C, 1 + C)``, rows truth, columns prediction.
-        shown: the scenes with the most classes, for the figure.
+        mean_iou: mean IoU in [0, 1] per entry of :data:`STEPS`.
+        confusions: confusion matrix ``(1 + C, 1 + C)`` per entry of :data:`STEPS`; rows truth, columns prediction.
+        shown: the scenes with the most classes, for :func:`demo_figure`.
     """
 
     mean_iou: tuple[float, ...]
@@ -97,10 +92,10 @@ class DemoResult:
 
 
 def scene_segmenter(network: nn.Module) -> Segmenter:
-    """The method at its defaults, but for one weight of the CRF.
+    """Builds a segmenter with default settings, except for the bilateral weight of the CRF.
 
-    The scenes' edges are sharper than those of images, so that color may say more: on the scenes of seed 700, of
-    the weights 1, 2, 3, 4, 6 and 10 it was 4 that gave the best mean IoU.
+    Edges of scenes are sharper than those of photos, so color is more informative: of the weights 1, 2, 3, 4, 6 and 10,
+    4 gave the best mean IoU on the scenes of seed 700.
     """
     crf = DenseCRF(bilateral_weight=4)
     return Segmenter(network, crf=crf, class_names=CLASS_NAMES, preprocess=SCENE_CANVAS)
@@ -109,52 +104,53 @@ def scene_segmenter(network: nn.Module) -> Segmenter:
 def run_demo(
     network: nn.Module, scenes: int, *, scene_seed: int = TEST_SCENE_SEED, shown: int = 5, progress: bool = True
 ) -> DemoResult:
-    """Draw unseen scenes, segment them, and measure the mean IoU of each step.
+    """Draws unseen scenes, segments them, and measures the mean IoU of each step.
+
+    The classes of a scene are detected by the network; the true ones are not used.
 
     Args:
-        network: gives score maps of the scenes' classes.
-        scenes: how many to draw.
-        scene_seed: of the series of scenes.
-        shown: how many to keep for the figure.
-        progress: whether to show a bar.
+        network: computes score maps of the scene classes.
+        scenes: number of scenes.
+        scene_seed: seed of the series of scenes.
+        shown: number of scenes to keep for the figure.
+        progress: whether to show a progress bar.
 
     Returns:
-        The result. The classes of a scene are those that the network detects, not the true ones.
+        The result.
     """
     segmenter = scene_segmenter(network)
-    labels = 1 + len(CLASS_NAMES)
-    confusions = [torch.zeros(labels, labels, dtype=torch.int64) for _ in STEPS]
-    kept: list[SegmentedScene] = []
+    num_labels = 1 + len(CLASS_NAMES)
+    confusions = [torch.zeros(num_labels, num_labels, dtype=torch.int64) for _ in STEPS]
+    richest: list[SegmentedScene] = []
     with tqdm(total=scenes, unit="scene", disable=not progress) as bar:
         for start in range(0, scenes, _BATCH):
-            drawn = [
-                generate_scene(i, scene_seed, SCENE_CANVAS.side) for i in range(start, min(start + _BATCH, scenes))
-            ]
-            results = segmenter.segment_batch([scene.image for scene in drawn], raw=True)
-            for scene, segmentation in zip(drawn, results, strict=True):
+            indices = range(start, min(start + _BATCH, scenes))
+            batch = [generate_scene(i, scene_seed, SCENE_CANVAS.side) for i in indices]
+            results = segmenter.segment_batch([scene.image for scene in batch], raw=True)
+            for scene, segmentation in zip(batch, results, strict=True):
                 segmented = SegmentedScene(scene, segmentation, step_labels(segmentation))
                 for confusion, predicted in zip(confusions, segmented.labels, strict=True):
-                    confusion += confusion_matrix(predicted, scene.labels, labels)
-                kept = _richest([*kept, segmented], shown)
+                    confusion += confusion_matrix(predicted, scene.labels, num_labels)
+                richest = _most_classes([*richest, segmented], shown)
                 bar.update()
-    return DemoResult(tuple(float(mean_iou(c)) for c in confusions), tuple(confusions), kept)
+    return DemoResult(tuple(float(mean_iou(c)) for c in confusions), tuple(confusions), richest)
 
 
 def step_labels(segmentation: Segmentation) -> tuple[Tensor, ...]:
-    """The label map of each of :data:`STEPS` ``(S, S)``."""
+    """Returns the label map ``(S, S)`` of each of :data:`STEPS`; the segmentation must have raw maps."""
     raw, foreground = segmentation.class_maps.raw, segmentation.class_maps.foreground
     assert raw is not None
-    values = torch.tensor([0, *(c + 1 for c in segmentation.classes)])
+    label_of_slot = torch.tensor([0, *(c + 1 for c in segmentation.classes)])
     without_contrast = label_probabilities(raw[:, foreground[0]], foreground[:, foreground[0]])[0]
     return (
-        values[without_contrast.argmax(dim=0)],
-        values[segmentation.unrefined.argmax(dim=0)],
+        label_of_slot[without_contrast.argmax(dim=0)],
+        label_of_slot[segmentation.unrefined.argmax(dim=0)],
         segmentation.labels,
     )
 
 
-def _richest(scenes: list[SegmentedScene], count: int) -> list[SegmentedScene]:
-    """Those with the most classes, and among equals those whose objects cover the picture most evenly."""
+def _most_classes(scenes: list[SegmentedScene], count: int) -> list[SegmentedScene]:
+    """Returns the scenes with the most classes; among equals, those whose objects have the most similar areas."""
 
     def richness(segmented: SegmentedScene) -> tuple[int, float]:
         areas = np.bincount(segmented.scene.labels.flatten().numpy(), minlength=1 + len(CLASS_NAMES))[1:]
@@ -163,7 +159,7 @@ def _richest(scenes: list[SegmentedScene], count: int) -> list[SegmentedScene]:
     return sorted(scenes, key=richness, reverse=True)[:count]
 
 
-# One color for the background and one for each class: bright on the dark maps, apart from each other.
+# One color for the background and one per class: bright and easy to tell apart.
 _COLORS = np.array(
     [
         (0, 0, 0),
@@ -178,35 +174,35 @@ _COLORS = np.array(
     ],
     dtype=np.uint8,
 )
-_NIGHT = "#14161c"
+_FIGURE_COLOR = "#14161c"
 
 
 def demo_figure(result: DemoResult) -> Figure:
-    """Scenes in rows; the classes' raw maps, their distinct maps, the segmentation and the truth in columns.
+    """Draws one row per scene: image, raw maps, distinct maps, segmentation and ground truth.
 
     Args:
-        result: of :func:`dcsm_attr.demo.run_demo`.
+        result: from :func:`run_demo`.
 
     Returns:
         The figure.
     """
-    raw, subtracted, refined = (f"{100 * value:.1f}" for value in result.mean_iou)
+    raw, distinct, refined = (f"{100 * value:.1f}" for value in result.mean_iou)
     titles = (
         "scene",
-        f"raw maps of its classes\nmean IoU {raw}",
-        f"subtracted from each other\nmean IoU {subtracted}",
+        f"raw class maps\nmean IoU {raw}",
+        f"contrasted class maps\nmean IoU {distinct}",
         f"refined by the dense CRF\nmean IoU {refined}",
-        "truth",
+        "ground truth",
     )
     rows = len(result.shown)
-    figure = Figure(figsize=(2.15 * len(titles), 2.15 * rows + 1.0), facecolor=_NIGHT, layout="constrained")
+    figure = Figure(figsize=(2.15 * len(titles), 2.15 * rows + 1.0), facecolor=_FIGURE_COLOR, layout="constrained")
     axes = figure.subplots(rows, len(titles), squeeze=False)
     for row, segmented in zip(axes, result.shown, strict=True):
-        for one, picture in zip(row, _images_to_show(segmented), strict=True):
-            one.imshow(picture, interpolation="bilinear")
-            one.axis("off")
-    for one, title in zip(axes[0], titles, strict=True):
-        one.set_title(title, fontsize=9, color="white")
+        for cell, image in zip(row, _images_to_show(segmented), strict=True):
+            cell.imshow(image, interpolation="bilinear")
+            cell.axis("off")
+    for cell, title in zip(axes[0], titles, strict=True):
+        cell.set_title(title, fontsize=9, color="white")
     patches = [Patch(color=_COLORS[1 + c] / 255, label=name) for c, name in enumerate(CLASS_NAMES)]
     legend = figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
     for text in legend.get_texts():
@@ -219,19 +215,19 @@ def _images_to_show(segmented: SegmentedScene) -> list[npt.NDArray[np.uint8]]:
     assert segmentation.class_maps.raw is not None
     return [
         segmentation.image,
-        _in_class_colors(segmentation.class_maps.raw[0], segmentation.candidates),
-        _in_class_colors(segmentation.class_maps.maps[0], segmentation.candidates),
+        _blend_class_colors(segmentation.class_maps.raw[0], segmentation.candidates),
+        _blend_class_colors(segmentation.class_maps.maps[0], segmentation.candidates),
         overlay(segmentation.image, segmentation.labels.numpy(), 0.7, _COLORS),
         overlay(segmentation.image, segmented.scene.labels.numpy(), 0.7, _COLORS),
     ]
 
 
-def _in_class_colors(maps: Tensor, classes: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """All maps in one picture: each pixel shines in the colors of the classes that are seen there."""
+def _blend_class_colors(maps: Tensor, classes: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Blends all maps into one image in the colors of their classes."""
     values = maps.numpy()
     colors = _COLORS[[1 + c for c in classes]].astype(np.float64)
     strongest = values.max(axis=0)
-    # A steep weighting: where one class is ahead it has the color for itself, where classes tie they blend.
+    # A high exponent: colors blend only where classes have nearly the same value.
     shares = values**6 / np.maximum((values**6).sum(axis=0), 1e-12)
     blended: npt.NDArray[np.uint8] = (np.einsum("khw,kc->hwc", shares, colors) * strongest[..., None]).astype(np.uint8)
     return blended

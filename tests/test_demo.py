@@ -1,4 +1,4 @@
-"""The demo: a shipped network that has never seen a mask, and what each step of the method brings."""
+"""The demo: the shipped network, and the effect of each step of the method."""
 
 from importlib.resources import files
 
@@ -18,7 +18,7 @@ def result():
     return run_demo(load_scene_net(), 60, shown=3, progress=False)
 
 
-def test_the_checkpoint_is_small_and_loads_without_a_trace():
+def test_the_checkpoint_is_small_and_loading_keeps_the_random_state():
     shipped = files("dcsm_attr") / "assets" / "scene_net.safetensors"
     assert len(shipped.read_bytes()) < 2_000_000
     before = torch.get_rng_state()
@@ -29,7 +29,7 @@ def test_the_checkpoint_is_small_and_loads_without_a_trace():
     assert network.classifier[-1].out_channels == len(CLASS_NAMES)
 
 
-def test_the_network_knows_its_classes():
+def test_the_network_detects_its_classes():
     segmenter = scene_segmenter(load_scene_net())
     scenes = [generate_scene(i, seed=77) for i in range(60)]
     inputs = torch.stack([segmenter.preprocess(read_image(scene.image)).tensor for scene in scenes])
@@ -39,16 +39,16 @@ def test_the_network_knows_its_classes():
     assert (detected == present).float().mean() > 0.98
 
 
-def test_each_step_brings_three_points(result):
+def test_each_step_improves_mean_iou_by_three_points(result):
     """On 60 scenes here; ``dcsm-attr demo`` measures 200."""
-    raw, subtracted, refined = result.mean_iou
+    raw, distinct, refined = result.mean_iou
     assert raw > 0.3
-    assert subtracted > raw + 0.03
-    assert refined > subtracted + 0.03
+    assert distinct > raw + 0.03
+    assert refined > distinct + 0.03
     assert len(STEPS) == 3
 
 
-def test_the_means_are_those_of_the_confusions(result):
+def test_mean_iou_follows_from_the_confusion_matrices(result):
     for value, confusion in zip(result.mean_iou, result.confusions, strict=True):
         assert confusion.sum() == 60 * 128**2
         assert value == pytest.approx(mean_iou(confusion))
@@ -57,7 +57,7 @@ def test_the_means_are_those_of_the_confusions(result):
     assert torch.equal(truths[1], truths[2])
 
 
-def test_the_figure_shows_the_richest_scenes(result):
+def test_the_figure_shows_the_scenes_with_the_most_classes(result):
     counts = sorted((int(generate_scene(i, TEST_SCENE_SEED).present.sum()) for i in range(60)), reverse=True)
     assert [int(one.scene.present.sum()) for one in result.shown] == counts[:3]
 
@@ -65,10 +65,10 @@ def test_the_figure_shows_the_richest_scenes(result):
 def test_the_labels_of_each_step():
     scene = generate_scene(0, seed=3)
     segmentation = scene_segmenter(load_scene_net()).segment(scene.image, raw=True)
-    raw, subtracted, refined = step_labels(segmentation)
+    raw, distinct, refined = step_labels(segmentation)
     assert torch.equal(refined, segmentation.labels)
     slots = segmentation.class_maps.foreground[0]
-    for labels, maps in ((raw, segmentation.class_maps.raw), (subtracted, segmentation.class_maps.maps)):
+    for labels, maps in ((raw, segmentation.class_maps.raw), (distinct, segmentation.class_maps.maps)):
         candidates = maps[0, slots]
         background = 1 - candidates.amax(dim=0)
         expected = torch.cat([background[None], candidates]).argmax(dim=0)
@@ -78,9 +78,9 @@ def test_the_labels_of_each_step():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_training_again_gives_a_network_as_good(tmp_path):
-    """The shipped network's own seed; bit for bit the same on the machine where it was trained."""
+def test_training_again_gives_an_equally_good_network(tmp_path):
+    """Uses the seed of the shipped network."""
     network = train_scene_net(tmp_path / "net.safetensors")
-    raw, subtracted, refined = run_demo(network, 200, progress=False).mean_iou
-    assert subtracted > raw + 0.03
-    assert refined > subtracted + 0.03
+    raw, distinct, refined = run_demo(network, 200, progress=False).mean_iou
+    assert distinct > raw + 0.03
+    assert refined > distinct + 0.03

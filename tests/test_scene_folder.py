@@ -1,4 +1,4 @@
-"""Scenes as a data set: what the files hold, that a run goes on, and what training and evaluation make of them."""
+"""Folders of scenes: contents, resuming, and use by training and evaluation."""
 
 import json
 from functools import partial
@@ -33,7 +33,7 @@ def run(command, *arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_the_files_hold_the_scenes(tmp_path):
+def test_the_files_contain_the_scenes(tmp_path):
     folder = written(tmp_path / "scenes")
     collections = {split: voc_collection(folder, split) for split in ("train", "val")}
     assert {split: [p.name for p in collection] for split, collection in collections.items()} == {
@@ -42,16 +42,16 @@ def test_the_files_hold_the_scenes(tmp_path):
     }
     for collection in collections.values():
         assert collection.class_names == CLASS_NAMES
-        for photograph in collection:
-            scene = generate_scene(int(photograph.name), 3, 40)
-            assert torch.equal(read_mask(photograph.mask, (40, 40), len(CLASS_NAMES)), scene.labels)
-            assert photograph.classes == tuple(scene.present.nonzero()[:, 0].tolist())
-            pixels = np.asarray(Image.open(photograph.path), dtype=float)
+        for item in collection:
+            scene = generate_scene(int(item.name), 3, 40)
+            assert torch.equal(read_mask(item.mask, (40, 40), len(CLASS_NAMES)), scene.labels)
+            assert item.classes == tuple(scene.present.nonzero()[:, 0].tolist())
+            pixels = np.asarray(Image.open(item.path), dtype=float)
             difference = np.abs(pixels - scene.image.permute(1, 2, 0).numpy())
-            assert difference.mean() < 4, "JPEG loses little"
+            assert difference.mean() < 4, "JPEG changes little"
 
 
-def test_a_class_is_visible_from_one_hundredth_of_the_image_on():
+def test_a_class_is_visible_from_one_percent_of_the_image():
     labels = np.zeros((40, 40), dtype=np.int64)
     labels[0, :16] = 3
     labels[1, :15] = 5
@@ -73,9 +73,9 @@ def test_scenes_without_a_class_are_left_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("fault_at", [1, 2, 5, 8, 9, 10, 11])
-def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch, fault_at):
+def test_an_interrupted_series_is_resumed(tmp_path, monkeypatch, fault_at):
     whole = contents(written(tmp_path / "whole", 4))
-    # Description, two files a scene, labels, classes, two lists.
+    # Description, two files per scene, labels, classes, two lists.
     assert len(whole) == 13
     calls = []
 
@@ -97,10 +97,10 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch, fault_at):
     monkeypatch.undo()
     written(cut, 4)
     assert contents(cut) == whole
-    assert stamps == {name: (cut / name).stat().st_mtime_ns for name in stamps}, "what was done is not done again"
+    assert stamps == {name: (cut / name).stat().st_mtime_ns for name in stamps}, "existing files are not written again"
 
 
-def test_other_folders_are_left_alone(tmp_path):
+def test_rejects_folders_with_other_contents(tmp_path):
     folder = written(tmp_path / "scenes")
     before = contents(folder)
     with pytest.raises(ValueError, match=r"another series of scenes, which differs in seed \(3 before, 4 now\)\. Choo"):
@@ -110,12 +110,12 @@ def test_other_folders_are_left_alone(tmp_path):
         other = tmp_path / "other"
         other.mkdir(exist_ok=True)
         (other / name).write_text(content)
-        with pytest.raises(ValueError, match="holds files, but no scenes .* Choose a folder that is empty"):
+        with pytest.raises(ValueError, match="contains files, but no series of scenes .* Choose an empty"):
             written(other)
         assert contents(other)[(other / name).relative_to(other)] == content.encode()
         (other / name).unlink()
-    assert contents(written(other)) == before, "an empty one is taken"
-    (tmp_path / "file").write_text("in the way")
+    assert contents(written(other)) == before, "an empty folder is accepted"
+    (tmp_path / "file").write_text("a file")
     with pytest.raises(OSError, match="file"):
         written(tmp_path / "file")
 
@@ -128,7 +128,7 @@ def test_other_folders_are_left_alone(tmp_path):
         ({"size": 8}, "size must be at least 32"),
     ],
 )
-def test_what_the_caller_can_mend(tmp_path, options, message):
+def test_rejects_bad_arguments(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         written(tmp_path / "scenes", **options)
     assert not (tmp_path / "scenes").exists()
@@ -166,10 +166,10 @@ def test_labels_of_a_folder_with_its_own_classes(tmp_path):
     result = run(labels, folder, "--split", "train", "--output", tmp_path / "derived.csv")
     assert result.exit_code == 0, result.output
     derived = voc_collection(folder, "train", labels=tmp_path / "derived.csv", masks=False)
-    # The masks show every pixel, the labels of the scenes what can be seen.
-    for from_mask, photograph in zip(derived, voc_collection(folder, "train"), strict=True):
-        assert set(from_mask.classes) >= set(photograph.classes)
-        shown = np.unique(np.asarray(Image.open(photograph.mask)))
+    # Masks show every pixel; the labels of scenes omit classes that are hardly visible.
+    for from_mask, item in zip(derived, voc_collection(folder, "train"), strict=True):
+        assert set(from_mask.classes) >= set(item.classes)
+        shown = np.unique(np.asarray(Image.open(item.mask)))
         assert from_mask.classes == tuple(int(label) - 1 for label in shown if label)
 
 

@@ -1,4 +1,4 @@
-"""What lies behind and between the objects of the generated scenes: backdrops, and clutter that is of no class."""
+"""Backdrops of the generated scenes, and clutter: drawings that belong to no class."""
 
 from collections.abc import Callable
 
@@ -11,22 +11,22 @@ __all__ = ["CLUTTER", "draw_backdrop"]
 
 
 def draw_backdrop(rng: np.random.Generator, size: int, hue: float) -> Floats:
-    """Paint one of six backdrops in soft colors: a gradient, hills, the sea, a night sky, wallpaper, or lights.
+    """Draws one of six backdrops in soft colors: a gradient, hills, the sea, a night sky, wallpaper, or lights.
 
     Args:
-        rng: every choice is drawn from it.
+        rng: source of all random choices.
         size: side S in pixels.
-        hue: around which the colors lie, in turns.
+        hue: mean hue of the colors, in turns.
 
     Returns:
         ``(S, S, 3)`` float32 in 0 to 255.
     """
     kinds: tuple[Callable[[np.random.Generator, int, float], Floats], ...]
     kinds = (_gradient, _hills, _sea, _night, _wallpaper, _lights)
-    picture = kinds[rng.integers(len(kinds))](rng, size, hue)
-    picture += _soft_noise(rng, size, cells=8)[..., None] * rng.uniform(1, 5)
-    picture += rng.normal(0, rng.uniform(0.3, 1.2), (size, size, 1)).astype(np.float32)
-    return np.clip(picture, 0, 255, out=picture)
+    image = kinds[rng.integers(len(kinds))](rng, size, hue)
+    image += _soft_noise(rng, size, cells=8)[..., None] * rng.uniform(1, 5)
+    image += rng.normal(0, rng.uniform(0.3, 1.2), (size, size, 1)).astype(np.float32)
+    return np.clip(image, 0, 255, out=image)
 
 
 def _rgb(lightness: float, chroma: float, hue: float) -> Floats:
@@ -34,7 +34,7 @@ def _rgb(lightness: float, chroma: float, hue: float) -> Floats:
 
 
 def _ramp(size: int, top: Floats, bottom: Floats, lean: float = 0.0) -> Floats:
-    """From one color to the other downwards, the direction leaning to one side."""
+    """Returns a vertical color gradient; ``lean`` tilts its direction."""
     axis = np.linspace(0, 1, size, dtype=np.float32)
     share = np.clip(axis[:, None] + lean * (axis[None, :] - 0.5), 0, 1)[..., None]
     ramp: Floats = top * (1 - share) + bottom * share
@@ -46,11 +46,11 @@ def _soft_noise(rng: np.random.Generator, size: int, cells: int) -> Floats:
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _fill_below(picture: Floats, line: Floats, color: Floats) -> None:
-    """Color what lies below a line ``(S,)``, the height of its boundary in each column, with a smooth edge."""
-    rows = np.arange(len(picture), dtype=np.float32)[:, None]
+def _fill_below(image: Floats, line: Floats, color: Floats) -> None:
+    """Fills the area below a line ``(S,)``, one row per column, with a smooth edge; changes ``image``."""
+    rows = np.arange(len(image), dtype=np.float32)[:, None]
     cover = np.clip(rows - line[None, :] + 0.5, 0, 1)[..., None]
-    picture += (color - picture) * cover
+    image += (color - image) * cover
 
 
 def _waves(rng: np.random.Generator, size: int, height: float, amplitude: float, periods: float) -> Floats:
@@ -68,41 +68,41 @@ def _gradient(rng: np.random.Generator, size: int, hue: float) -> Floats:
 
 
 def _hills(rng: np.random.Generator, size: int, hue: float) -> Floats:
-    picture = _ramp(size, _rgb(0.84, 0.06, hue), _rgb(0.95, 0.03, hue + 0.1))
+    image = _ramp(size, _rgb(0.84, 0.06, hue), _rgb(0.95, 0.03, hue + 0.1))
     land = hue + rng.uniform(0.2, 0.5)
     ridges = rng.integers(2, 5)
     for i in range(ridges):
         height = 0.45 + 0.5 * (i + rng.uniform(0, 0.6)) / ridges
         line = _waves(rng, size, height, rng.uniform(0.02, 0.06), rng.uniform(0.5, 1.5))
         near = _rgb(0.84 - 0.09 * i, 0.05 + 0.012 * i, land + 0.02 * i)
-        _fill_below(picture, line, _ramp(size, near, _rgb(0.76 - 0.09 * i, 0.06, land)))
-    return picture
+        _fill_below(image, line, _ramp(size, near, _rgb(0.76 - 0.09 * i, 0.06, land)))
+    return image
 
 
 def _sea(rng: np.random.Generator, size: int, hue: float) -> Floats:
-    picture = _ramp(size, _rgb(0.93, 0.04, hue + 0.4), _rgb(0.88, 0.05, hue))
+    image = _ramp(size, _rgb(0.93, 0.04, hue + 0.4), _rgb(0.88, 0.05, hue))
     horizon = rng.uniform(0.2, 0.5)
     bands = rng.integers(4, 8)
     for i in range(bands):
         height = horizon + (1 - horizon) * i / bands
         line = _waves(rng, size, height, 0.008 + 0.004 * i, rng.uniform(2, 4))
-        _fill_below(picture, line, _rgb(0.82 - 0.035 * i, 0.06 + 0.005 * i, hue))
-    return picture
+        _fill_below(image, line, _rgb(0.82 - 0.035 * i, 0.06 + 0.005 * i, hue))
+    return image
 
 
 def _night(rng: np.random.Generator, size: int, hue: float) -> Floats:
-    # Dark yellows and greens look like mud: from teal to purple only.
+    # Only teal to purple: dark yellow and green are hard to tell apart.
     hue = rng.uniform(0.55, 0.9)
-    picture = _ramp(size, _rgb(0.26, 0.06, hue), _rgb(rng.uniform(0.36, 0.5), 0.09, hue + 0.06))
+    image = _ramp(size, _rgb(0.26, 0.06, hue), _rgb(rng.uniform(0.36, 0.5), 0.09, hue + 0.06))
     for x, y, glow in zip(*rng.integers(1, size - 1, (2, 40)), rng.uniform(20, 130, 40), strict=True):
-        picture[y, x] += glow
-        picture[y - 1 : y + 2, x] += 0.2 * glow
-        picture[y, x - 1 : x + 2] += 0.2 * glow
-    return picture
+        image[y, x] += glow
+        image[y - 1 : y + 2, x] += 0.2 * glow
+        image[y, x - 1 : x + 2] += 0.2 * glow
+    return image
 
 
 def _wallpaper(rng: np.random.Generator, size: int, hue: float) -> Floats:
-    """Broad stripes, checks or dots, in two colors that hardly differ."""
+    """Broad stripes, checks or dots in two similar colors."""
     axis = np.arange(size, dtype=np.float32) - size / 2
     turn, period = rng.uniform(0, 2 * np.pi), size * rng.uniform(0.11, 0.23)
     along = np.cos(turn) * axis[None, :] + np.sin(turn) * axis[:, None]
@@ -113,22 +113,22 @@ def _wallpaper(rng: np.random.Generator, size: int, hue: float) -> Floats:
     lightness = rng.uniform(0.7, 0.92)
     ground = _ramp(size, _rgb(lightness, 0.05, hue), _rgb(lightness - 0.06, 0.06, hue + 0.05))
     figure = _rgb(lightness + rng.choice([-0.05, 0.05]), 0.055, hue + 0.03)
-    picture: Floats = ground + (figure - ground) * share
-    return picture
+    image: Floats = ground + (figure - ground) * share
+    return image
 
 
 def _lights(rng: np.random.Generator, size: int, hue: float) -> Floats:
-    """Discs of light out of focus."""
+    """Blurred discs of light."""
     lightness = rng.uniform(0.5, 0.85)
-    picture = _ramp(size, _rgb(lightness, 0.08, hue), _rgb(lightness - 0.1, 0.08, hue + 0.15), 0.5)
+    image = _ramp(size, _rgb(lightness, 0.08, hue), _rgb(lightness - 0.1, 0.08, hue + 0.15), 0.5)
     rows, columns = np.ogrid[:size, :size]
     for _ in range(rng.integers(5, 11)):
         x, y = rng.uniform(0, size, 2)
         radius = rng.uniform(0.06, 0.17) * size
         distance = np.sqrt((columns - x) ** 2 + (rows - y) ** 2).astype(np.float32)
         disc = np.clip((radius - distance) / 2 + 0.5, 0, 1)[..., None] * rng.uniform(0.1, 0.35)
-        picture += (_rgb(0.92, 0.06, hue + rng.uniform(-0.1, 0.2)) - picture) * disc
-    return picture
+        image += (_rgb(0.92, 0.06, hue + rng.uniform(-0.1, 0.2)) - image) * disc
+    return image
 
 
 def _cloud(pen: Pen, main: Color, other: Color) -> None:
@@ -174,6 +174,6 @@ def _cross(pen: Pen, main: Color, other: Color) -> None:
     pen.strut([(0, -0.7), (0, 0.7)], main, 0.3)
 
 
-#: Drawings of things that are of no class, with a pen in two colors.
+#: Drawings of objects that belong to no class, in two colors.
 CLUTTER: tuple[Callable[[Pen, Color, Color], None], ...]
 CLUTTER = (_cloud, _pebble, _ring, _chip, _tile, _leaf, _squiggle, _twig, _cross)
