@@ -178,15 +178,15 @@ def small():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cut": "layer3"}, "takes the model's own head off"),
+        ({"cut": "layer3"}, "removes the model's own head"),
         ({"head": "linear"}, "is a new head, which needs num_classes"),
         ({"head": "extended"}, "is a new head, which needs num_classes"),
-        ({"head": "extended", "num_classes": 3, "cut": "layer3"}, "takes the model's own head off"),
+        ({"head": "extended", "num_classes": 3, "cut": "layer3"}, "removes the model's own head"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"head": "deep", "num_classes": 3}, "head must be one of 'own', .*'fickle'; got 'deep'"),
         (
             {"num_classes": 3, "cut": "layer9", "head": "linear"},
-            "'layer9' is not a place to cut ResNet at; its stages: .*layer4",
+            "'layer9' is not a place where ResNet can be cut; its stages: .*layer4",
         ),
     ],
 )

@@ -76,7 +76,7 @@ def test_other_families(name):
 
 def test_what_cannot_be_dilated():
     model = get_model("inception_v3", weights=None, init_weights=False).eval()
-    with pytest.raises(ValueError, match="output_stride=8 cannot be had of this network"):
+    with pytest.raises(ValueError, match="this network cannot have output_stride=8"):
         fully_convolutional(model, 2, head="linear", output_stride=8)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         fully_convolutional(Chain(), 2, cut="features", head="linear", output_stride=0)

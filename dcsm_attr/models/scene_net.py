@@ -1,4 +1,4 @@
-"""A small VGG for the generated scenes, trained by this project and shipped with it."""
+"""A small VGG for the generated scenes, whose weights ship with the package."""
 
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -13,10 +13,10 @@ from dcsm_attr.models.weights import load_weights, read_weights
 __all__ = ["MEAN", "SCENE_NET", "STD", "SceneNet", "load_scene_net", "scene_score_maps"]
 
 
-#: Its name, among those of torchvision's networks.
+#: Name of the network, used like those of torchvision's models.
 SCENE_NET = "scene_net"
 
-#: Mean and standard deviation that inputs are normalized by, for pixel values in [0, 1].
+#: Mean and standard deviation of the normalization, for pixel values in [0, 1].
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
 
@@ -26,22 +26,21 @@ _HEAD = 128
 
 
 class SceneNet(nn.Module):
-    """Four blocks of 3 x 3 convolutions, and a rectified convolutional head as VGG's fc6, fc7 and fc8.
+    """Four blocks of 3 x 3 convolutions, and a rectified convolutional head like VGG's fc6, fc7 and fc8.
 
-    There is no batch normalization, as there is none in VGG. Centered activations make gradients distinct by
-    themselves, on these scenes: the raw maps of a network with it were as good as the subtracted ones, and there was
-    nothing to show.
+    Like VGG, it has no batch normalization. With batch normalization, the maps of different classes on these scenes
+    are already distinct without contrast, so that a demonstration of the contrast would show nothing.
 
     Attributes:
-        features: the blocks, a map of 96 channels at an eighth of the resolution.
-        classifier: the head, from these to score maps.
+        features: the blocks; a map of 96 channels at an eighth of the resolution.
+        classifier: the head, from features to score maps.
     """
 
     def __init__(self, classes: int) -> None:
-        """Build the network with He's initialization.
+        """Build the network with Kaiming initialization.
 
         Args:
-            classes: number C of score maps.
+            classes: C, number of score maps.
         """
         super().__init__()
         layers: list[nn.Module] = []
@@ -67,7 +66,7 @@ class SceneNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score maps, whose global maximum is the logit of a class.
+        """Compute score maps, whose global maximum is the logit of a class.
 
         Args:
             images: ``(N, 3, H, W)``, normalized by :data:`MEAN` and :data:`STD`, at least 8 x 8.
@@ -80,7 +79,7 @@ class SceneNet(nn.Module):
 
 
 def scene_score_maps(network: SceneNet) -> ScoreMapNetwork:
-    """The same network as a backbone and a head, which share its parameters."""
+    """Convert the network to a backbone and a head, which share its parameters."""
     backbone = create_feature_extractor(network, {"features": "map"}, suppress_diff_warning=True)
     return ScoreMapNetwork(backbone, network.classifier)
 
