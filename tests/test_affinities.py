@@ -1,4 +1,4 @@
-"""Affinities against hand-computed values, a loop over pairs in float64, and finite differences."""
+"""Affinities, compared with values by hand, a loop over pairs in float64, and finite differences."""
 
 import math
 
@@ -29,7 +29,7 @@ def by_pairs(features, offsets, mean=False):
 
 
 def by_autograd(features, offsets):
-    """The same with differences that autograd keeps; rolled, and masked where they come in again."""
+    """The same with differences that autograd stores, of rolled maps, masked where the roll wraps around."""
     present = pair_mask(*features.shape[2:], offsets)
     rolled = [features.roll((-dy, -dx), (2, 3)) for dy, dx in offsets]
     distances = torch.stack([(features - other).abs().sum(dim=1) for other in rolled], dim=1)
@@ -67,7 +67,7 @@ def test_gradients_are_exact(norm):
 
 def test_gradients_equal_those_of_autograd():
     features = torch.randn(2, 4, 9, 8, dtype=torch.float64, requires_grad=True)
-    # Neighbors that are alike are where the derivative jumps: autograd takes zero there.
+    # Between equal neighbors the derivative is not defined; autograd takes zero.
     with torch.no_grad():
         features[:, :, 3:5, 2:6] = features[:, :, 3:4, 2:3]
     seeds = torch.randn(2, 34, 9, 8, dtype=torch.float64)
@@ -76,7 +76,7 @@ def test_gradients_equal_those_of_autograd():
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_gradients_come_through_pairs_inside_the_map_alone():
+def test_gradients_come_only_from_pairs_inside_the_map():
     features = torch.randn(1, 3, 4, 6, dtype=torch.float64, requires_grad=True)
     outside = (~pair_mask(4, 6, FIVE)).double()[None]
     (gradient,) = torch.autograd.grad(affinities(features, FIVE), features, outside)
@@ -84,7 +84,7 @@ def test_gradients_come_through_pairs_inside_the_map_alone():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures the process's memory, not the device's")
-def test_training_keeps_no_differences():
+def test_training_stores_no_differences():
     """Those of all 34 offsets would be 34 times the features, which are 16 MiB."""
     features = torch.randn(4, 256, 64, 64, requires_grad=True)
 
@@ -95,7 +95,7 @@ def test_training_keeps_no_differences():
     assert features.grad.abs().sum() > 0
 
 
-def test_features_and_their_graph_are_left_alone():
+def test_features_and_their_graph_are_left_unchanged():
     features = torch.randn(1, 3, 5, 5)
     before, version = features.clone(), features._version
     assert not affinities(features, FIVE).requires_grad
@@ -142,7 +142,7 @@ def test_values_lie_between_zero_and_one(features, radius, norm):
 
 @given(_features(), st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
-def test_images_do_not_see_each_other(features, radius):
+def test_images_are_independent(features, radius):
     offsets = neighbor_offsets(radius)
     alone = torch.cat([affinities(image[None], offsets) for image in features])
     assert torch.equal(affinities(features, offsets), alone)

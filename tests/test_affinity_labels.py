@@ -1,4 +1,4 @@
-"""Confident labels, labels of pairs and the loss: truth tables, hand-computed values, float64 references."""
+"""Confident labels, labels of pairs and the loss, compared with truth tables, values by hand and float64 references."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_the_threshold_is_where_the_background_equals_the_map():
     assert found.tolist() == [[255, 1, 0, 255]]
 
 
-def test_both_labelings_are_refined_as_each_alone():
+def test_both_labelings_are_refined_like_single_ones():
     generator = torch.Generator().manual_seed(3)
     image = torch.randint(0, 256, (3, 20, 24), generator=generator).to(torch.uint8)
     maps = torch.rand(2, 20, 24, generator=generator) * 0.5
@@ -108,7 +108,7 @@ def test_the_most_frequent_label_of_each_cell():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.data())
-def test_cells_against_counting_them_one_by_one(height, width, data):
+def test_cells_equal_counts_one_by_one(height, width, data):
     size = (data.draw(st.integers(1, height)), data.draw(st.integers(1, width)))
     values = data.draw(
         st.lists(st.sampled_from([0, 1, 5, 20, 255]), min_size=2 * height * width, max_size=2 * height * width)
@@ -137,7 +137,7 @@ def test_a_grid_that_is_finer_than_the_labels():
 @given(
     st.integers(1, 9), st.integers(1, 9), st.integers(2, 4), st.sampled_from(["full", "released"]), st.integers(0, 99)
 )
-def test_pairs_against_all_pairs_of_positions(height, width, radius, border, seed):
+def test_pairs_equal_those_of_all_pairs_of_positions(height, width, radius, border, seed):
     generator = torch.Generator().manual_seed(seed)
     choices = torch.tensor([0, 0, 1, 2, 255])
     labels = choices[torch.randint(0, 5, (2, height, width), generator=generator)]
@@ -187,7 +187,7 @@ def test_the_loss_without_pairs_and_at_the_ends():
     assert float(worst) == pytest.approx(-math.log(1e-5), rel=1e-4)
 
 
-def test_the_loss_of_features_against_float64():
+def test_the_loss_of_features_equals_float64():
     generator = torch.Generator().manual_seed(5)
     features = torch.rand(2, 6, 5, 7, generator=generator) / 6
     labels = torch.tensor([0, 1, 255])[torch.randint(0, 3, (2, 5, 7), generator=generator)]

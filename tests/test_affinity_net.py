@@ -1,4 +1,4 @@
-"""AffinityNet: the stages of any backbone, its features, its file, its training, and the walk it leads."""
+"""AffinityNet: the stages of any backbone, features, files, training, and the random walk."""
 
 import csv
 from dataclasses import replace
@@ -48,14 +48,14 @@ def test_stages_end_where_the_resolution_falls():
 
     vgg = make_layers(cfgs["A"], batch_norm=False).eval()
     assert found(vgg) == [("1", 64, 1), ("4", 128, 2), ("9", 256, 4), ("14", 512, 8), ("19", 512, 16)]
-    # In a bottleneck the resolution falls in the middle: its first, narrower maps are not the end of the block before.
+    # In a bottleneck the resolution falls in the middle; its first maps are narrower than those of the block before.
     resnet = fully_convolutional(get_model("resnet50", weights=None).eval(), 2, cut="layer2", head="linear").backbone
     assert found(resnet) == [("relu", 64, 2), ("layer1.2.relu_2", 256, 4), ("layer2.3.relu_2", 512, 8)]
     squeezenet = fully_convolutional(get_model("squeezenet1_1", weights=None).eval(), 2).backbone
     assert found(squeezenet) == [("features.1", 64, 2), ("cat_1", 128, 4), ("cat_3", 256, 8), ("cat_7", 512, 17)]
 
 
-def test_who_looks_for_stages_changes_nothing():
+def test_find_stages_leaves_the_backbone_unchanged():
     backbone = fully_convolutional(get_model("resnet18", weights=None), 2, cut="layer1", head="linear").train().backbone
     backbone.get_submodule("bn1").eval()
     with untouched(backbone):
@@ -92,7 +92,7 @@ def test_one_position_for_every_eight_pixels(size):
 
 
 @pytest.mark.parametrize("norm", ["sum", "mean"])
-def test_affinities_begin_in_the_middle(norm):
+def test_initial_affinities_are_neither_zero_nor_one(norm):
     network = net(norm).network.eval()
     with torch.no_grad():
         seen = affinities(network(torch.rand(2, 3, 96, 96)), neighbor_offsets(3), norm)
@@ -109,7 +109,7 @@ def test_the_backbone_is_a_copy():
     assert parameters_digest(classifier.network) == before
 
 
-def test_the_file_brings_everything(tmp_path):
+def test_a_file_contains_everything(tmp_path):
     kept = net("mean")
     state = torch.get_rng_state()
     save_network(kept, tmp_path / "net.safetensors")
@@ -129,10 +129,10 @@ def test_files_that_are_no_affinity_net(tmp_path):
         load_affinity_net(tmp_path / "missing.safetensors")
 
 
-def pictures(folder, count):
-    """Left and right half of different colors, and label maps that say so, with an unknown strip between them."""
+def labeled_images(folder, count):
+    """Images with halves of different colors, and their label maps with an unknown strip between the halves."""
     (folder / "labels").mkdir(parents=True, exist_ok=True)
-    photographs = []
+    items = []
     for i in range(count):
         generator = np.random.default_rng(i)
         middle = 16 + 8 * (i % 5)
@@ -143,8 +143,8 @@ def pictures(folder, count):
         labels[:, middle - 2 : middle + 2] = 255
         Image.fromarray(pixels).save(folder / f"{i}.png")
         label_image(labels).save(folder / "labels" / f"{i}.png")
-        photographs.append(LabeledImage(str(i), folder / f"{i}.png", (i % 2,)))
-    return Collection(NAMES, tuple(photographs))
+        items.append(LabeledImage(str(i), folder / f"{i}.png", (i % 2,)))
+    return Collection(NAMES, tuple(items))
 
 
 def train(folder, collection, labels, settings=SETTINGS, start=None, **options):
@@ -155,20 +155,20 @@ def train(folder, collection, labels, settings=SETTINGS, start=None, **options):
 
 @pytest.mark.parametrize("norm", ["sum", "mean"])
 def test_it_learns_where_objects_end(tmp_path, norm):
-    collection = pictures(tmp_path / "p", 10)
+    collection = labeled_images(tmp_path / "p", 10)
     schedule = replace(SCHEDULE, steps=45, head_only_steps=5, batch_size=4)
     trained = train(tmp_path / "out", collection, tmp_path / "p" / "labels", TrainingSettings(schedule), net(norm))
     image = CANVAS(Image.open(tmp_path / "p" / "3.png")).tensor
     offsets = neighbor_offsets(2)
     seen = SemanticWalk(trained, radius=2).affinities(image)[0, offsets.index((0, 1))]
-    # The object of picture 3 ends at column 40: between the fifth position and the sixth.
+    # The object of image 3 ends at column 40: between the fifth position and the sixth.
     across, within = seen[:, 4].mean(), torch.cat([seen[:, :3], seen[:, 5:7]], dim=1).mean()
     assert within > 0.6
     assert across < within - 0.3
 
 
-def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch):
-    collection = pictures(tmp_path / "p", 7)
+def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch):
+    collection = labeled_images(tmp_path / "p", 7)
     labels = tmp_path / "p" / "labels"
     whole = train(tmp_path / "whole", collection, labels)
     calls, original = [], module.affinity_loss
@@ -192,8 +192,8 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch):
         train(tmp_path / "cut", collection, labels, start=net("mean"))
 
 
-def test_missing_and_broken_labels_end_nothing(tmp_path):
-    collection = pictures(tmp_path / "p", 6)
+def test_missing_and_broken_labels_are_skipped(tmp_path):
+    collection = labeled_images(tmp_path / "p", 6)
     labels = tmp_path / "p" / "labels"
     (labels / "2.png").unlink()
     (labels / "4.png").write_bytes(b"broken")
@@ -213,12 +213,12 @@ def test_no_images():
 def test_the_schedule_of_the_paper_is_what_the_release_does():
     paper = SCHEDULES["paper"]
     assert (paper.optimizer, paper.policy, paper.learning_rate, paper.batch_size) == ("sgd", "poly", 0.1, 8)
-    # Eight epochs of 10,582 photographs; the release's "weight decay" is its momentum.
+    # Eight epochs of 10,582 images; the release's "weight decay" is its momentum.
     assert (paper.steps, paper.momentum, paper.weight_decay) == (10_582, 5e-4, 0.0)
 
 
 class Colors(nn.Module):
-    """Features that an oracle would give: the mean color of each position."""
+    """Perfect features: the mean color of each position."""
 
     def __init__(self, scale):
         super().__init__()
@@ -232,7 +232,7 @@ def oracle(scale=20.0):
     return TrainedAffinityNet(Colors(scale), Architecture("squeezenet1_1", 2), CANVAS, "sum")
 
 
-def test_the_walk_mends_a_blurred_map():
+def test_the_walk_sharpens_a_blurred_map():
     pixels = np.zeros((60, 68, 3), dtype=np.uint8)
     pixels[16:40, 24:48] = (250, 30, 30)
     prepared = Preprocess(size=68)(Image.fromarray(pixels))
@@ -245,7 +245,7 @@ def test_the_walk_mends_a_blurred_map():
     walked = SemanticWalk(oracle(), beta=4, steps=128)(scores, prepared.crop(prepared.tensor))
     assert walked.shape == scores.shape
     overlaps = []
-    # In the middle of each position: between them, enlarging blurs.
+    # At the center of each position: between positions, resizing blurs.
     truth = truth[4::8, 4::8]
     for labels in (one.argmax(dim=0)[4::8, 4::8] for one in (scores, walked)):
         both = ((labels == 1) & (truth == 1)).sum() / ((labels == 1) | (truth == 1)).sum()
@@ -254,7 +254,7 @@ def test_the_walk_mends_a_blurred_map():
     assert overlaps[1] > 0.95
 
 
-def test_the_walk_against_dense_squaring_in_float64():
+def test_the_walk_equals_dense_squaring_in_float64():
     generator = torch.Generator().manual_seed(2)
     image, scores = torch.rand(3, 44, 51, generator=generator), torch.rand(3, 44, 51, generator=generator)
     walk = SemanticWalk(oracle(2.0), radius=3, beta=2.0, steps=16)
@@ -278,7 +278,7 @@ def test_the_walk_against_dense_squaring_in_float64():
     assert torch.allclose(walk(scores, image).double(), expected[0, :, :44, :51], atol=1e-5)
 
 
-def test_several_scores_walk_as_each_alone():
+def test_refine_all_equals_single_calls():
     generator = torch.Generator().manual_seed(4)
     image, scores = torch.rand(3, 40, 40, generator=generator), torch.rand(2, 3, 40, 40, generator=generator)
     walk = SemanticWalk(oracle(), steps=8)
@@ -300,12 +300,12 @@ def test_the_network_of_a_walk_is_left_unchanged():
 
 
 def test_a_segmenter_with_a_walk(vgg):
-    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8))
     walk = SemanticWalk(oracle(), steps=4)
     settings = {"preprocess": CANVAS, "crf": None, "background_exponent": 2.0}
-    plain = Segmenter(vgg, **settings).segment(photograph, [0, 2])
-    walked = Segmenter(vgg, **settings, walk=walk).segment(photograph, [0, 2])
-    prepared = CANVAS(photograph)
+    plain = Segmenter(vgg, **settings).segment(image, [0, 2])
+    walked = Segmenter(vgg, **settings, walk=walk).segment(image, [0, 2])
+    prepared = CANVAS(image)
     maps = plain.class_maps.maps[0, [plain.candidates.index(c) for c in plain.classes]]
     scores = torch.cat([(1 - maps.amax(dim=0, keepdim=True)) ** 2, maps])
     expected = walk(scores, prepared.crop(prepared.tensor))

@@ -14,7 +14,7 @@ def geometry(network):
     return [(m.stride, m.dilation, m.padding) for m in network.backbone.modules() if isinstance(m, nn.Conv2d)]
 
 
-def test_a_bottlenecked_resnet_is_torchvisions_dilated_one():
+def test_a_bottleneck_resnet_equals_torchvisions_dilated_one():
     model = resnet50(weights=None).eval()
     with torch.device("meta"):
         theirs = resnet50(weights=None, replace_stride_with_dilation=[False, True, True]).eval()
@@ -30,7 +30,7 @@ def test_a_bottlenecked_resnet_is_torchvisions_dilated_one():
 
 
 class Chain(nn.Module):
-    """Strided convolutions alone, without padding at the edges of what is compared."""
+    """Strided convolutions."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class Chain(nn.Module):
         return self.features(x)
 
 
-def test_every_other_position_is_what_it_was():
+def test_every_other_position_is_unchanged():
     model = Chain().double().eval()
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     coarse = fully_convolutional(model, 2, cut="features", head="linear").backbone
@@ -50,11 +50,11 @@ def test_every_other_position_is_what_it_was():
     with torch.no_grad():
         found, before = fine(images)["map"], coarse(images)["map"]
     assert found.shape == (1, 6, 16, 16)
-    # Not at the right and lower edge, which dilation pads with two positions instead of one.
+    # Except at the right and lower edge, which are padded with two positions instead of one.
     assert torch.allclose(found[..., ::2, ::2][..., :-1, :-1], before[..., :-1, :-1], atol=1e-12)
 
 
-def test_vgg_as_deeplab_has_it():
+def test_vgg_is_dilated_as_in_deeplab():
     with torch.device("meta"):
         model = get_model("vgg11", weights=None)
     network = fully_convolutional(model, 2, head="linear", output_stride=8)
@@ -74,7 +74,7 @@ def test_other_families(name):
     assert side in (19, 20)
 
 
-def test_what_cannot_be_dilated():
+def test_networks_that_cannot_be_dilated():
     model = get_model("inception_v3", weights=None, init_weights=False).eval()
     with pytest.raises(ValueError, match="this network cannot have output_stride=8"):
         fully_convolutional(model, 2, head="linear", output_stride=8)
@@ -84,7 +84,7 @@ def test_what_cannot_be_dilated():
         replace_stride_with_dilation(Chain(), 8)
 
 
-def test_the_file_of_a_classifier_brings_its_stride(tmp_path):
+def test_a_classifiers_file_contains_its_stride(tmp_path):
     architecture = Architecture("squeezenet1_1", 2, "features.7", "linear", output_stride=4)
     built = build_classifier(architecture, None, ("a", "b"))
     save_network(built, tmp_path / "net.safetensors")

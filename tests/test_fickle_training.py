@@ -1,4 +1,4 @@
-"""A classifier whose head selects hidden units at random: its file, its training, and that it resumes exactly."""
+"""A classifier with FickleNet's head: its file, its training, and exact resumption."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def train(folder, collection, settings=SETTINGS):
     return train_classifier(fickle(), collection, collection, folder, settings, workers=0, progress=False)
 
 
-def test_the_file_brings_window_rate_and_kind(tmp_path):
+def test_a_file_contains_the_settings_of_the_head(tmp_path):
     built = fickle()
     save_network(built, tmp_path / "net.safetensors")
     found = load_classifier(tmp_path / "net.safetensors")
@@ -78,7 +78,7 @@ def test_it_learns(tmp_path):
     assert best.pooling == "average"
 
 
-def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch):
     collection = pictures(tmp_path / "p", 7)
     train(tmp_path / "whole", collection)
     calls, original = [], module.multi_label_loss

@@ -180,7 +180,7 @@ def test_the_network_is_left_unchanged_after_an_exception():
         next(stochastic_maps(network.head, x, [0]))
 
 
-def test_maps_are_resized_where_a_size_is_asked_for():
+def test_maps_are_resized_to_the_given_size():
     network = ScoreMapNetwork(Backbone(), nn.Sequential(selection(rate=0.0)))
     image = torch.randn(1, 3, 14, 16)
     (small,) = fickle_maps(network, image, [0, 1], 1)
@@ -198,7 +198,7 @@ def test_a_progress_bar_counts_maps(capsys):
 
 
 def test_a_network_that_reads_regions_localizes_them_exactly():
-    """Channel c is one on the region of class c, whose weights read nothing else: maps cannot leave the region."""
+    """Channel c is one in the region of class c, whose weights read only that channel."""
     regions = torch.zeros(2, 9, 9)
     regions[0, 1:4, 1:7], regions[1, 5:8, 3:9] = 1, 1
     head = StochasticSelection(2, 2, window=3, rate=0.9)

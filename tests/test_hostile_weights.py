@@ -1,4 +1,4 @@
-"""Weight files that want to harm, or that something has harmed: refused with the rule, what was got, and what to do."""
+"""Malicious and damaged weight files: refused with the rule, the value found, and the remedy."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from dcsm_attr.training.checkpoints import CheckpointError, load_checkpoint
 
 
 class Evil:
-    """Makes a folder where it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -38,7 +38,7 @@ class Evil:
 
 
 class EvilScript(nn.Module):
-    """Writes a file where it is loaded: TorchScript has a save of its own, and runs ``__setstate__``."""
+    """Writes a file when it is loaded: TorchScript can save files and runs ``__setstate__``."""
 
     def __init__(self, path: str):
         super().__init__()
@@ -85,7 +85,7 @@ def test_pickles_are_refused_and_never_executed(tmp_path, state, ending, writing
     )
     assert "torch.save(model.state_dict(), path), or use safetensors" in message
     assert not victim.exists()
-    # It would have been done otherwise.
+    # Without the check, the code would have run.
     if writing != "pickle":
         torch.load(path, weights_only=False)
         assert victim.is_dir()
@@ -121,7 +121,7 @@ def test_truncated_files(tmp_path, state, ending, share):
     save_file(state, path) if ending == "safetensors" else torch.save(state, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    # What is left of a zip archive cannot be told from a pickle of another kind.
+    # A truncated zip archive looks like a pickle of another kind.
     assert "not a complete" in refused(path) or "or is damaged" in refused(path)
 
 
@@ -158,7 +158,7 @@ def test_another_architecture(tmp_path, state):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
-def test_numbers_of_another_kind(tmp_path, state, dtype):
+def test_parameters_of_another_kind_of_number(tmp_path, state, dtype):
     torch.save({**state, "features.0.bias": state["features.0.bias"].to(dtype)}, tmp_path / "w.pth")
     assert refused(tmp_path / "w.pth").endswith(
         f"does not fit SqueezeNet: features.0.bias is {dtype}, the model has torch.float32. Use the model that the "
@@ -175,7 +175,7 @@ def test_floating_point_of_any_width(tmp_path, state, dtype):
     assert all(torch.equal(value, rounded[name].float()) for name, value in model.state_dict().items())
 
 
-def test_counters_of_batch_norms_may_be_of_any_kind(tmp_path):
+def test_counters_of_batch_norms_may_have_any_dtype(tmp_path):
     norm = nn.BatchNorm2d(2)
     load_weights(norm, {**norm.state_dict(), "num_batches_tracked": torch.tensor(7.0)}, "half.pth")
     assert (norm.num_batches_tracked.dtype, norm.num_batches_tracked.item()) == (torch.int64, 7)
@@ -188,7 +188,7 @@ def test_values_that_are_not_finite(tmp_path, state, ending, value):
     state["classifier.1.bias"][0] = value
     path = tmp_path / f"w.{ending}"
     save_file(state, path) if ending == "safetensors" else torch.save(state, path)
-    # A safetensors file has its names in an order of its own.
+    # A safetensors file orders names differently.
     names = "; ".join(name for name in read_weights(path) if name in ("features.3.squeeze.weight", "classifier.1.bias"))
     assert refused(path) == (
         f"{path}: weights must be finite, but {names} hold NaN or infinity, from a training that diverged or a "
@@ -210,12 +210,12 @@ def test_a_refused_file_changes_nothing(vgg):
         lambda tensor: tensor.to_sparse(),
         lambda tensor: tensor.to("meta"),
         lambda tensor: torch.quantize_per_tensor(tensor, 1.0, 0, torch.qint8),
-        # A hundred bytes that announce ten thousand million classes.
+        # A hundred bytes that declare ten billion classes.
         lambda tensor: torch.zeros(1, 512, 1, 1).expand(10**10, 512, 1, 1),
     ],
     ids=["sparse", "meta", "quantized", "expanded"],
 )
-def test_tensors_that_are_not_all_there(tmp_path, state, change):
+def test_tensors_without_all_their_data(tmp_path, state, change):
     torch.save({**state, "classifier.1.weight": change(state["classifier.1.weight"])}, tmp_path / "w.pth")
     assert "w.pth: weights must be dense tensors with all of their values in the file; classifier.1.weight" in refused(
         tmp_path / "w.pth"
@@ -229,7 +229,7 @@ def test_the_file_of_the_scenes(tmp_path):
         load_scene_net(tmp_path / "w.safetensors")
 
 
-def test_a_classifier_that_announces_what_it_does_not_hold(tmp_path):
+def test_a_classifier_with_a_false_description(tmp_path):
     path = tmp_path / "w.safetensors"
     save_network(build_classifier(Architecture("squeezenet1_1", 2), None, ("ant", "bee")), path)
     from safetensors import safe_open

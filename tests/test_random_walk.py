@@ -1,4 +1,4 @@
-"""The walk against dense matrices in float64, squared as the released code does it, and what must hold of any walk."""
+"""The random walk, compared with dense squared matrices in float64 as in the released code, and its properties."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ FIVE = neighbor_offsets(5)
 
 
 def smooth(images, height, width, dtype=torch.float64):
-    """Affinities of smooth features, as photographs have them, and maps."""
+    """Affinities of smooth features, like those of real images, and maps."""
     coarse = torch.randn(images, 6, 4, 4, dtype=dtype)
     features = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic") / 2
     return torch.rand(images, 3, height, width, dtype=dtype), affinities(features, FIVE)
@@ -96,8 +96,8 @@ def test_without_neighbors_nothing_moves():
     assert torch.equal(random_walk(maps, torch.rand(2, 34, 4, 5), FIVE, border="released"), maps)
 
 
-def test_what_moves_less_than_rounding_is_not_stored():
-    """Of two positions with affinity a, a to the eighth is how much goes over in a step."""
+def test_entries_below_rounding_are_not_stored():
+    """Of two positions with affinity a, a to the eighth is the share that moves in one step."""
     stored = []
     original = module.build_csr_matrix
 
@@ -112,7 +112,7 @@ def test_what_moves_less_than_rounding_is_not_stored():
     assert [matrix.values().numel() for matrix in stored] == [4, 2]
 
 
-def test_weak_affinities_to_a_large_power_are_none():
+def test_weak_affinities_to_a_large_power_vanish():
     maps, pairs = smooth(1, 8, 8, torch.float32)
     assert torch.equal(random_walk(maps, pairs.clamp(max=0.99), FIVE, beta=1e4), maps)
 
@@ -125,7 +125,7 @@ def test_isolated_positions_of_the_released_border_keep_their_values():
     assert not (random_walk(maps, pairs, FIVE) == maps).any()
 
 
-def test_blocks_without_affinity_never_mix():
+def test_blocks_without_affinity_do_not_mix():
     maps = torch.zeros(1, 1, 10, 12)
     maps[..., :6] = torch.rand(1, 1, 10, 6)
     # Far apart in the left and right half: exp(-50) to the eighth.
@@ -138,8 +138,8 @@ def test_blocks_without_affinity_never_mix():
     assert result[..., :6].std() < maps[..., :6].std() / 10
 
 
-def test_oracle_affinities_mend_a_blurred_map():
-    """An object on a background; its map was blurred across its outline, and holes were torn into it."""
+def test_perfect_affinities_sharpen_a_blurred_map():
+    """An object on a background, with a map that is blurred across the outline and has holes."""
     truth = torch.zeros(24, 28, dtype=torch.bool)
     truth[6:18, 7:20] = True
     blurred = torch.nn.functional.avg_pool2d(truth[None, None].float(), 9, stride=1, padding=4)
@@ -153,12 +153,12 @@ def test_oracle_affinities_mend_a_blurred_map():
 
     assert iou(seen) < 0.8
     assert iou(walked > walked.mean()) == 1
-    # Inside of the outline the map is the same everywhere: nothing crosses, 24 / 2 steps reach all of it.
+    # The map becomes constant inside the outline: nothing crosses it, and 24 / 2 steps reach every position.
     assert walked[truth].std() < 0.02 * blurred[0, 0][truth].std()
 
 
 def test_an_images_walk(shared):
-    """Smooth, as photographs are: where the rounding of products in float32 would add up."""
+    """A smooth image, with which the rounding of float32 products would add up."""
     from PIL import Image
 
     path = min((shared / "images").glob("*.jpg"))
@@ -171,7 +171,7 @@ def test_an_images_walk(shared):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_walks_as_its_values_do_in_full(dtype):
+def test_half_precision_equals_its_values_in_full_precision(dtype):
     maps, pairs = (values.to(dtype) for values in smooth(1, 9, 11, torch.float32))
     result = random_walk(maps, pairs, FIVE)
     assert result.dtype == dtype
@@ -179,7 +179,7 @@ def test_half_precision_walks_as_its_values_do_in_full(dtype):
     torch.testing.assert_close(result, expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
 
 
-def test_what_is_given_stays_as_it_is():
+def test_inputs_are_left_unchanged():
     maps, pairs = smooth(1, 7, 8, torch.float32)
     maps.requires_grad_()
     before, versions = (maps.clone(), pairs.clone()), (maps._version, pairs._version)
@@ -192,7 +192,7 @@ def test_what_is_given_stays_as_it_is():
         assert torch.equal(random_walk(maps.clone(), pairs.clone(), FIVE), result)
 
 
-def test_views_walk_like_copies():
+def test_views_give_the_same_as_copies():
     maps, pairs = smooth(2, 10, 8, torch.float32)
     mirrored, transposed = maps.flip(3)[..., ::2], pairs.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)[..., ::2]
     assert not transposed.is_contiguous()
@@ -201,7 +201,7 @@ def test_views_walk_like_copies():
 
 
 def test_no_warning_reaches_the_user(monkeypatch):
-    """PyTorch warns once in a process; here it is made to do so whenever it would the first time."""
+    """PyTorch warns once per process; here the warning is reset."""
     none = torch.zeros(0, dtype=torch.int32)
     monkeypatch.setattr(module, "_warning_silenced", False)
     before = torch.is_warn_always_enabled()
@@ -313,7 +313,7 @@ def test_the_stationary_mass_is_kept(problem):
 
 @given(_problems())
 @settings(max_examples=40, deadline=None)
-def test_images_do_not_see_each_other(problem):
+def test_images_are_independent(problem):
     maps, pairs, offsets, options = problem
     alone = [random_walk(maps[n : n + 1], pairs[n : n + 1], offsets, **options) for n in range(len(maps))]
     assert torch.equal(random_walk(maps, pairs, offsets, **options), torch.cat(alone))
@@ -333,7 +333,7 @@ def test_a_batch_as_one_matrix_gives_the_same(problem):
 
 @given(_problems())
 @settings(max_examples=30, deadline=None)
-def test_maps_walk_alone_and_add_up(problem):
+def test_the_walk_is_linear_in_the_maps(problem):
     maps, pairs, offsets, options = problem
     maps, pairs = maps.double(), pairs.double()
     result = random_walk(maps, pairs, offsets, **options)
@@ -346,7 +346,7 @@ def test_maps_walk_alone_and_add_up(problem):
 
 @given(_problems())
 @settings(max_examples=30, deadline=None)
-def test_a_walk_goes_on_where_it_stopped(problem):
+def test_two_walks_equal_one_of_the_summed_steps(problem):
     maps, pairs, offsets, options = problem
     maps, pairs, steps = maps.double(), pairs.double(), options.pop("steps")
     once = random_walk(random_walk(maps, pairs, offsets, steps=steps, **options), pairs, offsets, steps=7, **options)

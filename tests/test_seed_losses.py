@@ -1,4 +1,4 @@
-"""SEC's and DSRG's losses, by hand on grids of 2 x 2, and as sums written out; what the CRF hands them."""
+"""Losses of SEC and DSRG, compared with values by hand and explicit sums, and the refinement by the CRF."""
 
 import math
 
@@ -19,7 +19,7 @@ from dcsm_attr.wsss.losses import (
 )
 from dcsm_attr.wsss.region_growing import TRAINING_CRF, refine_scores
 
-# One picture of 2 x 2, three labels: background and two classes.
+# One image of 2 x 2, three labels: background and two classes.
 P = torch.tensor([[[[0.7, 0.2], [0.1, 0.5]], [[0.2, 0.6], [0.1, 0.3]], [[0.1, 0.2], [0.8, 0.2]]]], dtype=torch.float64)
 # The background at the top left, the first class at the top right, the second at the bottom left.
 SEEDS = torch.tensor([[[[1, 0], [0, 0]], [[0, 1], [0, 0]], [[0, 0], [1, 0]]]], dtype=torch.bool)
@@ -72,7 +72,7 @@ def test_the_balanced_loss_by_hand():
     assert balanced_seed_loss(P, SEEDS).item() == pytest.approx(expected)
 
 
-def test_kinds_of_seeds_that_an_image_has_none_of_count_as_zero():
+def test_a_mean_over_no_seeds_counts_as_zero():
     background, classes = SEEDS.clone(), SEEDS.clone()
     background[:, 1:], classes[:, 0] = False, False
     assert balanced_seed_loss(P, background).item() == pytest.approx(-math.log(0.7))
@@ -95,7 +95,7 @@ def test_the_expansion_loss_by_hand():
     assert expansion_loss(P, present).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_means_over_present_and_absent_classes_are_taken_apart():
+def test_present_and_absent_classes_have_separate_means():
     both = expansion_loss(P, torch.tensor([[True, True]]), 1.0, 1.0).item()
     assert both == pytest.approx(-(math.log(0.3) + math.log(0.325)) / 2 - math.log(0.375))
     none = expansion_loss(P, torch.tensor([[False, False]]), 1.0, 1.0).item()
@@ -103,7 +103,7 @@ def test_means_over_present_and_absent_classes_are_taken_apart():
 
 
 @pytest.mark.parametrize(("decay", "share"), [(1.0, 0.3), (1e-12, 0.6)])
-def test_the_decay_leads_from_the_mean_to_the_maximum(decay, share):
+def test_the_decay_interpolates_between_mean_and_maximum(decay, share):
     loss = expansion_loss(P, torch.tensor([[True, False]]), decay, 1.0).item()
     assert loss == pytest.approx(-math.log(share) - math.log(0.2) - math.log(0.375), rel=1e-9)
 
@@ -138,7 +138,7 @@ def test_the_boundary_loss_is_zero_at_the_target_and_positive_elsewhere(seed):
 
 
 def test_learning_moves_the_probabilities_to_the_target():
-    """With the sign that the slides print they would move away."""
+    """With the sign that the slides print, they would diverge."""
     logits, _, _ = random_problem(0)
     target = floored_softmax(logits.flip(0))
     logits = logits.clone().requires_grad_()
@@ -149,7 +149,7 @@ def test_learning_moves_the_probabilities_to_the_target():
     assert after < before
 
 
-def test_the_target_gets_no_gradient_and_ratios_beyond_the_limits_give_none():
+def test_no_gradient_reaches_the_target_or_ratios_beyond_the_limits():
     target = torch.tensor([0.998, 0.001, 0.001], dtype=torch.float64).view(1, 3, 1, 1).requires_grad_()
     probabilities = torch.tensor([0.03, 0.92, 0.05], dtype=torch.float64).view(1, 3, 1, 1).requires_grad_()
     # Ratios 33.3, 0.0011 and 0.02: all beyond the limits of DSRG.
@@ -221,7 +221,7 @@ def test_the_gradients_are_right(loss):
     )
 
 
-# What the CRF makes of the scores.
+# Refinement by the CRF.
 
 
 def exact_mean_field(scores, image, iterations=10):
@@ -292,7 +292,7 @@ def test_refined_scores_are_floored_sum_to_one_and_have_no_gradient():
     assert result.min() >= 0.999 * 1e-4 / (1 + 4e-4)
 
 
-def test_without_kernels_the_scores_come_back():
+def test_without_kernels_the_scores_are_unchanged():
     nothing = DenseCRF(bilateral_weight=0, gaussian_weight=0)
     scores = torch.randn(1, 3, 4, 4)
     result = refine_scores(scores, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), nothing)
@@ -314,8 +314,8 @@ def test_images_are_resized_as_sec_resizes_them():
     assert np.abs(seen[0][0].numpy() - expected).max() <= 0.5 + 1e-3
 
 
-def test_images_are_what_moves_the_boundary():
-    """A left and a right half of another color; the scores put the border one column too far left."""
+def test_the_image_moves_the_boundary():
+    """Halves of different colors; the border of the scores is one column too far to the left."""
     image = torch.zeros(1, 3, 10, 10, dtype=torch.uint8)
     image[..., 5:] = 255
     scores = torch.zeros(1, 2, 10, 10)

@@ -1,4 +1,4 @@
-"""Seeds from maps and saliency, by hand and against slow forms."""
+"""Seeds from maps and saliency, compared with values by hand and slow implementations."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_above_a_share_of_the_maximum_by_hand():
         True,
         True,
     ]
-    # Each map by its own maximum; one without a positive value has no seed.
+    # Relative to the maximum of each map; a map without a positive value has no seeds.
     maps = torch.tensor([[[[4.0, 1.0]], [[0.4, 0.1]], [[0.0, 0.0]], [[-1.0, -2.0]]]])
     assert above_fraction_of_maximum(maps, 0.3).tolist() == [[[[True, False]]] * 2 + [[[False, False]]] * 2]
     assert above_fraction_of_maximum(maps, 0.0)[0, 2:].count_nonzero() == 0
@@ -47,14 +47,14 @@ def test_the_highest_and_lowest_share_by_hand():
     assert bottom_fraction(torch.arange(100.0).view(1, 1, 10, 10), 0.29).sum() == 29
 
 
-def test_of_equal_values_the_first_are_taken_and_what_is_zero_is_no_foreground():
+def test_of_equal_values_the_first_are_taken_and_zero_is_no_foreground():
     assert bottom_fraction(row(0.0, 0.0, 0.0, 1.0, 0.0), 0.4).flatten().tolist() == [True, True, False, False, False]
     assert top_fraction(row(0.0, 0.0, 0.0, 1.0, 0.0), 0.4).flatten().tolist() == [False, False, False, True, False]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 7), st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
-def test_how_many_there_are_and_that_none_left_out_is_better(seed, height, width, share):
+def test_the_number_of_seeds_and_that_no_other_pixel_is_better(seed, height, width, share):
     maps = torch.rand(2, 2, height, width, generator=torch.Generator().manual_seed(seed)) + 0.1
     low, high = bottom_fraction(maps, share), top_fraction(maps, share)
     for seeds in (low, high):
@@ -65,7 +65,7 @@ def test_how_many_there_are_and_that_none_left_out_is_better(seed, height, width
 
 
 def test_the_median_by_hand():
-    # A single bright pixel goes; at the corner the edge is repeated.
+    # A single bright pixel is removed; at the corner the edge is replicated.
     maps = torch.zeros(1, 2, 3, 4)
     maps[0, 0, 1, 1] = 9.0
     maps[0, 1] = torch.arange(12.0).view(3, 4)
@@ -93,7 +93,7 @@ def test_labels_by_hand():
     assert labels.tolist() == [[[5, 2, 0, 255, 5]]]
 
 
-def test_a_map_that_is_higher_but_no_seed_does_not_count():
+def test_a_higher_map_without_a_seed_does_not_count():
     foreground = torch.tensor([[[[True]], [[False]]]])
     maps = torch.tensor([[[[0.1]], [[0.9]]]])
     background = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
@@ -173,7 +173,7 @@ def test_neither_the_mode_nor_guidance_around_it_changes_the_saliency(cnn):
         assert torch.equal(middle_layer_saliency(cnn, images, "conv2"), expected)
 
 
-def test_the_whole_way_of_sec_on_an_image(vgg):
+def test_all_steps_of_sec_on_an_image(vgg):
     """Low saliency is background, high maps are seeds of their class, and the rest has none."""
     images = torch.randn(1, 3, 20, 24)
     saliency = median_filter_3x3(middle_layer_saliency(vgg, images, vgg.features[5]))

@@ -1,4 +1,4 @@
-"""Segmentation networks: heads by hand, files, and label maps of images from several scales."""
+"""Segmentation networks: heads by hand, files, and segmentation over several scales."""
 
 import json
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_published_dilations(name, dilations):
     head = segmentation_head(name, 4, 3)
     assert [branch[0].dilation[0] for branch in head.branches] == dilations
     assert all(branch[0].out_channels == branch[3].in_channels == 1024 for branch in head.branches)
-    # All labels are about equally probable to begin with.
+    # All labels are about equally probable at first.
     assert head.eval()(torch.rand(1, 4, 5, 5)).softmax(dim=1).sub(1 / 3).abs().max() < 0.3
 
 
@@ -74,7 +74,7 @@ def test_torchvisions_heads():
 
 
 @pytest.mark.parametrize("head", ["deeplab", "fcn", "largefov", "aspp"])
-def test_one_map_of_logits_a_label(head):
+def test_one_map_of_logits_per_label(head):
     network = net(head).network.eval()
     images = torch.rand(2, 3, 40, 32)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_one_map_of_logits_a_label(head):
     assert logits.shape == (2, 3, 9, 7)
 
 
-def test_the_backbone_is_a_copy_with_a_stride_of_its_own():
+def test_the_backbone_is_a_copy_with_its_own_stride():
     torch.manual_seed(0)
     classifier = build_classifier(Architecture("resnet18", 2, head="linear"), None, NAMES, CANVAS).network.eval()
     images = torch.rand(1, 3, 64, 64)
@@ -93,12 +93,12 @@ def test_the_backbone_is_a_copy_with_a_stride_of_its_own():
         assert network(images).shape == (1, 3, 8, 8)
         for parameter in network.parameters():
             parameter.zero_()
-    # The head is drawn from the global generator.
+    # The head is initialized from the global generator.
     assert changes(before, snapshot(classifier)) == ["random"]
     assert classifier.backbone(images)["map"].shape[-1] == 2
 
 
-def test_the_file_brings_everything(tmp_path):
+def test_a_file_contains_everything(tmp_path):
     kept = net("aspp", output_stride=2)
     state = torch.get_rng_state()
     save_network(kept, tmp_path / "net.safetensors")
@@ -139,7 +139,7 @@ def test_files_that_are_no_segmentation_network(tmp_path):
         (lambda d: d.update(class_names=["red"]), "does not fit"),
     ],
 )
-def test_a_description_that_is_not_whole(tmp_path, harmed, message):
+def test_an_incomplete_description(tmp_path, harmed, message):
     path = tmp_path / "net.safetensors"
     save_network(net(), path)
     with safe_open(path, "pt") as file:
@@ -206,7 +206,7 @@ def test_the_network_is_left_unchanged():
 
 
 class Stub(nn.Module):
-    """The probabilities that it is told, whatever the image."""
+    """Gives fixed probabilities, whatever the image."""
 
     def __init__(self, probabilities):
         super().__init__()
@@ -217,13 +217,13 @@ class Stub(nn.Module):
 
 
 def stub(columns, **settings):
-    """A column of probabilities a list, of background, red and green."""
+    """Build a segmenter with one list of probabilities per column, of background, red and green."""
     trained = replace(net(), network=Stub(torch.tensor(columns).T[:, None, :]), preprocess=Preprocess("caffe", 4))
     return NetworkSegmenter(trained, scales=(1.0,), mirrored=False, **{"crf": None, **settings})
 
 
 @pytest.mark.parametrize(("side", "widths"), [(500, (80, 13, 3)), (250, (40, 13, 1.5)), (1000, (160, 13, 6))])
-def test_the_crf_is_as_wide_on_any_canvas(side, widths):
+def test_the_crf_is_scaled_to_the_canvas(side, widths):
     trained = replace(net(), preprocess=Preprocess(size=side))
     crf = NetworkSegmenter(trained).crf
     assert (crf.bilateral_xy, crf.bilateral_rgb, crf.gaussian_xy) == pytest.approx(widths)
@@ -237,7 +237,7 @@ COLUMNS = [[0.6, 0.3, 0.1], [0.1, 0.3, 0.6], [0.3, 0.4, 0.3], [0.5, 0.1, 0.4]]
 IMAGE_ARRAY = np.full((4, 4, 3), 128, dtype=np.uint8)
 
 
-def test_all_classes_compete_where_none_is_known():
+def test_all_classes_compete_if_none_is_known():
     result = stub(COLUMNS).segment(IMAGE_ARRAY)
     assert result.labels.tolist() == [[0, 2, 1, 0]] * 4
     assert result.names == NAMES
@@ -245,7 +245,7 @@ def test_all_classes_compete_where_none_is_known():
     assert not result.fallback
 
 
-def test_known_classes_leave_the_others_out():
+def test_known_classes_exclude_the_others():
     result = stub(COLUMNS).segment(IMAGE_ARRAY, ["red"])
     assert result.labels.tolist() == [[0, 1, 1, 0]] * 4
     expected = torch.tensor([[0.6, 0.3], [0.1, 0.3], [0.3, 0.4], [0.5, 0.1]])

@@ -41,7 +41,7 @@ def problem(seed=0, count=2, channels=4, classes=3, size=(5, 7), window=3, rate=
 
 
 def window_by_window(x, weight, masks):
-    """The definition: each window is copied, its dropped cells are set to zero, and what is left is multiplied."""
+    """The definition: each window is copied, its dropped cells are set to zero, and the rest is multiplied."""
     count, channels, height, width = x.shape
     window = weight.shape[-1]
     reach = window // 2
@@ -111,7 +111,7 @@ def test_nothing_dropped_is_the_padded_convolution_and_all_dropped_the_center(fo
 
 
 @pytest.mark.parametrize("chunk_size", [1, 150, 10_000])
-def test_parts_give_the_whole(chunk_size, monkeypatch):
+def test_chunks_give_the_same(chunk_size, monkeypatch):
     x, weight, masks = problem(count=3, classes=4)
     expected = window_by_window(x, weight, masks)
     monkeypatch.setattr(stochastic, "_CHUNK_SIZE", chunk_size)
@@ -150,7 +150,7 @@ def test_the_center_is_never_dropped_and_the_others_at_the_rate(rate):
     masks = draw(1, count=4, size=(41, 41), window=9, rate=rate)
     assert masks[:, 40].all()
     others = torch.cat([masks[:, :40], masks[:, 41:]], dim=1)
-    # Five standard deviations of the mean of so many draws.
+    # Five standard deviations of the mean.
     assert abs(others.double().mean().item() - (1 - rate)) <= 5 * math.sqrt(rate * (1 - rate) / others.numel())
 
 

@@ -1,4 +1,4 @@
-"""Classifiers as score map networks: the same function at the trained size, and maps at any other."""
+"""Classifiers as score map networks: the same scores at the trained size, and maps at any other size."""
 
 import inspect
 
@@ -11,7 +11,7 @@ from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.models.backbone import copy_backbone
 from dcsm_attr.models.fully_convolutional import fully_convolutional, linear_to_convolution, rectified_head
 
-# One of each family of torchvision: name, trained size, and whether its head commutes with the mean over positions.
+# One model of each family of torchvision, and its training size.
 FAMILIES = [
     ("alexnet", 224),
     ("vgg11_bn", 224),
@@ -96,10 +96,10 @@ def test_new_classes_replace_the_last_layer_alone(name):
     assert all(torch.equal(value, before[key]) for key, value in backbone.items())
     for parameter in network.parameters():
         parameter.data.zero_()
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "the model is a guest"
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_squeezenets_scores_may_fall_below_zero_with_new_classes():
+def test_squeezenets_scores_may_be_negative_with_new_classes():
     network = fully_convolutional(model_named("squeezenet1_1"), 5)
     assert (network(torch.randn(1, 3, 64, 64)) < 0).any()
     assert not (fully_convolutional(model_named("squeezenet1_1"))(torch.randn(1, 3, 64, 64)) < 0).any()
@@ -116,7 +116,7 @@ def test_a_network_cut_after_a_stage(head):
     assert sum(isinstance(m, nn.ReLU) for m in network.head) == (2 if head == "rectified" else 0)
 
 
-def test_the_user_may_bring_a_model_that_is_not_torchvisions():
+def test_a_model_that_is_not_torchvisions():
     class Mine(nn.Module):
         def __init__(self):
             super().__init__()
@@ -138,7 +138,7 @@ def test_mode_and_precision_are_those_of_the_model():
     assert {p.dtype for p in fully_convolutional(model).parameters()} == {torch.float64}
 
 
-def test_it_can_be_explained():
+def test_dcsm_works_on_the_network():
     network = fully_convolutional(model_named("vgg11"), 4)
     dcs = DistinctClassSaliency(network)
     assert all("backbone.features" in name for name in dcs.layers)
@@ -196,7 +196,7 @@ def test_bad_arguments(small, arguments, message):
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "vgg11"])
-def test_the_extended_head_stands_on_the_models_own_scores(name):
+def test_the_extended_head_uses_the_models_own_scores(name):
     model = model_named(name)
     network = fully_convolutional(model, 5, head="extended")
     x = torch.randn(1, 3, 224, 224)
@@ -207,7 +207,7 @@ def test_the_extended_head_stands_on_the_models_own_scores(name):
     assert sum(isinstance(layer, nn.ReLU) for layer in network.head) == (3 if name == "vgg11" else 1)
 
 
-def test_the_copy_of_a_backbone_changes_its_mode_and_shares_nothing():
+def test_a_copied_backbone_changes_its_mode_and_shares_no_memory():
     network = fully_convolutional(model_named("resnet18"), 2, head="linear").eval()
     copied = copy_backbone(network.backbone)
     images = torch.randn(2, 3, 64, 64)

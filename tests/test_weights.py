@@ -1,4 +1,4 @@
-"""Models from names and files; files that are refused, without executing anything."""
+"""Models from names and files, and files that are refused without executing anything in them."""
 
 import pickle
 import urllib.error
@@ -21,7 +21,7 @@ def squeezenet():
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth", "pt"])
 @pytest.mark.parametrize("wrapping", [None, "state_dict", "model"])
-def test_weights_come_back_with_their_number_of_classes(squeezenet, tmp_path, ending, wrapping):
+def test_a_file_determines_the_number_of_classes(squeezenet, tmp_path, ending, wrapping):
     path = tmp_path / f"weights.{ending}"
     state = squeezenet.state_dict()
     if ending == "safetensors":
@@ -33,7 +33,7 @@ def test_weights_come_back_with_their_number_of_classes(squeezenet, tmp_path, en
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_half_precision_files_are_widened(squeezenet, tmp_path):
+def test_half_precision_files_are_converted_to_float32(squeezenet, tmp_path):
     save_file({name: value.half() for name, value in squeezenet.state_dict().items()}, tmp_path / "half.safetensors")
     model = load_model("squeezenet1_1", tmp_path / "half.safetensors")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -42,7 +42,7 @@ def test_half_precision_files_are_widened(squeezenet, tmp_path):
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "mobilenet_v3_small", "densenet121", "googlenet"])
 def test_the_last_layer_of_every_family_is_found(name, monkeypatch):
     options = {"init_weights": False} if name == "googlenet" else {}
-    # As if from a file, which of a VGG would have half a gigabyte: the shapes alone.
+    # Only the shapes, instead of files of up to half a gigabyte.
     monkeypatch.setattr(loading, "read_weights", lambda path: tensors)
     monkeypatch.setattr(loading, "load_weights", lambda model, tensors, source: None)
     with torch.device("meta"):
@@ -54,7 +54,7 @@ def test_the_last_layer_of_every_family_is_found(name, monkeypatch):
     }
 
 
-def test_published_weights_load_and_have_their_names(shared):
+def test_published_weights_load_and_have_class_names(shared):
     model = load_model("squeezenet1_1", shared / "models" / "squeezenet1_1-imagenet1k.safetensors")
     assert model.classifier[1].out_channels == len(load_class_names("imagenet")) == 1000
 
@@ -98,7 +98,7 @@ def test_files_that_cannot_be_read(squeezenet, tmp_path):
             read_weights(tmp_path / name)
 
 
-def test_the_first_mismatches_are_named(squeezenet, tmp_path):
+def test_the_message_names_the_first_mismatches(squeezenet, tmp_path):
     save_file(squeezenet.state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"does not fit ResNet: conv1.weight is missing; .*and \d+ more"):
         load_model("resnet18", tmp_path / "w.safetensors")
@@ -162,7 +162,7 @@ def test_class_names(tmp_path):
         load_class_names("coco")
 
 
-def test_the_number_of_classes_is_read_where_a_builder_computes_with_tensors(tmp_path):
+def test_the_number_of_classes_of_a_builder_that_computes_with_tensors(tmp_path):
     expected = torchvision.models.regnet_y_400mf(weights=None, num_classes=7)
     save_file(expected.state_dict(), tmp_path / "regnet.safetensors")
     model = load_model("regnet_y_400mf", tmp_path / "regnet.safetensors")

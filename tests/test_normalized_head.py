@@ -1,4 +1,4 @@
-"""A head with batch norms: its function by hand, and that it learns where those of the backbone are frozen."""
+"""A head with batch norms: its function by hand, and training with frozen batch norms of the backbone."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ SCHEDULE = ClassifierSchedule(
 
 
 def normalized(x, norm):
-    """Of each channel: less the running mean, by the running deviation, then scale and shift."""
+    """Subtract the running mean, divide by the running deviation, scale and shift, per channel."""
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return (x - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
 
@@ -56,7 +56,7 @@ def test_by_hand():
     assert torch.allclose(head.train()(x), head(x)) is False, "there is dropout"
 
 
-def test_it_stands_on_a_cut_network():
+def test_the_head_on_a_cut_network():
     import torchvision
 
     network = fully_convolutional(torchvision.models.resnet18(weights=None), 4, cut="layer1", head="normalized")
@@ -66,15 +66,15 @@ def test_it_stands_on_a_cut_network():
 
 @pytest.fixture
 def training(tmp_path):
-    """Six pictures whose red or green half is bright."""
-    photographs = []
+    """Six images with a bright red or green half."""
+    items = []
     for i in range(6):
         pixels = torch.randint(0, 60, (32, 32, 3), generator=torch.Generator().manual_seed(i)).to(torch.uint8)
         pixels[8:24, 8:24, i % 2] = 250
         path = tmp_path / f"{i}.png"
         Image.fromarray(pixels.numpy()).save(path)
-        photographs.append(LabeledImage(str(i), path, (i % 2,)))
-    return Collection(NAMES, tuple(photographs))
+        items.append(LabeledImage(str(i), path, (i % 2,)))
+    return Collection(NAMES, tuple(items))
 
 
 @pytest.mark.parametrize("head_only_steps", [0, 4])
@@ -94,6 +94,6 @@ def test_its_batch_norms_learn_while_the_backbones_are_frozen(training, tmp_path
     backbone = {name for name in changed if name.startswith("backbone.") and ".bn" in name}
     assert bool(backbone) == (not frozen and head_only_steps == 0)
     assert ("backbone.conv1.weight" in changed) == (head_only_steps == 0)
-    # What was learned is used: the file gives the network back with the head's statistics.
+    # The file contains the statistics of the head.
     best = load_classifier(tmp_path / "out" / "best.safetensors").network.state_dict()
     assert all(torch.equal(best[name], after[name]) for name in best)

@@ -1,4 +1,4 @@
-"""Pairs of neighbors: how many, which of them are inside, and which ones the released code misses."""
+"""Pairs of neighbors: offsets, pairs inside the map, and pairs that the released code omits."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_overlapping_parts_are_the_ends_of_pairs(height, width, dy, dx):
 
 
 def degrees(mask, offsets):
-    """How many neighbors each position has, itself among them."""
+    """Count the neighbors of each position, itself included."""
     _, height, width = mask.shape
     count = torch.ones(height, width, dtype=torch.int64)
     for pairs, (dy, dx) in zip(mask, offsets, strict=True):
@@ -70,7 +70,7 @@ def test_degrees_at_the_released_border():
     count = degrees(pair_mask(12, 14, FIVE, "released"), FIVE)
     assert (count == 1).sum() == 10
     assert count[0, 0] == 1
-    # Where all sources around are sources: four rows below the upper border, eight columns from the left and right.
+    # Where all positions around are sources: four rows from the upper border, eight columns from the left and right.
     larger = degrees(pair_mask(24, 26, FIVE, "released"), FIVE)
     assert (larger[4:20, 8:18] == 69).all()
     assert (larger == 69).sum() == 16 * 10
