@@ -22,7 +22,6 @@ from dcsm_attr.models.checkpoint import (
     save_network,
 )
 from dcsm_attr.models.scene_net import load_scene_net
-from dcsm_attr.models.stochastic import FickleSettings
 from dcsm_attr.models.weights import WeightsError
 from dcsm_attr.training.checkpoints import CheckpointError
 from dcsm_attr.training.classifier import SCHEDULES, train_classifier
@@ -291,29 +290,6 @@ def test_a_classifier_whose_description_is_not_whole(tmp_path, harmed, message):
     save_file(load_file(path), path, {key: "{" if harmed is None else json.dumps(description)})
     with pytest.raises(WeightsError, match=rf"net\.safetensors: .*{message}"):
         load_classifier(path)
-
-
-@pytest.mark.parametrize("head", ["normalized", "fickle"])
-def test_a_file_of_an_earlier_version(tmp_path, head):
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    fickle = FickleSettings(3, 0.5, keep_center=False) if head == "fickle" else FickleSettings()
-    built = build_classifier(Architecture("squeezenet1_1", 2, "features.4", head, 8, fickle), None, NAMES, CANVAS)
-    path = tmp_path / "net.safetensors"
-    save_network(built, path)
-    with safe_open(path, "pt") as file:
-        config = json.loads(file.metadata()["dcsm_attr"])["config"]
-    older = {"normalized": {"head": "normalised"}, "fickle": {"window": 3, "rate": 0.5, "centre_kept": False}}[head]
-    config["architecture"].pop("fickle", None)
-    config["architecture"].update(older)
-    tensors = {name.replace("backbone.", "trunk."): tensor for name, tensor in load_file(path).items()}
-    save_file(tensors, path, {"dcsm_attr.classifier": json.dumps(config)})
-    assert network_kind(path) == "classifier"
-    loaded = load_classifier(path)
-    assert loaded.architecture == built.architecture
-    expected = built.network.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in loaded.network.state_dict().items())
 
 
 def test_a_cut_network_takes_its_part_of_a_file(tmp_path):

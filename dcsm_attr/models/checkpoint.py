@@ -1,8 +1,8 @@
 """Trained networks and their files.
 
-A file holds one network: its tensors in safetensors format, and in the metadata one JSON entry that says what the
-tensors belong to. ``{"kind": "classifier", "config": {...}}``, where the config is everything that the network is built
-from. Nothing in a file is executed.
+One safetensors file holds one network: the tensors, and one metadata entry ``dcsm_attr`` with the JSON object
+``{"kind": "classifier", "config": {...}}``. The config is everything that the network is built from. Loading executes
+nothing that is in the file.
 """
 
 import json
