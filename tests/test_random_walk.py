@@ -229,6 +229,7 @@ def test_chebyshev_coefficients_by_hand():
 
 
 @given(st.integers(0, 1500), st.sampled_from([1e-3, 1e-7, 1e-15]))
+@settings(deadline=None)
 def test_coefficients_are_binomial_and_the_tail_is_below_the_tolerance(exponent, tolerance):
     first = exponent % 2
     exact = [
@@ -246,7 +247,7 @@ def test_coefficients_are_binomial_and_the_tail_is_below_the_tolerance(exponent,
 
 
 @given(st.integers(0, 400), st.sampled_from([1e-4, 1e-7, 1e-14]))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_powers_of_numbers(exponent, tolerance):
     """On a diagonal matrix every entry is a power by itself."""
     eigenvalues = torch.linspace(-1, 1, 101, dtype=torch.float64)[:, None]
