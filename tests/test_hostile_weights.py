@@ -81,7 +81,7 @@ def test_pickles_are_refused_and_never_executed(tmp_path, state, ending, writing
         torch.save(evil, path, _use_new_zipfile_serialization=writing != "legacy")
     message = refused(path)
     assert message.startswith(
-        f"{path}: it holds Python objects beside tensors, or is damaged; nothing in it was executed"
+        f"{path}: it holds Python objects besides tensors, or is damaged; nothing in it was executed"
     )
     assert "torch.save(model.state_dict(), path), or use safetensors" in message
     assert not victim.exists()

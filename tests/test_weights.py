@@ -70,7 +70,7 @@ def test_pickled_objects_are_never_executed(tmp_path):
     torch.save({"weight": _Dangerous()}, tmp_path / "evil.pth")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(_Dangerous()))
     for name in ("evil.pth", "plain.pt"):
-        with pytest.raises(WeightsError, match=f"{name}: it holds Python objects beside tensors, or is damaged"):
+        with pytest.raises(WeightsError, match=f"{name}: it holds Python objects besides tensors, or is damaged"):
             read_weights(tmp_path / name)
     assert not _Dangerous.executed
 

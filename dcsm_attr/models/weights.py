@@ -304,7 +304,7 @@ def load_weights_only(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UnsafeFileError("it holds Python objects beside tensors, or is damaged") from error
+        raise UnsafeFileError("it holds Python objects besides tensors, or is damaged") from error
 
 
 def _is_torchscript(path: Path) -> bool:
