@@ -1,11 +1,7 @@
-"""Which layers of which CNN: where gradients say *where*.
+"""The layers at which gradients are read: named by the user, or chosen by running the network once.
 
 DCSM averages the convolutions of VGG-16's last three resolution stages, at their inputs (conv3_1 to conv5_3). For other
-networks the same is found by running the network once.
-
-What gates a gradient by position, found whatever the weights are.
-
-From what a user calls a layer to the points where gradients are read.
+networks, corresponding layers are found by one forward and backward pass on noise.
 """
 
 import threading
@@ -36,56 +32,74 @@ __all__ = [
     "vgg_blocks",
 ]
 
-
-class _RandomGate(torch.autograd.Function):
-    """Identity whose backward multiplies each position by a number of its own, between 1/2 and 3/2."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        # A view would forbid the in-place operations that may follow in the user's model.
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (gradient,) = gradients
-        generator = torch.Generator().manual_seed(0)
-        return gradient * (0.5 + torch.rand(gradient.shape[2:], generator=generator)).to(gradient)
-
-
-class RandomlyGatedRectifiers(TorchFunctionMode):
-    """Within this context, every rectifier of a map gates gradients by position, whatever its input is.
-
-    A rectifier's derivative differs between positions where its input is on both sides of zero, and a smooth relative's
-    where it is not small. In a network whose weights were just drawn, both may fail: SiLU at a thousandth is linear.
-    What a gradient says about *where* would then depend on the weights, and so would the layers that are chosen by it.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Run ``func``; behind a rectifier of a map, gate the gradient."""
-        kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        if not rectifies(func, args, kwargs) or output.ndim != 4 or not output.requires_grad:
-            return output
-        return _RandomGate.apply(output)
-
+Layer = nn.Module | str | Sequence[nn.Module | str]
 
 _STAGES = 3
 _LAYERS_PER_STAGE = 3
+# Modules with one of these names in their path belong to a classification head.
 _HEADS = {"classifier", "fc", "head", "heads", "aux1", "aux2", "AuxLogits", "aux_classifier"}
+
+
+def resolve_layers(forward_func: Callable[..., Any], layer: Layer) -> dict[str, nn.Module]:
+    """Find the modules that the user named, and their names in the model.
+
+    Args:
+        forward_func: the model. If it is a function, only modules are accepted, not names.
+        layer: a module, a name as in ``model.named_modules()``, or a sequence of them.
+
+    Returns:
+        Names and modules, in the order given.
+
+    Raises:
+        TypeError: if an entry is neither a module nor a name.
+        ValueError: if there is no layer, a layer is named twice, or a layer is not in the model.
+    """
+    wanted = [layer] if isinstance(layer, (nn.Module, str)) else list(layer)
+    if not wanted:
+        raise ValueError("layer is empty: name at least one layer, or pass None for the default layers.")
+    found: dict[str, nn.Module] = {}
+    for item in wanted:
+        name, module = _find(forward_func, item, position=len(found))
+        if name in found:
+            raise ValueError(f"layer {name!r} is named twice.")
+        found[name] = module
+    return found
+
+
+def _find(forward_func: Callable[..., Any], item: nn.Module | str, position: int) -> tuple[str, nn.Module]:
+    if not isinstance(item, (nn.Module, str)):
+        raise TypeError(f"layer must be a module, a name, or a sequence of them; got {type(item).__name__}.")
+    if not isinstance(forward_func, nn.Module):
+        if isinstance(item, str):
+            raise ValueError(
+                f"layer {item!r} is a name, but forward_func is a function, whose modules are unknown: pass the "
+                "module itself."
+            )
+        return f"{type(item).__name__}_{position}", item
+    for name, module in forward_func.named_modules():
+        if module is item or name == item:
+            return name, module
+    if isinstance(item, str):
+        close = [name for name, _ in forward_func.named_modules() if name.endswith(item) or name.startswith(item)]
+        hint = f" Similar names: {', '.join(close[:5])}." if close else " dict(model.named_modules()) lists the names."
+        raise ValueError(f"layer {item!r} is not in {type(forward_func).__name__}.{hint}")
+    raise ValueError(
+        f"layer {type(item).__name__} is not a module of {type(forward_func).__name__}: take it from the same model "
+        "object, e.g. model.layer4."
+    )
+
+
+def layer_points(layers: dict[str, nn.Module], at_input: bool) -> list[LayerPoint]:
+    """Return one :class:`LayerPoint` per layer, at its input or at its output."""
+    return [LayerPoint(name, module, at_input) for name, module in layers.items()]
 
 
 def default_layers(
     model: nn.Module, images: tuple[Tensor, ...] | None = None, arguments: tuple[Any, ...] = ()
 ) -> list[str]:
-    """Choose the layers at whose inputs gradients are read: nine in a deep network, three of each of three stages.
+    """Choose the layers at whose inputs gradients are read: the last three blocks of :func:`layer_blocks`.
 
-    They are the last three of :func:`layer_blocks`.
+    A deep network has three layers per block, nine in all.
 
     Args:
         model: as for :func:`layer_blocks`.
@@ -106,63 +120,61 @@ def layer_blocks(
 ) -> list[list[str]]:
     """Find the layers at whose inputs gradients may be read, and group them by resolution.
 
-    VGG: every convolution, as in the paper. Other networks are run once, forward and backward,
-    on one image of noise; of the convolutions outside the classification head,
+    VGG: every convolution, as in the paper. Any other network runs once, forward and backward, on an image of noise.
+    The layers are then chosen among the convolutions outside the classification head as follows:
 
-    - those count whose input is a map, is not the image itself, and has a gradient that differs between positions;
-    - those of one resolution are a block;
-    - of each block, tensors with at least half of the second largest number of channels count (the backbone, not the
-      bottlenecks), each once, whichever convolutions share it. One tensor alone may be wider: where a block widens
-      before it strides (RegNet), that has the width of the next stage;
-    - of those, three are taken, evenly spread from the first to the last. VGG-16 has at most three a block; deeper
-      networks have dozens with nearly the same map.
+    - The input is a map, is not the image itself, and has a gradient that differs between positions.
+    - Inputs of the same resolution form a block.
+    - In each block, the inputs with at least half of the second largest number of channels are kept (the backbone, not
+      its bottlenecks). Convolutions that share an input count once. The largest number is left out because in some
+      networks (RegNet) one tensor per block already has the width of the next block.
+    - Of these, three are taken, evenly spaced from the first to the last. VGG-16 has at most three convolutions per
+      block; deeper networks have dozens with nearly the same map.
 
-    A tensor whose gradient is the same at every position says nothing about where. Behind a pooled linear head that is
-    the output of the last block, and with it the input of every convolution above which no rectifier or max pool
-    follows. Which those are is found whatever the weights are, see
-    :class:`~dcsm_attr.attribution.layers.RandomlyGatedRectifiers`: a network has the same layers before and after
-    training.
+    A gradient that is the same at every position does not localize anything. Behind a pooled linear head, this is the
+    gradient at the output of the last block, and at every input above which no rectifier or max pool follows. The
+    choice does not depend on the weights (see :class:`RandomlyGatedRectifiers`): a network has the same layers before
+    and after training.
 
     Args:
-        model: any CNN; it is left as it was.
-        images: batches ``(N, C, H, W)``, one for each image that the model takes; their shapes are used where it does
-            not take one image of 224 x 224 pixels alone. None: only that is tried.
-        arguments: what the model takes after the images, for one image.
+        model: any CNN; it is left unchanged.
+        images: batches ``(N, C, H, W)``, one per image input of the model. Their shapes are used if the model does not
+            accept a single image of 224 x 224 pixels. None: only 224 x 224 pixels are tried.
+        arguments: forward arguments after the images, for one image.
 
     Returns:
-        Names of modules, in the order in which they run, block by block, the largest resolution first.
+        Names of modules per block, in the order in which they run; the block of the largest resolution comes first.
 
     Raises:
         TypeError, ValueError: if the model returns no scores, see
             :func:`dcsm_attr.attribution.model.check_scores`.
-        ValueError: if there is no such convolution.
-        RuntimeError: if the model runs with neither size.
+        ValueError: if no convolution qualifies.
+        RuntimeError: if the model accepts neither size.
     """
     if isinstance(model, VGG):
         return vgg_blocks(model)
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         raise ValueError(
-            f"{type(model).__name__} has no convolution (nn.Conv2d), so that no layer has a map. Name layers yourself, "
-            "or use a CNN."
+            f"{type(model).__name__} has no convolution (nn.Conv2d), so no layers can be chosen. Name them with "
+            "layer=[...], or use a CNN."
         )
-    readings = _readings(_probe(model, images or (), arguments))
-    usable = [r for r in readings if r.is_usable]
+    usable = [one for one in _convolution_inputs(_probe(model, images or (), arguments)) if one.is_usable]
     if not usable:
         raise ValueError(
-            f"no convolution of {type(model).__name__} has an input whose gradient differs between positions; name the "
-            "layers yourself with layer=[...]."
+            f"no convolution of {type(model).__name__} has an input whose gradient differs between positions. Name the "
+            "layers with layer=[...]."
         )
     stages: dict[int, list[_ConvolutionInput]] = defaultdict(list)
-    for reading in usable:
-        stages[reading.positions].append(reading)
+    for one in usable:
+        stages[one.positions].append(one)
     return [
-        [reading.name for reading in _spread(_select_backbone(stages[positions]))]
+        [one.name for one in _evenly_spaced(_select_backbone(stages[positions]))]
         for positions in sorted(stages, reverse=True)
     ]
 
 
 def vgg_blocks(model: VGG) -> list[list[str]]:
-    """The convolutions of each block of a VGG; of VGG-16 the last three are conv3_1 to conv5_3."""
+    """Return the names of the convolutions of each block of a VGG; in VGG-16 the last three are conv3_1 to conv5_3."""
     blocks: list[list[str]] = [[]]
     for name, module in model.features.named_children():
         if isinstance(module, nn.MaxPool2d):
@@ -172,22 +184,9 @@ def vgg_blocks(model: VGG) -> list[list[str]]:
     return [block for block in blocks if block]
 
 
-def is_constant(maps: Tensor) -> Tensor:
-    """Whether each map is the same at every position, up to rounding.
-
-    Args:
-        maps: ``(..., h, w)``.
-
-    Returns:
-        ``(...)`` bool; False for a map that is zero everywhere, which says nothing about the layer.
-    """
-    high, low = maps.amax(dim=(-2, -1)), maps.amin(dim=(-2, -1))
-    return (high - low <= 1e-5 * high.abs()) & (high != 0)
-
-
 @dataclass
 class _ConvolutionInput:
-    """The input of one convolution in the probing run."""
+    """The input of one convolution in the probe; ``source`` is the id of the tensor."""
 
     name: str
     source: int
@@ -196,38 +195,9 @@ class _ConvolutionInput:
     is_usable: bool
 
 
-def _select_backbone(readings: list[_ConvolutionInput]) -> list[_ConvolutionInput]:
-    distinct = {r.source: r for r in reversed(readings)}
-    second_widest = sorted(r.channels for r in distinct.values())[-2:][0]
-    return [r for r in reversed(distinct.values()) if 2 * r.channels >= second_widest]
-
-
-def _spread(readings: list[_ConvolutionInput]) -> list[_ConvolutionInput]:
-    if len(readings) <= _LAYERS_PER_STAGE:
-        return readings
-    last = len(readings) - 1
-    return [readings[round(i * last / (_LAYERS_PER_STAGE - 1))] for i in range(_LAYERS_PER_STAGE)]
-
-
-def probe_image(model: nn.Module, size: tuple[int, int] = (224, 224), channels: int | None = None) -> Tensor:
-    """One image of fixed noise ``(1, C, H, W)``, with the dtype and device of the model's parameters.
-
-    Args:
-        model: C is the number of channels its first convolution takes.
-        size: ``(H, W)``.
-        channels: C, where it is known.
-    """
-    if channels is None:
-        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-    generator = torch.Generator("cpu").manual_seed(0)
-    noise = torch.randn(1, channels, *size, generator=generator, dtype=torch.float32, device="cpu")
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), noise)
-    return noise.to(parameter.device, parameter.dtype)
-
-
 @dataclass
 class _Probe:
-    """One forward pass: what the model returned, and what each convolution was given."""
+    """The output of one forward pass, and the input of each convolution with the id of the tensor."""
 
     images: tuple[Tensor, ...]
     output: Any
@@ -244,8 +214,9 @@ def _probe(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, .
     except (RuntimeError, TypeError, ValueError) as error:
         if not images:
             raise RuntimeError(
-                f"{type(model).__name__} does not run on {tuple(canonical.shape)}, with which its default layers are "
-                "looked for; they are known after the first call with its own images. Or name them with layer=[...]."
+                f"{type(model).__name__} does not accept an input of shape {tuple(canonical.shape)}, which is used "
+                "to choose default layers. They can be read after the first call with images; or name them with "
+                "layer=[...]."
             ) from error
         return _run(model, own)
 
@@ -253,14 +224,14 @@ def _probe(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, .
 def _run(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, ...] = ()) -> _Probe:
     inputs: dict[str, tuple[int, Tensor]] = {}
     originals: list[Tensor] = []
-    # Hooks fire for every thread that runs the module; only this thread's forward pass is the probe.
+    # Hooks fire for every thread that runs the module; only the forward pass of this thread is the probe.
     thread = threading.get_ident()
 
     def hook(name: str, value: Tensor) -> tuple[Tensor] | None:
         if threading.get_ident() != thread:
             return None
-        originals.append(value)  # Keeps the id of the tensor from being given to another one.
-        # Of a convolution that runs several times the last run counts, as in the engine.
+        originals.append(value)  # Keeps the tensor alive, so that its id stays unique.
+        # If a convolution runs several times, its last run counts, as in run_forward.
         inputs.pop(name, None)
         inputs[name] = (id(value), value.clone())
         return (inputs[name][1],)
@@ -273,12 +244,28 @@ def _run(model: nn.Module, images: tuple[Tensor, ...], arguments: tuple[Any, ...
             if isinstance(module, nn.Conv2d) and _HEADS.isdisjoint(name.split(".")):
                 handle = module.register_forward_pre_hook(lambda _, args, name=name: hook(name, args[0]))
                 stack.callback(handle.remove)
-        # Copies, since a model may overwrite its inputs, which a leaf does not allow.
+        # Copies, because a model may overwrite its inputs, which a leaf does not allow.
         output = model(*(x.requires_grad_().clone() for x in images), *arguments)
     return _Probe(images, output, inputs)
 
 
-def _readings(probe: _Probe) -> list[_ConvolutionInput]:
+def probe_image(model: nn.Module, size: tuple[int, int] = (224, 224), channels: int | None = None) -> Tensor:
+    """Return one image of fixed noise ``(1, C, H, W)``, with the dtype and device of the model's parameters.
+
+    Args:
+        model: any CNN.
+        size: ``(H, W)``.
+        channels: C. None: the number of input channels of the first convolution.
+    """
+    if channels is None:
+        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    generator = torch.Generator("cpu").manual_seed(0)
+    noise = torch.randn(1, channels, *size, generator=generator, dtype=torch.float32, device="cpu")
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), noise)
+    return noise.to(parameter.device, parameter.dtype)
+
+
+def _convolution_inputs(probe: _Probe) -> list[_ConvolutionInput]:
     if not probe.inputs:
         return []
     tensors = [tensor for _, tensor in probe.inputs.values()]
@@ -299,63 +286,70 @@ def _is_usable(tensor: Tensor, gradient: Tensor | None, images: tuple[Tensor, ..
         return False
     if any(tensor.shape == image.shape for image in images):
         return False
-    # Zero padding bends a constant gradient at the border: only the interior can tell.
+    # Zero padding changes a constant gradient at the border, so only the interior is compared.
     interior = gradient[..., 1:-1, 1:-1] if min(tensor.shape[2:]) > 4 else gradient
     return not bool(is_constant(interior).all())
 
 
-Layer = nn.Module | str | Sequence[nn.Module | str]
+def _select_backbone(inputs: list[_ConvolutionInput]) -> list[_ConvolutionInput]:
+    distinct = {one.source: one for one in reversed(inputs)}
+    second_widest = sorted(one.channels for one in distinct.values())[-2:][0]
+    return [one for one in reversed(distinct.values()) if 2 * one.channels >= second_widest]
 
 
-def resolve_layers(forward_func: Callable[..., Any], layer: Layer) -> dict[str, nn.Module]:
-    """Find the modules that the user means, and their names.
+def _evenly_spaced(inputs: list[_ConvolutionInput]) -> list[_ConvolutionInput]:
+    if len(inputs) <= _LAYERS_PER_STAGE:
+        return inputs
+    last = len(inputs) - 1
+    return [inputs[round(i * last / (_LAYERS_PER_STAGE - 1))] for i in range(_LAYERS_PER_STAGE)]
+
+
+def is_constant(maps: Tensor) -> Tensor:
+    """Test whether each map has the same value at every position, up to rounding.
 
     Args:
-        forward_func: the model; of a plain function no names are known, and modules are taken as they are.
-        layer: a module, a name as in ``model.named_modules()``, or a sequence of them.
+        maps: ``(..., h, w)``.
 
     Returns:
-        Names and modules, in the order given.
-
-    Raises:
-        TypeError: if something is neither a module nor a name.
-        ValueError: if nothing is named, something twice, or something that is not in the model.
+        ``(...)`` bool; False for a map that is zero everywhere.
     """
-    wanted = [layer] if isinstance(layer, (nn.Module, str)) else list(layer)
-    if not wanted:
-        raise ValueError("layer is empty: name at least one layer, or pass None for the default layers.")
-    found: dict[str, nn.Module] = {}
-    for item in wanted:
-        name, module = _find(forward_func, item, position=len(found))
-        if name in found:
-            raise ValueError(f"layer {name!r} is named twice.")
-        found[name] = module
-    return found
+    high, low = maps.amax(dim=(-2, -1)), maps.amin(dim=(-2, -1))
+    return (high - low <= 1e-5 * high.abs()) & (high != 0)
 
 
-def _find(forward_func: Callable[..., Any], item: nn.Module | str, position: int) -> tuple[str, nn.Module]:
-    if not isinstance(item, (nn.Module, str)):
-        raise TypeError(f"layer must be a module, a name, or a sequence of them; got {type(item).__name__}.")
-    if not isinstance(forward_func, nn.Module):
-        if isinstance(item, str):
-            raise ValueError(
-                f"layer {item!r} is a name, but forward_func is a function, whose modules are not known: pass the "
-                "module itself."
-            )
-        return f"{type(item).__name__}_{position}", item
-    for name, module in forward_func.named_modules():
-        if module is item or name == item:
-            return name, module
-    if isinstance(item, str):
-        close = [name for name, _ in forward_func.named_modules() if name.endswith(item) or name.startswith(item)]
-        hint = f" Similar names: {', '.join(close[:5])}." if close else " dict(model.named_modules()) lists the names."
-        raise ValueError(f"layer {item!r} is not in {type(forward_func).__name__}.{hint}")
-    raise ValueError(
-        f"layer {type(item).__name__} is not a module of {type(forward_func).__name__}: take it from the same model "
-        "object, e.g. model.layer4."
-    )
+class _RandomGate(torch.autograd.Function):
+    """Identity whose backward multiplies each position by its own number between 1/2 and 3/2."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        # A copy: in-place operations of the model may follow, which a view does not allow.
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        generator = torch.Generator().manual_seed(0)
+        return gradient * (0.5 + torch.rand(gradient.shape[2:], generator=generator)).to(gradient)
 
 
-def layer_points(layers: dict[str, nn.Module], at_input: bool) -> list[LayerPoint]:
-    """One point for each layer."""
-    return [LayerPoint(name, module, at_input) for name, module in layers.items()]
+class RandomlyGatedRectifiers(TorchFunctionMode):
+    """Within this context, every rectifier of a map multiplies its gradient by a fixed random number per position.
+
+    The derivative of a rectifier differs between positions if its inputs have both signs, that of a smooth activation
+    if its inputs are not small. In a network with random weights both may fail: SiLU near zero is linear. Without
+    this context, the chosen layers would depend on the weights.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func``; if it is a rectifier of a map, multiply its gradient in the backward pass."""
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if not rectifies(func, args, kwargs) or output.ndim != 4 or not output.requires_grad:
+            return output
+        return _RandomGate.apply(output)
