@@ -1,11 +1,11 @@
-"""Draw what AffinityNet makes of images, in the columns of its paper's Figure 5.
+"""Draw the steps of AffinityNet for some images, like Figure 5 of its paper.
 
     dcsm-attr scenes scenes --count 100
     dcsm-attr affinity scenes --weights demo --output affinity
     python examples/affinity_columns.py scenes demo affinity/network/affinity_net.safetensors
 
-Image, truth, class activation maps, where the predicted affinities are low, and the label maps that the walk
-gives, before the CRF and after it. Takes any VOC folder and any classifier that `dcsm-attr train` wrote.
+The columns are the image, the ground truth, class activation maps, low predicted affinities, and the label maps after
+the walk and after the CRF. Works with any VOC folder and any classifier of `dcsm-attr train`.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from dcsm_attr.wsss.random_walk import SemanticWalk
 
 
 def main() -> None:
-    """Draw some photographs of a split, evenly spread."""
+    """Draw evenly spaced images of a split."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("voc_root")
-    parser.add_argument("classifier", help="demo, or a file that dcsm-attr train wrote")
-    parser.add_argument("affinity_net", help="a file that dcsm-attr affinity wrote")
+    parser.add_argument("classifier", help="demo, or a file of dcsm-attr train")
+    parser.add_argument("affinity_net", help="a file of dcsm-attr affinity")
     parser.add_argument("--split", default="val")
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument("--background", type=float, default=RELEASED_EXPONENTS.walk)
@@ -48,17 +48,19 @@ def main() -> None:
         background_exponent=arguments.background,
         walk=walk,
     )
-    photographs = voc_collection(arguments.voc_root, arguments.split).evenly_spaced(arguments.count).images
-    first = segmenter.prepare_image(photographs[0].path).image
-    figure, axes = blank_figure(first, len(photographs), 6)
-    for row, photograph in zip(axes, photographs, strict=True):
-        result = segmenter.segment(photograph.path, photograph.classes)
-        prepared = segmenter.prepare_image(photograph.path).canvas
-        seen = walk.affinities(prepared.crop(prepared.tensor))
-        low = F.interpolate(boundaries(seen, neighbor_offsets(walk.radius)), result.image.shape[:2], mode="bilinear")
-        truth = read_mask(photograph.mask, class_count=len(classifier.class_names)).numpy()
+    items = voc_collection(arguments.voc_root, arguments.split).evenly_spaced(arguments.count).images
+    first = segmenter.prepare_image(items[0].path).image
+    figure, axes = blank_figure(first, len(items), 6)
+    for row, item in zip(axes, items, strict=True):
+        result = segmenter.segment(item.path, item.classes)
+        prepared = segmenter.prepare_image(item.path).canvas
+        affinities = walk.affinities(prepared.crop(prepared.tensor))
+        low = F.interpolate(
+            boundaries(affinities, neighbor_offsets(walk.radius)), result.image.shape[:2], mode="bilinear"
+        )
+        truth = read_mask(item.mask, class_count=len(classifier.class_names)).numpy()
         draw_image(row[0], result.image, ", ".join(result.names))
-        draw_image(row[1], overlay(result.image, np.where(truth == VOID, 0, truth)), "truth")
+        draw_image(row[1], overlay(result.image, np.where(truth == VOID, 0, truth)), "ground truth")
         draw_heat_map(row[2], result.image, result.class_maps.maps[0].amax(dim=0).numpy(), "class activation maps")
         draw_heat_map(row[3], result.image, low[0, 0].numpy(), "low affinities")
         draw_image(row[4], overlay(result.image, result.display_labels(result.unrefined)), "after the walk")

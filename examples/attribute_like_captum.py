@@ -1,8 +1,8 @@
-"""Drop-in for a Captum workflow: one class's map, all classes' maps, noise tunnel, a metric, Captum's own picture.
+"""Drop-in for a Captum workflow: the map of one class, maps of all classes, NoiseTunnel, a metric, a visualization.
 
     python examples/attribute_like_captum.py [FOLDER]
 
-Runs offline: the network and the picture are the project's own. Writes FOLDER/captum.png.
+Runs offline with the shipped network and a generated scene. Writes FOLDER/captum.png.
 """
 
 import argparse
@@ -32,12 +32,12 @@ def main() -> None:
     dcs = DistinctClassSaliency(model)
     print("layers chosen:", ", ".join(dcs.layers))
 
-    best = dcs.attribute(x)  # the best class, as any Captum method: (N, 1, H, W)
+    best = dcs.attribute(x)  # the best class, (N, 1, H, W) like any Captum method
     print("the best class's map:", tuple(best.shape), f"from {best.min():.2f} to {best.max():.2f}")
 
     maps = dcs.class_maps(x)  # every candidate class, from one forward pass per scale
     for c, detected in zip(maps.classes[0].tolist(), maps.detected[0].tolist(), strict=True):
-        role = "detected" if detected else "there to be subtracted"
+        role = "detected" if detected else "contrast only"
         print(f"  {CLASS_NAMES[c]:<10} score {maps.scores[0, c]:.2f}, {role}")
 
     target = int(maps.classes[0, 0])

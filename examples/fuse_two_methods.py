@@ -1,9 +1,9 @@
-"""Class activation maps times DCSM, in a segmenter; and whether the product is better than its factors.
+"""Compare the product of class activation maps and DCSM with its factors, in a segmenter.
 
     python examples/fuse_two_methods.py [--scenes N]
 
-Runs offline. Prints the mean IoU of the masks of each, before the CRF. On the shipped network, which was trained with a
-maximum over positions, class activation maps are small spots, and the product loses: measure on yours before you fuse.
+Runs offline. Prints the mean IoU of the masks of each method, before the CRF. The shipped network was trained with max
+pooling, so its class activation maps are small spots, and the product is worse than DCSM: measure on your own network.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dcsm_attr.evaluation.metrics import confusion_matrix, mean_iou
 
 
 def main() -> None:
-    """Segment scenes whose classes are known, with three kinds of maps."""
+    """Segment scenes with known classes, with three kinds of maps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=40)
     given = parser.parse_args()

@@ -1,8 +1,8 @@
-"""A CNN of your own, whatever its forward pass looks like: the layers that are chosen for it, and layers that you name.
+"""Your own CNN with any forward pass: the default layers, and layers by name.
 
     python examples/own_cnn.py
 
-Runs offline, with weights drawn at random: it shows how to call, not what a trained network sees.
+Runs offline with random weights: it shows the calls, not useful maps.
 """
 
 import torch
@@ -31,17 +31,17 @@ class TwoPaths(nn.Module):
 
 
 def main() -> None:
-    """Attribute with layers that are chosen, and with the same ones named."""
+    """Attribute with the default layers, and with the same layers by name."""
     torch.manual_seed(0)
     model, images = TwoPaths(classes=5).eval(), torch.randn(2, 3, 64, 64)
-    # A plain classifier's scores are read as a softmax; of a multi-label classifier that has to be said.
+    # Scores (N, C) are converted by softmax by default; a multi-label classifier needs activation="sigmoid".
     chosen = DistinctClassSaliency(model, activation="sigmoid")
     print("chosen:", ", ".join(chosen.layers))
-    # Where layers are named, maps are those of their outputs, as in Captum, unless their inputs are asked for.
+    # Maps of named layers are those of their outputs, as in Captum, unless attribute_to_layer_input is set.
     named = DistinctClassSaliency(model, [*chosen.layers[:-1], model.end], activation="sigmoid")
     at_inputs = named.class_maps(images, candidates=[0, 1, 2], attribute_to_layer_input=True).maps
     same = torch.equal(at_inputs, chosen.class_maps(images, candidates=[0, 1, 2]).maps)
-    print("named, at their inputs:", "the same maps" if same else "other maps", tuple(at_inputs.shape))
+    print("by name, at their inputs:", "the same maps" if same else "other maps", tuple(at_inputs.shape))
 
 
 if __name__ == "__main__":

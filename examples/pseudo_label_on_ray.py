@@ -3,8 +3,8 @@
     python examples/pseudo_label_on_ray.py [--output FOLDER] [--actors N] [--gpus SHARE]
     RAY_ADDRESS=auto python examples/pseudo_label_on_ray.py --output /shared/run --actors 16 --gpus 0.5
 
-With RAY_ADDRESS the cluster of that address does the work; its machines need the package and the folder. For data of
-your own, `dcsm-attr pseudo-label IMAGES --engine ray` does the same. Kill it at any moment, and start it again.
+With RAY_ADDRESS it runs on that cluster, whose machines need the package and access to the folder. For your own data,
+`dcsm-attr pseudo-label IMAGES --engine ray` does the same. An interrupted run resumes.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from dcsm_attr.pipelines.run import pseudo_label
 
 
 def build_segmenter(class_names: tuple[str, ...], gpu: bool) -> Segmenter:
-    """Builds the segmenter in each actor; it is sent there by its name, the model is not."""
+    """Build the segmenter in each actor. Only the name of this function is sent to the actors, not the model."""
     model = load_scene_net().to("cuda" if gpu else "cpu")
     return Segmenter(model, class_names=class_names, preprocess=Preprocess(size=96))
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("out/ray"))
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--actors", type=int, default=2)
-    parser.add_argument("--gpus", type=float, default=0.0, help="of each actor")
+    parser.add_argument("--gpus", type=float, default=0.0, help="share of a GPU per actor")
     given = parser.parse_args()
 
     scenes = given.output / "scenes"

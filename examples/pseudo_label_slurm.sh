@@ -1,9 +1,9 @@
 #!/bin/bash
-# A collection on a cluster with SLURM: an array of jobs, each with one GPU and a part of the photographs.
+# Pseudo-labels on a cluster with SLURM: an array of jobs, each with one GPU and a part of the images.
 #
 #     IMAGES=list.txt LABELS=labels.csv WEIGHTS=best.safetensors OUTPUT=/shared/run sbatch examples/pseudo_label_slurm.sh
 #
-# A job that was preempted goes on where it was: `scontrol requeue`, or the same command once more. The job that ends last
+# A preempted job resumes: `scontrol requeue`, or the same command again. The job that ends last
 # writes manifest.jsonl and report.html.
 #SBATCH --job-name=pseudo-label
 #SBATCH --array=0-15

@@ -1,10 +1,10 @@
-"""The dense CRF alone, on label probabilities that any network gave.
+"""The dense CRF alone, on label probabilities of any network.
 
-    python examples/refine_probabilities.py PHOTO PROBABILITIES.npy
-    python examples/refine_probabilities.py PHOTO PROBABILITIES.npy --output labels.png --color 3
+    python examples/refine_probabilities.py IMAGE PROBABILITIES.npy
+    python examples/refine_probabilities.py IMAGE PROBABILITIES.npy --output labels.png --color 3
 
-PROBABILITIES.npy holds an array (L, H, W) in [0, 1], one map a label, at the size of the image; a network's scores
-become one by `numpy.save("probabilities.npy", scores.softmax(dim=1)[0].numpy())`. Needs no classifier, and no compiler.
+PROBABILITIES.npy is an array (L, H, W) in [0, 1] with one map per label and the size of the image, for example from
+`numpy.save("probabilities.npy", scores.softmax(dim=1)[0].numpy())`.
 """
 
 import argparse
@@ -20,19 +20,19 @@ from dcsm_attr.datasets.masks import label_image
 def main() -> None:
     """Refine the probabilities of one image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photograph")
+    parser.add_argument("image")
     parser.add_argument("probabilities")
-    parser.add_argument("--color", type=float, default=1.0, help="weight of the kernel that looks at color")
+    parser.add_argument("--color", type=float, default=1.0, help="weight of color")
     parser.add_argument("--output", default="labels.png")
     given = parser.parse_args()
 
-    image = torch.from_numpy(np.array(read_image(given.photograph))).permute(2, 0, 1)
+    image = torch.from_numpy(np.array(read_image(given.image))).permute(2, 0, 1)
     probabilities = torch.from_numpy(np.load(given.probabilities)).float()
     crf = DenseCRF(bilateral_weight=given.color)
     labels = crf(probabilities[None], image[None])[0].argmax(dim=0)
     changed = (labels != probabilities.argmax(dim=0)).float().mean()
     label_image(labels.numpy()).save(given.output)
-    print(f"{given.output}: {changed:.1%} of the pixels have another label than before")
+    print(f"{given.output}: {changed:.1%} of the pixels have a new label")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Segment any number of images in little memory; one that cannot be read ends nothing.
+"""Segment any number of images in little memory; unreadable images are skipped.
 
     python examples/segment_stream.py FOLDER
     python examples/segment_stream.py FOLDER --weights best.safetensors --output out/labels
 
---weights is a classifier that `dcsm-attr train` wrote; without it, the shipped one of the generated scenes is taken.
-Writes a label map in the colors of PASCAL VOC for each image, OUTPUT/NAME.png.
+--weights is a classifier of `dcsm-attr train`; the default is the shipped classifier of generated scenes. Writes a
+label map in the colors of PASCAL VOC per image, OUTPUT/NAME.png.
 """
 
 import argparse
@@ -34,9 +34,9 @@ def main() -> None:
         class_names=classifier.class_names,
         preprocess=classifier.preprocess,
     )
-    photographs, output = list_images(given.folder), make_writable_folder(given.output)
-    results = segmenter.segment_stream(photographs, batch_size=4, allowed_errors=ImageReadError)
-    for path, result in zip(photographs, results, strict=True):
+    paths, output = list_images(given.folder), make_writable_folder(given.output)
+    results = segmenter.segment_stream(paths, batch_size=4, allowed_errors=ImageReadError)
+    for path, result in zip(paths, results, strict=True):
         if isinstance(result, ImageReadError):
             print(f"skipped: {result}")
         else:

@@ -1,11 +1,11 @@
-"""Train on images with image-level labels, then segment the first one of split val. No mask is read.
+"""Train on images with image-level labels, then segment the first one of split val, without masks.
 
-    python examples/train_and_segment.py PHOTOS LABELS.csv
-    python examples/train_and_segment.py PHOTOS LABELS.csv --model resnet18 --weights FILE --steps 300 --output out
+    python examples/train_and_segment.py IMAGES LABELS.csv
+    python examples/train_and_segment.py IMAGES LABELS.csv --model resnet18 --weights FILE --steps 300 --output out
 
 LABELS.csv has the columns id, split (train or val) and labels. Without --weights, torchvision's are downloaded once.
-Writes OUTPUT/classifier and OUTPUT/first. On the command line: `dcsm-attr train PHOTOS --labels LABELS.csv --model
-squeezenet1_1 --head extended --size 320`, then `dcsm-attr segment PHOTO --weights best.safetensors --preset tuned`.
+Writes OUTPUT/classifier and OUTPUT/first. On the command line: `dcsm-attr train IMAGES --labels LABELS.csv --model
+squeezenet1_1 --head extended --size 320`, then `dcsm-attr segment IMAGE --weights best.safetensors --preset tuned`.
 """
 
 import argparse
@@ -22,18 +22,18 @@ from dcsm_attr.training.loop import TrainingSettings
 
 
 def main() -> None:
-    """Train, choose the best step by split val, segment."""
+    """Train, select the best step on split val, segment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photographs")
+    parser.add_argument("images")
     parser.add_argument("labels")
     parser.add_argument("--model", default="squeezenet1_1")
     parser.add_argument("--weights", default="DEFAULT")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--size", type=int, default=320, help="side of the canvas in pixels")
+    parser.add_argument("--size", type=int, default=320, help="side of the network's input in pixels")
     parser.add_argument("--output", type=Path, default=Path("out"))
     given = parser.parse_args()
 
-    training, validation = (folder_collection(given.photographs, given.labels, split=s) for s in ("train", "val"))
+    training, validation = (folder_collection(given.images, given.labels, split=s) for s in ("train", "val"))
     names = training.class_names
     torch.manual_seed(0)
     architecture = Architecture(given.model, len(names), head="extended")

@@ -1,6 +1,6 @@
-"""Draw the pictures of the README, the tutorial and the how-to pages.
+"""Draw the figures of the README, the tutorial and the how-to pages.
 
-    python examples/draw_pictures.py [FOLDER] [--scenes N]
+    python examples/draw_figures.py [FOLDER] [--scenes N]
 
 Runs offline. Writes demo.png, scene-sheet.png, subtraction.png and layers.png into FOLDER; without it, into
 docs/pictures.
@@ -20,16 +20,16 @@ from dcsm_attr.io import atomic_path, make_writable_folder
 from dcsm_attr.models.scene_net import MEAN, STD, load_scene_net
 from dcsm_attr.segmentation.visualization import plot_attribution
 
-# That of the tutorial.
+# The scene of the tutorial.
 _SCENE = generate_scene(15, seed=1)
 _IMAGE = _SCENE.image.permute(1, 2, 0).numpy()
 
 
 def main() -> None:
-    """Draw all pictures."""
+    """Draw all figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default=Path(__file__).parents[1] / "docs" / "pictures")
-    parser.add_argument("--scenes", type=int, default=200, help="that demo.png measures on")
+    parser.add_argument("--scenes", type=int, default=200, help="number of scenes that demo.png is measured on")
     given = parser.parse_args()
     folder = make_writable_folder(given.folder)
     network = load_scene_net()
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def subtraction(network: nn.Module) -> Figure:
-    """The raw maps of a scene's candidates above the distinct ones."""
+    """The raw maps of a scene's candidates, and below them the contrasted maps."""
     maps = DistinctClassSaliency(network).class_maps(_inputs(), raw=True)
     assert maps.raw is not None
     titles = [f"{CLASS_NAMES[c]} {maps.scores[0, c]:.2f}" for c in maps.classes[0].tolist()]
@@ -55,7 +55,7 @@ def subtraction(network: nn.Module) -> Figure:
 
 
 def layers(network: nn.Module) -> Figure:
-    """The distinct map of the best class at each default layer alone."""
+    """The map of the best class at each of the default layers."""
     maps = []
     for name in DistinctClassSaliency(network).layers:
         alone = DistinctClassSaliency(network, layer=name)
