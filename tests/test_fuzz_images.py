@@ -1,4 +1,4 @@
-"""A small run of the fuzz command, and that it would see what goes wrong."""
+"""A small run of the fuzz benchmark, and checks that it detects faults."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ def fuzz_images():
 
 @pytest.fixture(scope="module")
 def here(fuzz_images):
-    """The command without a process of its own, and without the figure that takes most of its time."""
+    """Runs the command in this process, without the figure that takes most of its time."""
 
     def command(sandbox, files):
         with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +40,7 @@ def here(fuzz_images):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_broken_files_are_segmented_or_refused_with_a_reason(fuzz_images, here, tmp_path):
+def test_broken_files_are_segmented_or_rejected_with_a_reason(fuzz_images, here, tmp_path):
     files = list(fuzz_images.broken_files(COUNT, 1))
     outcome = fuzz_images.segmented(files, tmp_path, here)
     assert outcome.problems == []
@@ -54,7 +54,7 @@ def test_broken_files_are_segmented_or_refused_with_a_reason(fuzz_images, here, 
     assert sum(reason is not None for reason in outcome.reasons.values()) > COUNT // 4
 
 
-def test_the_files_are_those_of_their_seed(fuzz_images):
+def test_the_seed_determines_the_files(fuzz_images):
     first, again, other = (list(fuzz_images.broken_files(48, seed)) for seed in (3, 3, 4))
     assert first == again
     assert [file.name for file in first] == [file.name for file in other]
@@ -64,13 +64,13 @@ def test_the_files_are_those_of_their_seed(fuzz_images):
     assert all((file.content in whole) == (file.mutation == "untouched") for file in first)
 
 
-def test_seeds_are_of_every_mode(fuzz_images, tmp_path):
+def test_seed_files_have_every_mode(fuzz_images, tmp_path):
     modes = set()
     for number, content in enumerate(c for of_kind in fuzz_images.drawn_seeds(0).values() for c in of_kind):
         path = tmp_path / str(number)
         path.write_bytes(content)
-        with Image.open(path) as picture:
-            modes |= {picture.mode, "moving" if getattr(picture, "n_frames", 1) > 1 else "still"}
+        with Image.open(path) as image:
+            modes |= {image.mode, "moving" if getattr(image, "n_frames", 1) > 1 else "still"}
         assert read_image(path).size == (64, 64)
     assert modes >= {"RGB", "L", "1", "P", "CMYK", "RGBA", "moving", "still"}
     assert modes & {"I", "I;16"}
@@ -83,19 +83,19 @@ def one_batch(fuzz_images):
 
 @pytest.fixture(scope="module")
 def finished(fuzz_images, here, one_batch, tmp_path_factory):
-    """What the command leaves of one batch, all of it whole."""
+    """The complete output of the command for one batch."""
     sandbox = tmp_path_factory.mktemp("finished")
     assert fuzz_images.segmented(one_batch, sandbox, here).problems == []
     return sandbox / "out"
 
 
-def _forgets(out):
+def _rename_entry(out):
     manifest = out / "run.json"
     manifest.write_text(manifest.read_text().replace("00003-", "99999-"))
 
 
 FAULTS = {
-    "does not name every file exactly once": _forgets,
+    "does not name every file exactly once": _rename_entry,
     "files outside the output folder": lambda out: (out.parent / "evil.txt").write_text(""),
     "the input was changed": lambda out: next((out.parent / "in").iterdir()).write_bytes(b""),
     "holds something else": lambda out: (out / "left.png").write_bytes(b""),
@@ -107,7 +107,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("problem", FAULTS)
-def test_faults_are_seen(fuzz_images, one_batch, finished, tmp_path, problem):
+def test_faults_are_detected(fuzz_images, one_batch, finished, tmp_path, problem):
     def faulty(sandbox, files):
         shutil.copytree(finished, sandbox / "out")
         FAULTS[problem](sandbox / "out")
@@ -117,7 +117,7 @@ def test_faults_are_seen(fuzz_images, one_batch, finished, tmp_path, problem):
     assert any(problem in found for found in outcome.problems), outcome.problems
 
 
-def test_a_hang_is_seen(fuzz_images, one_batch, tmp_path, monkeypatch):
+def test_a_timeout_is_detected(fuzz_images, one_batch, tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz_images, "SECONDS_A_FILE", -60 / 4 + 0.001)
     outcome = fuzz_images.segmented(one_batch, tmp_path)
     assert outcome.problems == ["did not end"]

@@ -1,4 +1,5 @@
-"""Image files as they come, through the commands: each is read right, or named with the reason, and ends nothing."""
+"""Image files of every kind, through the commands: read correctly, or reported with a reason, without ending the
+run."""
 
 import csv
 import json
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from dcsm_attr.cli import app
 from dcsm_attr.datasets.images import ImageReadError, image_extensions, open_image_file, read_image
 from dcsm_attr.datasets.masks import label_image
-from dcsm_attr.datasets.scenes import generate_scene
+from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
 from dcsm_attr.segmentation import Segmentation, visualization
 
 SIDE = 40
@@ -35,14 +36,14 @@ def run(*arguments):
 
 
 @pytest.fixture
-def no_sheets(monkeypatch):
-    """Without the figures, which take most of the time."""
+def no_figures(monkeypatch):
+    """Replaces the figures, which take most of the time."""
     monkeypatch.setattr(Segmentation, "overview", lambda self: Figure(figsize=(1, 1)))
     monkeypatch.setattr(visualization, "plot_attribution", lambda *_: Figure(figsize=(1, 1)))
 
 
 def write_readable(folder):
-    """Files that are whole, of every kind; what each must look like, and how far its pixels may be off."""
+    """Writes readable files of every kind; returns the expected pixels and their tolerance."""
     first, second = scene(0), scene(1)
     gray = np.asarray(first.convert("L"))
     with_alpha = first.copy()
@@ -56,7 +57,7 @@ def write_readable(folder):
     through = colors.copy()
     through[np.asarray(palette) == 5] = 255
     turned = Image.Exif()
-    turned[0x0112] = 8  # to be turned by 90 degrees to the left
+    turned[0x0112] = 8  # Rotate by 90 degrees counterclockwise.
     moving = {"save_all": True, "append_images": [second], "duration": 100}
     first.save(folder / "rgb.png")
     Image.fromarray(gray.astype(np.uint16) * 257).save(folder / "sixteen.png")
@@ -93,13 +94,13 @@ def write_readable(folder):
 
 
 def write_unreadable(folder):
-    """Files that cannot be read, and what is said of them."""
+    """Writes unreadable files; returns the expected messages."""
     scene().save(folder / "whole.png")
     content = (folder / "whole.png").read_bytes()
     (folder / "whole.png").unlink()
     (folder / "cut.png").write_bytes(content[: len(content) // 2])
     (folder / "empty.png").write_bytes(b"")
-    (folder / "text.jpg").write_text("no picture at all")
+    (folder / "text.jpg").write_text("not an image")
     scene().save(folder / "large.bmp")
     Image.new("RGB", (300, 300)).save(folder / "large.png")
     (folder / "program.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
@@ -113,7 +114,7 @@ def write_unreadable(folder):
     }
 
 
-def test_files_of_every_kind_are_read_right(tmp_path):
+def test_reads_files_of_every_kind(tmp_path):
     expected = write_readable(tmp_path)
     assert len(expected) == 14
     for name, (array, tolerance) in expected.items():
@@ -122,18 +123,18 @@ def test_files_of_every_kind_are_read_right(tmp_path):
         assert np.abs(found - array).max() <= tolerance, name
 
 
-def test_files_that_cannot_be_read_are_named_with_the_reason(tmp_path):
+def test_unreadable_files_are_named_with_the_reason(tmp_path):
     for name, message in write_unreadable(tmp_path).items():
         with pytest.raises(ImageReadError, match=f"{name}: .*{message}"):
             read_image(tmp_path / name, max_pixels=50_000)
 
 
 @pytest.mark.parametrize(("command", "last"), [("segment", "manifest.json"), ("attribute", "attribution.json")])
-def test_none_ends_a_run(tmp_path, no_sheets, command, last):
+def test_unreadable_files_do_not_end_a_run(tmp_path, no_figures, command, last):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     unreadable, readable = write_unreadable(folder), write_readable(folder)
-    # In a folder it is left out; here it is asked for.
+    # Folders skip EPS files; here it is passed explicitly.
     result = run(command, folder, folder / "program.eps", *NETWORK_FILE, "--max-pixels", 50_000, "--output", out)
     assert result.exit_code == 1, result.output
     manifest = json.loads((out / "run.json").read_text())
@@ -150,24 +151,24 @@ def test_none_ends_a_run(tmp_path, no_sheets, command, last):
     assert {path.name for path in out.iterdir()} == {*folders.values(), "run.json"}
     for name, (array, _) in readable.items():
         content = json.loads((out / folders[name] / last).read_text())
-        assert content["photograph"] == str(folder / name)
+        assert content["image"] == str(folder / name)
         assert tuple(content["size"]) == array.shape[:2]
 
 
 @pytest.fixture
 def voc(tmp_path):
-    """A VOC folder of eight photographs; one image and one mask of each list cannot be read."""
+    """A VOC folder of eight images; one image and one mask of each list cannot be read."""
     root = tmp_path / "voc"
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True)
     rows = ["id,split,labels"]
     for number in range(8):
-        drawn = generate_scene(number, 7, SIDE)
-        Image.fromarray(drawn.image.permute(1, 2, 0).numpy()).save(root / "JPEGImages" / f"{number}.jpg")
+        generated = generate_scene(number, 7, SIDE)
+        Image.fromarray(generated.image.permute(1, 2, 0).numpy()).save(root / "JPEGImages" / f"{number}.jpg")
         label_image(np.full((SIDE, SIDE), 1 + number % 2)).save(root / "SegmentationClass" / f"{number}.png")
         rows.append(f"{number},{('train', 'val')[number // 4]},{('house', 'tree')[number % 2]}")
     for number in (1, 5):
-        (root / "JPEGImages" / f"{number}.jpg").write_bytes(b"no picture")
+        (root / "JPEGImages" / f"{number}.jpg").write_bytes(b"no image")
         mask = root / "SegmentationClass" / f"{number + 1}.png"
         mask.write_bytes(mask.read_bytes()[:60])
     (root / "image_labels.csv").write_text("\n".join(rows) + "\n")
@@ -176,9 +177,7 @@ def voc(tmp_path):
     return root
 
 
-def test_evaluate_leaves_out_what_it_cannot_read(voc, tmp_path):
-    from dcsm_attr.datasets.scenes import CLASS_NAMES
-
+def test_evaluate_skips_unreadable_files(voc, tmp_path):
     (voc / "classes.txt").write_text("\n".join(CLASS_NAMES))
     result = run("evaluate", voc, *NETWORK_FILE, "--no-crf", "--output", tmp_path / "out")
     assert result.exit_code == 1, result.output
@@ -189,9 +188,7 @@ def test_evaluate_leaves_out_what_it_cannot_read(voc, tmp_path):
     assert "6.png: cannot be read" in evaluation["skipped"]["6"]
 
 
-def test_evaluate_passes_the_limit_on(voc, tmp_path):
-    from dcsm_attr.datasets.scenes import CLASS_NAMES
-
+def test_evaluate_uses_the_pixel_limit(voc, tmp_path):
     (voc / "classes.txt").write_text("\n".join(CLASS_NAMES))
     Image.new("RGB", (50, 40)).save(voc / "JPEGImages" / "4.jpg")
     result = run("evaluate", voc, *NETWORK_FILE, "--no-crf", "--max-pixels", SIDE**2, "--output", tmp_path / "out")
@@ -208,7 +205,7 @@ def train(voc, output, *options):
     )
 
 
-def test_train_names_what_it_cannot_read(voc, tmp_path):
+def test_train_reports_unreadable_files(voc, tmp_path):
     (voc / "classes.txt").write_text("house\ntree\n")
     Image.new("RGB", (50, 40)).save(voc / "JPEGImages" / "0.jpg")
     result = train(voc, tmp_path / "net", "--max-pixels", SIDE**2)
@@ -220,24 +217,24 @@ def test_train_names_what_it_cannot_read(voc, tmp_path):
         ["5.jpg:", "not", "an", "image,"],
     ]
     with (tmp_path / "net" / "log.csv").open() as file:
-        # Two of the four photographs, in each of two steps.
+        # Two of the four images, in each of two steps.
         assert [row["unreadable"] for row in csv.DictReader(file)] == ["4"]
 
 
-def test_train_remembers_what_it_could_not_read_before_an_interruption(voc, tmp_path):
+def test_resumed_training_keeps_the_list_of_unreadable_files(voc, tmp_path):
     (voc / "classes.txt").write_text("house\ntree\n")
     whole, damaged = voc / "JPEGImages" / "0.jpg", voc / "JPEGImages" / "1.jpg"
     train(voc, tmp_path / "net")
     damaged.write_bytes(whole.read_bytes())
     (tmp_path / "net" / "unreadable.json").unlink()
-    # Nothing is left to be trained: what stands there is what was remembered.
+    # Training is finished; the checkpoint keeps the list.
     from dcsm_attr.models.weights import load_weights_only
 
     kept = load_weights_only(tmp_path / "net" / "last.pt")["progress"]["failures"]
     assert [failure.split("JPEGImages/")[1][:5] for failure in kept] == ["1.jpg", "5.jpg"]
 
 
-def test_train_says_where_no_image_of_the_validation_can_be_read(voc, tmp_path):
+def test_train_rejects_validation_images_that_are_all_unreadable(voc, tmp_path):
     (voc / "classes.txt").write_text("house\ntree\n")
     for number in range(4, 8):
         (voc / "JPEGImages" / f"{number}.jpg").write_bytes(b"")
@@ -246,7 +243,7 @@ def test_train_says_where_no_image_of_the_validation_can_be_read(voc, tmp_path):
     assert len(json.loads((tmp_path / "net" / "unreadable.json").read_text())["failures"]) == 5
 
 
-def test_labels_leaves_out_masks_that_cannot_be_read(voc, tmp_path):
+def test_labels_skips_unreadable_masks(voc, tmp_path):
     output = tmp_path / "labels.csv"
     result = run("labels", voc, "--split", "train", "--split", "val", "--output", output)
     assert result.exit_code == 1
@@ -262,8 +259,8 @@ def test_labels_leaves_out_masks_that_cannot_be_read(voc, tmp_path):
 NAMES = ("two words.png", "Kätzchen 猫.png", "-dash.png", "new\nline.png", "...png", "..png", "run.json.png", "A.png")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="other systems do not take such names")
-def test_names_of_every_kind(tmp_path, no_sheets, monkeypatch):
+@pytest.mark.skipif(os.name != "posix", reason="needs file names that other systems reject")
+def test_unusual_file_names(tmp_path, no_figures, monkeypatch):
     folder, sandbox = tmp_path / "in", tmp_path / "sandbox"
     sandbox.mkdir()
     folder.mkdir()
@@ -282,14 +279,14 @@ def test_names_of_every_kind(tmp_path, no_sheets, monkeypatch):
         *("a-2", "a-3", "a-2-2"),
     ]
     for name, path in zip(folders, paths, strict=False):
-        assert json.loads((sandbox / "out" / name / "attribution.json").read_text())["photograph"] == path
+        assert json.loads((sandbox / "out" / name / "attribution.json").read_text())["image"] == path
     assert {path.name for path in (sandbox / "out").iterdir()} == {*folders, "run.json"}
     assert {path.name for path in sandbox.iterdir()} == {"out"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not take such names")
-def test_a_name_that_is_no_text(tmp_path):
-    """In a process, with its terminal: such a name cannot be printed."""
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names that other systems reject")
+def test_a_file_name_that_is_not_unicode(tmp_path):
+    """In a process of its own, because such a name cannot be printed."""
     name = os.fsdecode(b"Stra\xdfe.png")
     scene().save(tmp_path / name)
     command = [sys.executable, "-m", "dcsm_attr", "attribute", name, *NETWORK_FILE, "--min-candidates", "1"]
@@ -300,21 +297,21 @@ def test_a_name_that_is_no_text(tmp_path):
     (entry,) = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["results"]
     assert entry == {"photograph": name, "folder": name[:-4]}
     manifest = json.loads((tmp_path / "out" / name[:-4] / "attribution.json").read_text(encoding="utf-8"))
-    assert manifest["photograph"] == name
+    assert manifest["image"] == name
 
 
-def test_a_leading_dash_on_the_command_line(tmp_path, no_sheets, monkeypatch):
+def test_a_leading_dash_on_the_command_line(tmp_path, no_figures, monkeypatch):
     scene().save(tmp_path / "-dash.png")
     monkeypatch.chdir(tmp_path)
     assert run("attribute", *NETWORK_FILE, "--", "-dash.png").exit_code == 0
     assert (tmp_path / "out" / "-dash" / "attribution.json").is_file()
 
 
-def test_a_run_that_breaks_off_says_what_it_came_to(tmp_path, no_sheets, monkeypatch):
+def test_an_interrupted_run_lists_its_results(tmp_path, no_figures, monkeypatch):
     for name in "abc":
         scene().save(tmp_path / f"{name}.png")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "run.json").write_text("of an earlier run")
+    (tmp_path / "out" / "run.json").write_text("an earlier run")
     whole = Segmentation.save_attribution
 
     def save(self, folder, **options):
@@ -337,13 +334,13 @@ def test_a_run_that_breaks_off_says_what_it_came_to(tmp_path, no_sheets, monkeyp
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 @pytest.mark.timeout(20)
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_rejects_pipes_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageReadError, match=r"pipe\.png: not a file, but a device or a pipe"):
         read_image(tmp_path / "pipe.png")
 
 
-def test_an_image_that_is_a_program_is_not_executed(tmp_path, monkeypatch):
+def test_postscript_is_not_executed(tmp_path, monkeypatch):
     path = tmp_path / "looks-like.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     with Image.open(path) as opened:
@@ -354,16 +351,16 @@ def test_an_image_that_is_a_program_is_not_executed(tmp_path, monkeypatch):
     assert ".eps" not in image_extensions()
 
 
-def test_endings_are_those_of_images_that_can_be_read():
+def test_image_extensions_are_readable_formats():
     assert image_extensions() >= {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
-    # PIL writes PDF files, but reads none.
+    # PIL can write, but not read PDF files.
     assert ".pdf" not in image_extensions()
 
 
 @pytest.mark.parametrize(
     "error", [KeyError("x"), MemoryError(), ZeroDivisionError("no"), RecursionError(), AttributeError()]
 )
-def test_whatever_a_decoder_raises_is_the_files_fault(tmp_path, monkeypatch, error):
+def test_any_exception_of_a_decoder_becomes_a_read_error(tmp_path, monkeypatch, error):
     scene().save(tmp_path / "a.png")
 
     def fail(self, *_):
@@ -377,7 +374,7 @@ def test_whatever_a_decoder_raises_is_the_files_fault(tmp_path, monkeypatch, err
         read_image(tmp_path / "a.png")
 
 
-def test_an_interruption_is_not(tmp_path):
+def test_interruptions_are_not_converted(tmp_path):
     scene().save(tmp_path / "a.png")
     with pytest.raises(KeyboardInterrupt), open_image_file(tmp_path / "a.png"):
         raise KeyboardInterrupt

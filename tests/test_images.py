@@ -1,4 +1,4 @@
-"""Reading photographs of every mode, and saying what is wrong with what is none."""
+"""Reading images of every mode and source, and errors for unreadable ones."""
 
 import struct
 import warnings
@@ -14,47 +14,47 @@ from dcsm_attr.datasets.images import ImageReadError, read_image
 
 
 @pytest.fixture
-def picture():
+def image():
     return Image.fromarray(np.random.default_rng(1).integers(0, 256, (8, 12, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "HSV", "YCbCr"])
-def test_modes(picture, mode):
-    converted = picture.convert("L").convert("LA") if mode == "LA" else picture.convert(mode)
+def test_modes(image, mode):
+    converted = image.convert("L").convert("LA") if mode == "LA" else image.convert(mode)
     assert read_image(converted).mode == "RGB"
     expected = converted.convert("RGB")
     assert np.abs(np.asarray(read_image(converted), int) - np.asarray(expected, int)).max() <= 1
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "gif", "tiff", "webp"])
-def test_files(picture, tmp_path, ending):
-    path = tmp_path / f"mein Bild – ü.{ending}"
-    picture.save(path)
+@pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "gif", "tiff", "webp"])
+def test_files(image, tmp_path, extension):
+    path = tmp_path / f"mein Bild – ü.{extension}"
+    image.save(path)
     with Image.open(path) as opened:
         assert np.array_equal(np.asarray(read_image(path)), np.asarray(opened.convert("RGB")))
 
 
-def test_transparency_is_laid_over_white():
+def test_transparency_is_composited_over_white():
     half = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     half.putpixel((1, 0), (200, 0, 0, 255))
     assert np.asarray(read_image(half)).tolist() == [[[255, 255, 255], [200, 0, 0]]]
 
 
-def test_sixteen_bits_become_eight():
+def test_16_bit_levels_are_scaled_to_8_bits():
     levels = np.array([[0, 257, 65535]], dtype=np.uint16)
     assert np.asarray(read_image(Image.fromarray(levels)))[..., 0].tolist() == [[0, 1, 255]]
 
 
-def test_exif_orientation_is_applied(picture, tmp_path):
+def test_exif_orientation_is_applied(image, tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees to the right
-    picture.save(tmp_path / "turned.png", exif=exif)
+    exif[0x0112] = 6  # Rotate by 90 degrees clockwise.
+    image.save(tmp_path / "turned.png", exif=exif)
     upright = read_image(tmp_path / "turned.png")
     assert upright.size == (8, 12)
-    assert np.array_equal(np.asarray(upright), np.rot90(np.asarray(picture), -1))
+    assert np.array_equal(np.asarray(upright), np.rot90(np.asarray(image), -1))
 
 
-def test_the_first_frame_of_an_animation_is_taken(tmp_path):
+def test_the_first_frame_of_an_animation_is_used(tmp_path):
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert np.asarray(read_image(tmp_path / "moving.gif"))[0, 0].tolist() == [255, 0, 0]
@@ -63,8 +63,8 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path):
         assert np.asarray(read_image(opened))[0, 0].tolist() == [255, 0, 0]
 
 
-def test_arrays_and_tensors(picture):
-    array = np.array(picture)
+def test_arrays_and_tensors(image):
+    array = np.array(image)
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     for source in (array, tensor, tensor / 255, (tensor / 255).double()):
         assert np.array_equal(np.asarray(read_image(source)), array)
@@ -84,18 +84,18 @@ def test_arrays_and_tensors(picture):
         (torch.zeros(3, 4, 4, dtype=torch.int64), "int64"),
     ],
 )
-def test_arrays_and_tensors_that_are_no_images(source, message):
+def test_rejects_arrays_and_tensors_that_are_not_images(source, message):
     with pytest.raises(ImageReadError, match=message):
         read_image(source)
 
 
-def test_other_sources():
+def test_rejects_other_sources():
     with pytest.raises(TypeError, match="got int"):
         read_image(5)
 
 
 def _bomb(path, side):
-    """A valid PNG header that announces side x side pixels, with no data to speak of."""
+    """A valid PNG header that announces side x side pixels, with almost no data."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -106,9 +106,9 @@ def _bomb(path, side):
     )
 
 
-def test_files_that_cannot_be_read(picture, tmp_path):
+def test_rejects_unreadable_files(image, tmp_path):
     whole = tmp_path / "whole.png"
-    picture.save(whole)
+    image.save(whole)
     cases = {
         "missing.png": (None, "there is no such file"),
         "empty.png": (b"", "not an image"),
@@ -125,26 +125,26 @@ def test_files_that_cannot_be_read(picture, tmp_path):
 
 
 @pytest.mark.parametrize("side", [11_000, 20_000])
-def test_decompression_bombs_are_refused_with_the_limit(tmp_path, side):
+def test_rejects_decompression_bombs(tmp_path, side):
     _bomb(tmp_path / "bomb.png", side)
     with pytest.raises(ImageReadError, match="more than 89478485 pixels.*raise the limit: max_pixels, .* --max-pix"):
         read_image(tmp_path / "bomb.png")
 
 
-def test_bombs_are_refused_without_a_filter_of_warnings(picture, tmp_path, monkeypatch):
-    """Filters are those of all threads: one that reads must not change what the others find."""
-    found = []
+def test_rejecting_bombs_uses_no_warning_filter(image, tmp_path, monkeypatch):
+    """Warning filters are shared by all threads, so reading must not change them."""
+    filters = []
     original = images._to_rgb
-    monkeypatch.setattr(images, "_to_rgb", lambda opened: found.append(list(warnings.filters)) or original(opened))
+    monkeypatch.setattr(images, "_to_rgb", lambda opened: filters.append(list(warnings.filters)) or original(opened))
     _bomb(tmp_path / "bomb.png", 11_000)
-    picture.save(tmp_path / "picture.png")
+    image.save(tmp_path / "image.png")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        read_image(tmp_path / "picture.png")
-        assert found == [list(warnings.filters)]
+        read_image(tmp_path / "image.png")
+        assert filters == [list(warnings.filters)]
         with pytest.raises(ImageReadError, match="more than 89478485 pixels"):
             read_image(tmp_path / "bomb.png")
-    assert len(found) == 1, "it was not even decoded"
+    assert len(filters) == 1, "the bomb was not decoded"
 
 
 def test_the_limit_can_be_raised(tmp_path, monkeypatch):
