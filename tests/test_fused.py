@@ -1,4 +1,4 @@
-"""The Triton kernels against the plain operations, in Triton's interpreter, which needs no GPU."""
+"""Triton kernels compared with the plain operations, in Triton's interpreter (no GPU needed)."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from dcsm_attr import DenseCRF
 from dcsm_attr.crf.permutohedral import RowSums
 from dcsm_attr.crf.triton import split_long_sums
 
-# Triton decides when it is imported whether it interprets: a process of its own.
+# Triton reads TRITON_INTERPRET when it is imported, so this runs in a new process.
 _SCRIPT = """
 import json, torch
 from dcsm_attr import DenseCRF
 
 torch.manual_seed(0)
 images = torch.randint(0, 256, (2, 3, 7, 9), dtype=torch.uint8)
-images[1] = 90  # A vertex with more points than a short sum takes.
+images[1] = 90  # One vertex has more points than the maximum length of a sum.
 differences = {}
 for labels in (1, 3):
     probabilities = torch.rand(2, labels, 7, 9).softmax(dim=1)
@@ -34,7 +34,7 @@ print(json.dumps(differences))
 """
 
 
-def test_in_the_interpreter_they_give_what_the_plain_operations_give():
+def test_kernels_equal_the_plain_operations():
     pytest.importorskip("triton", reason="needs Triton, which comes with PyTorch for CUDA on Linux")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run([sys.executable, "-c", _SCRIPT], env=environment, capture_output=True, text=True)

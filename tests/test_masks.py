@@ -13,7 +13,7 @@ LABELS = np.array([[0, 1, 20], [255, 15, 7]], dtype=np.uint8)
 
 
 @pytest.mark.parametrize("kind", ["palette", "gray", "black palette", "16 bits"])
-def test_values_are_labels_whatever_the_colors(tmp_path, kind):
+def test_pixel_values_are_labels_regardless_of_colors(tmp_path, kind):
     images = {
         "palette": label_image(LABELS),
         "gray": Image.fromarray(LABELS),
@@ -32,12 +32,12 @@ def test_transparency_does_not_hide_labels(tmp_path):
     assert read_mask(tmp_path / "mask.png").tolist() == LABELS.tolist()
 
 
-def test_one_bit_is_background_and_one_class(tmp_path):
+def test_1_bit_masks(tmp_path):
     Image.fromarray(np.array([[True, False]])).save(tmp_path / "mask.png")
     assert read_mask(tmp_path / "mask.png", class_count=1).tolist() == [[1, 0]]
 
 
-def test_the_number_of_classes(tmp_path):
+def test_rejects_labels_above_the_number_of_classes(tmp_path):
     path = tmp_path / "mask.png"
     label_image(np.array([[0, 9, 255]])).save(path)
     assert read_mask(path, class_count=9).tolist() == [[0, 9, 255]]
@@ -45,27 +45,27 @@ def test_the_number_of_classes(tmp_path):
         read_mask(path, class_count=8)
 
 
-def test_the_first_five_strange_labels_are_named(tmp_path):
+def test_the_first_five_invalid_labels_are_named(tmp_path):
     label_image(np.arange(18, 30)[None]).save(tmp_path / "mask.png")
     with pytest.raises(MaskError, match=r"1 to 20 .*; got 21, 22, 23, 24, 25 and 4 more"):
         read_mask(tmp_path / "mask.png")
 
 
-def test_the_size_is_that_of_the_image(tmp_path):
+def test_rejects_masks_of_another_size(tmp_path):
     label_image(LABELS).save(tmp_path / "mask.png")
     with pytest.raises(MaskError, match=r"mask\.png: .*image, 2 x 3 pixels; it has 3 x 2"):
         read_mask(tmp_path / "mask.png", (3, 2))
 
 
-@pytest.mark.parametrize(("mode", "ending"), [("RGB", "png"), ("RGBA", "png"), ("LA", "png"), ("F", "tiff")])
-def test_colors_and_fractions_are_no_labels(tmp_path, mode, ending):
-    path = tmp_path / f"mask.{ending}"
+@pytest.mark.parametrize(("mode", "extension"), [("RGB", "png"), ("RGBA", "png"), ("LA", "png"), ("F", "tiff")])
+def test_rejects_colors_and_floating_point(tmp_path, mode, extension):
+    path = tmp_path / f"mask.{extension}"
     Image.fromarray(LABELS).convert(mode).save(path)
-    with pytest.raises(MaskError, match=rf"mask\.{ending}: a mask must be a palette or gray .* the mode {mode}\."):
+    with pytest.raises(MaskError, match=rf"mask\.{extension}: a mask must be a palette or gray .* the mode {mode}\."):
         read_mask(path)
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_rejects_unreadable_files(tmp_path):
     whole = tmp_path / "whole.png"
     label_image(LABELS).save(whole)
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[:-30])
@@ -79,12 +79,12 @@ def test_files_that_cannot_be_read(tmp_path):
             read_mask(tmp_path / f"{name}.png")
 
 
-def test_classes_by_hand():
+def test_classes_in_mask():
     assert classes_in_mask(torch.from_numpy(LABELS.astype(np.int64))) == (0, 6, 14, 19)
     assert classes_in_mask(torch.tensor([[0, 255]])) == ()
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 20, 255]), min_size=1, max_size=12))
-def test_classes_are_the_labels_that_a_pixel_has(labels):
+def test_classes_are_the_labels_of_pixels(labels):
     shown = classes_in_mask(torch.tensor([labels]))
     assert list(shown) == [c for c in range(len(VOC_CLASSES)) if c + 1 in labels]

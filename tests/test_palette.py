@@ -7,7 +7,7 @@ from PIL import Image
 from dcsm_attr.datasets.masks import VOC_CLASSES, label_image, overlay, voc_colors
 
 
-def test_colors_are_those_of_the_development_kit():
+def test_colors_equal_those_of_the_development_kit():
     colors = voc_colors()
     known = {
         0: (0, 0, 0),
@@ -34,12 +34,12 @@ def test_label_images_survive_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("label", [-1, 256])
-def test_labels_that_do_not_fit(label):
+def test_rejects_labels_beyond_8_bits(label):
     with pytest.raises(ValueError, match="between 0 and 255"):
         label_image(np.array([[0, label]]))
 
 
-def test_real_masks_have_this_palette(shared):
+def test_real_masks_have_the_same_palette(shared):
     folder = shared / "data" / "voc2012-subset" / "SegmentationClass"
     mask = next(iter(sorted(folder.iterdir())))
     with Image.open(mask) as image:
@@ -47,7 +47,7 @@ def test_real_masks_have_this_palette(shared):
         assert np.array_equal(palette, voc_colors()[: len(palette)])
 
 
-def test_overlay_by_hand():
+def test_overlay():
     image = np.full((3, 4, 3), 100, dtype=np.uint8)
     labels = np.zeros((3, 4), dtype=np.int64)
     labels[:, 2:] = 1

@@ -1,5 +1,4 @@
-"""The lattice against a dictionary-of-vertices reference in plain Python, and against the Gaussian that it
-approximates."""
+"""The lattice compared with a plain Python reference and with the Gaussian that it approximates."""
 
 import math
 
@@ -80,7 +79,7 @@ def test_barycentric_weights_are_a_convex_combination(dimensions, seed, on_faces
     assert weights.min() >= -1e-12
 
 
-def test_it_approximates_the_gaussian():
+def test_filter_approximates_the_gaussian():
     features = torch.rand(700, 3, dtype=torch.float64) * 6
     values = torch.rand(700, 2, dtype=torch.float64)
     lattice = PermutohedralLattice(features).filter(values)
@@ -90,7 +89,7 @@ def test_it_approximates_the_gaussian():
     assert (factor * lattice - exact).abs().max() < 0.06 * exact.max()
 
 
-def test_groups_do_not_see_each_other():
+def test_groups_are_independent():
     features, values = torch.randn(90, 5), torch.rand(90, 4)
     groups = torch.arange(90) % 3
     together = PermutohedralLattice(features, groups).filter(values)
@@ -101,7 +100,7 @@ def test_groups_do_not_see_each_other():
 
 def test_equal_points_share_their_vertices():
     lattice = PermutohedralLattice(torch.zeros(10, 2))
-    # A single simplex of three vertices holds all points.
+    # All points lie in one simplex with three vertices.
     assert lattice.vertices == 3
     result = lattice.filter(torch.arange(10.0)[:, None])
     assert torch.allclose(result, result[:1].expand(10, 1))
@@ -117,7 +116,7 @@ def test_filtering_is_linear_and_positive():
 
 
 @pytest.mark.parametrize("spread", [1e6, 1e300, math.inf])
-def test_features_that_spread_too_far_are_refused(spread):
+def test_rejects_features_with_too_large_a_range(spread):
     features = torch.randn(8, 5, dtype=torch.float64) * spread
     with pytest.raises(ValueError, match="larger standard deviations"):
         PermutohedralLattice(features)

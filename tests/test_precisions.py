@@ -1,4 +1,4 @@
-"""Half precision, autocast and orders in memory, on networks with batch norms, smooth activations and many layers."""
+"""Half precision, autocast and memory formats, on networks with batch norm, smooth activations and many layers."""
 
 import copy
 
@@ -15,7 +15,7 @@ CANDIDATES = [0, 1, 2]
 
 @pytest.fixture(scope="module", params=NAMES)
 def model(request):
-    """Batch norms know their inputs, as after training: without that the activations of deep layers vanish."""
+    """With statistics of batch norm as after training; without them the activations of deep layers vanish."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(request.param, weights=None, num_classes=5)
     for module in model.modules():
@@ -27,8 +27,8 @@ def model(request):
 
 
 @pytest.fixture(scope="module")
-def photographs():
-    """Smooth, as photographs are."""
+def inputs():
+    """Smooth, as natural images are."""
     coarse = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     return nn.functional.interpolate(coarse, (96, 96), mode="bicubic")
 
@@ -37,31 +37,31 @@ def maps_of(model, x):
     return DistinctClassSaliency(model, subtract=False).class_maps(x, candidates=CANDIDATES)
 
 
-def check_near(result, expected, max_images):
+def check_near(result, expected, tolerance):
     assert result.maps.dtype == torch.float32
     assert result.maps.isfinite().all()
     assert result.classes.tolist() == expected.classes.tolist()
-    assert (result.maps - expected.maps).abs().mean() < max_images
+    assert (result.maps - expected.maps).abs().mean() < tolerance
 
 
 # Mean differences of the maps, which lie in [0, 1]: two to three times the largest seen.
-@pytest.mark.parametrize(("dtype", "max_images"), [(torch.bfloat16, 0.06), (torch.float16, 0.02)])
-def test_autocast_stays_near_float32(model, photographs, dtype, max_images):
-    expected = maps_of(model, photographs)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.06), (torch.float16, 0.02)])
+def test_autocast_stays_near_float32(model, inputs, dtype, tolerance):
+    expected = maps_of(model, inputs)
     with torch.autocast("cpu", dtype):
-        assert model(photographs).dtype == dtype
-        result = maps_of(model, photographs)
-    check_near(result, expected, max_images)
+        assert model(inputs).dtype == dtype
+        result = maps_of(model, inputs)
+    check_near(result, expected, tolerance)
 
 
-def test_a_bfloat16_model_stays_near_float32(model, photographs):
-    expected = maps_of(model, photographs)
+def test_a_bfloat16_model_stays_near_float32(model, inputs):
+    expected = maps_of(model, inputs)
     half = copy.deepcopy(model).bfloat16()
-    check_near(maps_of(half, photographs.bfloat16()), expected, 0.06)
+    check_near(maps_of(half, inputs.bfloat16()), expected, 0.06)
 
 
-def test_a_channels_last_model_gives_the_same(model, photographs):
-    expected = maps_of(model, photographs)
-    result = maps_of(model.to(memory_format=torch.channels_last), photographs.to(memory_format=torch.channels_last))
+def test_a_channels_last_model_gives_equal_maps(model, inputs):
+    expected = maps_of(model, inputs)
+    result = maps_of(model.to(memory_format=torch.channels_last), inputs.to(memory_format=torch.channels_last))
     torch.testing.assert_close(result.maps, expected.maps, rtol=0, atol=1e-3)
     model.to(memory_format=torch.contiguous_format)

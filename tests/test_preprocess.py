@@ -19,7 +19,7 @@ def _normalize(color):
 @pytest.mark.parametrize(
     ("width", "height", "inner"), [(250, 125, (250, 500)), (1000, 2000, (500, 250)), (333, 500, (500, 333))]
 )
-def test_the_papers_canvas(width, height, inner):
+def test_the_paper_canvas(width, height, inner):
     prepared = Preprocess()(_open_image(width, height))
     assert prepared.tensor.shape == (3, 500, 500)
     assert tuple(prepared.pixels.shape[1:]) == inner
@@ -31,7 +31,7 @@ def test_the_papers_canvas(width, height, inner):
 
 @pytest.mark.parametrize(("length", "start"), [(500, 0), (499, 1), (498, 1), (375, 63), (100, 200)])
 def test_the_matconvnet_canvas_starts_where_the_release_does(length, start):
-    # 1-based start (500 - n + mod(n, 2)) / 2 + 1 in the release.
+    # The release computes the 1-based start (500 - n + mod(n, 2)) / 2 + 1.
     prepared = Preprocess("matconvnet")(_open_image(length, 100))
     assert prepared.left == (500 - length + length % 2) // 2 == start
     assert prepared.tensor[:, 250, start].tolist() != prepared.tensor[:, 250, 0].tolist() or start == 0
@@ -41,12 +41,12 @@ def test_the_matconvnet_canvas_starts_where_the_release_does(length, start):
     assert torch.equal(prepared.crop(prepared.tensor)[:, 0, 0], prepared.crop(prepared.tensor)[:, -1, -1])
 
 
-def test_the_matconvnet_canvas_refuses_what_the_release_cannot_take():
+def test_the_matconvnet_canvas_rejects_large_images():
     with pytest.raises(ValueError, match=r"\(501, 10\) exceeds its 500 pixels"):
         Preprocess("matconvnet")(_open_image(501, 10))
 
 
-def test_the_caffe_canvas_warps():
+def test_the_caffe_canvas_stretches():
     image = _open_image(100, 300)
     image.paste((0, 0, 255), (0, 0, 50, 300))
     prepared = Preprocess("caffe")(image)
@@ -57,7 +57,7 @@ def test_the_caffe_canvas_warps():
     assert torch.equal(prepared.crop(prepared.tensor), prepared.tensor)
 
 
-def test_cropping_and_restoring_find_the_image_again():
+def test_cropping_and_restoring_recover_the_image():
     ramp = np.linspace(0, 255, 200, dtype=np.uint8)
     image = Image.fromarray(np.broadcast_to(ramp[None, :, None], (100, 200, 3)).copy())
     prepared = Preprocess(size=400, mean=(0, 0, 0), std=(1, 1, 1))(image)
@@ -80,7 +80,7 @@ def test_an_image_of_the_canvas_size_is_not_resampled():
         ({"std": (1, 0, 1)}, "std must be positive"),
     ],
 )
-def test_bad_settings(options, message):
+def test_rejects_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         Preprocess(**options)
 
