@@ -2,8 +2,8 @@
 
     python examples/draw_figures.py [FOLDER] [--scenes N]
 
-Runs offline. Writes demo.png, scene-sheet.png, subtraction.png and layers.png into FOLDER; without it, into
-docs/pictures.
+Runs offline. Writes demo.png, scene-overview.png, subtraction.png and layers.png into FOLDER; without it, into
+docs/figures.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _IMAGE = _SCENE.image.permute(1, 2, 0).numpy()
 def main() -> None:
     """Draw all figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default=Path(__file__).parents[1] / "docs" / "pictures")
+    parser.add_argument("folder", nargs="?", default=Path(__file__).parents[1] / "docs" / "figures")
     parser.add_argument("--scenes", type=int, default=200, help="number of scenes that demo.png is measured on")
     given = parser.parse_args()
     folder = make_writable_folder(given.folder)
@@ -38,7 +38,7 @@ def main() -> None:
         demo_figure(result).savefig(path, dpi=110)
     richest = result.shown[0].scene
     segmentation = scene_segmenter(network).segment(richest.image, raw=True)
-    with atomic_path(folder / "scene-sheet.png") as path:
+    with atomic_path(folder / "scene-overview.png") as path:
         segmentation.overview().savefig(path, dpi=80)
     with atomic_path(folder / "subtraction.png") as path:
         subtraction(network).savefig(path, dpi=80)

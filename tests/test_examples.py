@@ -124,7 +124,7 @@ def test_segment_image(tmp_path, run, shared):
 
 def test_draw_images(tmp_path, run):
     run("draw_figures.py", tmp_path, "--scenes", 8)
-    names = {"demo.png", "scene-sheet.png", "subtraction.png", "layers.png"}
+    names = {"demo.png", "scene-overview.png", "subtraction.png", "layers.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
     for name in names:
         with Image.open(tmp_path / name) as image:
