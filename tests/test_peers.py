@@ -376,14 +376,14 @@ def test_finer_cam_needs_another_class():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "gradcam"}, "there is no peer 'gradcam'; known are cam, grad-cam"),
+        ({"name": "gradcam"}, "there is no reference method 'gradcam'; choose one of cam, grad-cam"),
         ({"images": IMAGE[0]}, r"\(1, 3, H, W\) and be floating point, got \(3, 2, 2\)"),
         ({"images": IMAGE.expand(2, 3, 2, 2)}, r"got \(2, 3, 2, 2\)"),
         ({"images": IMAGE.long()}, "torch.int64"),
         ({"classes": []}, "classes is empty"),
         ({"layer": "backbone.features.7"}, "layer 'backbone.features.7' is not in ScoreMapNetwork"),
-        ({"layer": "backbone"}, "layer 'backbone' must give a map"),
-        ({"name": "cam", "layer": "head.0"}, "CAM is defined at the input of the classifying layer alone"),
+        ({"layer": "backbone"}, "layer 'backbone' must return a map"),
+        ({"name": "cam", "layer": "head.0"}, "CAM is defined only at the input of the classification layer"),
     ],
 )
 def test_bad_arguments(arguments, message):

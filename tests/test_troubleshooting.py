@@ -18,7 +18,7 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from typer.testing import CliRunner
 
 from benchmarks.ablation.grabcut import grabcut
-from benchmarks.peers.methods import library
+from benchmarks.peers.methods import import_library
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, Segmenter
 from dcsm_attr.cli import app
 from dcsm_attr.datasets.collection import folder_collection
@@ -319,7 +319,7 @@ MISSING = {
     "GrabCut needs": ("cv2", lambda: grabcut(np.zeros((8, 8, 3), np.uint8), torch.rand(8, 8))),
     "logs for TensorBoard": ("torch.utils.tensorboard", lambda: TensorBoardLog(Path("logs"), ())),
     "{uri}: places other": ("pyarrow.fs", lambda: image_rows("s3://bucket/photo.jpg")),
-    "this method is that": ("torchcam", lambda: library("torchcam")),
+    "this method is that": ("torchcam", lambda: import_library("torchcam")),
 }
 
 

@@ -1,4 +1,4 @@
-"""The class activation methods of other libraries, on score map networks: what DCSM is measured beside."""
+"""Class activation methods of other libraries on score map networks, which DCSM is compared with."""
 
 from benchmarks.peers.methods import REFERENCE_METHODS, ReferenceMethod, reference_maps
 
