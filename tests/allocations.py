@@ -1,4 +1,4 @@
-"""Contenders that take memory, in a module that the processes in which they are measured import quickly."""
+"""Implementations that allocate memory, in a module that measuring processes import quickly."""
 
 import torch
 
@@ -8,7 +8,7 @@ MIB = 2**20
 
 
 def allocating(mebibytes):
-    """Contenders that take so much memory, and half of it."""
+    """Implementations that allocate the given memory, and half of it."""
 
     def filled(count):
         return lambda: float(torch.ones(count * MIB // 4).sum())

@@ -11,14 +11,14 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks.speed import comparisons
 from benchmarks.speed import crf as crf_module
+from benchmarks.speed import saliency as saliency_module
+from benchmarks.speed import walk as walk_module
 from benchmarks.speed.__main__ import app
-from benchmarks.speed.comparison import OURS, Comparison, Outcome, Scaling, Timing, held, time_interleaved
-from benchmarks.speed.comparisons import crf_comparisons, saliency_comparisons, walk_comparisons
-from benchmarks.speed.crf import CrfWork, bytes_moved, crf_implementations
+from benchmarks.speed.comparison import OURS, Comparison, Outcome, Scaling, Timing, run_comparison, time_interleaved
+from benchmarks.speed.crf import CrfWork, bytes_moved, crf_comparisons, crf_implementations
 from benchmarks.speed.report import outcome_table, write_benchmark
-from benchmarks.speed.saliency import SaliencyWork, _calls, saliency_implementations
+from benchmarks.speed.saliency import SaliencyWork, _record_calls, saliency_comparisons, saliency_implementations
 from benchmarks.speed.walk import (
     DENSE,
     PLAIN,
@@ -27,12 +27,13 @@ from benchmarks.speed.walk import (
     WalkWork,
     affinity_implementations,
     exact_walk,
+    walk_comparisons,
     walk_implementations,
 )
 from dcsm_attr.crf import DenseCRF
 
 
-def test_contenders_take_turns_after_warming_up():
+def test_implementations_take_turns_after_warming_up():
     order = []
     timings = time_interleaved(
         {name: lambda name=name: order.append(name) for name in ("a", "b", "c")}, rounds=3, progress=False
@@ -46,7 +47,7 @@ def test_the_first_run_does_not_count(monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     timing = time_interleaved({"a": lambda: None}, rounds=3, progress=False)["a"]
     assert timing.seconds == (1, 3, 2)
-    assert timing.content() == {"median": 2, "fastest": 1, "slowest": 3}
+    assert timing.to_dict() == {"median": 2, "fastest": 1, "slowest": 3}
 
 
 @pytest.mark.parametrize(("implementations", "rounds"), [({}, 1), ({"a": print}, 0)])
@@ -56,7 +57,7 @@ def test_nothing_to_time(implementations, rounds):
 
 
 @pytest.mark.parametrize("model", ["squeezenet1_1", "resnet18"])
-def test_all_who_take_guided_gradients_get_the_same_maps(model):
+def test_all_guided_gradients_give_the_same_maps(model):
     implementations = saliency_implementations(SaliencyWork(model, 64, 3))
     ours = implementations[OURS]().maps
     assert ours.max() > 0.1
@@ -69,7 +70,7 @@ def test_all_who_take_guided_gradients_get_the_same_maps(model):
         assert (difference > 0.02).float().mean() < 0.01, name
 
 
-def test_contenders_leave_the_model_as_they_find_it(monkeypatch):
+def test_implementations_leave_the_model_unchanged(monkeypatch):
     made = []
     original = torchvision.models.get_model
     monkeypatch.setattr(torchvision.models, "get_model", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
@@ -84,9 +85,9 @@ def test_contenders_leave_the_model_as_they_find_it(monkeypatch):
         model.zero_grad(set_to_none=True)
 
 
-def test_the_floor_is_one_forward_and_partial_backward_passes():
+def test_the_lower_bound_is_one_forward_and_partial_backward_passes():
     model = torchvision.models.vgg16(weights=None).eval()
-    calls = _calls(model, "features.10", torch.randn(1, 3, 64, 64), [0, 1, 2])
+    calls = _record_calls(model, "features.10", torch.randn(1, 3, 64, 64), [0, 1, 2])
     count = {}
     for func, *_ in calls:
         count[func.overloadpacket.__name__] = count.get(func.overloadpacket.__name__, 0) + 1
@@ -97,7 +98,7 @@ def test_the_floor_is_one_forward_and_partial_backward_passes():
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_bytes_of_the_crf_by_hand():
+def test_bytes_of_the_crf_are_those_counted_by_hand():
     """A single pixel: three vertices in two dimensions, six in five; no two of them neighbors."""
     image = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
     kernels = DenseCRF().kernels(image, DenseCRF().position_lattice(1, 1, 1, image.device))
@@ -112,8 +113,8 @@ def test_bytes_of_the_crf_by_hand():
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photographs")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for i in range(8):
         small = Image.fromarray(random.integers(0, 255, (6, 8, 3), dtype=np.uint8))
@@ -121,50 +122,50 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def test_the_crfs_do_the_same_work(photographs):
+def test_crf_implementations_agree(images):
     pytest.importorskip("pydensecrf", reason="the reference CRF is an extra: pip install 'dcsm_attr[pydensecrf]'")
-    implementations = crf_implementations(CrfWork((str(photographs / "0.png"), str(photographs / "1.png")), 4))
+    implementations = crf_implementations(CrfWork((str(images / "0.png"), str(images / "1.png")), 4))
     ours, theirs = implementations[OURS](), implementations["pydensecrf"]()
     assert ours.shape == (2, 4, 375, 500)
     assert (ours - theirs).abs().max() < 1e-3
 
 
 def test_too_few_images():
-    with pytest.raises(ValueError, match="a batch of 8 photographs, got 7"):
+    with pytest.raises(ValueError, match="a batch of 8 images, got 7"):
         crf_comparisons(["a.png"] * 7)
 
 
 SMALL_WALK = Comparison("a small walk", walk_implementations, WalkWork(9, 11, 3), (OURS,), exact_walk)
 
 
-def test_the_walks_do_the_same_work():
-    outcome = held(SMALL_WALK, 1, memory=False, progress=False)
+def test_walk_implementations_agree():
+    outcome = run_comparison(SMALL_WALK, 1, memory=False, progress=False)
     assert outcome.errors.keys() == {OURS, SPARSE, DENSE}
     assert 0 < outcome.errors[OURS] < 3e-7
     assert all(0 < error < 1e-4 for error in outcome.errors.values())
     assert outcome_table(outcome).splitlines()[0].endswith("| largest error |")
-    # The maps have walked: far from where they began, not yet all alike.
+    # The walk has changed the maps, which are not yet constant.
     exact = exact_walk(SMALL_WALK.work)
     assert exact.dtype == torch.float64
     assert 1e-3 < exact.std(dim=(2, 3)).max() < 0.25
 
 
-def test_affinities_have_the_gradients_of_plain_pytorch():
+def test_affinity_gradients_equal_plain_pytorch():
     implementations = affinity_implementations(AffinityWork(2, 5, 9))
     ours, plain = implementations[OURS](), implementations[PLAIN]()
     assert ours.abs().max() > 1
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
-def test_errors_are_those_from_what_is_exact():
+def test_errors_are_differences_from_the_exact_result():
     def right_and_wrong(work):
         return {OURS: lambda: work, "wrong": lambda: work + torch.tensor([0.0, -0.5])}
 
     comparison = Comparison("t", right_and_wrong, torch.tensor([1.0, 2.0]), exact=lambda work: work.double())
-    assert held(comparison, 1, progress=False).errors == {OURS: 0, "wrong": 0.5}
+    assert run_comparison(comparison, 1, progress=False).errors == {OURS: 0, "wrong": 0.5}
 
 
-def test_dense_matrices_of_small_maps_alone():
+def test_only_small_maps_are_walked_by_dense_matrices():
     walks = [comparison for comparison in walk_comparisons() if isinstance(comparison.work, WalkWork)]
     by_size = {
         comparison.work: comparison.prepare(comparison.work) for comparison in walks if comparison.work.labels == 2
@@ -174,28 +175,28 @@ def test_dense_matrices_of_small_maps_alone():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures the process's memory, not the device's")
-def test_peak_memory_is_that_of_the_work():
-    outcome = held(Comparison("t", allocating, 64, (OURS, "half", "nobody")), 1, progress=False)
+def test_peak_memory_is_that_of_one_run():
+    outcome = run_comparison(Comparison("t", allocating, 64, (OURS, "half", "nobody")), 1, progress=False)
     assert list(outcome.memory) == [OURS, "half"]
     assert 64 * MIB <= outcome.memory[OURS] < 80 * MIB
     assert 32 * MIB <= outcome.memory["half"] < 48 * MIB
-    assert held(Comparison("t", allocating, 1, (OURS,)), 1, memory=False, progress=False).memory == {}
+    assert run_comparison(Comparison("t", allocating, 1, (OURS,)), 1, memory=False, progress=False).memory == {}
 
 
-def test_a_straight_line():
+def test_scaling_fits_a_line():
     scaling = Scaling("t", "classes", (1, 2, 4), (3.0, 5.0, 9.0))
     assert scaling.slope == pytest.approx(2)
-    assert scaling.explained == pytest.approx(1)
+    assert scaling.r_squared == pytest.approx(1)
     bent = Scaling("t", "classes", (1, 2, 3), (0.0, 3.0, 0.0))
     assert bent.slope == pytest.approx(0)
-    assert bent.explained == pytest.approx(0)
+    assert bent.r_squared == pytest.approx(0)
 
 
-def test_the_report_says_what_was_measured(tmp_path):
-    outcome = Outcome("work", {OURS: Timing((0.1, 0.2, 0.3)), "peer": Timing((0.5, 0.5, 0.7))}, {OURS: 3 * MIB})
+def test_report_contains_the_measurements(tmp_path):
+    outcome = Outcome("work", {OURS: Timing((0.1, 0.2, 0.3)), "other": Timing((0.5, 0.5, 0.7))}, {OURS: 3 * MIB})
     assert outcome_table(outcome).splitlines()[2:] == [
         "| dcsm_attr | 200 | 100 | 300 | 1.00 | 3 |",
-        "| peer | 500 | 500 | 700 | 2.50 | - |",
+        "| other | 500 | 500 | 700 | 2.50 | - |",
     ]
     scaling = Scaling("growing", "images", (1, 2), (1.0, 2.0))
     paths = write_benchmark(
@@ -203,8 +204,8 @@ def test_the_report_says_what_was_measured(tmp_path):
     )
     content = json.loads(paths[1].read_text())
     (comparison,) = content["comparisons"]
-    assert comparison["times ours"] == {"peer": 2.5}
-    assert comparison["seconds"]["peer"] == {"median": 0.5, "fastest": 0.5, "slowest": 0.7}
+    assert comparison["times ours"] == {"other": 2.5}
+    assert comparison["seconds"]["other"] == {"median": 0.5, "fastest": 0.5, "slowest": 0.7}
     assert comparison["peak memory in bytes"] == {OURS: 3 * MIB}
     assert content["scaling"][0]["seconds for one more"] == pytest.approx(1)
     assert content["measured"]["command"] == "python -m benchmarks.speed saliency"
@@ -213,7 +214,7 @@ def test_the_report_says_what_was_measured(tmp_path):
     assert "with 1000 ms for each of the images explains 1.0000" in text
 
 
-def test_comparisons_are_those_asked_for():
+def test_one_comparison_per_model_and_number_of_classes():
     titles = [comparison.title for comparison in saliency_comparisons(["vgg16", "resnet50"], 500, [3, 10])]
     assert titles == [f"{model}, 500 x 500, K = {k}" for model in ("vgg16", "resnet50") for k in (3, 10)]
 
@@ -222,37 +223,37 @@ def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)))
 
 
-def test_the_command(photographs, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparisons, "CLASS_COUNTS", (1, 3))
-    monkeypatch.setattr(comparisons, "IMAGE_COUNTS", (1, 2))
+def test_the_command(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(saliency_module, "CLASS_COUNTS", (1, 3))
+    monkeypatch.setattr(saliency_module, "IMAGE_COUNTS", (1, 2))
     monkeypatch.setattr(crf_module, "_SIZE", (60, 45))
     small = ("--size", 64, "--rounds", 1, "--no-memory", "--output", tmp_path)
     result = run("saliency", "--model", "squeezenet1_1", "--classes", 2, *small)
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "saliency.json").read_text())
     assert content["measured"]["command"] == (
-        "python -m benchmarks.speed saliency --model=squeezenet1_1 --classes=2 --size=64 --rounds=1"
+        "python -m benchmarks.speed saliency --model=squeezenet1_1 --size=64 --classes=2 --rounds=1"
     )
     (comparison,) = content["comparisons"]
-    assert {OURS, "captum, all layers a call", "floor, channels last"} <= comparison["seconds"].keys()
+    assert {OURS, "captum, all layers per call", "floor, channels last"} <= comparison["seconds"].keys()
     assert run("scaling", "--model", "squeezenet1_1", *small).exit_code == 0
     by_classes, by_images = json.loads((tmp_path / "scaling.json").read_text())["scaling"]
     assert list(by_classes["seconds"]) == ["1", "3"]
     assert list(by_images["seconds"]) == ["1", "2"]
     assert 0 < by_classes["seconds of a partial backward pass"] < by_classes["seconds"]["3"]
     assert "seconds of a partial backward pass" not in by_images
-    assert run("crf", "--photographs", photographs, *small).exit_code == 0
+    assert run("crf", "--images", images, *small).exit_code == 0
     assert len(json.loads((tmp_path / "crf.json").read_text())["comparisons"]) == 3
-    several = ("--photographs", photographs, "--model", "squeezenet1_1", "--count", 3, "--batch-size", 2)
+    several = ("--images", images, "--model", "squeezenet1_1", "--count", 3, "--batch-size", 2)
     assert run("pipeline", *several, *small).exit_code == 0
     (comparison,) = json.loads((tmp_path / "pipeline.json").read_text())["comparisons"]
     alone = {f"{step} alone" for step in ("reading and preparing", "class maps", "class maps and CRF", "restoring")}
     assert comparison["seconds"].keys() == {OURS, "one step after the other", *alone, "floor, the convolutions"}
-    monkeypatch.setattr(comparisons, "walk_comparisons", lambda: [SMALL_WALK])
+    monkeypatch.setattr(walk_module, "walk_comparisons", lambda: [SMALL_WALK])
     assert run("walk", *small).exit_code == 0
     content = json.loads((tmp_path / "walk.json").read_text())
     assert content["measured"]["command"] == "python -m benchmarks.speed walk --rounds=1"
     assert content["comparisons"][0]["largest errors"].keys() == {OURS, SPARSE, DENSE}
     without = run("crf", *small)
     assert isinstance(without.exception, ValueError)
-    assert "--photographs" in str(without.exception)
+    assert "--images" in str(without.exception)

@@ -1,1 +1,1 @@
-"""How fast the parts of the package are, beside what a user would pick instead and beside what the machine can do."""
+"""Speed and memory of the package, compared with other libraries, plain PyTorch and lower bounds of the machine."""

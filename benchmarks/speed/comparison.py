@@ -1,10 +1,7 @@
-"""One piece of work that several implementations do, and what came out.
+"""Compare implementations of the same work: interleaved timing, peak memory, deviation from the exact result.
 
-Contenders timed in turn, so that what disturbs the machine disturbs all of them.
-
-The peak memory of one piece of work, each in a process of its own.
-
-How the cost grows with the number of classes and of images.
+Implementations run in turn, so that a disturbance of the machine affects all of them alike. Peak memory is measured in
+a separate process per implementation. :class:`Scaling` fits a line through the times for growing amounts of work.
 """
 
 import ctypes
@@ -28,37 +25,102 @@ __all__ = [
     "Outcome",
     "Scaling",
     "Timing",
-    "held",
     "measure_peak_memory",
     "peak_memory",
+    "run_comparison",
     "time_interleaved",
 ]
+
+#: The name of this package among the implementations.
+OURS = "dcsm_attr"
+
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Work and the implementations that are compared on it.
+
+    Attributes:
+        title: for the report.
+        prepare: a module-level function from the work to implementations, each a function without arguments.
+        work: argument of ``prepare``; can be pickled.
+        memory_of: names of the implementations whose peak memory is measured.
+        exact: a function from the work to the tensor that every implementation should return. None: not compared.
+    """
+
+    title: str
+    prepare: Callable[[Any], Mapping[str, Callable[[], Any]]]
+    work: Any
+    memory_of: Sequence[str] = ()
+    exact: Callable[[Any], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one implementation took.
+    """Times of one implementation.
 
     Attributes:
-        seconds: of each run, in order.
+        seconds: one value per run, in order.
     """
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Half of the runs took longer."""
+        """Median of the seconds."""
         return statistics.median(self.seconds)
 
-    def content(self) -> dict[str, float]:
-        """Ready for JSON, in seconds."""
+    def to_dict(self) -> dict[str, float]:
+        """Return median, fastest and slowest run in seconds, for JSON."""
         return {"median": self.median, "fastest": min(self.seconds), "slowest": max(self.seconds)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a comparison.
+
+    Attributes:
+        title: title of the comparison.
+        timings: by implementation.
+        memory: peak memory in bytes, by implementation, where it was measured.
+        errors: largest absolute difference from the exact result, by implementation, if this is known.
+    """
+
+    title: str
+    timings: Mapping[str, Timing]
+    memory: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    def ratio(self, name: str) -> float:
+        """Return the median time of an implementation, as a multiple of that of this package."""
+        return self.timings[name].median / self.timings[OURS].median
+
+
+def run_comparison(comparison: Comparison, rounds: int, *, memory: bool = True, progress: bool = True) -> Outcome:
+    """Run a comparison.
+
+    Args:
+        comparison: its implementations run in turn.
+        rounds: number of timed runs of each implementation, after one warm-up run.
+        memory: whether to measure peak memory too, in a separate process per implementation.
+        progress: whether to show a bar.
+    """
+    implementations = comparison.prepare(comparison.work)
+    timings = time_interleaved(implementations, rounds, progress=progress)
+    names = [name for name in comparison.memory_of if memory and name in implementations]
+    peaks = {name: peak_memory(comparison.prepare, (comparison.work,), name) for name in names}
+    errors = {}
+    if comparison.exact is not None:
+        exact = comparison.exact(comparison.work)
+        errors = {name: (run() - exact).abs().max().item() for name, run in implementations.items()}
+    return Outcome(comparison.title, timings, peaks, errors)
 
 
 def time_interleaved(
     implementations: Mapping[str, Callable[[], Any]], rounds: int, *, progress: bool = True
 ) -> dict[str, Timing]:
-    """Run each implementation once to warm it up, then all of them in turn, round by round.
+    """Run each implementation once as a warm-up, then all of them in turn, round by round.
 
     Args:
         implementations: by name; each does the whole work once, on the CPU or the current GPU.
@@ -66,7 +128,7 @@ def time_interleaved(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: if there is nothing to run.
+        ValueError: if there are no implementations or no rounds.
     """
     if not implementations or rounds < 1:
         raise ValueError(
@@ -77,41 +139,38 @@ def time_interleaved(
         for round_ in range(rounds + 1):
             for name, run in implementations.items():
                 bar.set_description(name)
-                taken = _time(run)
+                elapsed = _time(run)
                 if round_:
-                    seconds[name].append(taken)
+                    seconds[name].append(elapsed)
                 bar.update()
-    return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
+    return {name: Timing(tuple(elapsed)) for name, elapsed in seconds.items()}
 
 
 def _time(run: Callable[[], Any]) -> float:
-    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
-    synchronize()
+    _synchronize()
     start = time.perf_counter()
     run()
-    synchronize()
+    _synchronize()
     return time.perf_counter() - start
 
 
-def _nothing() -> None:
-    pass
-
-
-_STATUS = Path("/proc/self/status")
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def peak_memory(prepare: Callable[..., Mapping[str, Callable[[], Any]]], arguments: tuple[Any, ...], name: str) -> int:
-    """How much more memory was in use at the peak of an implementation's work than before it.
+    """Measure by how much memory grows at the peak of an implementation's run.
 
     Args:
-        prepare: a function of a module, which gives the implementations. It runs in a new process, so that memory which
-            other implementations left behind does not hide what this one needs.
-        arguments: of ``prepare``; must pickle.
-        name: of the implementation.
+        prepare: a module-level function that returns the implementations. It runs in a new process, so that memory that
+            other implementations have allocated does not hide what this one needs.
+        arguments: arguments of ``prepare``; can be pickled.
+        name: name of the implementation.
 
     Returns:
         Bytes: of the device's allocator on a GPU; of the process's resident memory elsewhere, 0 where the system does
-        not tell it (anywhere but on Linux).
+        not report it (other systems than Linux).
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -125,11 +184,11 @@ def _measure_in_process(
 
 
 def measure_peak_memory(run: Callable[[], Any]) -> int:
-    """How much more memory is in use at the peak of ``run`` than before it, in this process.
+    """Measure by how much memory grows at the peak of ``run``, in this process.
 
     Returns:
-        Bytes, as of :func:`peak_memory`; of the first run of its kind in a process, for later ones find memory that is
-        free already.
+        Bytes, as :func:`peak_memory`. Only the first run in a process gives the full value: later runs reuse memory
+        that the process has freed.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -139,122 +198,54 @@ def measure_peak_memory(run: Callable[[], Any]) -> int:
         return torch.cuda.max_memory_allocated() - before
     if not _STATUS.is_file():
         return 0
-    # What preparing left behind goes back to the system, and the high-water mark begins anew.
+    # Return freed memory to the system and reset the high-water mark.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = _read_status("VmRSS")
     run()
-    return max(0, _status("VmHWM") - before)
+    return max(0, _read_status("VmHWM") - before)
 
 
-def _status(field: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+def _read_status(field_name: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field_name}:"))
     return 1024 * int(line.split()[1])
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Times for growing counts, and the straight line through them by least squares.
+    """Times for growing counts, and the line through them by least squares.
 
     Attributes:
         title: for the report.
-        what: is counted, in the plural.
+        unit: what is counted, in the plural.
         counts: at least two.
-        seconds: for each count.
-        partial_backward: seconds of one backward pass from the score of a class to the first layer, by plain PyTorch:
-            what one more class must cost. None: it says nothing about what is counted.
+        seconds: one value per count.
+        partial_backward: seconds of one backward pass from the score of a class to the first layer, in plain PyTorch:
+            the least that one more class can cost. None: does not apply to what is counted.
     """
 
     title: str
-    what: str
+    unit: str
     counts: Sequence[int]
     seconds: Sequence[float]
     partial_backward: float | None = None
 
     @property
     def slope(self) -> float:
-        """Seconds for one more."""
+        """Seconds per additional unit."""
         return float(np.polyfit(self.counts, self.seconds, 1)[0])
 
     @property
-    def explained(self) -> float:
-        """The share of the variance of the seconds that the line explains."""
+    def r_squared(self) -> float:
+        """Share of the variance of the seconds that the line explains."""
         return float(np.corrcoef(self.counts, self.seconds)[0, 1] ** 2)
 
-    def content(self) -> dict[str, Any]:
-        """Ready for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts, seconds and the line, for JSON."""
         return {
             "title": self.title,
             "seconds": dict(zip(map(str, self.counts), self.seconds, strict=True)),
             "seconds for one more": self.slope,
-            "explained": self.explained,
+            "explained": self.r_squared,
             **({} if self.partial_backward is None else {"seconds of a partial backward pass": self.partial_backward}),
         }
-
-
-#: The name of this package among the implementations.
-OURS = "dcsm_attr"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is done, and by whom.
-
-    Attributes:
-        title: for the report.
-        prepare: a function of a module: the work to the implementations, each a function without arguments.
-        work: its argument; pickles.
-        memory_of: the implementations whose peak memory is measured too.
-        exact: a function of the work: what every implementation should give, a tensor. None: that is not asked.
-    """
-
-    title: str
-    prepare: Callable[[Any], Mapping[str, Callable[[], Any]]]
-    work: Any
-    memory_of: Sequence[str] = ()
-    exact: Callable[[Any], Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came out of a comparison.
-
-    Attributes:
-        title: of the comparison.
-        timings: by implementation.
-        memory: peak memory in bytes, by implementation, of those for which it was asked.
-        errors: the largest difference from what is exact, by implementation, if that is known.
-    """
-
-    title: str
-    timings: Mapping[str, Timing]
-    memory: Mapping[str, int] = field(default_factory=dict)
-    errors: Mapping[str, float] = field(default_factory=dict)
-
-    def ratio(self, name: str) -> float:
-        """How many times as long as ours an implementation took, by medians."""
-        return self.timings[name].median / self.timings[OURS].median
-
-
-def held(comparison: Comparison, rounds: int, *, memory: bool = True, progress: bool = True) -> Outcome:
-    """Hold a comparison.
-
-    Args:
-        comparison: whose implementations run in turn.
-        rounds: how often each runs, after one run to warm up.
-        memory: whether to measure peak memory too, in a process of its own for each.
-        progress: whether to show a bar.
-    """
-    implementations = comparison.prepare(comparison.work)
-    timings = time_interleaved(implementations, rounds, progress=progress)
-    asked = [name for name in comparison.memory_of if memory and name in implementations]
-    return Outcome(
-        comparison.title,
-        timings,
-        {name: peak_memory(comparison.prepare, (comparison.work,), name) for name in asked},
-        {} if comparison.exact is None else _errors(implementations, comparison.exact(comparison.work)),
-    )
-
-
-def _errors(implementations: Mapping[str, Callable[[], Any]], exact: Tensor) -> dict[str, float]:
-    return {name: (run() - exact).abs().max().item() for name, run in implementations.items()}

@@ -1,4 +1,4 @@
-"""The whole way from image files to label maps: its steps overlapping, one after the other, and each alone."""
+"""Time the whole pipeline from image files to label maps: overlapping steps, one step after the other, each alone."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -9,30 +9,30 @@ import torch
 import torchvision
 from torch import nn
 
-from benchmarks.speed.comparison import OURS
+from benchmarks.speed.comparison import OURS, Comparison
 from benchmarks.speed.saliency import lower_bound_implementations
 from dcsm_attr.attribution import DistinctClassSaliency
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.segmentation import Segmenter
 from dcsm_attr.segmentation.segmenter import AttributedImage, Precision, PreparedImage, restore_segmentation
 
-__all__ = ["PipelineWork", "pipeline_implementations"]
+__all__ = ["PipelineWork", "pipeline_comparisons", "pipeline_implementations"]
 
 
 @dataclass(frozen=True)
 class PipelineWork:
-    """Photographs with image-level labels, through the paper's settings: three scales, all layers, the CRF.
+    """Images with image-level labels, segmented with the paper's settings: three scales, all layers, the CRF.
 
     Attributes:
-        photographs: paths.
-        model: a name of torchvision; its weights are drawn, which no time depends on.
-        side: of the canvas, in pixels.
-        classes: how many are known to be in each.
-        batch_size: photographs that go through the model together.
-        precision: of the model's passes.
+        paths: image files.
+        model: name in torchvision; its weights are random, on which no time depends.
+        side: side of the canvas in pixels.
+        classes: number of known classes per image.
+        batch_size: number of images per forward pass.
+        precision: precision of the model's passes.
     """
 
-    photographs: tuple[str, ...]
+    paths: tuple[str, ...]
     model: str
     side: int
     classes: int
@@ -40,11 +40,37 @@ class PipelineWork:
     precision: Precision = "float32"
 
 
-def pipeline_implementations(work: PipelineWork) -> dict[str, Callable[[], Any]]:
-    """The overlapping pipeline, the same one step after the other, each step alone, and the convolutions alone.
+def pipeline_comparisons(
+    paths: Sequence[str],
+    models: Sequence[str],
+    side: int,
+    classes: Sequence[int],
+    batch_size: int,
+    precision: Precision,
+) -> list[Comparison]:
+    """Build one comparison per network and number of classes.
 
-    Args:
-        work: on a GPU where there is one.
+    Raises:
+        ValueError: if there are no images.
+    """
+    if not paths:
+        raise ValueError("the pipeline is timed on at least one image, got none.")
+    return [
+        Comparison(
+            f"from file to label map, {model}, {side} x {side}, K = {count}, {len(paths)} images",
+            pipeline_implementations,
+            PipelineWork(tuple(paths), model, side, count, batch_size, precision),
+            (OURS,),
+        )
+        for model in models
+        for count in classes
+    ]
+
+
+def pipeline_implementations(work: PipelineWork) -> dict[str, Callable[[], Any]]:
+    """Build the overlapping pipeline, the same steps in sequence, each step alone, and the convolutions alone.
+
+    A GPU is used if there is one.
     """
     torch.manual_seed(0)
     model = torchvision.models.get_model(work.model, weights=None).eval()
@@ -52,56 +78,54 @@ def pipeline_implementations(work: PipelineWork) -> dict[str, Callable[[], Any]]
     preprocess = Preprocess(size=work.side)
     segmenter = Segmenter(model.to(device), preprocess=preprocess, precision=work.precision)
     without_crf = Segmenter(model, crf=None, preprocess=preprocess, precision=work.precision)
-    known = [list(range(work.classes))] * len(work.photographs)
-    photographs = list(zip(work.photographs, known, strict=True))
+    classes = [list(range(work.classes))] * len(work.paths)
+    inputs = list(zip(work.paths, classes, strict=True))
 
     def stream() -> None:
-        for _ in segmenter.segment_stream(work.photographs, known, batch_size=work.batch_size):
+        for _ in segmenter.segment_stream(work.paths, classes, batch_size=work.batch_size):
             pass
 
-    def batches() -> None:
-        for batch in _batches(photographs, work.batch_size):
+    def in_sequence() -> None:
+        for batch in _batches(inputs, work.batch_size):
             segmenter.segment_batch(*zip(*batch, strict=True))
 
-    def prepared() -> list[PreparedImage]:
-        return [segmenter.prepare_image(*photograph) for photograph in photographs]
+    def prepare() -> list[PreparedImage]:
+        return [segmenter.prepare_image(path, known) for path, known in inputs]
 
-    ready = prepared()
+    prepared = prepare()
 
-    def attributed(segmenter: Segmenter) -> list[AttributedImage]:
-        return [one for batch in _batches(ready, work.batch_size) for one in segmenter.attribute_batch(batch)]
+    def attribute(segmenter: Segmenter) -> list[AttributedImage]:
+        return [one for batch in _batches(prepared, work.batch_size) for one in segmenter.attribute_batch(batch)]
 
-    with_maps = attributed(segmenter)
+    attributed = attribute(segmenter)
     return {
         OURS: stream,
-        "one step after the other": batches,
-        "reading and preparing alone": prepared,
-        "class maps alone": lambda: attributed(without_crf),
-        "class maps and CRF alone": lambda: attributed(segmenter),
-        "restoring alone": lambda: [restore_segmentation(one) for one in with_maps],
+        "one step after the other": in_sequence,
+        "reading and preparing alone": prepare,
+        "class maps alone": lambda: attribute(without_crf),
+        "class maps and CRF alone": lambda: attribute(segmenter),
+        "restoring alone": lambda: [restore_segmentation(one) for one in attributed],
         "floor, the convolutions": _convolutions(model, work, device),
     }
 
 
 def _convolutions(model: nn.Module, work: PipelineWork, device: str) -> Callable[[], None]:
-    """Those of the class maps, at all scales, of as many whole batches as there are."""
+    """Run the convolutions of the class maps at all scales, for all full batches."""
     method = DistinctClassSaliency(model)
     first_layer = next(iter(method.layers))
-    sides = [round(work.side * scale) for scale in method.scales]
-    together = min(work.batch_size, len(work.photographs))
-    floors = [
-        lower_bound_implementations(
-            model, first_layer, torch.randn(together, 3, side, side).to(device), range(work.classes)
-        )
-        for side in sides
-    ]
+    batch_size = min(work.batch_size, len(work.paths))
+    bounds = []
+    for scale in method.scales:
+        side = round(work.side * scale)
+        images = torch.randn(batch_size, 3, side, side).to(device)
+        bounds.append(lower_bound_implementations(model, first_layer, images, range(work.classes)))
 
     def run() -> None:
-        lower = torch.autocast(device, torch.bfloat16) if work.precision == "bfloat16" else nullcontext()
-        with lower:
-            for _ in range(len(work.photographs) // together):
-                for floor in floors:
-                    floor["floor, channels last"]()
+        reduced = torch.autocast(device, torch.bfloat16) if work.precision == "bfloat16" else nullcontext()
+        with reduced:
+            for _ in range(len(work.paths) // batch_size):
+                for bound in bounds:
+                    bound["floor, channels last"]()
 
     return run
 

@@ -1,4 +1,4 @@
-"""What the comparisons gave, for a reader and for a program."""
+"""Write results of comparisons as Markdown and JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,40 +14,7 @@ from dcsm_attr.io import atomic_path, make_writable_folder
 
 __all__ = ["outcome_table", "scaling_text", "write_benchmark"]
 
-
 _MIB = 2**20
-
-
-def outcome_table(outcome: Outcome) -> str:
-    """A Markdown table of one comparison: milliseconds, how many times ours, peak memory, and errors if known."""
-    error = ["largest error"] if outcome.errors else []
-    rows = [["", "median ms", "fastest", "slowest", "times ours", "peak memory MiB", *error]]
-    for name, timing in outcome.timings.items():
-        memory = outcome.memory.get(name)
-        rows.append(
-            [
-                name,
-                *(f"{1000 * value:.0f}" for value in timing.content().values()),
-                f"{outcome.ratio(name):.2f}",
-                "-" if memory is None else f"{memory / _MIB:.0f}",
-                *(f"{outcome.errors[name]:.0e}" for _ in error),
-            ]
-        )
-    return markdown_table(rows)
-
-
-def scaling_text(scaling: Scaling) -> str:
-    """Seconds by count, and the straight line through them, as Markdown."""
-    rows = [[scaling.what, *map(str, scaling.counts)], ["ms", *(f"{1000 * s:.0f}" for s in scaling.seconds)]]
-    backward = (
-        ""
-        if scaling.partial_backward is None
-        else f" One partial backward pass of plain PyTorch takes {1000 * scaling.partial_backward:.0f} ms."
-    )
-    return (
-        f"{markdown_table(rows)}\n\nA straight line with {1000 * scaling.slope:.0f} ms for each of the {scaling.what} "
-        f"explains {scaling.explained:.4f} of the variance.{backward}"
-    )
 
 
 def write_benchmark(
@@ -56,11 +23,11 @@ def write_benchmark(
     """Write ``NAME.md`` and ``NAME.json`` into a folder, which is created if missing.
 
     Args:
-        outcomes: of the comparisons.
+        outcomes: results of comparisons.
         scalings: further measurements.
-        folder: where to write; earlier files of the name are replaced.
-        name: of the files.
-        command: that gives it, see :func:`dcsm_attr.evaluation.result.measured_on`.
+        folder: where to write; earlier files with these names are replaced.
+        name: stem of the file names.
+        command: reproduces the result, see :func:`dcsm_attr.evaluation.result.measured_on`.
 
     Returns:
         The paths written.
@@ -72,8 +39,8 @@ def write_benchmark(
     measured = {**measured_on(command), "threads": torch.get_num_threads()}
     content = {
         "measured": measured,
-        "comparisons": [_content(outcome) for outcome in outcomes],
-        "scaling": [scaling.content() for scaling in scalings],
+        "comparisons": [_outcome_content(outcome) for outcome in outcomes],
+        "scaling": [scaling.to_dict() for scaling in scalings],
     }
     paths = [folder / f"{name}.md", folder / f"{name}.json"]
     with atomic_path(paths[0]) as path:
@@ -83,10 +50,10 @@ def write_benchmark(
     return paths
 
 
-def _content(outcome: Outcome) -> dict[str, Any]:
+def _outcome_content(outcome: Outcome) -> dict[str, Any]:
     return {
         "title": outcome.title,
-        "seconds": {name: timing.content() for name, timing in outcome.timings.items()},
+        "seconds": {name: timing.to_dict() for name, timing in outcome.timings.items()},
         "times ours": {name: round(outcome.ratio(name), 4) for name in outcome.timings if name != OURS},
         "peak memory in bytes": dict(outcome.memory),
         **({"largest errors": dict(outcome.errors)} if outcome.errors else {}),
@@ -96,11 +63,43 @@ def _content(outcome: Outcome) -> dict[str, Any]:
 def _markdown(outcomes: Sequence[Outcome], scalings: Sequence[Scaling], measured: Mapping[str, Any]) -> str:
     parts = [
         "# Speed",
-        "Implementations run in turn in one process, after one run each to warm up. Peak memory is what an "
-        "implementation used more than before it began, in a process of its own.",
+        "Implementations run in turn in one process, after one warm-up run each. Peak memory is the increase during "
+        "one run, in a separate process.",
     ]
     for outcome in outcomes:
         parts += [f"## {outcome.title}", outcome_table(outcome)]
     for scaling in scalings:
         parts += [f"## {scaling.title}", scaling_text(scaling)]
     return "\n\n".join([*parts, provenance_section(measured)]) + "\n"
+
+
+def outcome_table(outcome: Outcome) -> str:
+    """Format one comparison as a Markdown table: milliseconds, ratio to ours, peak memory, errors if known."""
+    error = ["largest error"] if outcome.errors else []
+    rows = [["", "median ms", "fastest", "slowest", "times ours", "peak memory MiB", *error]]
+    for name, timing in outcome.timings.items():
+        memory = outcome.memory.get(name)
+        rows.append(
+            [
+                name,
+                *(f"{1000 * value:.0f}" for value in timing.to_dict().values()),
+                f"{outcome.ratio(name):.2f}",
+                "-" if memory is None else f"{memory / _MIB:.0f}",
+                *(f"{outcome.errors[name]:.0e}" for _ in error),
+            ]
+        )
+    return markdown_table(rows)
+
+
+def scaling_text(scaling: Scaling) -> str:
+    """Format milliseconds per count and the line through them as Markdown."""
+    rows = [[scaling.unit, *map(str, scaling.counts)], ["ms", *(f"{1000 * s:.0f}" for s in scaling.seconds)]]
+    backward = (
+        ""
+        if scaling.partial_backward is None
+        else f" One partial backward pass of plain PyTorch takes {1000 * scaling.partial_backward:.0f} ms."
+    )
+    return (
+        f"{markdown_table(rows)}\n\nA straight line with {1000 * scaling.slope:.0f} ms for each of the {scaling.unit} "
+        f"explains {scaling.r_squared:.4f} of the variance.{backward}"
+    )

@@ -1,14 +1,12 @@
-"""Class maps of images: ours, by other libraries, by loops in plain PyTorch, and the convolutions alone.
+"""Time class maps: this package, other libraries, loops in plain PyTorch, and the convolutions alone.
 
-The floor: what the convolutions and matrix products of the work take alone, run one after the other.
+All implementations that return gradients combine them by the same equations, from the outputs of the same layers. The
+class activation methods of pytorch-grad-cam and torchcam return maps of their own, without the guided rule, for the
+same layers and classes.
 
-Nothing that gives these gradients exactly can be faster on the same kernels: one forward pass, and for each class a
-backward pass down to the first layer. Everything else - rectifiers, pooling, normalization, maps - is not counted.
-
-Guided gradients of several classes at several layers, as one would take them with other libraries, or by hand.
-
-All implementations that give gradients are combined by the same equations; the class activation methods of
-pytorch-grad-cam and torchcam give maps of their own (without the guided rule), over the same layers and classes.
+The lower bound is the time of the convolutions and matrix products alone: one forward pass, and per class a backward
+pass to the first layer. No implementation of these gradients can be faster with the same kernels. Rectifiers, pooling,
+normalization and maps are not counted.
 """
 
 import warnings
@@ -24,172 +22,157 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from benchmarks.peers.methods import library
-from benchmarks.speed.comparison import OURS
+from benchmarks.peers.methods import import_library
+from benchmarks.speed.comparison import OURS, Comparison, Scaling, run_comparison
 from dcsm_attr.attribution import DistinctClassSaliency
 from dcsm_attr.attribution import maps as equations
 from dcsm_attr.attribution.layers import default_layers
 
 __all__ = [
-    "PARTIAL_BACKWARD",
     "SaliencyWork",
-    "backward_implementation",
-    "forward_from_layer",
-    "library_implementations",
     "lower_bound_implementations",
-    "our_implementation",
+    "measure_scaling",
+    "saliency_comparisons",
     "saliency_implementations",
 ]
 
+#: Numbers of classes and of images in the measurement of scaling.
+CLASS_COUNTS = (1, 2, 5, 10, 20)
+IMAGE_COUNTS = (1, 2, 4, 8, 16)
 
-_aten = torch.ops.aten
-_COUNTED = (_aten.convolution, _aten.convolution_backward, _aten.addmm, _aten.mm, _aten.bmm)
+_CAPTUM = "captum, all layers per call"
+_ONE_FORWARD_PASS = "PyTorch loop, one forward pass"
+_PARTIAL_BACKWARD = "one partial backward pass"
 
-_Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
-
-
-def lower_bound_implementations(
-    model: nn.Module, first_layer: str, images: Tensor, classes: Sequence[int]
-) -> dict[str, Callable[[], Any]]:
-    """The convolutions alone, in both orders of memory.
-
-    Args:
-        model: gives ``(N, C)``.
-        first_layer: down to whose output gradients go.
-        images: ``(N, 3, H, W)``.
-        classes: K of them.
-    """
-
-    @cache
-    def calls() -> list[_Call]:
-        return _calls(model, first_layer, images, classes)
-
-    orders = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
-    return {f"floor, {name}": _replayed(calls, order, images.device) for name, order in orders.items()}
-
-
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[_Call] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.overloadpacket in _COUNTED:
-            self.calls.append((func, *tree_map_only(Tensor, _shape, (args, kwargs))))
-        return func(*args, **kwargs)
-
-
-def _shape(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device="meta")
-
-
-def _calls(model: nn.Module, first_layer: str, images: Tensor, classes: Sequence[int]) -> list[_Call]:
-    with _Recorder() as recorder, torch.enable_grad():
-        logits, first = forward_from_layer(model, first_layer, images)
-        for c in classes:
-            torch.autograd.grad(logits[:, c].sum(), first, retain_graph=True)
-    calls: list[_Call] = recorder.calls
-    return calls
-
-
-def forward_from_layer(model: nn.Module, first_layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """One forward pass with a graph that begins at a layer, and without one for weights.
-
-    Args:
-        model: gives ``(N, C)``.
-        first_layer: whose output is a leaf of the graph.
-        images: ``(N, 3, H, W)``.
-
-    Returns:
-        The logits, and the leaf.
-    """
-    tapped: list[Tensor] = []
-
-    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        tapped.append(output.detach().requires_grad_())
-        return tapped[-1].clone()
-
-    handle = model.get_submodule(first_layer).register_forward_hook(hook)
-    asked = [p.requires_grad for p in model.parameters()]
-    model.requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            return model(images), tapped[0]
-    finally:
-        handle.remove()
-        for parameter, flag in zip(model.parameters(), asked, strict=True):
-            parameter.requires_grad_(flag)
-
-
-def _replayed(calls: Callable[[], list[_Call]], order: torch.memory_format, device: torch.device) -> Callable[[], None]:
-    filled: dict[tuple[Any, ...], Tensor] = {}
-
-    def random(meta: Tensor) -> Tensor:
-        # Tensors of one shape share their values: the floor is not to be a floor of the memory.
-        key = (tuple(meta.shape), meta.dtype)
-        if key not in filled:
-            values = torch.randn(meta.shape, dtype=meta.dtype, device=device)
-            filled[key] = values.contiguous(memory_format=order) if values.ndim == 4 else values
-        return filled[key]
-
-    # In the first run, which warms up: who asks for another implementation alone does not wait for it.
-    prepared = cache(lambda: [(func, *tree_map_only(Tensor, random, (args, kw))) for func, args, kw in calls()])
-
-    def run() -> None:
-        with torch.no_grad():
-            for func, args, kwargs in prepared():
-                func(*args, **kwargs)
-
-    return run
-
-
+# conv3_1 to conv5_3, the layers of the paper; other networks use their default layers.
+_PAPER_LAYERS = {"vgg16": tuple(f"features.{i}" for i in (10, 12, 14, 17, 19, 21, 24, 26, 28))}
 _ALPHA = 3.0
 _MAX_PASSES = 30
 
 
-def library_implementations(
-    model: nn.Module, layers: Sequence[str], images: Tensor, classes: Sequence[int]
-) -> dict[str, Callable[[], Any]]:
-    """The implementations, by name.
+@dataclass(frozen=True)
+class SaliencyWork:
+    """Square images at one scale.
+
+    Attributes:
+        model: name in torchvision; its weights are random, on which no time depends.
+        side: side of the images in pixels.
+        classes: number of classes that are contrasted.
+        images: number of images.
+    """
+
+    model: str
+    side: int
+    classes: int
+    images: int = 1
+
+
+def saliency_comparisons(models: Sequence[str], side: int, classes: Sequence[int]) -> list[Comparison]:
+    """Build one comparison on a single image per network and number of classes."""
+    return [
+        Comparison(
+            f"{model}, {side} x {side}, K = {count}",
+            saliency_implementations,
+            SaliencyWork(model, side, count),
+            (OURS, _CAPTUM, "torchcam", _ONE_FORWARD_PASS),
+        )
+        for model in models
+        for count in classes
+    ]
+
+
+def measure_scaling(model: str, side: int, rounds: int) -> list[Scaling]:
+    """Time this package for growing numbers of classes (of one image) and of images (with three classes)."""
+    works = {
+        "classes": [(count, SaliencyWork(model, side, count)) for count in CLASS_COUNTS],
+        "images": [(count, SaliencyWork(model, side, 3, count)) for count in IMAGE_COUNTS],
+    }
+    single = Comparison(_PARTIAL_BACKWARD, _partial_backward_implementation, SaliencyWork(model, side, 1))
+    backward = run_comparison(single, rounds).timings[_PARTIAL_BACKWARD].median
+    scalings = []
+    for unit, of_unit in works.items():
+        seconds = [
+            run_comparison(Comparison(f"{model}, {count} {unit}", _our_implementation, work), rounds)
+            .timings[OURS]
+            .median
+            for count, work in of_unit
+        ]
+        title = f"{model}, {side} x {side}, by the number of {unit}"
+        counts = [count for count, _ in of_unit]
+        scalings.append(Scaling(title, unit, counts, seconds, backward if unit == "classes" else None))
+    return scalings
+
+
+def saliency_implementations(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
+    """Build all implementations: this package, other libraries, plain loops, lower bounds.
 
     Args:
-        model: in evaluation mode; its parameters require gradients, as torchvision gives it.
-        layers: names, of modules with one output each.
-        images: ``(1, 3, H, W)``.
-        classes: K of them.
+        work: with one image.
 
     Returns:
-        Functions without arguments. Those of libraries that are not installed are left out, and, where it would take
-        more than 30 forward passes, a call for each layer and class.
+        Functions without arguments. Libraries that are not installed are left out, and, where it would take more than
+        30 forward passes, one call per layer and class.
     """
-    work = _Work(model, layers, images, classes)
+    network = _Network(work)
+    gradients = _Gradients(network)
     implementations: dict[str, Callable[[], Any]] = {
-        "captum, all layers a call": work.captum_all_layers,
-        "PyTorch loop, a forward pass a class": work.loop,
-        "PyTorch loop, one forward pass": work.loop_of_one_forward_pass,
+        OURS: network.class_maps(),
+        _CAPTUM: gradients.captum_all_layers,
+        "PyTorch loop, a forward pass per class": gradients.loop,
+        _ONE_FORWARD_PASS: gradients.loop_with_one_forward_pass,
     }
-    if len(layers) * len(classes) <= _MAX_PASSES:
-        implementations["captum, one layer a call"] = work.captum_each_layer
-    for name, needs, run in (
-        ("pytorch-grad-cam", "pytorch_grad_cam", work.grad_cam),
-        ("torchcam", "torchcam.methods", work.torchcam),
+    if len(network.layers) * len(network.classes) <= _MAX_PASSES:
+        implementations["captum, one layer per call"] = gradients.captum_each_layer
+    for name, module, run in (
+        ("pytorch-grad-cam", "pytorch_grad_cam", gradients.grad_cam),
+        ("torchcam", "torchcam.methods", gradients.torchcam),
     ):
         try:
-            library(needs)
+            import_library(module)
         except ImportError:
             continue
         implementations[name] = run
-    return implementations
+    bounds = lower_bound_implementations(network.model, network.layers[0], network.images, network.classes)
+    return {**implementations, **bounds}
 
 
-class _Work:
-    def __init__(self, model: nn.Module, layers: Sequence[str], images: Tensor, classes: Sequence[int]) -> None:
-        self.model = model
-        self.names = list(layers)
-        self.layers = [model.get_submodule(name) for name in layers]
-        self.images = images
-        self.classes = list(classes)
+def _our_implementation(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
+    return {OURS: _Network(work).class_maps()}
+
+
+def _partial_backward_implementation(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
+    """One backward pass of plain PyTorch, from the score of one class to the first layer."""
+    network = _Network(work)
+    images = network.images.contiguous(memory_format=torch.channels_last)
+    logits, first = _forward_from_layer(network.model, network.layers[0], images)
+    return {_PARTIAL_BACKWARD: lambda: torch.autograd.grad(logits[:, 0].sum(), first, retain_graph=True)}
+
+
+class _Network:
+    """The model, its layers, and random images, on a GPU if there is one."""
+
+    def __init__(self, work: SaliencyWork) -> None:
+        torch.manual_seed(0)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = torchvision.models.get_model(work.model, weights=None).eval().to(device)
+        self.images = torch.randn(work.images, 3, work.side, work.side).to(device)
+        self.layers = list(_PAPER_LAYERS.get(work.model) or default_layers(self.model))
+        self.classes = list(range(work.classes))
+
+    def class_maps(self) -> Callable[[], Any]:
+        method = DistinctClassSaliency(self.model, self.layers, scales=(1.0,))
+        return lambda: method.class_maps(self.images, candidates=self.classes)
+
+
+class _Gradients:
+    """Guided gradients of several classes at several layers, with other libraries and in plain PyTorch."""
+
+    def __init__(self, network: _Network) -> None:
+        self.model = network.model
+        self.names = network.layers
+        self.layers = [network.model.get_submodule(name) for name in network.layers]
+        self.images = network.images
+        self.classes = network.classes
 
     def captum_all_layers(self) -> Tensor:
         method = LayerGradientXActivation(self.model, self.layers, multiply_by_inputs=False)
@@ -200,36 +183,46 @@ class _Work:
         return self._with_captum(lambda c: [method.attribute(self.images, target=c) for method in methods])
 
     def _with_captum(self, gradients: Callable[[int], Sequence[Tensor]]) -> Tensor:
-        guide = GuidedBackprop(self.model)
+        guided = GuidedBackprop(self.model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.model.apply(guide._register_hooks)
+            self.model.apply(guided._register_hooks)
             try:
-                reduced = [[_reduced(g) for g in gradients(c)] for c in self.classes]
+                reduced = [[_reduce_channels(g) for g in gradients(c)] for c in self.classes]
             finally:
-                guide._remove_hooks()
-        return self._combined(reduced)
+                guided._remove_hooks()
+        return self._combine(reduced)
 
     def loop(self) -> Tensor:
-        """What one writes first: for each class a forward and a backward pass, rectifiers guided by module hooks."""
-        return self._combined([self._of_one_pass([c])[0] for c in self.classes])
+        """The straightforward loop: a forward and a backward pass per class, rectifiers guided by module hooks."""
+        return self._combine([self._one_pass([c])[0] for c in self.classes])
 
-    def loop_of_one_forward_pass(self) -> Tensor:
-        """What one writes who knows autograd: one forward pass, and from it a backward pass a class."""
-        return self._combined(self._of_one_pass(self.classes))
+    def loop_with_one_forward_pass(self) -> Tensor:
+        """The efficient loop: one forward pass, and a backward pass per class."""
+        return self._combine(self._one_pass(self.classes))
 
-    def _of_one_pass(self, classes: Sequence[int]) -> list[list[Tensor]]:
+    def _one_pass(self, classes: Sequence[int]) -> list[list[Tensor]]:
         outputs: dict[nn.Module, Tensor] = {}
-        handles = [layer.register_forward_hook(_keeping(outputs)) for layer in self.layers]
-        handles += [m.register_full_backward_hook(_guided) for m in self.model.modules() if isinstance(m, nn.ReLU)]
-        in_place = [m for m in self.model.modules() if isinstance(m, nn.ReLU) and m.inplace]
+
+        def keep_output(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+            outputs[module] = output
+            # A copy, so that in-place rectifiers that may follow do not overwrite the kept tensor.
+            return output.clone()
+
+        def guide(_: nn.Module, gradients: tuple[Tensor, ...], __: Any) -> tuple[Tensor, ...]:
+            return tuple(gradient.clamp(min=0) for gradient in gradients)
+
+        rectifiers = [module for module in self.model.modules() if isinstance(module, nn.ReLU)]
+        handles = [layer.register_forward_hook(keep_output) for layer in self.layers]
+        handles += [rectifier.register_full_backward_hook(guide) for rectifier in rectifiers]
+        in_place = [rectifier for rectifier in rectifiers if rectifier.inplace]
         for rectifier in in_place:
             rectifier.inplace = False
         try:
             logits = self.model(self.images)
-            tapped = [outputs[layer] for layer in self.layers]
+            kept = [outputs[layer] for layer in self.layers]
             return [
-                [_reduced(g) for g in torch.autograd.grad(logits[:, c].sum(), tapped, retain_graph=True)]
+                [_reduce_channels(g) for g in torch.autograd.grad(logits[:, c].sum(), kept, retain_graph=True)]
                 for c in classes
             ]
         finally:
@@ -239,17 +232,17 @@ class _Work:
                 rectifier.inplace = True
 
     def grad_cam(self) -> Any:
-        target = library("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
-        with library("pytorch_grad_cam").GradCAM(model=self.model, target_layers=self.layers) as method:
+        target = import_library("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget
+        with import_library("pytorch_grad_cam").GradCAM(model=self.model, target_layers=self.layers) as method:
             return [method(input_tensor=self.images, targets=[target(c)]) for c in self.classes]
 
     def torchcam(self) -> Any:
-        with library("torchcam.methods").GradCAM(self.model, self.names) as method:
+        with import_library("torchcam.methods").GradCAM(self.model, self.names) as method:
             scores = self.model(self.images)
             return [method(c, scores, retain_graph=c != self.classes[-1]) for c in self.classes]
 
-    def _combined(self, reduced: list[list[Tensor]]) -> Tensor:
-        """Eq. 3 to 5 of all layers, ``(1, K, H, W)``, from maps ``(1, 1, h, w)`` of each class and layer."""
+    def _combine(self, reduced: list[list[Tensor]]) -> Tensor:
+        """Eq. 3 to 5 of all layers, ``(1, K, H, W)``, from maps ``(1, 1, h, w)`` per class and layer."""
         size = (self.images.shape[2], self.images.shape[3])
         with torch.no_grad():
             total = sum(
@@ -260,83 +253,106 @@ class _Work:
         return total / len(self.layers)
 
 
-def _reduced(gradient: Tensor) -> Tensor:
+def _reduce_channels(gradient: Tensor) -> Tensor:
     return equations.absolute_channel_maximum(gradient.detach())
 
 
-def _keeping(outputs: dict[nn.Module, Tensor]) -> Callable[..., Tensor]:
-    def hook(module: nn.Module, _: Any, output: Tensor) -> Tensor:
-        outputs[module] = output
-        # A copy, so that the rectifiers in place that may follow do not overwrite what gradients are taken of.
-        return output.clone()
+# The lower bound
 
-    return hook
+_aten = torch.ops.aten
+_COUNTED = (_aten.convolution, _aten.convolution_backward, _aten.addmm, _aten.mm, _aten.bmm)
 
-
-def _guided(_: nn.Module, to_input: tuple[Tensor, ...], __: Any) -> tuple[Tensor, ...]:
-    return tuple(gradient.clamp(min=0) for gradient in to_input)
+_Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
-#: The name of the implementation that shows what one more class must cost.
-PARTIAL_BACKWARD = "one partial backward pass"
-
-# conv3_1 to conv5_3, the layers of the paper; for other networks the default ones.
-_PAPER_LAYERS = {"vgg16": tuple(f"features.{i}" for i in (10, 12, 14, 17, 19, 21, 24, 26, 28))}
-
-
-@dataclass(frozen=True)
-class SaliencyWork:
-    """Photographs at one scale.
-
-    Attributes:
-        model: a name of torchvision; its weights are drawn, which no time depends on.
-        side: of the square photographs, in pixels.
-        classes: how many are compared.
-        images: how many images.
-    """
-
-    model: str
-    side: int
-    classes: int
-    images: int = 1
-
-
-def our_implementation(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
-    """Ours alone."""
-    return {OURS: _Prepared(work).ours()}
-
-
-def backward_implementation(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
-    """One backward pass of plain PyTorch, from the score of one class to the first layer."""
-    prepared = _Prepared(work)
-    images = prepared.images.contiguous(memory_format=torch.channels_last)
-    logits, first = forward_from_layer(prepared.model, prepared.layers[0], images)
-    return {PARTIAL_BACKWARD: lambda: torch.autograd.grad(logits[:, 0].sum(), first, retain_graph=True)}
-
-
-def saliency_implementations(work: SaliencyWork) -> dict[str, Callable[[], Any]]:
-    """Ours first, other libraries, plain loops, the floor.
-
-    All read gradients at the outputs of the same layers.
+def lower_bound_implementations(
+    model: nn.Module, first_layer: str, images: Tensor, classes: Sequence[int]
+) -> dict[str, Callable[[], Any]]:
+    """Build functions that run only the convolutions and matrix products, in both memory formats.
 
     Args:
-        work: of one image.
+        model: returns ``(N, C)``.
+        first_layer: gradients are computed down to its output.
+        images: ``(N, 3, H, W)``.
+        classes: K class numbers.
     """
-    prepared = _Prepared(work)
-    asked = (prepared.model, prepared.layers, prepared.images, prepared.classes)
-    floor = lower_bound_implementations(prepared.model, prepared.layers[0], prepared.images, prepared.classes)
-    return {OURS: prepared.ours(), **library_implementations(*asked), **floor}
+
+    @cache
+    def calls() -> list[_Call]:
+        return _record_calls(model, first_layer, images, classes)
+
+    formats = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+    return {f"floor, {name}": _replay(calls, one, images.device) for name, one in formats.items()}
 
 
-class _Prepared:
-    def __init__(self, work: SaliencyWork) -> None:
-        torch.manual_seed(0)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = torchvision.models.get_model(work.model, weights=None).eval().to(device)
-        self.images = torch.randn(work.images, 3, work.side, work.side).to(device)
-        self.layers = list(_PAPER_LAYERS.get(work.model) or default_layers(self.model))
-        self.classes = list(range(work.classes))
+def _record_calls(model: nn.Module, first_layer: str, images: Tensor, classes: Sequence[int]) -> list[_Call]:
+    with _Recorder() as recorder, torch.enable_grad():
+        logits, first = _forward_from_layer(model, first_layer, images)
+        for c in classes:
+            torch.autograd.grad(logits[:, c].sum(), first, retain_graph=True)
+    calls: list[_Call] = recorder.calls
+    return calls
 
-    def ours(self) -> Callable[[], Any]:
-        method = DistinctClassSaliency(self.model, self.layers, scales=(1.0,))
-        return lambda: method.class_maps(self.images, candidates=self.classes)
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[_Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.overloadpacket in _COUNTED:
+            self.calls.append((func, *tree_map_only(Tensor, _to_meta, (args, kwargs))))
+        return func(*args, **kwargs)
+
+
+def _to_meta(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")
+
+
+def _forward_from_layer(model: nn.Module, first_layer: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a forward pass whose graph begins at the output of a layer and does not include parameters.
+
+    Returns:
+        The logits, and the output of the layer.
+    """
+    outputs: list[Tensor] = []
+
+    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1].clone()
+
+    handle = model.get_submodule(first_layer).register_forward_hook(hook)
+    flags = [p.requires_grad for p in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            return model(images), outputs[0]
+    finally:
+        handle.remove()
+        for parameter, flag in zip(model.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def _replay(
+    calls: Callable[[], list[_Call]], memory_format: torch.memory_format, device: torch.device
+) -> Callable[[], None]:
+    tensors: dict[tuple[Any, ...], Tensor] = {}
+
+    def random(meta: Tensor) -> Tensor:
+        # Tensors of one shape share their values, so that little memory is needed.
+        key = (tuple(meta.shape), meta.dtype)
+        if key not in tensors:
+            values = torch.randn(meta.shape, dtype=meta.dtype, device=device)
+            tensors[key] = values.contiguous(memory_format=memory_format) if values.ndim == 4 else values
+        return tensors[key]
+
+    # Prepared in the warm-up run, so that a process that measures another implementation does not prepare it.
+    prepared = cache(lambda: [(func, *tree_map_only(Tensor, random, (args, kw))) for func, args, kw in calls()])
+
+    def run() -> None:
+        with torch.no_grad():
+            for func, args, kwargs in prepared():
+                func(*args, **kwargs)
+
+    return run
