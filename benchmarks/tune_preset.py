@@ -17,8 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.ablation.gradients import GradientStore
-from benchmarks.ablation.measure import EXPONENTS, FURTHER_EXPONENTS, Reading, Sweep
-from benchmarks.ablation.tables import dcsm
+from benchmarks.ablation.measure import EXPONENTS, FURTHER_EXPONENTS, LabelSettings, Sweep
+from benchmarks.ablation.methods import dcsm
 from dcsm_attr.attribution.layers import default_layers
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.labels import ImageLabels, LabelRow, write_image_labels
@@ -81,24 +81,24 @@ def search(voc: Path, weights: Path, folder: Path) -> None:
         for crf in CRFS:
             method = dcsm(classifier, f"{depth}, {crf_name(crf)}", layer=chosen, min_candidates=1)
             methods[replace(method, crf=crf)] = (depth, crf)
-    wanted = {method: [Reading(exponent, refined=True) for exponent in EXPONENTS_TRIED] for method in methods}
-    counted = sweep(wanted, f"{len(methods) * len(EXPONENTS_TRIED)} choices")
+    wanted = {method: [LabelSettings(exponent, refined=True) for exponent in EXPONENTS_TRIED] for method in methods}
+    counted = sweep.run(wanted, f"{len(methods) * len(EXPONENTS_TRIED)} choices")
     table = [["layers", "CRF", *(f"{exponent:g}" for exponent in EXPONENTS_TRIED)]]
     results = []
     for method, (depth, crf) in methods.items():
         ious = {
-            reading.exponent: round(100 * found.mean_iou, 2)
-            for reading, found in sorted(counted.confusions[method.name].items())
+            settings.exponent: round(100 * found.mean_iou, 2)
+            for settings, found in sorted(counted.confusions[method.name].items())
         }
         table.append([depth, crf_name(crf), *(f"{iou:.1f}" for iou in ious.values())])
         results.append({"layers": depth, "crf": asdict(crf), "mean IoU in %, by exponent": ious})
     command = shlex.join(["python", "benchmarks/tune_preset.py", "search", "VOC", weights.name, "FOLDER"])
     measured = measured_on(command)
-    content = {"measured": measured, "photographs": counted.photographs, "results": results}
+    content = {"measured": measured, "photographs": counted.num_images, "results": results}
     target = Path(__file__).parent / "results" / "tune_preset.json"
     write_json(target, content)
     title = (
-        f"Mean IoU in % after the CRF on {counted.photographs} photographs that the classifier had not seen, by the "
+        f"Mean IoU in % after the CRF on {counted.num_images} photographs that the classifier had not seen, by the "
         "background's exponent. Classes known and subtracted from each other alone. CRF: w1, gamma alpha, gamma beta, "
         "w2, gamma gamma of Eq. 8."
     )

@@ -15,23 +15,22 @@ from safetensors.torch import load_file, save_file
 from test_evaluation import damage_image, forget_classes, harm_mask, remove_mask, shrink_mask, write_scene
 
 import benchmarks.ablation.measure as measure_module
-import benchmarks.ablation.measure as sweep_module
 import dcsm_attr.attribution.layers as layers_module
 from benchmarks.ablation.gradients import GradientStore
 from benchmarks.ablation.measure import (
     EXPONENTS,
     FURTHER_EXPONENTS,
     CountedCase,
-    Reading,
+    LabelSettings,
     Sweep,
-    dense,
+    _parse_row,
+    from_sparse_counts,
     measure_table,
-    parse_counts_row,
-    sparse,
+    to_sparse_counts,
 )
-from benchmarks.ablation.methods import Method, load_case
+from benchmarks.ablation.methods import Method, dcsm, load_case, simonyan
 from benchmarks.ablation.report import write_ablation
-from benchmarks.ablation.tables import TABLES, Row, Table, dcsm, simonyan
+from benchmarks.ablation.tables import TABLES, Row, Table
 from dcsm_attr import DenseCRF, DistinctClassSaliency, Segmenter, Simonyan
 from dcsm_attr.attribution import dcsm as dcsm_module
 from dcsm_attr.attribution import simonyan as simonyan_module
@@ -165,7 +164,7 @@ def test_rows_equal_evaluating_each_method_by_itself(classifier, background, col
             network, variant="caffe"
         )
     measurement = measured(table_of(*methods), classifier, background, collection, folder, protocol)
-    assert measurement.result.photographs == COUNT
+    assert measurement.result.num_images == COUNT
     for method, saliency in methods.items():
         backgrounds = [(1.0, False)]
         if method.name == "DCSM":
@@ -278,7 +277,7 @@ def test_the_chosen_background_is_the_best_one(classifier, background, collectio
             found[exponent] = iou_on_canvas(seen, exponent, method.crf)
             if exponent == EXPONENTS[-1]:
                 exponents += FURTHER_EXPONENTS.get(max(found, key=found.get), ())
-        counted = measurement.chosen_on.confusions[method.name]
+        counted = measurement.tuning_result.confusions[method.name]
         assert {reading.refined for reading in counted} == {method.crf is not None}
         assert {reading.exponent: one.mean_iou for reading, one in counted.items()} == pytest.approx(found, abs=1e-3)
         assert measurement.exponents[method.name] == max(found, key=found.get)
@@ -305,18 +304,18 @@ def test_beyond_an_end_of_the_exponents_further_ones_are_tried(
 ):
     method = drawn_from_the_mask(heights, elsewhere)
     measurement = measured(table_of(method), classifier, background, collection, tmp_path)
-    counted = measurement.chosen_on.confusions["drawn"]
+    counted = measurement.tuning_result.confusions["drawn"]
     further = FURTHER_EXPONENTS[EXPONENTS[end]]
     assert {reading.exponent for reading in counted} == {*EXPONENTS, *further}
     assert measurement.exponents["drawn"] in further
-    chosen = Reading(measurement.exponents["drawn"], refined=False)
-    assert counted[chosen].mean_iou > counted[Reading(EXPONENTS[end], refined=False)].mean_iou
+    chosen = LabelSettings(measurement.exponents["drawn"], refined=False)
+    assert counted[chosen].mean_iou > counted[LabelSettings(EXPONENTS[end], refined=False)].mean_iou
 
 
 def test_an_end_that_stays_the_best_is_kept(classifier, background, collection, tmp_path):
     method = drawn_from_the_mask((0.155, 0.155), 0.01)
     measurement = measured(table_of(method), classifier, background, collection, tmp_path)
-    counted = measurement.chosen_on.confusions["drawn"]
+    counted = measurement.tuning_result.confusions["drawn"]
     assert {reading.exponent for reading in counted} == {*EXPONENTS, *FURTHER_EXPONENTS[EXPONENTS[-1]]}
     assert measurement.exponents["drawn"] == EXPONENTS[-1]
     assert measurement.confusion(method, refined=False, own_background=True).mean_iou > 0.9
@@ -443,15 +442,15 @@ def test_gradients_are_taken_once(classifier, background, collection, tmp_path, 
 
 def test_counts_of_another_table_are_read(classifier, background, collection, folder, monkeypatch):
     expected = measured(TABLES["crf"](classifier), classifier, background, collection, folder)
-    monkeypatch.setattr(sweep_module, "load_case", None)
+    monkeypatch.setattr(measure_module, "load_case", None)
     again = measured(TABLES["crf"](classifier), classifier, background, collection, folder)
     assert_same(again, expected)
 
 
 def assert_same(first, second):
     assert first.exponents == second.exponents
-    for ours, theirs in ((first.chosen_on, second.chosen_on), (first.result, second.result)):
-        assert (ours.photographs, ours.skipped) == (theirs.photographs, theirs.skipped)
+    for ours, theirs in ((first.tuning_result, second.tuning_result), (first.result, second.result)):
+        assert (ours.num_images, ours.skipped) == (theirs.num_images, theirs.skipped)
         assert ours.confusions.keys() == theirs.confusions.keys()
         for name, readings in ours.confusions.items():
             assert readings.keys() == theirs.confusions[name].keys()
@@ -510,10 +509,10 @@ def test_a_store_of_something_else_is_refused(classifier, case_of, tmp_path):
         (replace(classifier, pooling="average"), r"pass\.pooling \(max before, average now\)"),
     ):
         with pytest.raises(ValueError, match=rf"images: holds gradients with other settings: .*{difference}.*choose"):
-            GradientStore(tmp_path, other).gradients("images", "x", None, [], [])
+            GradientStore(tmp_path, other).load_or_compute("images", "x", None, [], [])
     (tmp_path / "images" / "settings.json").write_text("{half")
     with pytest.raises(ValueError, match=r"settings\.json: is damaged .*Choose another folder"):
-        GradientStore(tmp_path, classifier).gradients("images", "x", None, [], [])
+        GradientStore(tmp_path, classifier).load_or_compute("images", "x", None, [], [])
 
 
 # Cut off
@@ -554,7 +553,7 @@ def test_a_run_that_was_killed_goes_on(classifier, background, collection, tmp_p
 def test_a_run_that_was_killed_while_it_wrote_goes_on(classifier, background, collection, tmp_path, monkeypatch):
     table = table_of(simonyan(classifier, 8), simonyan(classifier, 3), simonyan(classifier, 1))
     expected = measured(table, classifier, background, collection, tmp_path / "whole")
-    original, calls = sweep_module.append_lines, []
+    original, calls = measure_module.append_lines, []
 
     def failing(path, lines):
         calls.append(1)
@@ -564,10 +563,10 @@ def test_a_run_that_was_killed_while_it_wrote_goes_on(classifier, background, co
             raise KeyboardInterrupt
         original(path, lines)
 
-    monkeypatch.setattr(sweep_module, "append_lines", failing)
+    monkeypatch.setattr(measure_module, "append_lines", failing)
     with pytest.raises(KeyboardInterrupt):
         measured(table, classifier, background, collection, tmp_path / "cut")
-    monkeypatch.setattr(sweep_module, "append_lines", original)
+    monkeypatch.setattr(measure_module, "append_lines", original)
     assert_same(measured(table, classifier, background, collection, tmp_path / "cut"), expected)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -611,14 +610,14 @@ def test_a_bad_file_is_named_and_the_others_count(classifier, background, collec
     assert list(found.result.skipped) == ["scene 2"]
     assert reason in found.result.skipped["scene 2"]
     assert "scene 2 is skipped" in caplog.text
-    assert found.result.photographs == COUNT - 1
+    assert found.result.num_images == COUNT - 1
     for reading, one in expected.result.confusions["Simonyan, alpha 8"].items():
         assert torch.equal(found.result.confusions["Simonyan, alpha 8"][reading].counts, one.counts)
-    write_ablation(found, tmp_path, "a", command="c", data="d", about={"class_names": CLASS_NAMES, "picture": "a.png"})
+    write_ablation(found, tmp_path, "a", command="c", data="d", about={"class_names": CLASS_NAMES, "figure": "a.png"})
     assert f"- `scene 2`: {found.result.skipped['scene 2']}" in (tmp_path / "a.md").read_text()
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["skipped"] == found.result.skipped
-    assert content["photographs"] == COUNT - 1
+    assert content["images"] == COUNT - 1
     # Nothing is read again.
     again = measured(table, classifier, background, harmed, tmp_path / "harmed")
     assert_same(again, found)
@@ -629,9 +628,9 @@ def test_only_bad_files(classifier, background, collection, tmp_path):
     for photograph in harmed:
         damage_image(photograph)
     table = table_of(simonyan(classifier, 8))
-    for name, chosen_on, measured_on in (("first", harmed, collection), ("second", background, harmed)):
-        with pytest.raises(ValueError, match=r"none of the 2 photographs could be measured, such as scene 0: .*0\.png"):
-            measured(table, classifier, chosen_on, measured_on, tmp_path / name)
+    for name, tuning_collection, test_collection in (("first", harmed, collection), ("second", background, harmed)):
+        with pytest.raises(ValueError, match=r"none of the 2 images could be measured, such as scene 0: .*0\.png"):
+            measured(table, classifier, tuning_collection, test_collection, tmp_path / name)
 
 
 def test_what_the_caller_can_mend(classifier, background, collection, tmp_path):
@@ -643,14 +642,14 @@ def test_what_the_caller_can_mend(classifier, background, collection, tmp_path):
         (unmasked, "1 of 4 have none, such as scene 0"),
         (replace(collection, class_names=CLASS_NAMES[::-1]), "class names must be those of the collection"),
     ):
-        for chosen_on, measured_on in ((bad, collection), (background, bad)):
+        for tuning_collection, test_collection in ((bad, collection), (background, bad)):
             with pytest.raises(ValueError, match=message):
-                measured(table, classifier, chosen_on, measured_on, tmp_path / "out")
+                measured(table, classifier, tuning_collection, test_collection, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    twins = {simonyan(classifier, 8): [Reading(1.0, False)], simonyan(classifier, 8): [Reading(2.0, False)]}
+    twins = {simonyan(classifier, 8): [LabelSettings(1.0, False)], simonyan(classifier, 8): [LabelSettings(2.0, False)]}
     sweep = Sweep(classifier, collection, Protocol.KNOWN, GradientStore(tmp_path, classifier), tmp_path, CRF, False)
     with pytest.raises(ValueError, match="methods must have different names, got Simonyan, alpha 8, Simonyan, alpha 8"):
-        sweep(twins, "")
+        sweep.run(twins, "")
     for ways in ({}, {"maps": len, "labels": len}):
         with pytest.raises(ValueError, match="the method 'm' must give either maps or labels"):
             Method("m", **ways)
@@ -661,17 +660,17 @@ def test_what_the_caller_can_mend(classifier, background, collection, tmp_path):
 
 def test_lines_come_back():
     confusion = torch.tensor([[0, 7, 0], [0, 0, 0], [5, 0, 9]])
-    entries = sparse(confusion)
+    entries = to_sparse_counts(confusion)
     assert entries == [[0, 1, 7], [2, 0, 5], [2, 2, 9]]
-    assert torch.equal(dense(entries, 3), confusion)
+    assert torch.equal(from_sparse_counts(entries, 3), confusion)
     for row in (CountedCase("a", {"2.0 crf": entries}), SkippedImage("b", "half a file")):
-        assert parse_counts_row(format_row(row)) == row
-    for reading, text in ((Reading(0.5, False), "0.5"), (Reading(16.0, True), "16.0 crf")):
+        assert _parse_row(format_row(row)) == row
+    for reading, text in ((LabelSettings(0.5, False), "0.5"), (LabelSettings(16.0, True), "16.0 crf")):
         assert str(reading) == text
-        assert Reading.parsed(text) == reading
+        assert LabelSettings.parse(text) == reading
     for line in ("{}", "7", '{"name": "a"}', '{"name": "a", "reason": "b", "counts": {}}'):
         with pytest.raises(ValueError, match="not a row of counts"):
-            parse_counts_row(line)
+            _parse_row(line)
 
 
 # The report
@@ -689,7 +688,7 @@ def percent(confusion):
 def test_the_report(classifier, background, collection, folder, tmp_path):
     table = TABLES["crf"](classifier)
     measurement = measured(table, classifier, background, collection, folder)
-    about = {"class_names": CLASS_NAMES, "picture": "crf.png", "network": "squeezenet", "head": None}
+    about = {"class_names": CLASS_NAMES, "figure": "crf.png", "network": "squeezenet", "head": None}
     paths = write_ablation(measurement, tmp_path / "deep", "crf", command="measure", data="Scenes.", about=about)
     assert [path.name for path in paths] == ["crf.md", "crf.json", "crf.png"]
     text = paths[0].read_text()
@@ -725,7 +724,7 @@ def test_the_report(classifier, background, collection, folder, tmp_path):
     assert ["command", "measure"] in classes
     content = json.loads(paths[1].read_text())
     assert content["protocol"] == "known"
-    assert content["photographs"] == COUNT
+    assert content["images"] == COUNT
     for told, row in zip(content["rows"], table.rows, strict=True):
         assert (told["series"], told["label"], told["method"]) == (row.series, row.label, row.method.name)
         for title, (refined, own) in zip(head[3:7], readings, strict=True):

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from safetensors.torch import save_file
 from test_ablation import probed_once  # noqa: F401 - used by every test
 from typer.testing import CliRunner
 
-import benchmarks.ablation.measure as sweep_module
-from benchmarks.ablation.__main__ import TableChoice, app
+import benchmarks.ablation.measure as measure_module
+from benchmarks.ablation.__main__ import TableName, app
 from benchmarks.ablation.tables import AFFINITY_TABLES, TABLES
 from dcsm_attr.attribution import ClassActivationMaps
 from dcsm_attr.cli import run_command
@@ -73,7 +74,7 @@ def run(voc, table, *options, output):
 
 
 def test_the_tables_are_those_that_there_are():
-    assert [choice.value for choice in TableChoice] == [*TABLES, *AFFINITY_TABLES]
+    assert [*get_args(TableName)] == [*TABLES, *AFFINITY_TABLES]
 
 
 def test_end_to_end_and_again(voc, tmp_path, monkeypatch):
@@ -83,13 +84,13 @@ def test_end_to_end_and_again(voc, tmp_path, monkeypatch):
     files = {path.name for path in output.iterdir()}
     assert files == {*(f"candidates-known.{ending}" for ending in ("md", "json", "png")), "gradients", "counts"}
     text = (output / "candidates-known.md").read_text()
-    assert "Split 'val' of a VOC folder: 3 of its 3 photographs; backgrounds chosen on 2 of the 2 of split" in text
+    assert "Split 'val' of a VOC folder: 3 of its 3 images; backgrounds chosen on 2 of the 2 of split" in text
     assert "benchmarks.ablation candidates VOC_ROOT --weights=best.safetensors --protocol=known" in text
     assert str(tmp_path) not in text
     content = json.loads((output / "candidates-known.json").read_text())
     assert content["about"]["network"] == "squeezenet1_1"
     assert content["about"]["canvas"] == 48
-    assert content["photographs"] == 3
+    assert content["images"] == 3
     lines = [line.strip() for line in result.output.splitlines() if line.startswith("  DCSM, N ")]
     assert [line.split(":")[0] for line in lines] == [f"DCSM, N {n}" for n in (0, 1, 2, 3, 4, 5, 10, 15)]
     for line, row in zip(lines, content["rows"], strict=True):
@@ -107,7 +108,7 @@ def test_end_to_end_and_again(voc, tmp_path, monkeypatch):
 
     # Again, nothing is opened; another protocol shares gradients, not counts.
     with monkeypatch.context() as context:
-        context.setattr(sweep_module, "load_case", None)
+        context.setattr(measure_module, "load_case", None)
         again = run(voc, "candidates", output=output)
     assert again.exit_code == 0
     assert again.output.endswith(result.output[result.output.index("The number of candidates") :])
@@ -122,7 +123,7 @@ def test_some_of_the_images(voc, tmp_path):
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "crf-known.json").read_text())
     assert content["data"] == (
-        "Split 'train' of a VOC folder: 2 of its 2 photographs; backgrounds chosen on 1 of the 3 of split 'val'."
+        "Split 'train' of a VOC folder: 2 of its 2 images; backgrounds chosen on 1 of the 3 of split 'val'."
     )
     assert "## Each class" in (tmp_path / "crf-known.md").read_text()
     shared = json.loads((tmp_path / "crf-known.json").read_text())["rows"][0]["IoU"]["Eq. 7, before CRF"]
@@ -179,7 +180,7 @@ def test_a_bad_image_is_told(voc, tmp_path):
     finally:
         photograph.write_bytes(whole)
     content = json.loads((tmp_path / "crf-known.json").read_text())
-    assert content["photographs"] == 2, "the table is written all the same"
+    assert content["images"] == 2, "the table is written all the same"
     assert "v1.jpg" in content["skipped"]["v1"]
     assert result.exit_code == 1, "as dcsm-attr evaluate does"
     assert "1 photographs were left out" in result.output

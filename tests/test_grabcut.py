@@ -167,8 +167,8 @@ IMAGE_ARRAY, MAP = np.zeros((4, 5, 3), dtype=np.uint8), torch.rand(4, 5)
     ("photograph", "saliency", "options", "error", "message"),
     [
         (IMAGE_ARRAY.astype(float), MAP, {}, TypeError, "photograph must be uint8, got float64"),
-        (IMAGE_ARRAY[..., 0], MAP, {}, ValueError, r"shape \(H, W, 3\) and hold a pixel, got \(4, 5\)"),
-        (IMAGE_ARRAY[:0], MAP[:0], {}, ValueError, r"hold a pixel, got \(0, 5, 3\)"),
+        (IMAGE_ARRAY[..., 0], MAP, {}, ValueError, r"shape \(H, W, 3\) with at least one pixel, got \(4, 5\)"),
+        (IMAGE_ARRAY[:0], MAP[:0], {}, ValueError, r"at least one pixel, got \(0, 5, 3\)"),
         (IMAGE_ARRAY, MAP.T, {}, ValueError, r"size of its image, \(4, 5\); got \(5, 4\)"),
         (IMAGE_ARRAY, MAP / 0, {}, ValueError, "saliency must be finite"),
         (IMAGE_ARRAY, MAP, {"foreground_quantile": 0.2}, ValueError, "got background_quantile=0.3, foreground_quan"),

@@ -1,1 +1,1 @@
-"""What each part of the method is worth: the paper's tables on any trained classifier, and other methods beside it."""
+"""Ablations: the paper's tables on any trained classifier, and a comparison with other methods."""

@@ -1,9 +1,8 @@
-"""``python -m benchmarks.ablation``: what each part of the method is worth on a trained classifier."""
+"""``python -m benchmarks.ablation``: measure how much each part of the method contributes on a trained classifier."""
 
 import shlex
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,45 +16,33 @@ if TYPE_CHECKING:
     from benchmarks.ablation.tables import Table
     from dcsm_attr.models.checkpoint import Classifier
 
-__all__ = ["ablate", "app"]
+__all__ = ["TableName", "ablate", "app"]
 
-
-class TableChoice(str, Enum):
-    """Which table."""
-
-    ALPHA = "alpha"
-    LAYERS = "layers"
-    SIZE = "size"
-    CANDIDATES = "candidates"
-    RULE = "rule"
-    CRF = "crf"
-    VARIANT = "variant"
-    FUSION = "fusion"
-    REFERENCE_METHODS = "peers"
-    PRESET = "preset"
-    AFFINITY = "affinity"
-    WALK_BETA = "walk-beta"
-    WALK_STEPS = "walk-steps"
-
-
-_OF_WALK = (TableChoice.AFFINITY, TableChoice.WALK_BETA, TableChoice.WALK_STEPS)
-
-
-class ProtocolOfTable(str, Enum):
-    """What the method is told about an image."""
-
-    KNOWN = "known"
-    DETECTED = "detected"
+TableName = Literal[
+    "alpha",
+    "layers",
+    "size",
+    "candidates",
+    "rule",
+    "crf",
+    "variant",
+    "fusion",
+    "peers",
+    "preset",
+    "affinity",
+    "walk-beta",
+    "walk-steps",
+]
 
 
 def ablate(
     table: Annotated[
-        TableChoice,
+        TableName,
         typer.Argument(
             help="alpha, layers, size, candidates, rule, crf: Tables 1 to 6 of the paper. variant: its two released "
-            "codes. fusion: class score maps, and GrabCut. peers: other libraries' class activation methods. preset: "
+            "codes. fusion: class score maps, and GrabCut. peers: class activation methods of other libraries. preset: "
             "all of them with the CRF of the preset tuned. affinity: CAM, DCSM and their product without and with "
-            "AffinityNet's random walk; walk-beta, walk-steps: how far it should go.",
+            "AffinityNet's random walk; walk-beta, walk-steps: its power and its number of steps.",
             show_default=False,
         ),
     ],
@@ -72,34 +59,38 @@ def ablate(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="An affinity_net.safetensors that dcsm-attr affinity wrote, which the last three tables need; "
-            "affinity takes several.",
+            help="An affinity_net.safetensors that dcsm-attr affinity wrote. Required for affinity, which accepts "
+            "several, walk-beta and walk-steps.",
         ),
     ] = None,
     protocol: Annotated[
-        ProtocolOfTable,
+        Literal["known", "detected"],
         typer.Option(help="known: the classes of an image are given. detected: those that the classifier detects."),
-    ] = ProtocolOfTable.KNOWN,
-    split: Annotated[str, typer.Option(metavar="NAME", help="The list that the figures are of.")] = "val",
-    count: Annotated[int, typer.Option(min=0, help="So many of its images, evenly spread; 0: all.")] = 0,
+    ] = "known",
+    split: Annotated[str, typer.Option(metavar="NAME", help="Image list of the reported figures.")] = "val",
+    count: Annotated[
+        int, typer.Option(min=0, help="Number of images of this list, evenly spaced; 0: all of them.")
+    ] = 0,
     background_split: Annotated[
-        str, typer.Option(metavar="NAME", help="The list on which each method's background is chosen.")
+        str, typer.Option(metavar="NAME", help="Image list on which the background of each method is chosen.")
     ] = "train",
-    background_count: Annotated[int, typer.Option(min=0, help="So many of its images, evenly spread; 0: all.")] = 64,
+    background_count: Annotated[
+        int, typer.Option(min=0, help="Number of images of this list, evenly spaced; 0: all of them.")
+    ] = 64,
     device: Device = DeviceName.AUTO,
     output: Annotated[
         Path,
         typer.Option(
             metavar="FOLDER",
-            help="For TABLE-PROTOCOL.md, .json and .png; and for gradients and counts, which the tables share and from "
-            "which the same command goes on after an interruption.",
+            help="Folder for TABLE-PROTOCOL.md, .json and .png, and for gradients and counts, which all tables share. "
+            "The same command resumes an interrupted run.",
         ),
     ] = Path("out/ablation"),
 ) -> None:
-    """Measure one table of the paper on the images of a VOC folder.
+    """Measure one table on the images of a VOC folder.
 
-    Gradients are taken once for each image and kept, about 7 MB each with a canvas of 320 pixels; every table and
-    setting that can use them does.
+    Gradients are computed once per image and stored, about 7 MB per image with a canvas of 320 pixels; all tables and
+    settings that need the same gradients share them.
 
     Examples:
       python -m benchmarks.ablation candidates VOCdevkit/VOC2012 --weights out/classifier/best.safetensors
@@ -112,7 +103,6 @@ def ablate(
     """
     from benchmarks.ablation.measure import measure_table
     from benchmarks.ablation.report import write_ablation
-    from benchmarks.ablation.tables import TABLES
     from dcsm_attr.datasets.voc import voc_collection
     from dcsm_attr.evaluation.result import Protocol
     from dcsm_attr.io import make_writable_folder
@@ -120,53 +110,55 @@ def ablate(
     output = make_writable_folder(output)
     classifier = load_chosen_classifier(weights)
     classifier.network.to(resolve_device(device.value))
-    whole, whole_background = voc_collection(voc_root, split), voc_collection(voc_root, background_split)
-    chosen, background = whole.evenly_spaced(count), whole_background.evenly_spaced(background_count)
+    all_test, all_tuning = voc_collection(voc_root, split), voc_collection(voc_root, background_split)
+    test, tuning = all_test.evenly_spaced(count), all_tuning.evenly_spaced(background_count)
     nets = affinity_net or []
-    methods = _affinity_table(table, classifier, nets) if table in _OF_WALK else TABLES[table.value](classifier)
-    measurement = measure_table(methods, classifier, background, chosen, Protocol(protocol.value), output)
-    told = {
+    built = _build_table(table, classifier, nets)
+    measurement = measure_table(built, classifier, tuning, test, Protocol(protocol), output)
+    options = {
         "weights": Path(weights).name,
-        "protocol": protocol.value,
+        "protocol": protocol,
         "split": split,
         "count": count,
         "background-split": background_split,
         "background-count": background_count,
     }
-    name = f"{table.value}-{protocol.value}"
+    name = f"{table}-{protocol}"
     paths = write_ablation(
         measurement,
         output,
         name,
         command=shlex.join(
             [
-                *("python", "-m", "benchmarks.ablation", table.value, "VOC_ROOT"),
-                *(f"--{key}={value}" for key, value in told.items()),
+                *("python", "-m", "benchmarks.ablation", table, "VOC_ROOT"),
+                *(f"--{key}={value}" for key, value in options.items()),
                 *(f"--affinity-net={net.name}" for net in nets),
             ]
         ),
-        data=f"Split {split!r} of a VOC folder: {len(chosen)} of its {len(whole)} photographs; backgrounds chosen on "
-        f"{len(background)} of the {len(whole_background)} of split {background_split!r}.",
-        about={"picture": f"{name}.png", **_classifier_facts(classifier)},
+        data=f"Split {split!r} of a VOC folder: {len(test)} of its {len(all_test)} images; backgrounds chosen on "
+        f"{len(tuning)} of the {len(all_tuning)} of split {background_split!r}.",
+        about={"figure": f"{name}.png", **_describe_classifier(classifier)},
     )
     _print_summary(measurement)
-    typer.echo(f"{paths[0]}: the table; {paths[2]}: its picture")
-    report_skipped_images({**measurement.chosen_on.skipped, **measurement.result.skipped})
+    typer.echo(f"{paths[0]}: the table; {paths[2]}: its figure")
+    report_skipped_images({**measurement.tuning_result.skipped, **measurement.result.skipped})
 
 
-def _affinity_table(table: TableChoice, classifier: "Classifier", paths: list[Path]) -> "Table":
-    from benchmarks.ablation.tables import AFFINITY_TABLES
+def _build_table(table: TableName, classifier: "Classifier", affinity_nets: list[Path]) -> "Table":
+    from benchmarks.ablation.tables import AFFINITY_TABLES, TABLES
     from dcsm_attr.models.checkpoint import load_affinity_net
 
-    if not paths:
-        raise ValueError(f"the table {table.value} is about the walk of a network: pass --affinity-net FILE.")
-    nets = [load_affinity_net(path) for path in paths]
+    if table in TABLES:
+        return TABLES[table](classifier)
+    if not affinity_nets:
+        raise ValueError(f"the table {table} measures the random walk of a network: pass --affinity-net FILE.")
+    nets = [load_affinity_net(path) for path in affinity_nets]
     for net in nets:
         net.network.to(next(classifier.network.parameters()).device)
-    return AFFINITY_TABLES[table.value](classifier, nets)
+    return AFFINITY_TABLES[table](classifier, nets)
 
 
-def _classifier_facts(classifier: "Classifier") -> dict[str, Any]:
+def _describe_classifier(classifier: "Classifier") -> dict[str, Any]:
     from dcsm_attr.evaluation.result import parameters_digest
 
     architecture = classifier.architecture
