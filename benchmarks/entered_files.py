@@ -28,18 +28,17 @@ from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.evaluation.result import measured_on
 from dcsm_attr.io import write_json
-from dcsm_attr.models.checkpoint import Architecture, build_classifier
-from dcsm_attr.models.segmentation_net import SegmentationNet, TrainedSegmentationNet
-from dcsm_attr.training.classifier import train_classifier
-from dcsm_attr.training.loop import Settings
-from dcsm_attr.training.optimizer import PRESETS
+from dcsm_attr.models.checkpoint import Architecture, TrainedSegmentationNet, build_classifier
+from dcsm_attr.models.segmentation_net import SegmentationNet
+from dcsm_attr.training.classifier import SCHEDULES, train_classifier
+from dcsm_attr.training.loop import TrainingSettings
 from dcsm_attr.training.segmentation import train_segmentation_net
 
 _CLASS_NAMES = ("ant", "bee")
 _ARCHITECTURE = Architecture("squeezenet1_1", len(_CLASS_NAMES), "features.4", "linear")
 _CANVAS = Preprocess(size=32)
-_TWO_STEPS = Settings(
-    replace(PRESETS["modern"], batch_size=2, steps=2, head_only=1), validate_every=1, mixed_precision=False
+_TWO_STEPS = TrainingSettings(
+    replace(SCHEDULES["modern"], batch_size=2, steps=2, head_only_steps=1), validate_every=1, mixed_precision=False
 )
 
 
