@@ -1,6 +1,6 @@
 """Train AffinityNet from true masks: what a walk would gain if no label that it learned from were wrong.
 
-    python benchmarks/affinity_from_masks.py VOC_ROOT CLASSIFIER FOLDER
+    python -m benchmarks.affinity_from_masks VOC_ROOT CLASSIFIER FOLDER
     python -m benchmarks.ablation affinity VOC_ROOT --weights CLASSIFIER --affinity-net FOLDER/affinity_net.safetensors
 
 For comparison only. The settings are those of `dcsm-attr affinity`; a run that was cut off goes on.

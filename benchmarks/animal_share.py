@@ -1,6 +1,6 @@
 """How much of each class's map falls on its own animal, raw and with subtraction.
 
-    python benchmarks/animal_share.py PHOTOGRAPHS WEIGHTS
+    python -m benchmarks.animal_share PHOTOGRAPHS WEIGHTS
 
 PHOTOGRAPHS holds dog-and-cat.png and puppy-and-kitten.jpg, WEIGHTS is an ImageNet weights file of squeezenet1_1. The
 animals' boxes, drawn by eye, stand in animal_boxes.json. Writes results/animal_share.json.
@@ -55,7 +55,7 @@ def main() -> None:
         for name, share in animals.items():
             print(f"{photograph:<22}{name:<18}{share['area']:>7.3f}{share['raw']:>7.3f}{share['distinct']:>10.3f}")
     content = {
-        "measured": measured_on("python benchmarks/animal_share.py PHOTOGRAPHS WEIGHTS"),
+        "measured": measured_on("python -m benchmarks.animal_share PHOTOGRAPHS WEIGHTS"),
         "share of each map on its own animal": results,
     }
     write_json(HERE / "results" / "animal_share.json", content)

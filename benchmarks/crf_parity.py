@@ -1,6 +1,6 @@
 """The dense CRF beside pydensecrf, on images: largest difference of a probability, labels equal, and time.
 
-    python benchmarks/crf_parity.py VOC [COUNT]
+    python -m benchmarks.crf_parity VOC [COUNT]
 
 VOC holds JPEGImages/ and ImageSets/Segmentation/val.txt; COUNT photographs of it are taken, evenly spread (default 20).
 The unaries are smooth random fields, which put borders everywhere. Both run in turn in one process, on the same
@@ -90,7 +90,7 @@ def main() -> None:
                 f"{name:<20}{labels:>7}{row['largest difference']:>11.1e}{row['labels equal']:>10.6f}"
                 f"{row['seconds']:>9.3f}{row['seconds of pydensecrf']:>8.3f}{row['ratio']:>7.2f}"
             )
-    measured = measured_on("python benchmarks/crf_parity.py VOC [COUNT]")
+    measured = measured_on("python -m benchmarks.crf_parity VOC [COUNT]")
     content = {
         "measured": measured,
         "threads": torch.get_num_threads(),

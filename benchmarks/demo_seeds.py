@@ -1,6 +1,6 @@
 """The demo's mean IoUs for networks trained from several seeds, on several series of unseen scenes.
 
-    python benchmarks/demo_seeds.py FOLDER
+    python -m benchmarks.demo_seeds FOLDER
 
 Trains a network a seed into FOLDER, about six minutes each on two cores; those that are there already are taken as they
 are. Writes results/demo_seeds.json.
@@ -36,7 +36,7 @@ def main() -> None:
             print(f"{training_seed:>8}{scene_seed:>8}" + "".join(f"{100 * value:>19.1f}" for value in means))
             means_by_step = {step: round(100 * value, 2) for step, value in zip(STEPS, means, strict=True)}
             results.append({"network": training_seed, "scenes": scene_seed, "mean IoU in %": means_by_step})
-    content = {"measured": measured_on("python benchmarks/demo_seeds.py FOLDER"), "scenes": SCENES, "results": results}
+    content = {"measured": measured_on("python -m benchmarks.demo_seeds FOLDER"), "scenes": SCENES, "results": results}
     target = Path(__file__).parent / "results" / "demo_seeds.json"
     write_json(target, content)
 

@@ -1,6 +1,6 @@
 """FickleNet's seeds over the dropout rate, general and center-preserving, and over the number of draws.
 
-    python benchmarks/fickle_rates.py VOC FOLDER [--count N] [TRAIN OPTIONS]
+    python -m benchmarks.fickle_rates VOC FOLDER [--count N] [TRAIN OPTIONS]
 
 For each rate a classifier is trained into FOLDER by ``dcsm-attr train --head fickle``, with the options that follow,
 such as ``--model squeezenet1_1 --output-stride 8 --size 320``; then the seeds of images of split train are
@@ -103,7 +103,7 @@ def main() -> None:
             row = "".join(f"{results[name][str(draws)]['mean IoU']:>10.1f}" for draws in DRAWS)
             print(f"{name:>24}{row}", flush=True)
     named = [Path(option).name if Path(option).is_file() else option for option in options]
-    command = shlex.join(["python", "benchmarks/fickle_rates.py", "VOC", "FOLDER", f"--count={given.count}", *named])
+    command = shlex.join(["python", "-m", "benchmarks.fickle_rates", "VOC", "FOLDER", f"--count={given.count}", *named])
     content = {"measured": measured_on(command), "photographs": len(collection), "by rate, then by draws": results}
     write_json(given.result, content)
     draw(results, given.result.with_suffix(".png"))

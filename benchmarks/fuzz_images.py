@@ -1,6 +1,6 @@
 """Broken image files through `dcsm-attr segment` with the shipped network: nothing may crash, hang or go missing.
 
-    python benchmarks/fuzz_images.py --files 5040
+    python -m benchmarks.fuzz_images --files 5040
 
 Draws scenes, writes them in six formats, breaks the files, and gives them to the command in batches, each a process of
 its own with a folder of its own. Every file must be either segmented, with outputs that are whole, or named in run.json
@@ -28,9 +28,9 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from broken_images import MUTATIONS, Seeds, drawn_seeds
 from PIL import Image
 
+from benchmarks.broken_images import MUTATIONS, Seeds, drawn_seeds
 from dcsm_attr.evaluation.report import markdown_table
 from dcsm_attr.evaluation.result import measured_on
 from dcsm_attr.io import atomic_path, make_writable_folder, write_json
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     result = fuzz(arguments.files, arguments.seed)
-    measured = measured_on(f"python benchmarks/fuzz_images.py --files {arguments.files} --seed {arguments.seed}")
+    measured = measured_on(f"python -m benchmarks.fuzz_images --files {arguments.files} --seed {arguments.seed}")
     folder = make_writable_folder(Path(__file__).parent / "results" / "fuzz")
     write_json(folder / "images.json", {"measured": measured, **result})
     with atomic_path(folder / "images.md") as path:

@@ -1,6 +1,6 @@
 """Every classification CNN of torchvision: its default layers, the rectifiers that are guided, time and memory.
 
-    python benchmarks/model_zoo.py [NAME ...]
+    python -m benchmarks.model_zoo [NAME ...]
 
 Without names: all that are not in results/models/models.json yet, each in a process of its own, so that an interrupted
 run goes on and memory is that of one model alone. Weights are drawn at random, which time, memory, layers and counts
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from model_tables import FORWARD, OURS, report
 from torch import Tensor, nn
 
+from benchmarks.model_tables import FORWARD, OURS, report
 from benchmarks.speed.comparison import measure_peak_memory
-from benchmarks.speed.graph_count import count_rectifiers
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.attribution.gradients import LayerPoint, run_forward
 from dcsm_attr.attribution.maps import absolute_channel_maximum
@@ -43,6 +43,12 @@ CANDIDATES = [0, 1, 2]
 # Models that take longer a call than this many seconds are timed once, the others five times.
 SLOW = 2.0
 TRANSFORMERS = ("maxvit", "swin", "vit")
+
+# Names of autograd nodes without the number at the end, as in "ReluBackward0".
+_RECTIFIER_NODES = {
+    *("ReluBackward", "HardtanhBackward", "LeakyReluBackward", "PreluKernelBackward", "EluBackward", "CeluBackward"),
+    *("SiluBackward", "GeluBackward", "MishBackward", "HardswishBackward", "SoftplusBackward"),
+}
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "models" / "models.json"
@@ -80,6 +86,25 @@ def guided_count(model: nn.Module, layers: tuple[str, ...], image: Tensor) -> di
     points = [LayerPoint(name, model.get_submodule(name), at_input=True) for name in layers]
     recording = run_forward(model, (image,), (), points, absolute_channel_maximum, guided=True)
     return {"in graph": in_graph, "guided": rule.guided, "above the first layer": recording.num_guided_rectifiers}
+
+
+def count_rectifiers(output: Tensor) -> Counter[str]:
+    """Count the rectifiers in the graph of a tensor, which needs no hooks and no look at the modules.
+
+    Args:
+        output: with a graph recorded by PyTorch's own functions.
+
+    Returns:
+        Number of nodes by the name of the autograd node, without its number.
+    """
+    seen: set[Any] = set()
+    pending: list[Any] = [output.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending.extend(following for following, _ in node.next_functions)
+    return Counter(name for node in seen if (name := node.name().rstrip("0123456789")) in _RECTIFIER_NODES)
 
 
 def check_promises(model: nn.Module, attribution: Tensor) -> None:
@@ -141,7 +166,9 @@ def in_own_process(name: str) -> dict[str, Any]:
     """``measured_model``, or what it failed with."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model.json"
-        done = subprocess.run([sys.executable, __file__, "--to", str(target), name], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.model_zoo", "--to", str(target), name], capture_output=True, text=True
+        )
         if done.returncode:
             return {"failed": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
         measured: dict[str, Any] = json.loads(target.read_text())
@@ -165,7 +192,7 @@ def main() -> None:
     missing = [name for name in convolutional_names() if name not in content["models"]]
     for name in sys.argv[1:] or missing:
         content["models"][name] = in_own_process(name)
-        content |= {"measured": measured_on("python benchmarks/model_zoo.py"), "size": SIZE, "classes": len(CANDIDATES)}
+        content |= {"measured": measured_on("python -m benchmarks.model_zoo"), "size": SIZE, "classes": len(CANDIDATES)}
         write(content)
         print(name, content["models"][name].get("failed", "measured"), flush=True)
 

@@ -1,6 +1,6 @@
 """Faults during `dcsm-attr pseudo-label` over real images: no result may be lost, and no file incomplete.
 
-    python benchmarks/pseudo_label_faults.py VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
+    python -m benchmarks.pseudo_label_faults VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
 
 A list of images of train, among them twenty files that are broken or not images, is labeled once without faults; then
 by runs that are killed by SIGKILL at ten random times; with --disk, a small file system that is filled (for example
@@ -190,7 +190,7 @@ def main() -> None:
         print(name, found)
     options = ["--count", str(given.count), *options, *([] if given.disk is None else ["--disk", "DISK"])]
     named = [Path(option).name if Path(option).is_file() else option for option in options]
-    told = shlex.join(["python", "benchmarks/pseudo_label_faults.py", "VOC", "CLASSIFIER", "FOLDER", *named])
+    told = shlex.join(["python", "-m", "benchmarks.pseudo_label_faults", "VOC", "CLASSIFIER", "FOLDER", *named])
     write_json(given.result, {"measured": measured_on(told), "photographs": given.count + BROKEN, **results})
 
 

@@ -1,6 +1,6 @@
 """Images per second and memory of `dcsm-attr pseudo-label` with one process, two, and two actors of Ray.
 
-    python benchmarks/pseudo_label_rates.py VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
+    python -m benchmarks.pseudo_label_rates VOC CLASSIFIER FOLDER [--count N] [OPTIONS OF pseudo-label]
 
 Each engine labels all images of train and val into FOLDER, in its own process. Its memory (with that of its children)
 and the number of finished images are sampled every three seconds. The rate counts from the first finished batch to the
@@ -123,7 +123,7 @@ def main() -> None:
     overhead = 100 * (rates["two processes"] / rates["Ray, two actors"] - 1)
     print(f"Ray takes {overhead:.1f} % more time per image than two processes")
     named = [Path(option).name if Path(option).is_file() else option for option in options]
-    told = shlex.join(["python", "benchmarks/pseudo_label_rates.py", "VOC", "CLASSIFIER", "FOLDER", *named])
+    told = shlex.join(["python", "-m", "benchmarks.pseudo_label_rates", "VOC", "CLASSIFIER", "FOLDER", *named])
     content = {
         "measured": measured_on(told),
         "photographs": photographs,

@@ -1,6 +1,6 @@
 """How good SEC's seeds are by the share of a map's maximum and of the background, for each method's maps.
 
-    python benchmarks/seed_shares.py VOC CLASSIFIER [--count N]
+    python -m benchmarks.seed_shares VOC CLASSIFIER [--count N]
 
 On photographs of train, evenly spread, compared with their masks: the mean IoU where there is a seed, how much of the
 area has none, and how many of the seeds of foreground and background are right. Writes results/seed_shares.json.
@@ -87,7 +87,7 @@ def main() -> None:
             name = f"{method}, share {share:g}, background {background:g}"
             results[name] = {figure: round(value, 1) for figure, value in row.items()}
             print(name, results[name], flush=True)
-    command = f"python benchmarks/seed_shares.py VOC CLASSIFIER --count {given.count}"
+    command = f"python -m benchmarks.seed_shares VOC CLASSIFIER --count {given.count}"
     write_json(given.result, {"measured": measured_on(command), "photographs": len(collection), "in %": results})
 
 

@@ -1,6 +1,6 @@
 """Segmentation networks trained from each kind of seed, beside the seeds themselves.
 
-    python benchmarks/seeded_networks.py VOC CLASSIFIER FICKLE FOLDER [--loss sec] [TRAIN-SEG OPTIONS]
+    python -m benchmarks.seeded_networks VOC CLASSIFIER FICKLE FOLDER [--loss sec] [TRAIN-SEG OPTIONS]
 
 CLASSIFIER and FICKLE are files that ``dcsm-attr train`` wrote, the latter with ``--head fickle``. Each kind of seed of
 split train is written into FOLDER, compared with the masks, learned from by ``dcsm-attr train-seg`` with the options
@@ -109,7 +109,7 @@ def main() -> None:
     print(f"{'':>10}" + "".join(f"{column:>26}" for column in columns))
     for name, row in results.items():
         print(f"{name:>10}" + "".join(f"{row[column]!s:>26}" for column in columns))
-    command = ["python", "benchmarks/seeded_networks.py", "VOC", "CLASSIFIER", "FICKLE", "FOLDER"]
+    command = ["python", "-m", "benchmarks.seeded_networks", "VOC", "CLASSIFIER", "FICKLE", "FOLDER"]
     named = [Path(option).name if Path(option).is_file() else option for option in options]
     told = shlex.join([*command, f"--loss={given.loss}", *named])
     write_json(given.result, {"measured": measured_on(told), "in %": results})

@@ -1,6 +1,6 @@
 """Stochastic hidden unit selection in all its forms: seconds and memory of a pass, and of 200 maps.
 
-    python benchmarks/stochastic_selection.py [ROUNDS]
+    python -m benchmarks.stochastic_selection [ROUNDS]
 
 Features of 41 x 41 x 512 (VGG-16 at 321 pixels), windows of 9 x 9, 20 classes, one image, one thread. The naive form
 is the one that the paper compares its expansion with: a convolution of one window after the other. Implementations run
@@ -144,7 +144,7 @@ def main() -> None:
     """Measure, print, write the result."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     result: dict[str, Any] = {
-        "measured": measured_on("python benchmarks/stochastic_selection.py [ROUNDS]"),
+        "measured": measured_on("python -m benchmarks.stochastic_selection [ROUNDS]"),
         "rounds": rounds,
     }
     for name, prepare, arguments in (

@@ -1,9 +1,9 @@
 """How the preset 'tuned' was found: on images of the training set that the classifier had not seen, none of val.
 
-    python benchmarks/tune_preset.py labels VOC held_out.csv
+    python -m benchmarks.tune_preset labels VOC held_out.csv
     dcsm-attr train VOC --labels held_out.csv --model squeezenet1_1 --weights FILE --head extended --size 320 \
         --output held_out
-    python benchmarks/tune_preset.py search VOC held_out/best.safetensors FOLDER
+    python -m benchmarks.tune_preset search VOC held_out/best.safetensors FOLDER
 
 The first line lists three of four photographs of VOC's split train for training and the fourth, HELD_OUT in all, as its
 val; the second trains on that list (labels alone). The third reads the masks of MEASURED of those held out and counts
@@ -92,7 +92,7 @@ def search(voc: Path, weights: Path, folder: Path) -> None:
         }
         table.append([depth, crf_name(crf), *(f"{iou:.1f}" for iou in ious.values())])
         results.append({"layers": depth, "crf": asdict(crf), "mean IoU in %, by exponent": ious})
-    command = shlex.join(["python", "benchmarks/tune_preset.py", "search", "VOC", weights.name, "FOLDER"])
+    command = shlex.join(["python", "-m", "benchmarks.tune_preset", "search", "VOC", weights.name, "FOLDER"])
     measured = measured_on(command)
     content = {"measured": measured, "photographs": counted.num_images, "results": results}
     target = Path(__file__).parent / "results" / "tune_preset.json"

@@ -1,13 +1,13 @@
 """A small run of the fuzz benchmark, and checks that it detects faults."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
+from benchmarks import fuzz_images
 from dcsm_attr.cli import app
 from dcsm_attr.datasets.images import read_image
 from dcsm_attr.segmentation import Segmentation
@@ -16,16 +16,7 @@ COUNT = 96
 
 
 @pytest.fixture(scope="module")
-def fuzz_images():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-        import fuzz_images
-
-        yield fuzz_images
-
-
-@pytest.fixture(scope="module")
-def here(fuzz_images):
+def here():
     """Runs the command in this process, without the figure that takes most of its time."""
 
     def command(sandbox, files):
@@ -40,7 +31,7 @@ def here(fuzz_images):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_broken_files_are_segmented_or_rejected_with_a_reason(fuzz_images, here, tmp_path):
+def test_broken_files_are_segmented_or_rejected_with_a_reason(here, tmp_path):
     files = list(fuzz_images.broken_files(COUNT, 1))
     outcome = fuzz_images.segmented(files, tmp_path, here)
     assert outcome.problems == []
@@ -54,7 +45,7 @@ def test_broken_files_are_segmented_or_rejected_with_a_reason(fuzz_images, here,
     assert sum(reason is not None for reason in outcome.reasons.values()) > COUNT // 4
 
 
-def test_the_seed_determines_the_files(fuzz_images):
+def test_the_seed_determines_the_files():
     first, again, other = (list(fuzz_images.broken_files(48, seed)) for seed in (3, 3, 4))
     assert first == again
     assert [file.name for file in first] == [file.name for file in other]
@@ -64,7 +55,7 @@ def test_the_seed_determines_the_files(fuzz_images):
     assert all((file.content in whole) == (file.mutation == "untouched") for file in first)
 
 
-def test_seed_files_have_every_mode(fuzz_images, tmp_path):
+def test_seed_files_have_every_mode(tmp_path):
     modes = set()
     for number, content in enumerate(c for of_kind in fuzz_images.drawn_seeds(0).values() for c in of_kind):
         path = tmp_path / str(number)
@@ -77,12 +68,12 @@ def test_seed_files_have_every_mode(fuzz_images, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def one_batch(fuzz_images):
+def one_batch():
     return list(fuzz_images.broken_files(8, 0))[:4]
 
 
 @pytest.fixture(scope="module")
-def finished(fuzz_images, here, one_batch, tmp_path_factory):
+def finished(here, one_batch, tmp_path_factory):
     """The complete output of the command for one batch."""
     sandbox = tmp_path_factory.mktemp("finished")
     assert fuzz_images.segmented(one_batch, sandbox, here).problems == []
@@ -107,7 +98,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("problem", FAULTS)
-def test_faults_are_detected(fuzz_images, one_batch, finished, tmp_path, problem):
+def test_faults_are_detected(one_batch, finished, tmp_path, problem):
     def faulty(sandbox, files):
         shutil.copytree(finished, sandbox / "out")
         FAULTS[problem](sandbox / "out")
@@ -117,7 +108,7 @@ def test_faults_are_detected(fuzz_images, one_batch, finished, tmp_path, problem
     assert any(problem in found for found in outcome.problems), outcome.problems
 
 
-def test_a_timeout_is_detected(fuzz_images, one_batch, tmp_path, monkeypatch):
+def test_a_timeout_is_detected(one_batch, tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz_images, "SECONDS_A_FILE", -60 / 4 + 0.001)
     outcome = fuzz_images.segmented(one_batch, tmp_path)
     assert outcome.problems == ["did not end"]

@@ -1,11 +1,11 @@
 """Real photographs with real weights; skipped where they are absent."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from benchmarks import animal_share
 from dcsm_attr import Segmenter
 from dcsm_attr.models.weights import load_class_names, load_model
 
@@ -19,22 +19,14 @@ def segmenter(shared):
     return Segmenter(network, class_names=load_class_names("imagenet"))
 
 
-@pytest.fixture(scope="module")
-def animal_share():
-    specification = importlib.util.spec_from_file_location("animal_share", BENCHMARKS / "animal_share.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("photograph", ["dog-and-cat.png", "puppy-and-kitten.jpg"])
-def test_subtraction_puts_more_of_each_map_on_its_own_animal(segmenter, animal_share, shared, photograph):
+def test_subtraction_puts_more_of_each_map_on_its_own_animal(segmenter, shared, photograph):
     for name, share in animal_share.shares(segmenter, shared / "images" / photograph).items():
         assert share["distinct"] > share["raw"] + 0.1, name
         assert share["distinct"] > 1.5 * share["area"], name
 
 
-def test_each_animal_gets_its_own_label(segmenter, animal_share, shared):
+def test_each_animal_gets_its_own_label(segmenter, shared):
     """After the CRF, what is labeled as an animal lies in the box drawn around it by eye.
 
     It is a part of the animal only: the network was trained to tell a thousand classes apart by their most telling

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.speed.graph_count import count_rectifiers
+from benchmarks.model_zoo import count_rectifiers
 from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.models.fully_convolutional import fully_convolutional

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import fx, nn
 
-from benchmarks.speed.graph_count import count_rectifiers
+from benchmarks.model_zoo import count_rectifiers
 from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.attribution.gradients import LayerPoint, run_forward
 from dcsm_attr.attribution.linear_head import find_cam_features

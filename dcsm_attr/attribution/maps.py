@@ -44,7 +44,7 @@ __all__ = [
 #: What the MatConvNet release writes where a class lost a comparison: not zero, so that its logarithm exists.
 MATCONVNET_FLOOR = 1e-20
 
-# The number of classes from which the sorted form of Eq. 4 beats the pairwise one (benchmarks/subtraction.py, two CPU
+# Number of classes from which the sorted form of Eq. 4 beats the pairwise one (benchmarks/design_choices.py, two CPU
 # cores, 500 x 500: 96 classes 1.15 of the pairwise time, 128 classes 0.92). The paper compares at most ten.
 _SORT_FROM = 128
 
