@@ -1,9 +1,9 @@
-"""Train AffinityNet from true masks: what a walk would gain if no label that it learned from were wrong.
+"""Train AffinityNet from ground-truth masks: the upper bound of what its random walk can gain.
 
     python -m benchmarks.affinity_from_masks VOC_ROOT CLASSIFIER FOLDER
     python -m benchmarks.ablation affinity VOC_ROOT --weights CLASSIFIER --affinity-net FOLDER/affinity_net.safetensors
 
-For comparison only. The settings are those of `dcsm-attr affinity`; a run that was cut off goes on.
+For comparison only. The settings are those of `dcsm-attr affinity`; an interrupted run resumes.
 """
 
 import sys
@@ -19,7 +19,7 @@ from dcsm_attr.training.loop import TrainingSettings
 
 
 def main() -> None:
-    """Train on the masks of split train."""
+    """Train on the masks of split train and print the path of the network."""
     root, weights, folder = sys.argv[1:]
     classifier = load_classifier(weights)
     torch.manual_seed(0)

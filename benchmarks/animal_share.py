@@ -1,9 +1,9 @@
-"""How much of each class's map falls on its own animal, raw and with subtraction.
+"""Measure the share of each class map that lies on its own animal, before and after contrast.
 
-    python -m benchmarks.animal_share PHOTOGRAPHS WEIGHTS
+    python -m benchmarks.animal_share IMAGES WEIGHTS
 
-PHOTOGRAPHS holds dog-and-cat.png and puppy-and-kitten.jpg, WEIGHTS is an ImageNet weights file of squeezenet1_1. The
-animals' boxes, drawn by eye, stand in animal_boxes.json. Writes results/animal_share.json.
+IMAGES is a folder with dog-and-cat.png and puppy-and-kitten.jpg, WEIGHTS an ImageNet weights file of squeezenet1_1.
+Boxes of the animals, drawn by hand, are in animal_boxes.json. Writes results/animal_share.json.
 """
 
 import json
@@ -23,17 +23,17 @@ BOXES: dict[str, Any] = json.loads((HERE / "animal_boxes.json").read_text())
 
 
 def animal_mask(boxes: list[list[int]], size: tuple[int, int]) -> torch.Tensor:
-    """The union of boxes as ``(H, W)`` bool."""
+    """Return the union of boxes as ``(H, W)`` bool."""
     mask = torch.zeros(size, dtype=torch.bool)
     for left, top, right, bottom in boxes:
         mask[top:bottom, left:right] = True
     return mask
 
 
-def shares(segmenter: Segmenter, photograph: Path) -> dict[str, dict[str, float]]:
-    """For each class of an image the share of its map on its own animal: area of the boxes, raw, distinct."""
-    animals = BOXES[photograph.name]
-    result = segmenter.segment(photograph, list(animals), raw=True)
+def shares(segmenter: Segmenter, image: Path) -> dict[str, dict[str, float]]:
+    """Return, per class of an image, the area of its boxes and the shares of its raw and distinct map in them."""
+    animals = BOXES[image.name]
+    result = segmenter.segment(image, list(animals), raw=True)
     found = {}
     for name, boxes in animals.items():
         slot = result.candidates.index(segmenter.class_names.index(name))
@@ -46,16 +46,16 @@ def shares(segmenter: Segmenter, photograph: Path) -> dict[str, dict[str, float]
 
 def main() -> None:
     """Measure, print a table, write the result."""
-    photographs, weights = Path(sys.argv[1]), Path(sys.argv[2])
+    folder, weights = Path(sys.argv[1]), Path(sys.argv[2])
     names = load_class_names("imagenet")
     segmenter = Segmenter(load_model("squeezenet1_1", weights), class_names=names, crf=None)
-    results = {name: shares(segmenter, photographs / name) for name in BOXES if name != "about"}
-    print(f"{'photograph':<22}{'class':<18}{'area':>7}{'raw':>7}{'distinct':>10}")
-    for photograph, animals in results.items():
+    results = {name: shares(segmenter, folder / name) for name in BOXES if name != "about"}
+    print(f"{'image':<22}{'class':<18}{'area':>7}{'raw':>7}{'distinct':>10}")
+    for image, animals in results.items():
         for name, share in animals.items():
-            print(f"{photograph:<22}{name:<18}{share['area']:>7.3f}{share['raw']:>7.3f}{share['distinct']:>10.3f}")
+            print(f"{image:<22}{name:<18}{share['area']:>7.3f}{share['raw']:>7.3f}{share['distinct']:>10.3f}")
     content = {
-        "measured": measured_on("python -m benchmarks.animal_share PHOTOGRAPHS WEIGHTS"),
+        "measured": measured_on("python -m benchmarks.animal_share IMAGES WEIGHTS"),
         "share of each map on its own animal": results,
     }
     write_json(HERE / "results" / "animal_share.json", content)

@@ -1,10 +1,10 @@
-"""The dense CRF beside pydensecrf, on images: largest difference of a probability, labels equal, and time.
+"""Compare the dense CRF with pydensecrf on images: largest difference of a probability, equal labels, and time.
 
     python -m benchmarks.crf_parity VOC [COUNT]
 
-VOC holds JPEGImages/ and ImageSets/Segmentation/val.txt; COUNT photographs of it are taken, evenly spread (default 20).
-The unaries are smooth random fields, which put borders everywhere. Both run in turn in one process, on the same
-threads. Needs pydensecrf. Writes results/crf_parity.json.
+VOC contains JPEGImages/ and ImageSets/Segmentation/val.txt; COUNT images of the list are used, evenly spaced (default
+20). The unaries are smooth random fields, which put borders everywhere. Both backends run in turn in one process, with
+the same threads. Requires pydensecrf. Writes results/crf_parity.json.
 """
 
 import statistics
@@ -37,14 +37,14 @@ SETTINGS: dict[str, dict[str, float]] = {
 
 
 def timed(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
-    """The result and the seconds it took."""
+    """Return the result of a function, and how many seconds it took."""
     start = time.perf_counter()
     result = function()
     return result, time.perf_counter() - start
 
 
-def photographs(voc: Path, count: int) -> list[torch.Tensor]:
-    """``(1, 3, H, W)`` uint8, evenly spread over the list."""
+def read_images(voc: Path, count: int) -> list[torch.Tensor]:
+    """Return images ``(1, 3, H, W)`` uint8, evenly spaced over the list."""
     names = (voc / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
     chosen = [names[i * len(names) // count] for i in range(count)]
     arrays = [np.array(Image.open(voc / "JPEGImages" / f"{name}.jpg").convert("RGB")) for name in chosen]
@@ -52,7 +52,7 @@ def photographs(voc: Path, count: int) -> list[torch.Tensor]:
 
 
 def compare(images: list[torch.Tensor], labels: int, settings: dict[str, Any]) -> dict[str, float]:
-    """Both backends on the same images and unaries, in turn."""
+    """Run both backends in turn on the same images and unaries."""
     generator = torch.Generator().manual_seed(labels)
     differences, equal, pixels, seconds = [], 0, 0, {"torch": [], "pydensecrf": []}
     for image in tqdm(images, desc=f"{labels} labels", leave=False):
@@ -61,8 +61,8 @@ def compare(images: list[torch.Tensor], labels: int, settings: dict[str, Any]) -
         results = {}
         for backend in seconds:
             crf = DenseCRF(**settings, backend=backend)
-            results[backend], taken = timed(lambda crf=crf, p=probabilities, image=image: crf(p, image))
-            seconds[backend].append(taken)
+            results[backend], elapsed = timed(lambda crf=crf, p=probabilities, image=image: crf(p, image))
+            seconds[backend].append(elapsed)
         differences.append(float((results["torch"] - results["pydensecrf"]).abs().max()))
         equal += int((results["torch"].argmax(1) == results["pydensecrf"].argmax(1)).sum())
         pixels += image[0, 0].numel()
@@ -79,10 +79,10 @@ def compare(images: list[torch.Tensor], labels: int, settings: dict[str, Any]) -
 def main() -> None:
     """Compare, print a table, write the result."""
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 20
-    images = photographs(Path(sys.argv[1]), count)
+    images = read_images(Path(sys.argv[1]), count)
     rows: dict[str, dict[str, float]] = {}
     print(f"{'kernels':<20}{'labels':>7}{'max |dQ|':>11}{'equal':>10}{'ours/s':>9}{'ref/s':>8}{'ratio':>7}")
-    compare(images[:1], 2, {})  # warm both libraries
+    compare(images[:1], 2, {})  # warm up
     for name, settings in SETTINGS.items():
         for labels in (2, 4, 21):
             row = rows[f"{name}, {labels} labels"] = compare(images, labels, settings)
@@ -94,7 +94,7 @@ def main() -> None:
     content = {
         "measured": measured,
         "threads": torch.get_num_threads(),
-        "photographs": count,
+        "images": count,
         "iterations": 10,
         "rows": rows,
     }

@@ -1,9 +1,9 @@
-"""The demo's mean IoUs for networks trained from several seeds, on several series of unseen scenes.
+"""Measure the mean IoU of the demo for networks from several training seeds, on several series of unseen scenes.
 
     python -m benchmarks.demo_seeds FOLDER
 
-Trains a network a seed into FOLDER, about six minutes each on two cores; those that are there already are taken as they
-are. Writes results/demo_seeds.json.
+Trains one network per seed into FOLDER, about six minutes each on two cores; existing networks are reused. Writes
+results/demo_seeds.json.
 """
 
 import sys
@@ -16,7 +16,7 @@ from dcsm_attr.models.scene_net import load_scene_net
 from dcsm_attr.training.scenes import train_scene_net
 
 TRAINING_SEEDS = (0, 1, 2)
-# The first is that of the demo itself; all are other ones than the CRF's weight was chosen on.
+# The first is that of the demo; the weight of the CRF was chosen on none of them.
 SCENE_SEEDS = (TEST_SCENE_SEED, 31, 32)
 SCENES = 200
 

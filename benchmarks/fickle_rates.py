@@ -1,12 +1,12 @@
-"""FickleNet's seeds over the dropout rate, general and center-preserving, and over the number of draws.
+"""Measure FickleNet's seeds over the dropout rate (general, center-preserving) and the number of samples.
 
     python -m benchmarks.fickle_rates VOC FOLDER [--count N] [TRAIN OPTIONS]
 
-For each rate a classifier is trained into FOLDER by ``dcsm-attr train --head fickle``, with the options that follow,
-such as ``--model squeezenet1_1 --output-stride 8 --size 320``; then the seeds of images of split train are
-compared with their masks, where what no map is sure of counts as background. What is done already is not done again.
-Writes results/fickle_rates.json and .png, and prints a table. It has the shape of the paper's Table 5, which shows the
-mean IoU of the segmentation networks trained from the seeds.
+Per rate, ``dcsm-attr train --head fickle`` trains a classifier into FOLDER with the given options, such as
+``--model squeezenet1_1 --output-stride 8 --size 320``. Then the seeds of images of split train are compared with their
+masks; a pixel without a seed counts as background. Finished parts are not repeated. Prints a table and writes
+results/fickle_rates.json and .png. The paper's Table 5 has the same rows, but shows the mean IoU of segmentation
+networks trained from the seeds.
 """
 
 import argparse
@@ -30,47 +30,47 @@ from dcsm_attr.wsss.ficklenet import aggregate_prefixes, fickle_maps
 
 RATES = (0.0, 0.3, 0.5, 0.7, 0.9)
 KINDS = ("center-preserving", "general")
-DRAWS = (1, 5, 10, 25, 50, 100, 200)
+NUM_SAMPLES = (1, 5, 10, 25, 50, 100, 200)
 RESULT = Path(__file__).parent / "results" / "fickle_rates.json"
 
 
-def trained(voc: Path, folder: Path, rate: float, kind: str, options: list[str]) -> Classifier:
-    """The classifier of a rate; its training goes on, or is left out if it is done."""
+def train_classifier(voc: Path, folder: Path, rate: float, kind: str, options: list[str]) -> Classifier:
+    """Train the classifier of one rate, which resumes if it was interrupted, and load it."""
     command = [sys.executable, "-m", "dcsm_attr", "train", str(voc), "--head", "fickle", "--rate", str(rate)]
     command += ["--general-dropout"] if kind == "general" else []
     subprocess.run([*command, *options, "--output", str(folder)], check=True)
     return load_classifier(folder / "best.safetensors")
 
 
-def counts_of(classifier: Classifier, photograph: LabeledImage, device: str) -> dict[int, torch.Tensor]:
-    """The confusion matrix after each number of draws, of one pass."""
-    prepared = classifier.preprocess(read_image(photograph.path))
-    assert photograph.mask is not None
-    mask = read_mask(photograph.mask, prepared.size, len(classifier.class_names))
+def count_pixels(classifier: Classifier, item: LabeledImage, device: str) -> dict[int, torch.Tensor]:
+    """Return the confusion matrix per number of samples, from one pass."""
+    prepared = classifier.preprocess(read_image(item.path))
+    assert item.mask is not None
+    mask = read_mask(item.mask, prepared.size, len(classifier.class_names))
     canvas = prepared.tensor[None].to(device)
     size = (canvas.shape[2], canvas.shape[3])
-    maps = fickle_maps(classifier.network, canvas, photograph.classes, max(DRAWS), size=size)
+    maps = fickle_maps(classifier.network, canvas, item.classes, max(NUM_SAMPLES), size=size)
     found = {}
     for aggregate in aggregate_prefixes(prepared.crop(one) for one in maps):
-        if aggregate.count in DRAWS:
-            labels = resize_labels(aggregate.labels(photograph.classes), prepared.size).cpu()
+        if aggregate.count in NUM_SAMPLES:
+            labels = resize_labels(aggregate.labels(item.classes), prepared.size).cpu()
             labels = labels.where(labels != VOID, 0)
             found[aggregate.count] = confusion_matrix(labels, mask, 1 + len(classifier.class_names), VOID)
     return found
 
 
-def measured(classifier: Classifier, collection: Collection) -> dict[str, dict[str, float]]:
-    """Mean IoU and what is covered, by the number of draws."""
+def measure_seeds(classifier: Classifier, collection: Collection) -> dict[str, dict[str, float]]:
+    """Return mean IoU, coverage and spilled share per number of samples."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     classifier.network.to(device)
     labels = 1 + len(classifier.class_names)
-    totals = {draws: torch.zeros(labels, labels, dtype=torch.int64) for draws in DRAWS}
-    for number, photograph in enumerate(collection):
-        for draws, counts in counts_of(classifier, photograph, device).items():
-            totals[draws] += counts
+    totals = {count: torch.zeros(labels, labels, dtype=torch.int64) for count in NUM_SAMPLES}
+    for number, item in enumerate(collection):
+        for count, counts in count_pixels(classifier, item, device).items():
+            totals[count] += counts
         print(f"\r{number + 1} of {len(collection)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return {str(draws): _figures(Confusion(counts)) for draws, counts in totals.items()}
+    return {str(count): _figures(Confusion(counts)) for count, counts in totals.items()}
 
 
 def _figures(confusion: Confusion) -> dict[str, float]:
@@ -83,13 +83,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("voc", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=128, help="photographs, evenly spread; 0: all")
+    parser.add_argument("--count", type=int, default=128, help="number of images, evenly spaced; 0: all")
     parser.add_argument("--result", type=Path, default=RESULT)
     given, options = parser.parse_known_args()
     folder = make_writable_folder(given.folder)
     collection = voc_collection(given.voc, "train").evenly_spaced(given.count)
     results: dict[str, dict[str, dict[str, float]]] = {}
-    print(f"{'mean IoU in %':>24}" + "".join(f"{f'N = {draws}':>10}" for draws in DRAWS))
+    print(f"{'mean IoU in %':>24}" + "".join(f"{f'N = {count}':>10}" for count in NUM_SAMPLES))
     for kind in KINDS:
         for rate in RATES:
             if not rate and kind == "general":
@@ -97,29 +97,29 @@ def main() -> None:
             name = f"{kind}, {rate:g}"
             kept = folder / f"{kind}-{rate:g}" / f"seeds-{len(collection)}.json"
             if not kept.exists():
-                classifier = trained(given.voc, kept.parent, rate, kind, options)
-                write_json(kept, measured(classifier, collection))
+                classifier = train_classifier(given.voc, kept.parent, rate, kind, options)
+                write_json(kept, measure_seeds(classifier, collection))
             results[name] = json.loads(kept.read_text())
-            row = "".join(f"{results[name][str(draws)]['mean IoU']:>10.1f}" for draws in DRAWS)
+            row = "".join(f"{results[name][str(count)]['mean IoU']:>10.1f}" for count in NUM_SAMPLES)
             print(f"{name:>24}{row}", flush=True)
     named = [Path(option).name if Path(option).is_file() else option for option in options]
     command = shlex.join(["python", "-m", "benchmarks.fickle_rates", "VOC", "FOLDER", f"--count={given.count}", *named])
-    content = {"measured": measured_on(command), "photographs": len(collection), "by rate, then by draws": results}
+    content = {"measured": measured_on(command), "images": len(collection), "by rate, then by samples": results}
     write_json(given.result, content)
     draw(results, given.result.with_suffix(".png"))
 
 
 def draw(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Mean IoU over the number of draws, a line a rate."""
+    """Draw mean IoU over the number of samples, one line per rate."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), KINDS, strict=True):
-        for name, by_draws in results.items():
+        for name, by_samples in results.items():
             rate = name.rsplit(", ", 1)[1]
             if name.startswith(kind) or rate == "0":
-                shown = [by_draws[str(draws)]["mean IoU"] for draws in DRAWS]
-                axes.plot(DRAWS, shown, marker=".", label=rate)
+                shown = [by_samples[str(count)]["mean IoU"] for count in NUM_SAMPLES]
+                axes.plot(NUM_SAMPLES, shown, marker=".", label=rate)
         axes.set(title=f"{kind} dropout", xlabel="N, maps of each image", xscale="log")
         axes.legend(title="rate")
         axes.grid(alpha=0.3)

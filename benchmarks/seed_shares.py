@@ -1,9 +1,9 @@
-"""How good SEC's seeds are by the share of a map's maximum and of the background, for each method's maps.
+"""Measure SEC's seeds by their thresholds for foreground and background, for the maps of each method.
 
     python -m benchmarks.seed_shares VOC CLASSIFIER [--count N]
 
-On photographs of train, evenly spread, compared with their masks: the mean IoU where there is a seed, how much of the
-area has none, and how many of the seeds of foreground and background are right. Writes results/seed_shares.json.
+Thresholds are shares of the maximum of a map. On evenly spaced images of split train: mean IoU of the seeds, share of
+pixels without a seed, and precision of foreground and background seeds. Writes results/seed_shares.json.
 """
 
 import argparse
@@ -32,17 +32,17 @@ SHARES = (0.2, 0.4, 0.6, 0.8)
 BACKGROUNDS = (0.1, 0.3)
 
 
-class Remembered:
-    """A method whose maps are made once, until they are forgotten."""
+class CachedSaliency:
+    """A method whose maps are computed once per image; set ``cached`` to None for the next image."""
 
     def __init__(self, saliency: Saliency) -> None:
-        self.saliency, self.held = saliency, None
+        self.saliency, self.cached = saliency, None
 
     def class_maps(self, inputs: torch.Tensor, classes: Any = None, *, raw: bool = False) -> ClassMaps:
-        """The maps of the image that is at hand."""
-        if self.held is None:
-            self.held = self.saliency.class_maps(inputs, classes, raw=raw)
-        return self.held
+        """Return the cached maps, which are computed if there are none."""
+        if self.cached is None:
+            self.cached = self.saliency.class_maps(inputs, classes, raw=raw)
+        return self.cached
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("voc", type=Path)
     parser.add_argument("classifier", type=Path)
-    parser.add_argument("--count", type=int, default=64, help="photographs, evenly spread; 0: all")
+    parser.add_argument("--count", type=int, default=64, help="number of images, evenly spaced; 0: all")
     parser.add_argument("--result", type=Path, default=RESULT)
     given = parser.parse_args()
     classifier = load_classifier(given.classifier)
@@ -60,35 +60,35 @@ def main() -> None:
     results = {}
     for method, preset in METHODS.items():
         options = SaliencyOptions(MethodChoice(method), preset=preset)
-        saliency = Remembered(build_saliency(network, options, activation="auto", pooling=classifier.pooling))
+        saliency = CachedSaliency(build_saliency(network, options, activation="auto", pooling=classifier.pooling))
         counts = {(s, b): [torch.zeros(labels, labels, dtype=torch.int64), 0, 0] for s in SHARES for b in BACKGROUNDS}
-        for number, photograph in enumerate(collection):
-            prepared = classifier.preprocess(read_image(photograph.path))
-            mask = read_mask(photograph.mask, prepared.size, labels - 1)
-            saliency.held = None
+        for number, item in enumerate(collection):
+            prepared = classifier.preprocess(read_image(item.path))
+            mask = read_mask(item.mask, prepared.size, labels - 1)
+            saliency.cached = None
             for (share, background), total in counts.items():
                 localizer = MapLocalizer(saliency, share)
                 seen = BackgroundSeedSettings(layer, background)
-                found = image_seeds(network, localizer, prepared, photograph.classes, seen)
+                found = image_seeds(network, localizer, prepared, item.classes, seen)
                 total[1] += int((found == VOID).sum())
                 total[2] += found.numel()
                 known = mask.where(found != VOID, VOID)
                 total[0] += confusion_matrix(found.where(found != VOID, 0), known, labels, VOID)
             print(f"\r{method}: {number + 1} of {len(collection)}", end="", file=sys.stderr, flush=True)
         for (share, background), (matrix, unknown, pixels) in counts.items():
-            right = matrix.diagonal()
-            said = matrix.sum(dim=0)
+            correct = matrix.diagonal()
+            predicted = matrix.sum(dim=0)
             row = {
                 "mean IoU": 100 * Confusion(matrix).mean_iou,
                 "unknown": 100 * unknown / pixels,
-                "foreground right": 100 * float(right[1:].sum() / said[1:].sum()),
-                "background right": 100 * float(right[0] / said[0]),
+                "foreground right": 100 * float(correct[1:].sum() / predicted[1:].sum()),
+                "background right": 100 * float(correct[0] / predicted[0]),
             }
             name = f"{method}, share {share:g}, background {background:g}"
             results[name] = {figure: round(value, 1) for figure, value in row.items()}
             print(name, results[name], flush=True)
     command = f"python -m benchmarks.seed_shares VOC CLASSIFIER --count {given.count}"
-    write_json(given.result, {"measured": measured_on(command), "photographs": len(collection), "in %": results})
+    write_json(given.result, {"measured": measured_on(command), "images": len(collection), "in %": results})
 
 
 if __name__ == "__main__":

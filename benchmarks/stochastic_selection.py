@@ -1,4 +1,4 @@
-"""Stochastic hidden unit selection in all its forms: seconds and memory of a pass, and of 200 maps.
+"""Time all forms of stochastic hidden unit selection, and measure their memory: one pass, and 200 maps.
 
     python -m benchmarks.stochastic_selection [ROUNDS]
 
@@ -32,13 +32,13 @@ from dcsm_attr.wsss.ficklenet import stochastic_maps
 
 SIZE, CHANNELS, WINDOW, CLASSES = (41, 41), 512, 9, 20
 RATES = (0.5, 0.7, 0.8, 0.9)
-DRAWS = 200
+NUM_SAMPLES = 200
 # Values of an expanded map that are held at once: 32 MiB in float32. All windows of 41 x 41 x 512 would take 266 MiB.
 CHUNK_SIZE = 2**23
 
 
 def window_by_window(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
-    """One window after the other: masked, and convolved."""
+    """Mask and convolve one window after the other."""
     count, _, height, width = x.shape
     window = weight.shape[-1]
     padded = F.pad(x, (window // 2,) * 4)
@@ -54,7 +54,7 @@ def window_by_window(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
 
 
 def whole_expansion(x: Tensor, weight: Tensor, masks: Tensor) -> Tensor:
-    """As the paper draws it: the tiles of all windows side by side, and a convolution whose stride is its kernel."""
+    """Expand as in the paper: lay out the tiles of all windows, and convolve with a stride of the kernel size."""
     count, channels, height, width = x.shape
     window = weight.shape[-1]
     windows = F.unfold(x, window, padding=window // 2).view(count, channels, window, window, height, width)
@@ -87,7 +87,7 @@ FORMS = {
 
 
 def passes(rate: float, training: bool) -> Mapping[str, Callable[[], Any]]:
-    """One pass of each form, forward or forward and backward."""
+    """Build one pass of each form, forward or forward and backward."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     x = torch.rand(1, CHANNELS, *SIZE).requires_grad_(training)
@@ -103,14 +103,14 @@ def passes(rate: float, training: bool) -> Mapping[str, Callable[[], Any]]:
 
 
 def localizations(rate: float) -> Mapping[str, Callable[[], Any]]:
-    """Maps of three classes from 200 draws: in closed form, and by a forward and a backward pass each."""
+    """Build maps of three classes from 200 samples: in closed form, or by a forward and a backward pass each."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     x = torch.rand(1, CHANNELS, *SIZE)
     layer = StochasticSelection(CHANNELS, CLASSES, WINDOW, rate)
 
     def run(head: nn.Module) -> list[Tensor]:
-        return list(stochastic_maps(head, x, [3, 7, 14], DRAWS))
+        return list(stochastic_maps(head, x, [3, 7, 14], NUM_SAMPLES))
 
     return {
         "closed form": partial(run, layer),
@@ -121,14 +121,14 @@ def localizations(rate: float) -> Mapping[str, Callable[[], Any]]:
 
 def _draw(layer: StochasticSelection, x: Tensor) -> None:
     with use_generator(torch.Generator().manual_seed(0)):
-        for _ in range(DRAWS):
+        for _ in range(NUM_SAMPLES):
             layer.draw_masks(1, x)
 
 
-def measured(
+def measure(
     prepare: Callable[..., Mapping[str, Callable[[], Any]]], arguments: tuple[Any, ...], rounds: int
 ) -> dict[str, Any]:
-    """Median seconds and peak MiB of each implementation."""
+    """Return median seconds and peak MiB per implementation."""
     implementations = prepare(*arguments)
     timings = time_interleaved(implementations, rounds)
     return {
@@ -150,9 +150,9 @@ def main() -> None:
     for name, prepare, arguments in (
         ("forward, rate 0.9", passes, (0.9, False)),
         ("forward and backward, rate 0.9", passes, (0.9, True)),
-        (f"{DRAWS} maps of 3 classes, rate 0.9", localizations, (0.9,)),
+        (f"{NUM_SAMPLES} maps of 3 classes, rate 0.9", localizations, (0.9,)),
     ):
-        result[name] = measured(prepare, arguments, rounds)
+        result[name] = measure(prepare, arguments, rounds)
         print(name, *(f"{form}: {values}" for form, values in result[name].items()), sep="\n  ", flush=True)
     for rate in RATES:
         implementations = {form: run for form, run in passes(rate, True).items() if form in ("shifted", "gathered")}

@@ -1,4 +1,4 @@
-"""Ablations: equal to evaluating each method by itself, gradients taken once, interrupted and resumed, bad files."""
+"""Ablations: equal to evaluating each method, gradients computed once, resumed, bad files."""
 
 import functools
 import json
@@ -66,7 +66,7 @@ def built(seed=3):
 
 @pytest.fixture(scope="module", autouse=True)
 def probed_once():
-    """Looks for the layers of each network once: half of the time of these tests."""
+    """Find the layers of each network once: half of the time of these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers_module, "layer_blocks", functools.cache(layers_module.layer_blocks))
         yield
@@ -79,7 +79,7 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Photographs that are smaller than the canvas, as large, and larger."""
+    """Images smaller than the canvas, as large as it, and larger."""
     folder = tmp_path_factory.mktemp("scenes")
     return Collection(CLASS_NAMES, tuple(write_scene(folder, i, (48, 64, 80)[i % 3]) for i in range(COUNT + 2)))
 
@@ -96,7 +96,7 @@ def background(scenes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Of gradients and counts that tests share, as tables do."""
+    """Folder of gradients and counts that tests share, as tables do."""
     return tmp_path_factory.mktemp("ablation")
 
 
@@ -120,7 +120,7 @@ def segmenter(classifier, saliency, exponent=1.0):
 
 
 def copied(collection, folder):
-    """The same images in files of their own, to be harmed."""
+    """Copy the files of a collection, so that a test may damage them."""
     folder.mkdir()
     return replace(
         collection,
@@ -133,7 +133,7 @@ def copied(collection, folder):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """How often the network has been run backward."""
+    """One entry per forward and backward pass of the network."""
     taken = []
     for module in (dcsm_module, simonyan_module):
         original = module.run_forward
@@ -143,11 +143,11 @@ def passes(monkeypatch):
     return taken
 
 
-# The same figures as by other ways
+# Equal to evaluate
 
 
 @pytest.mark.parametrize("protocol", list(Protocol))
-def test_rows_equal_evaluating_each_method_by_itself(classifier, background, collection, folder, protocol):
+def test_rows_equal_evaluate_with_each_method(classifier, background, collection, folder, protocol):
     network = classifier.network
     layers = default_layers(network)
     methods = {
@@ -187,7 +187,7 @@ def test_rows_equal_evaluating_each_method_by_itself(classifier, background, col
     assert layers == list(DistinctClassSaliency(network).layers)
 
 
-def test_where_nothing_is_detected_the_best_class_is(background, collection, tmp_path):
+def test_without_a_detected_class_the_best_one_is_labeled(background, collection, tmp_path):
     silent = built()
     with torch.no_grad():
         silent.network.head[-1].bias.fill_(-1000)
@@ -199,7 +199,7 @@ def test_where_nothing_is_detected_the_best_class_is(background, collection, tmp
     assert torch.equal(found.counts, expected.unrefined.counts)
 
 
-def test_a_method_that_gives_labels_has_one_reading(classifier, background, collection, folder):
+def test_a_method_that_gives_labels_has_one_confusion(classifier, background, collection, folder):
     # The left half of each image is its first class, the upper right quarter its last.
     def labels(case):
         height, width = case.prepared.pixels.shape[1:]
@@ -211,12 +211,12 @@ def test_a_method_that_gives_labels_has_one_reading(classifier, background, coll
     method = Method("halves", labels=labels)
     measurement = measured(table_of(method), classifier, background, collection, folder)
     expected = torch.zeros(9, 9, dtype=torch.int64)
-    for photograph in collection:
-        truth = np.asarray(Image.open(photograph.mask)).astype(int)
+    for item in collection:
+        truth = np.asarray(Image.open(item.mask)).astype(int)
         side = len(truth)
         predicted = np.zeros_like(truth)
-        predicted[:, : side // 2] = 1 + photograph.classes[0]
-        predicted[: side // 2, side // 2 :] = 1 + photograph.classes[-1]
+        predicted[:, : side // 2] = 1 + item.classes[0]
+        predicted[: side // 2, side // 2 :] = 1 + item.classes[-1]
         for true, shown in zip(truth.ravel(), predicted.ravel(), strict=True):
             if true != 255:
                 expected[true, shown] += 1
@@ -227,13 +227,13 @@ def test_a_method_that_gives_labels_has_one_reading(classifier, background, coll
 
 
 def seen_on_canvas(classifier, saliency, collection):
-    """Of each image its maps, their labels, its mask and its pixels, of the size that it has on the canvas."""
+    """Return maps, their labels, mask and pixels per image, at its size on the canvas."""
     seen = []
-    for photograph in collection:
-        prepared = classifier.preprocess(Image.open(photograph.path).convert("RGB"))
+    for item in collection:
+        prepared = classifier.preprocess(Image.open(item.path).convert("RGB"))
         height, width = prepared.pixels.shape[1:]
-        truth = np.asarray(Image.open(photograph.mask).resize((width, height), Image.Resampling.NEAREST))
-        found = saliency.class_maps(prepared.tensor[None], [photograph.classes])
+        truth = np.asarray(Image.open(item.mask).resize((width, height), Image.Resampling.NEAREST))
+        found = saliency.class_maps(prepared.tensor[None], [item.classes])
         maps = prepared.crop(found.maps[0, found.detected[0]])
         names = np.array([0, *(1 + c for c in found.classes[0][found.detected[0]].tolist())])
         seen.append((maps, names, truth, prepared.pixels))
@@ -278,14 +278,14 @@ def test_the_chosen_background_is_the_best_one(classifier, background, collectio
             if exponent == EXPONENTS[-1]:
                 exponents += FURTHER_EXPONENTS.get(max(found, key=found.get), ())
         counted = measurement.tuning_result.confusions[method.name]
-        assert {reading.refined for reading in counted} == {method.crf is not None}
-        assert {reading.exponent: one.mean_iou for reading, one in counted.items()} == pytest.approx(found, abs=1e-3)
+        assert {settings.refined for settings in counted} == {method.crf is not None}
+        assert {settings.exponent: one.mean_iou for settings, one in counted.items()} == pytest.approx(found, abs=1e-3)
         assert measurement.exponents[method.name] == max(found, key=found.get)
     assert len(set(measurement.exponents.values())) > 1
 
 
-def drawn_from_the_mask(heights, elsewhere):
-    """Maps that are right: in the mask of each class heights from one to another, low elsewhere."""
+def maps_from_the_mask(heights, elsewhere):
+    """A method with correct maps: rising values in the mask of each class, low elsewhere."""
 
     def maps_of(case):
         maps = torch.full((len(case.classes), 64, 64), elsewhere)
@@ -299,24 +299,22 @@ def drawn_from_the_mask(heights, elsewhere):
 
 
 @pytest.mark.parametrize(("heights", "elsewhere", "end"), [((0.04, 0.4), 0.01, -1), ((0.85, 1.0), 0.8, 0)])
-def test_beyond_an_end_of_the_exponents_further_ones_are_tried(
-    classifier, background, collection, tmp_path, heights, elsewhere, end
-):
-    method = drawn_from_the_mask(heights, elsewhere)
+def test_further_exponents_are_tried_at_an_end(classifier, background, collection, tmp_path, heights, elsewhere, end):
+    method = maps_from_the_mask(heights, elsewhere)
     measurement = measured(table_of(method), classifier, background, collection, tmp_path)
     counted = measurement.tuning_result.confusions["drawn"]
     further = FURTHER_EXPONENTS[EXPONENTS[end]]
-    assert {reading.exponent for reading in counted} == {*EXPONENTS, *further}
+    assert {settings.exponent for settings in counted} == {*EXPONENTS, *further}
     assert measurement.exponents["drawn"] in further
     chosen = LabelSettings(measurement.exponents["drawn"], refined=False)
     assert counted[chosen].mean_iou > counted[LabelSettings(EXPONENTS[end], refined=False)].mean_iou
 
 
-def test_an_end_that_stays_the_best_is_kept(classifier, background, collection, tmp_path):
-    method = drawn_from_the_mask((0.155, 0.155), 0.01)
+def test_an_end_that_remains_the_best_is_chosen(classifier, background, collection, tmp_path):
+    method = maps_from_the_mask((0.155, 0.155), 0.01)
     measurement = measured(table_of(method), classifier, background, collection, tmp_path)
     counted = measurement.tuning_result.confusions["drawn"]
-    assert {reading.exponent for reading in counted} == {*EXPONENTS, *FURTHER_EXPONENTS[EXPONENTS[-1]]}
+    assert {settings.exponent for settings in counted} == {*EXPONENTS, *FURTHER_EXPONENTS[EXPONENTS[-1]]}
     assert measurement.exponents["drawn"] == EXPONENTS[-1]
     assert measurement.confusion(method, refined=False, own_background=True).mean_iou > 0.9
 
@@ -385,7 +383,7 @@ def test_every_table_runs(classifier, background, collection, folder, name):
     )
 
 
-def test_the_rows_are_the_settings_that_they_name(classifier, collection, folder):
+def test_rows_have_the_settings_in_their_labels(classifier, collection, folder):
     settings = {
         ("layers", "1"): {"layer": ["backbone.features.3.squeeze", "backbone.features.4.squeeze"]},
         ("layers", "2"): {"layer": ["backbone.features.6.squeeze", "backbone.features.6.expand1x1"]},
@@ -418,7 +416,7 @@ def test_the_rows_are_the_settings_that_they_name(classifier, collection, folder
 # Gradients
 
 
-def test_gradients_are_taken_once(classifier, background, collection, tmp_path, passes):
+def test_gradients_are_computed_once(classifier, background, collection, tmp_path, passes):
     first = replace(background, images=background.images[:1])
     second = replace(collection, images=collection.images[:2])
 
@@ -440,7 +438,7 @@ def test_gradients_are_taken_once(classifier, background, collection, tmp_path, 
     assert taken(table_of(wide)) == 2 * photographs, "the outer scales alone"
 
 
-def test_counts_of_another_table_are_read(classifier, background, collection, folder, monkeypatch):
+def test_counts_of_another_table_are_reused(classifier, background, collection, folder, monkeypatch):
     expected = measured(TABLES["crf"](classifier), classifier, background, collection, folder)
     monkeypatch.setattr(measure_module, "load_case", None)
     again = measured(TABLES["crf"](classifier), classifier, background, collection, folder)
@@ -459,17 +457,17 @@ def assert_same(first, second):
 
 @pytest.fixture
 def case_of(classifier, collection, tmp_path):
-    """Opens an image with a store that begins anew, or goes on."""
+    """Load a case with a new store on the same folder."""
 
     def opened(number=0, **changes):
-        photograph = replace(collection.images[number], **changes)
-        return load_case(photograph, classifier, GradientStore(tmp_path, classifier), Protocol.KNOWN)
+        item = replace(collection.images[number], **changes)
+        return load_case(item, classifier, GradientStore(tmp_path, classifier), Protocol.KNOWN)
 
     return opened
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "text", "other tensors", "other points"])
-def test_a_damaged_file_of_gradients_is_made_again(case_of, tmp_path, passes, harm):
+def test_a_damaged_file_of_gradients_is_replaced(case_of, tmp_path, passes, harm):
     expected = simonyan(built(), 8)
     maps = expected.maps(case_of())
     (path,) = (tmp_path / "images").glob("*.safetensors")
@@ -490,7 +488,7 @@ def test_a_damaged_file_of_gradients_is_made_again(case_of, tmp_path, passes, ha
     assert {p.name for p in path.parent.iterdir()} == {path.name, "settings.json"}
 
 
-def test_labels_that_were_corrected_take_further_gradients(case_of, collection, passes):
+def test_corrected_labels_need_further_gradients(case_of, collection, passes):
     method = simonyan(built(), 8)
     (shown, *_) = collection.images[0].classes
     first = case_of(classes=(shown,))
@@ -501,7 +499,7 @@ def test_labels_that_were_corrected_take_further_gradients(case_of, collection, 
     assert passes == [1]
 
 
-def test_a_store_of_something_else_is_refused(classifier, case_of, tmp_path):
+def test_a_store_with_other_settings_is_rejected(classifier, case_of, tmp_path):
     simonyan(classifier, 8).maps(case_of())
     for other, difference in (
         (built(seed=4), r"parameters \([0-9a-f]+ before, [0-9a-f]+ now\)"),
@@ -515,7 +513,7 @@ def test_a_store_of_something_else_is_refused(classifier, case_of, tmp_path):
         GradientStore(tmp_path, classifier).load_or_compute("images", "x", None, [], [])
 
 
-# Cut off
+# Interrupted runs
 
 
 def interrupting(method, after):
@@ -536,13 +534,13 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 5])
-def test_a_run_that_was_killed_goes_on(classifier, background, collection, tmp_path, after, monkeypatch):
+def test_an_interrupted_run_resumes(classifier, background, collection, tmp_path, after, monkeypatch):
     monkeypatch.setattr(measure_module, "FURTHER_EXPONENTS", {})
     methods = [simonyan(classifier, 8), simonyan(classifier, 3)]
     expected = measured(table_of(*methods), classifier, background, collection, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        killed = table_of(methods[0], interrupting(methods[1], after))
-        measured(killed, classifier, background, collection, tmp_path / "cut")
+        interrupted = table_of(methods[0], interrupting(methods[1], after))
+        measured(interrupted, classifier, background, collection, tmp_path / "cut")
     rows = sum(text.count(b"\n") - 1 for text in contents(tmp_path / "cut").values())
     assert rows == 2 * after
     again = measured(table_of(*methods), classifier, background, collection, tmp_path / "cut")
@@ -550,7 +548,7 @@ def test_a_run_that_was_killed_goes_on(classifier, background, collection, tmp_p
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_a_run_that_was_killed_while_it_wrote_goes_on(classifier, background, collection, tmp_path, monkeypatch):
+def test_a_run_that_was_interrupted_while_writing_resumes(classifier, background, collection, tmp_path, monkeypatch):
     table = table_of(simonyan(classifier, 8), simonyan(classifier, 3), simonyan(classifier, 1))
     expected = measured(table, classifier, background, collection, tmp_path / "whole")
     original, calls = measure_module.append_lines, []
@@ -571,7 +569,7 @@ def test_a_run_that_was_killed_while_it_wrote_goes_on(classifier, background, co
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_counts_of_something_else_stand_beside_each_other(classifier, background, collection, tmp_path):
+def test_counts_with_other_settings_have_files_of_their_own(classifier, background, collection, tmp_path):
     table = table_of(simonyan(classifier, 8))
     fewer = replace(collection, images=collection.images[1:])
     settings = {"progress": False}
@@ -598,11 +596,13 @@ def test_counts_of_something_else_stand_beside_each_other(classifier, background
 
 
 @pytest.mark.parametrize("harm", [damage_image, harm_mask, remove_mask, shrink_mask, forget_classes])
-def test_a_bad_file_is_named_and_the_others_count(classifier, background, collection, folder, tmp_path, harm, caplog):
+def test_a_bad_file_is_reported_and_the_others_count(
+    classifier, background, collection, folder, tmp_path, harm, caplog
+):
     table = table_of(simonyan(classifier, 8))
     mine = copied(collection, tmp_path / "scenes")
-    photograph, reason = harm(mine.images[2])
-    harmed = replace(mine, images=(*mine.images[:2], photograph, *mine.images[3:]))
+    item, reason = harm(mine.images[2])
+    harmed = replace(mine, images=(*mine.images[:2], item, *mine.images[3:]))
     others = replace(mine, images=(*mine.images[:2], *mine.images[3:]))
     with caplog.at_level(logging.WARNING):
         found = measured(table, classifier, background, harmed, tmp_path / "harmed")
@@ -611,8 +611,8 @@ def test_a_bad_file_is_named_and_the_others_count(classifier, background, collec
     assert reason in found.result.skipped["scene 2"]
     assert "scene 2 is skipped" in caplog.text
     assert found.result.num_images == COUNT - 1
-    for reading, one in expected.result.confusions["Simonyan, alpha 8"].items():
-        assert torch.equal(found.result.confusions["Simonyan, alpha 8"][reading].counts, one.counts)
+    for settings, one in expected.result.confusions["Simonyan, alpha 8"].items():
+        assert torch.equal(found.result.confusions["Simonyan, alpha 8"][settings].counts, one.counts)
     write_ablation(found, tmp_path, "a", command="c", data="d", about={"class_names": CLASS_NAMES, "figure": "a.png"})
     assert f"- `scene 2`: {found.result.skipped['scene 2']}" in (tmp_path / "a.md").read_text()
     content = json.loads((tmp_path / "a.json").read_text())
@@ -625,15 +625,15 @@ def test_a_bad_file_is_named_and_the_others_count(classifier, background, collec
 
 def test_only_bad_files(classifier, background, collection, tmp_path):
     harmed = copied(replace(collection, images=collection.images[:2]), tmp_path / "scenes")
-    for photograph in harmed:
-        damage_image(photograph)
+    for item in harmed:
+        damage_image(item)
     table = table_of(simonyan(classifier, 8))
     for name, tuning_collection, test_collection in (("first", harmed, collection), ("second", background, harmed)):
         with pytest.raises(ValueError, match=r"none of the 2 images could be measured, such as scene 0: .*0\.png"):
             measured(table, classifier, tuning_collection, test_collection, tmp_path / name)
 
 
-def test_what_the_caller_can_mend(classifier, background, collection, tmp_path):
+def test_bad_arguments(classifier, background, collection, tmp_path):
     table = table_of(simonyan(classifier, 8))
     first, *others = collection.images
     unmasked = replace(collection, images=(replace(first, mask=None), *others))
@@ -658,16 +658,16 @@ def test_what_the_caller_can_mend(classifier, background, collection, tmp_path):
 # Counts
 
 
-def test_lines_come_back():
+def test_lines_round_trip():
     confusion = torch.tensor([[0, 7, 0], [0, 0, 0], [5, 0, 9]])
     entries = to_sparse_counts(confusion)
     assert entries == [[0, 1, 7], [2, 0, 5], [2, 2, 9]]
     assert torch.equal(from_sparse_counts(entries, 3), confusion)
     for row in (CountedCase("a", {"2.0 crf": entries}), SkippedImage("b", "half a file")):
         assert _parse_row(format_row(row)) == row
-    for reading, text in ((LabelSettings(0.5, False), "0.5"), (LabelSettings(16.0, True), "16.0 crf")):
-        assert str(reading) == text
-        assert LabelSettings.parse(text) == reading
+    for settings, text in ((LabelSettings(0.5, False), "0.5"), (LabelSettings(16.0, True), "16.0 crf")):
+        assert str(settings) == text
+        assert LabelSettings.parse(text) == settings
     for line in ("{}", "7", '{"name": "a"}', '{"name": "a", "reason": "b", "counts": {}}'):
         with pytest.raises(ValueError, match="not a row of counts"):
             _parse_row(line)
@@ -725,18 +725,18 @@ def test_the_report(classifier, background, collection, folder, tmp_path):
     content = json.loads(paths[1].read_text())
     assert content["protocol"] == "known"
     assert content["images"] == COUNT
-    for told, row in zip(content["rows"], table.rows, strict=True):
-        assert (told["series"], told["label"], told["method"]) == (row.series, row.label, row.method.name)
+    for reported, row in zip(content["rows"], table.rows, strict=True):
+        assert (reported["series"], reported["label"], reported["method"]) == (row.series, row.label, row.method.name)
         for title, (refined, own) in zip(head[3:7], readings, strict=True):
             one = measurement.confusion(row.method, refined=refined, own_background=own)
-            assert told["mean IoU"][title] == pytest.approx(one.mean_iou, abs=1e-5)
-            shares = [-1 if share is None else share for share in told["IoU"][title].values()]
+            assert reported["mean IoU"][title] == pytest.approx(one.mean_iou, abs=1e-5)
+            shares = [-1 if share is None else share for share in reported["IoU"][title].values()]
             assert shares == pytest.approx(one.iou.nan_to_num(nan=-1).tolist(), abs=1e-5)
     colors = Image.open(paths[2]).convert("RGB").getcolors(1 << 20)
     assert len(colors) > 10
 
 
-def test_the_picture_draws_numbers_as_curves_and_names_as_points(classifier, background, collection, folder):
+def test_the_figure_draws_numbers_as_curves_and_names_as_points(classifier, background, collection, folder):
     from benchmarks.ablation.report import ablation_figure
 
     measurement = measured(TABLES["alpha"](classifier), classifier, background, collection, folder)

@@ -73,7 +73,7 @@ def run(voc, table, *options, output):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_the_tables_are_those_that_there_are():
+def test_table_names_are_complete():
     assert [*get_args(TableName)] == [*TABLES, *AFFINITY_TABLES]
 
 
@@ -149,7 +149,7 @@ def test_what_cannot_be_measured(voc, tmp_path):
         assert isinstance(result.exception, ValueError)
         return str(result.exception)
 
-    assert "there is no list of the split 'test'. There are: train, val" in message("--split", "test")
+    assert "there is no list of the split 'test'. Existing lists: train, val" in message("--split", "test")
     assert "none.safetensors: there is no such file" in message("--weights", tmp_path / "none.safetensors")
     two = build_classifier(
         Architecture("squeezenet1_1", 2, "features.3", "linear"), None, ("ant", "bee"), Preprocess(size=48)
@@ -164,21 +164,21 @@ def test_what_cannot_be_measured(voc, tmp_path):
         moved.rename(hidden)
 
 
-def test_an_unknown_table_is_told_with_those_that_there_are(voc, tmp_path):
+def test_an_unknown_table_is_rejected_with_the_known_ones(voc, tmp_path):
     result = run(voc, "colors", output=tmp_path / "out")
     assert result.exit_code == 2
     assert "'colors' is not one of" in result.output
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bad_image_is_told(voc, tmp_path):
-    photograph = voc / "JPEGImages" / "v1.jpg"
-    whole = photograph.read_bytes()
-    photograph.write_bytes(whole[:200])
+def test_a_bad_image_is_reported(voc, tmp_path):
+    image = voc / "JPEGImages" / "v1.jpg"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:200])
     try:
         result = run(voc, "crf", output=tmp_path)
     finally:
-        photograph.write_bytes(whole)
+        image.write_bytes(whole)
     content = json.loads((tmp_path / "crf-known.json").read_text())
     assert content["images"] == 2, "the table is written all the same"
     assert "v1.jpg" in content["skipped"]["v1"]
@@ -186,7 +186,7 @@ def test_a_bad_image_is_told(voc, tmp_path):
     assert "1 photographs were left out" in result.output
 
 
-def test_help_teaches_by_example(voc, tmp_path):
+def test_help_has_examples(voc, tmp_path):
     output = " ".join(run(voc, "crf", "--help", output=tmp_path).output.split())
     assert "python -m benchmarks.ablation candidates VOCdevkit/VOC2012" in output
 
@@ -202,7 +202,7 @@ def affinity_net(voc):
     return net
 
 
-def test_the_walk_as_a_table(tmp_path, voc, affinity_net):
+def test_affinity_table_equals_the_segmenter(tmp_path, voc, affinity_net):
     result = run(voc, "affinity", "--affinity-net", voc.parent / "affinity_net.safetensors", output=tmp_path)
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "affinity-known.json").read_text())
@@ -225,11 +225,11 @@ def test_the_walk_as_a_table(tmp_path, voc, affinity_net):
             walk=walk,
         )
         measured = evaluate(segmenter, voc_collection(voc, "val"), "known", progress=False)
-        told = rows["CAM", label]["mean IoU"]["own background, before CRF"]
-        assert measured.unrefined.mean_iou == pytest.approx(told, abs=2e-3)
+        reported = rows["CAM", label]["mean IoU"]["own background, before CRF"]
+        assert measured.unrefined.mean_iou == pytest.approx(reported, abs=2e-3)
 
 
-def test_how_far_the_walk_goes(tmp_path, voc, affinity_net):
+def test_walk_steps_table(tmp_path, voc, affinity_net):
     net = voc.parent / "affinity_net.safetensors"
     result = run(voc, "walk-steps", "--affinity-net", net, "--count", 1, "--background-count", 1, output=tmp_path)
     assert result.exit_code == 0, result.output
