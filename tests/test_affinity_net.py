@@ -24,11 +24,8 @@ from dcsm_attr.models.checkpoint import (
     Architecture,
     TrainedAffinityNet,
     build_classifier,
-    load_affinity_net,
-    save_network,
 )
 from dcsm_attr.models.fully_convolutional import fully_convolutional
-from dcsm_attr.models.weights import WeightsError
 from dcsm_attr.training.affinity import SCHEDULES, train_affinity_net
 from dcsm_attr.training.loop import TrainingSettings
 from dcsm_attr.training.optimizer import Schedule
@@ -107,26 +104,6 @@ def test_the_backbone_is_a_copy():
         for parameter in network.parameters():
             parameter.zero_()
     assert parameters_digest(classifier.network) == before
-
-
-def test_a_file_contains_everything(tmp_path):
-    kept = net("mean")
-    state = torch.get_rng_state()
-    save_network(kept, tmp_path / "net.safetensors")
-    found = load_affinity_net(tmp_path / "net.safetensors")
-    assert torch.equal(torch.get_rng_state(), state)
-    assert replace(found, network=kept.network) == kept
-    assert parameters_digest(found.network) == parameters_digest(kept.network)
-    assert not found.network.training
-
-
-def test_files_that_are_no_affinity_net(tmp_path):
-    classifier = build_classifier(Architecture("squeezenet1_1", 2, "features.4", "linear"), None, NAMES, CANVAS)
-    save_network(classifier, tmp_path / "classifier.safetensors")
-    with pytest.raises(WeightsError, match="holds a classifier .*; expected an AffinityNet"):
-        load_affinity_net(tmp_path / "classifier.safetensors")
-    with pytest.raises(WeightsError, match="there is no such file"):
-        load_affinity_net(tmp_path / "missing.safetensors")
 
 
 def labeled_images(folder, count):

@@ -65,9 +65,14 @@ def test_each_kind_is_saved_and_loaded_and_refused_as_another(tmp_path, kind):
     saved, path = built(kind), tmp_path / "net.safetensors"
     save_network(saved, path)
     assert network_kind(path) == description(path)["kind"] == kind
+    random_state = torch.get_rng_state()
     for other, load in LOADERS.items():
         if other == kind:
             assert_equal(load(path), saved)
+            assert torch.equal(torch.get_rng_state(), random_state)
+            images = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+            with torch.no_grad():
+                assert torch.equal(load(path).network(images), saved.network.eval()(images))
         else:
             with pytest.raises(WeightsError, match=r"net\.safetensors: holds an? .* wrote; expected an? .* wrote\.$"):
                 load(path)
@@ -118,6 +123,18 @@ def test_unknown_and_damaged_descriptions(tmp_path, entry, message):
     save_file({"a": torch.zeros(1)}, path, {"dcsm_attr": json.dumps(entry)})
     with pytest.raises(WeightsError, match=message):
         load_classifier(path)
+
+
+def test_missing_and_truncated_files(tmp_path):
+    path = tmp_path / "net.safetensors"
+    for load in LOADERS.values():
+        with pytest.raises(WeightsError, match="there is no such file"):
+            load(path)
+    save_network(built("classifier"), path)
+    path.write_bytes(path.read_bytes()[:5000])
+    for load in (*LOADERS.values(), network_kind):
+        with pytest.raises(WeightsError, match="not a complete safetensors file"):
+            load(path)
 
 
 def test_names_that_are_no_files_have_no_kind(tmp_path):

@@ -19,13 +19,11 @@ from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.evaluation.evaluate import evaluate
-from dcsm_attr.evaluation.result import parameters_digest
 from dcsm_attr.models.checkpoint import (
     Architecture,
     TrainedSegmentationNet,
     build_classifier,
     load_segmentation_net,
-    network_kind,
     save_network,
 )
 from dcsm_attr.models.segmentation_net import FieldOfViewHead, SegmentationNet, segmentation_head
@@ -96,37 +94,6 @@ def test_the_backbone_is_a_copy_with_its_own_stride():
     # The head is initialized from the global generator.
     assert changes(before, snapshot(classifier)) == ["random"]
     assert classifier.backbone(images)["map"].shape[-1] == 2
-
-
-def test_a_file_contains_everything(tmp_path):
-    kept = net("aspp", output_stride=2)
-    state = torch.get_rng_state()
-    save_network(kept, tmp_path / "net.safetensors")
-    found = load_segmentation_net(tmp_path / "net.safetensors")
-    assert torch.equal(torch.get_rng_state(), state)
-    assert replace(found, network=kept.network) == kept
-    assert parameters_digest(found.network) == parameters_digest(kept.network)
-    assert not found.network.training
-    assert network_kind(tmp_path / "net.safetensors") == "segmentation_net"
-    images = torch.rand(1, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(found.network(images), kept.network.eval()(images))
-
-
-def test_files_that_are_no_segmentation_network(tmp_path):
-    save_network(build_classifier(ARCHITECTURE, None, NAMES, CANVAS), tmp_path / "classifier.safetensors")
-    assert network_kind(tmp_path / "classifier.safetensors") == "classifier"
-    with pytest.raises(
-        WeightsError, match="holds a classifier .*; expected a segmentation network that `dcsm-attr train-seg` wrote"
-    ):
-        load_segmentation_net(tmp_path / "classifier.safetensors")
-    with pytest.raises(WeightsError, match="there is no such file"):
-        load_segmentation_net(tmp_path / "missing.safetensors")
-    save_network(net(), tmp_path / "net.safetensors")
-    whole = (tmp_path / "net.safetensors").read_bytes()
-    (tmp_path / "net.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match="not a complete safetensors file"):
-        load_segmentation_net(tmp_path / "net.safetensors")
 
 
 @pytest.mark.parametrize(
