@@ -83,7 +83,7 @@ def with_text(name, content):
     return name
 
 
-def picture(name, size=(8, 6), mode="RGB", color=0):
+def saved_image(name, size=(8, 6), mode="RGB", color=0):
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, color).save(name)
     return name
@@ -91,8 +91,8 @@ def picture(name, size=(8, 6), mode="RGB", color=0):
 
 def train(labels, *options):
     """Train on two images with these labels."""
-    picture("photos/a.png")
-    picture("photos/b.png")
+    saved_image("photos/a.png")
+    saved_image("photos/b.png")
     command(
         *("train", "photos", "--labels", with_text("labels.csv", labels), "--model=squeezenet1_1", "--weights=none"),
         *("--size=32", "--steps=1", "--workers=0", *options),
@@ -128,7 +128,7 @@ def scenes_without_masks():
 
 def voc_folder():
     with_text("VOC/ImageSets/Segmentation/train.txt", "a\n")
-    picture("VOC/JPEGImages/a.jpg")
+    saved_image("VOC/JPEGImages/a.jpg")
     return "VOC"
 
 
@@ -215,12 +215,12 @@ MISTAKES = {
     "{name} must lie between": lambda: saliency().class_maps(X, classes=[4]),
     "candidates must include": lambda: saliency().attribute(X, 3, candidates=[0, 1]),
     "there is no class {name!r} among the {count}": lambda: command(
-        "segment", picture("a.png"), "--weights", "demo", "--classes", "dog"
+        "segment", saved_image("a.png"), "--weights", "demo", "--classes", "dog"
     ),
-    "class_names has": lambda: image_rows(picture("a.png"), class_names=["one"]),
+    "class_names has": lambda: image_rows(saved_image("a.png"), class_names=["one"]),
     "the model's scores hold NaN": lambda: saliency(broken(TinyVGG())).attribute(X),
-    "--method {method}": lambda: command("segment", picture("a.png"), "--method=cam", "--no-subtract"),
-    "{told}: there is no walk": lambda: command("segment", picture("a.png"), "--beta", 8),
+    "--method {method}": lambda: command("segment", saved_image("a.png"), "--method=cam", "--no-subtract"),
+    "{told}: there is no walk": lambda: command("segment", saved_image("a.png"), "--beta", 8),
     "{source} does not fit": lambda: load_model("squeezenet1_1", weights(strange=torch.zeros(2))),
     "{path}: {error}; nothing in it": lambda: load_model("squeezenet1_1", pickled("model.pth")),
     "{source}: weights must be finite": lambda: load_weights(
@@ -233,11 +233,11 @@ MISTAKES = {
     "{weights!r} is neither": lambda: load_model("squeezenet1_1", "IMAGENET"),
     "{name}: there is no such file.": lambda: image_rows("nowhere.jpg"),
     "{name}: not an image": lambda: image_rows(with_text("text.jpg", "text")),
-    "{name}: cannot be read": lambda: image_rows(cut_off(picture("a.png", (64, 64)))),
-    "{name}: has more than": lambda: image_rows(picture("a.png"), max_pixels=9),
+    "{name}: cannot be read": lambda: image_rows(cut_off(saved_image("a.png", (64, 64)))),
+    "{name}: has more than": lambda: image_rows(saved_image("a.png"), max_pixels=9),
     "an image tensor must": lambda: image_rows(X[0] - 1),
     "{folder}: the folder contains no": lambda: command("segment", Path(with_text("folder/text", "")).parent),
-    "{data}: has no ImageSets": lambda: command("train", Path(picture("photos/a.png")).parent),
+    "{data}: has no ImageSets": lambda: command("train", Path(saved_image("photos/a.png")).parent),
     "{path}, line 1: must name": lambda: train("a,train,cat\n"),
     "{where}: has {count} fields": lambda: train("id,split,labels\na,train,cat,dog\n"),
     "{path}, line {line}: {id} has no": lambda: train("id,split,labels\na,train,\n"),
@@ -258,15 +258,15 @@ MISTAKES = {
         weights(**squeezenet1_1().state_dict()),
         "--labels=imagenet",
     ),
-    "{path}: a mask must be a": lambda: read_mask(picture("mask.png"), class_count=2),
-    "{path}: labels must be": lambda: read_mask(picture("mask.png", mode="L", color=7), class_count=2),
-    "{path}: a mask must have": lambda: read_mask(picture("mask.png", mode="L"), (8, 8), class_count=2),
+    "{path}: a mask must be a": lambda: read_mask(saved_image("mask.png"), class_count=2),
+    "{path}: labels must be": lambda: read_mask(saved_image("mask.png", mode="L", color=7), class_count=2),
+    "{path}: a mask must have": lambda: read_mask(saved_image("mask.png", mode="L"), (8, 8), class_count=2),
     "--labels-from": lambda: command("train-seg", scenes(), "--labels-from", "nowhere"),
     "{folder}: holds {contents} with other": lambda: [
         command("pseudo-label", scenes(), "--weights=demo", "--no-crf", f"--batch-size={size}") for size in (1, 2)
     ],
     "there is no class {name!r} among the {number}": lambda: command(
-        *("pseudo-label", Path(picture("photos/a.png")).parent, "--weights=demo"),
+        *("pseudo-label", Path(saved_image("photos/a.png")).parent, "--weights=demo"),
         *("--labels", with_text("labels.csv", "id,labels\na,cat\n")),
     ),
     "{path}: not a complete checkpoint": lambda: train(
@@ -306,7 +306,7 @@ WARNINGS = {
 def test_warnings_have_the_message_of_their_heading(beginning, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
-        picture(f"photos/{name}.png")
+        saved_image(f"photos/{name}.png")
     with pytest.warns(UserWarning) as caught:
         WARNINGS[beginning]()
     assert_under(beginning, str(caught[0].message))
