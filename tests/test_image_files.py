@@ -239,7 +239,7 @@ def test_train_rejects_validation_images_that_are_all_unreadable(voc, tmp_path):
     for number in range(4, 8):
         (voc / "JPEGImages" / f"{number}.jpg").write_bytes(b"")
     result = train(voc, tmp_path / "net")
-    assert "none of the 4 validation photographs could be read; the first: " in str(result.exception)
+    assert "none of the 4 validation images could be read; the first: " in str(result.exception)
     assert len(json.loads((tmp_path / "net" / "unreadable.json").read_text())["failures"]) == 5
 
 
