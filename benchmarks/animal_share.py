@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dcsm_attr import Segmenter
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import write_json
 from dcsm_attr.models.weights import load_class_names, load_model
 
@@ -55,7 +55,7 @@ def main() -> None:
         for name, share in animals.items():
             print(f"{image:<22}{name:<18}{share['area']:>7.3f}{share['raw']:>7.3f}{share['distinct']:>10.3f}")
     content = {
-        "measured": measured_on("python -m benchmarks.animal_share IMAGES WEIGHTS"),
+        "measured": run_environment("python -m benchmarks.animal_share IMAGES WEIGHTS"),
         "share of each map on its own animal": results,
     }
     write_json(HERE / "results" / "animal_share.json", content)

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dcsm_attr import DenseCRF
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import write_json
 
 SETTINGS: dict[str, dict[str, float]] = {
@@ -90,7 +90,7 @@ def main() -> None:
                 f"{name:<20}{labels:>7}{row['largest difference']:>11.1e}{row['labels equal']:>10.6f}"
                 f"{row['seconds']:>9.3f}{row['seconds of pydensecrf']:>8.3f}{row['ratio']:>7.2f}"
             )
-    measured = measured_on("python -m benchmarks.crf_parity VOC [COUNT]")
+    measured = run_environment("python -m benchmarks.crf_parity VOC [COUNT]")
     content = {
         "measured": measured,
         "threads": torch.get_num_threads(),

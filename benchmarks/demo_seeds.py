@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from dcsm_attr.demo import STEPS, TEST_SCENE_SEED, run_demo
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import make_writable_folder, write_json
 from dcsm_attr.models.scene_net import load_scene_net
 from dcsm_attr.training.scenes import train_scene_net
@@ -36,7 +36,11 @@ def main() -> None:
             print(f"{training_seed:>8}{scene_seed:>8}" + "".join(f"{100 * value:>19.1f}" for value in means))
             means_by_step = {step: round(100 * value, 2) for step, value in zip(STEPS, means, strict=True)}
             results.append({"network": training_seed, "scenes": scene_seed, "mean IoU in %": means_by_step})
-    content = {"measured": measured_on("python -m benchmarks.demo_seeds FOLDER"), "scenes": SCENES, "results": results}
+    content = {
+        "measured": run_environment("python -m benchmarks.demo_seeds FOLDER"),
+        "scenes": SCENES,
+        "results": results,
+    }
     target = Path(__file__).parent / "results" / "demo_seeds.json"
     write_json(target, content)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.speed.comparison import time_interleaved
 from dcsm_attr import DistinctClassSaliency
 from dcsm_attr.attribution.maps import VARIANTS, _contrast_pairs, _contrast_sorted
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import write_json
 
 _RESULTS = Path(__file__).parent / "results"
@@ -50,7 +50,7 @@ def time_contrast() -> None:
         rows[classes] = seconds
         ratio = seconds["sorted"] / seconds["pairs"]
         print(f"{classes:>8}{1e3 * seconds['pairs']:>10.1f}{1e3 * seconds['sorted']:>11.1f}{ratio:>16.2f}")
-    content = {"measured": measured_on("python -m benchmarks.design_choices contrast")}
+    content = {"measured": run_environment("python -m benchmarks.design_choices contrast")}
     write_json(_RESULTS / "subtraction.json", {**content, "seconds by number of classes": rows})
 
 

@@ -26,7 +26,7 @@ import dcsm_attr
 from dcsm_attr import DistinctClassSaliency, Segmenter
 from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import write_json
 from dcsm_attr.models.checkpoint import Architecture, TrainedSegmentationNet, build_classifier
 from dcsm_attr.models.segmentation_net import SegmentationNet
@@ -60,7 +60,7 @@ def main() -> None:
         print(f"{name:<40}{len(files):>4}")
     if output is not None:
         counts = {name: {"count": len(files), "files": files} for name, files in entered.items()}
-        write_json(output, {"measured": measured_on("python -m benchmarks.entered_files"), "calls": counts})
+        write_json(output, {"measured": run_environment("python -m benchmarks.entered_files"), "calls": counts})
 
 
 def entered_files(call: Callable[[], object], package: object) -> list[str]:

@@ -23,7 +23,7 @@ from dcsm_attr.datasets.images import read_image
 from dcsm_attr.datasets.masks import VOID, read_mask, resize_labels
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.metrics import confusion_matrix
-from dcsm_attr.evaluation.result import Confusion, measured_on
+from dcsm_attr.evaluation.result import Confusion, run_environment
 from dcsm_attr.io import atomic_buffer, make_writable_folder, write_json
 from dcsm_attr.models.checkpoint import Classifier, load_classifier
 from dcsm_attr.wsss.ficklenet import aggregate_prefixes, fickle_maps
@@ -104,7 +104,7 @@ def main() -> None:
             print(f"{name:>24}{row}", flush=True)
     named = [Path(option).name if Path(option).is_file() else option for option in options]
     command = shlex.join(["python", "-m", "benchmarks.fickle_rates", "VOC", "FOLDER", f"--count={given.count}", *named])
-    content = {"measured": measured_on(command), "images": len(collection), "by rate, then by samples": results}
+    content = {"measured": run_environment(command), "images": len(collection), "by rate, then by samples": results}
     write_json(given.result, content)
     draw(results, given.result.with_suffix(".png"))
 

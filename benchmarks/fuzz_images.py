@@ -32,7 +32,7 @@ from PIL import Image
 
 from benchmarks.broken_images import MUTATIONS, Seeds, drawn_seeds
 from dcsm_attr.evaluation.report import markdown_table
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import atomic_path, make_writable_folder, write_json
 
 BATCH = 120
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     result = fuzz(arguments.files, arguments.seed)
-    measured = measured_on(f"python -m benchmarks.fuzz_images --files {arguments.files} --seed {arguments.seed}")
+    measured = run_environment(f"python -m benchmarks.fuzz_images --files {arguments.files} --seed {arguments.seed}")
     folder = make_writable_folder(Path(__file__).parent / "results" / "fuzz")
     write_json(folder / "images.json", {"measured": measured, **result})
     with atomic_path(folder / "images.md") as path:

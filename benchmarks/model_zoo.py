@@ -32,7 +32,7 @@ from dcsm_attr import DistinctClassSaliency, GuidedRectifiers, Segmenter
 from dcsm_attr.attribution.gradients import LayerPoint, run_forward
 from dcsm_attr.attribution.maps import absolute_channel_maximum
 from dcsm_attr.datasets.preprocess import Preprocess
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import atomic_path, make_writable_folder, write_json
 from dcsm_attr.models.fully_convolutional import fully_convolutional
 from dcsm_attr.models.weights import build_model
@@ -192,7 +192,11 @@ def main() -> None:
     missing = [name for name in convolutional_names() if name not in content["models"]]
     for name in sys.argv[1:] or missing:
         content["models"][name] = in_own_process(name)
-        content |= {"measured": measured_on("python -m benchmarks.model_zoo"), "size": SIZE, "classes": len(CANDIDATES)}
+        content |= {
+            "measured": run_environment("python -m benchmarks.model_zoo"),
+            "size": SIZE,
+            "classes": len(CANDIDATES),
+        }
         write(content)
         print(name, content["models"][name].get("failed", "measured"), flush=True)
 

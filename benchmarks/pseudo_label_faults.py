@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from dcsm_attr.datasets.voc import read_voc_list
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import make_writable_folder, write_json
 
 RESULT = Path(__file__).parent / "results" / "pseudo_label_faults.json"
@@ -191,7 +191,7 @@ def main() -> None:
     options = ["--count", str(given.count), *options, *([] if given.disk is None else ["--disk", "DISK"])]
     named = [Path(option).name if Path(option).is_file() else option for option in options]
     told = shlex.join(["python", "-m", "benchmarks.pseudo_label_faults", "VOC", "CLASSIFIER", "FOLDER", *named])
-    write_json(given.result, {"measured": measured_on(told), "photographs": given.count + BROKEN, **results})
+    write_json(given.result, {"measured": run_environment(told), "photographs": given.count + BROKEN, **results})
 
 
 def _has_ray() -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from dcsm_attr.datasets.voc import read_voc_list
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import atomic_buffer, make_writable_folder, write_json
 
 RESULT = Path(__file__).parent / "results" / "pseudo_label_rates.json"
@@ -125,7 +125,7 @@ def main() -> None:
     named = [Path(option).name if Path(option).is_file() else option for option in options]
     told = shlex.join(["python", "-m", "benchmarks.pseudo_label_rates", "VOC", "CLASSIFIER", "FOLDER", *named])
     content = {
-        "measured": measured_on(told),
+        "measured": run_environment(told),
         "photographs": photographs,
         "by engine": results,
         "Ray's overhead in %": round(overhead, 1),

@@ -20,7 +20,7 @@ from dcsm_attr.datasets.images import read_image
 from dcsm_attr.datasets.masks import VOID, read_mask
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.metrics import confusion_matrix
-from dcsm_attr.evaluation.result import Confusion, measured_on
+from dcsm_attr.evaluation.result import Confusion, run_environment
 from dcsm_attr.io import write_json
 from dcsm_attr.models.checkpoint import load_classifier
 from dcsm_attr.pipelines.label_files import BackgroundSeedSettings, image_seeds, middle_layer
@@ -88,7 +88,7 @@ def main() -> None:
             results[name] = {figure: round(value, 1) for figure, value in row.items()}
             print(name, results[name], flush=True)
     command = f"python -m benchmarks.seed_shares VOC CLASSIFIER --count {given.count}"
-    write_json(given.result, {"measured": measured_on(command), "images": len(collection), "in %": results})
+    write_json(given.result, {"measured": run_environment(command), "images": len(collection), "in %": results})
 
 
 if __name__ == "__main__":

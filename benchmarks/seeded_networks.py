@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import make_writable_folder, write_json
 
 RESULT = Path(__file__).parent / "results" / "seeded_networks.json"
@@ -112,7 +112,7 @@ def main() -> None:
     command = ["python", "-m", "benchmarks.seeded_networks", "VOC", "CLASSIFIER", "FICKLE", "FOLDER"]
     named = [Path(option).name if Path(option).is_file() else option for option in options]
     command_line = shlex.join([*command, f"--loss={given.loss}", *named])
-    write_json(given.result, {"measured": measured_on(command_line), "in %": results})
+    write_json(given.result, {"measured": run_environment(command_line), "in %": results})
 
 
 if __name__ == "__main__":

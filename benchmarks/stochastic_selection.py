@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.speed.comparison import peak_memory, time_interleaved
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import write_json
 from dcsm_attr.models.stochastic import (
     StochasticSelection,
@@ -144,7 +144,7 @@ def main() -> None:
     """Measure, print, write the result."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     result: dict[str, Any] = {
-        "measured": measured_on("python -m benchmarks.stochastic_selection [ROUNDS]"),
+        "measured": run_environment("python -m benchmarks.stochastic_selection [ROUNDS]"),
         "rounds": rounds,
     }
     for name, prepare, arguments in (

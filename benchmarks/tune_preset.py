@@ -24,7 +24,7 @@ from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.labels import ImageLabels, LabelRow, write_image_labels
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.report import markdown_table
-from dcsm_attr.evaluation.result import Protocol, measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import atomic_path, make_writable_folder, write_json
 from dcsm_attr.models.checkpoint import load_classifier
 
@@ -69,7 +69,7 @@ def search(voc: Path, weights: Path, folder: Path) -> None:
     sweep = Sweep(
         classifier,
         photographs,
-        Protocol.KNOWN,
+        "known",
         GradientStore(folder / "gradients", classifier),
         folder / "counts",
         DenseCRF(),
@@ -93,7 +93,7 @@ def search(voc: Path, weights: Path, folder: Path) -> None:
         table.append([depth, crf_name(crf), *(f"{iou:.1f}" for iou in ious.values())])
         results.append({"layers": depth, "crf": asdict(crf), "mean IoU in %, by exponent": ious})
     command = shlex.join(["python", "-m", "benchmarks.tune_preset", "search", "VOC", weights.name, "FOLDER"])
-    measured = measured_on(command)
+    measured = run_environment(command)
     content = {"measured": measured, "photographs": counted.num_images, "results": results}
     target = Path(__file__).parent / "results" / "tune_preset.json"
     write_json(target, content)

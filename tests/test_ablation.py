@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -23,7 +23,6 @@ from benchmarks.ablation.measure import (
     CountedCase,
     LabelSettings,
     Sweep,
-    _parse_row,
     from_sparse_counts,
     measure_table,
     to_sparse_counts,
@@ -38,9 +37,9 @@ from dcsm_attr.attribution.layers import default_layers
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.datasets.scenes import CLASS_NAMES
-from dcsm_attr.evaluation.evaluate import SkippedImage, evaluate, format_row
+from dcsm_attr.evaluation.evaluate import SkippedImage, append_rows, evaluate, read_rows
 from dcsm_attr.evaluation.metrics import mean_iou
-from dcsm_attr.evaluation.result import Protocol
+from dcsm_attr.evaluation.result import PROTOCOLS
 from dcsm_attr.models.checkpoint import Architecture, build_classifier
 
 CRF = DenseCRF(iterations=1)
@@ -104,7 +103,7 @@ def table_of(*methods):
     return Table("A title", "which", tuple(Row("series", method.name, method) for method in methods))
 
 
-def measured(table, classifier, background, collection, folder, protocol=Protocol.KNOWN):
+def measured(table, classifier, background, collection, folder, protocol="known"):
     return measure_table(table, classifier, background, collection, protocol, folder, crf=CRF, progress=False)
 
 
@@ -146,7 +145,7 @@ def passes(monkeypatch):
 # Equal to evaluate
 
 
-@pytest.mark.parametrize("protocol", list(Protocol))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_rows_equal_evaluate_with_each_method(classifier, background, collection, folder, protocol):
     network = classifier.network
     layers = default_layers(network)
@@ -158,7 +157,7 @@ def test_rows_equal_evaluate_with_each_method(classifier, background, collection
         dcsm(classifier, "DCSM, plain", ("plain",), guided=False): DistinctClassSaliency(network, guided=False),
         simonyan(classifier, 8): Simonyan(network),
     }
-    if protocol is Protocol.KNOWN:
+    if protocol == "known":
         # The release takes its best classes for detected.
         methods[dcsm(classifier, "caffe", ("caffe",), variant="caffe")] = DistinctClassSaliency(
             network, variant="caffe"
@@ -182,7 +181,7 @@ def test_rows_equal_evaluate_with_each_method(classifier, background, collection
             assert (after.counts - expected.refined.counts).abs().sum() <= 4, method.name
             assert before.counts.sum() == after.counts.sum() == expected.refined.counts.sum()
             assert not torch.equal(before.counts, after.counts)
-    if protocol is Protocol.DETECTED:
+    if protocol == "detected":
         assert len(expected.nothing_detected) < COUNT, "classes are detected"
     assert layers == list(DistinctClassSaliency(network).layers)
 
@@ -192,7 +191,7 @@ def test_without_a_detected_class_the_best_one_is_labeled(background, collection
     with torch.no_grad():
         silent.network.head[-1].bias.fill_(-1000)
     few = replace(collection, images=collection.images[:2])
-    ours = measured(table_of(simonyan(silent, 8)), silent, background, few, tmp_path, Protocol.DETECTED)
+    ours = measured(table_of(simonyan(silent, 8)), silent, background, few, tmp_path, "detected")
     expected = evaluate(segmenter(silent, Simonyan(silent.network)), few, "detected", batch_size=1, progress=False)
     assert len(expected.nothing_detected) == 2
     found = ours.confusion(ours.table.rows[0].method, refined=False, own_background=False)
@@ -399,7 +398,7 @@ def test_rows_have_the_settings_in_their_labels(classifier, collection, folder):
         ("variant", "matconvnet"): {"variant": "matconvnet"},
     }
     store = GradientStore(folder / "gradients", classifier)
-    case = load_case(collection.images[2], classifier, store, Protocol.KNOWN)
+    case = load_case(collection.images[2], classifier, store, "known")
     tables = {name: TABLES[name](classifier) for name, _ in settings}
     default = default_layers(classifier.network)
     for (name, label), changed in settings.items():
@@ -420,7 +419,7 @@ def test_gradients_are_computed_once(classifier, background, collection, tmp_pat
     first = replace(background, images=background.images[:1])
     second = replace(collection, images=collection.images[:2])
 
-    def taken(table, protocol=Protocol.KNOWN):
+    def taken(table, protocol="known"):
         measured(table, classifier, first, second, tmp_path, protocol)
         count = len(passes)
         passes.clear()
@@ -432,7 +431,7 @@ def test_gradients_are_computed_once(classifier, background, collection, tmp_pat
     assert taken(crf) == 4 * photographs
     for name in ("crf", "layers", "candidates"):
         assert taken(TABLES[name](classifier)) == 0, name
-    assert taken(crf, Protocol.DETECTED) == 0, "both protocols share them"
+    assert taken(crf, "detected") == 0, "both protocols share them"
     assert taken(TABLES["rule"](classifier)) == 3 * photographs, "the plain ones alone"
     wide = dcsm(classifier, "wide", ("guided", "outer"), scales=(0.6, 1.0, 1.4))
     assert taken(table_of(wide)) == 2 * photographs, "the outer scales alone"
@@ -461,7 +460,7 @@ def case_of(classifier, collection, tmp_path):
 
     def opened(number=0, **changes):
         item = replace(collection.images[number], **changes)
-        return load_case(item, classifier, GradientStore(tmp_path, classifier), Protocol.KNOWN)
+        return load_case(item, classifier, GradientStore(tmp_path, classifier), "known")
 
     return opened
 
@@ -541,7 +540,7 @@ def test_an_interrupted_run_resumes(classifier, background, collection, tmp_path
     with pytest.raises(KeyboardInterrupt):
         interrupted = table_of(methods[0], interrupting(methods[1], after))
         measured(interrupted, classifier, background, collection, tmp_path / "cut")
-    rows = sum(text.count(b"\n") - 1 for text in contents(tmp_path / "cut").values())
+    rows = sum(text.count(b"\n") for text in contents(tmp_path / "cut").values())
     assert rows == 2 * after
     again = measured(table_of(*methods), classifier, background, collection, tmp_path / "cut")
     assert_same(again, expected)
@@ -551,20 +550,20 @@ def test_an_interrupted_run_resumes(classifier, background, collection, tmp_path
 def test_a_run_that_was_interrupted_while_writing_resumes(classifier, background, collection, tmp_path, monkeypatch):
     table = table_of(simonyan(classifier, 8), simonyan(classifier, 3), simonyan(classifier, 1))
     expected = measured(table, classifier, background, collection, tmp_path / "whole")
-    original, calls = measure_module.append_lines, []
+    original, calls = measure_module.append_rows, []
 
-    def failing(path, lines):
+    def failing(path, rows):
         calls.append(1)
         if len(calls) == 3 * len(background) + 5:  # In the middle of an image, of which one method has a line.
             with path.open("a") as file:
-                file.write(lines[0][:20])
+                file.write(json.dumps(asdict(rows[0]))[:20])
             raise KeyboardInterrupt
-        original(path, lines)
+        original(path, rows)
 
-    monkeypatch.setattr(measure_module, "append_lines", failing)
+    monkeypatch.setattr(measure_module, "append_rows", failing)
     with pytest.raises(KeyboardInterrupt):
         measured(table, classifier, background, collection, tmp_path / "cut")
-    monkeypatch.setattr(measure_module, "append_lines", original)
+    monkeypatch.setattr(measure_module, "append_rows", original)
     assert_same(measured(table, classifier, background, collection, tmp_path / "cut"), expected)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -576,7 +575,7 @@ def test_counts_with_other_settings_have_files_of_their_own(classifier, backgrou
 
     def both(folder, photographs, crf):
         return measure_table(
-            table, classifier, background, photographs, Protocol.KNOWN, folder, crf=crf, **settings
+            table, classifier, background, photographs, "known", folder, crf=crf, **settings
         ).result.confusions
 
     crf = DenseCRF(iterations=1)
@@ -647,7 +646,7 @@ def test_bad_arguments(classifier, background, collection, tmp_path):
                 measured(table, classifier, tuning_collection, test_collection, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     twins = {simonyan(classifier, 8): [LabelSettings(1.0, False)], simonyan(classifier, 8): [LabelSettings(2.0, False)]}
-    sweep = Sweep(classifier, collection, Protocol.KNOWN, GradientStore(tmp_path, classifier), tmp_path, CRF, False)
+    sweep = Sweep(classifier, collection, "known", GradientStore(tmp_path, classifier), tmp_path, CRF, False)
     with pytest.raises(ValueError, match="methods must have different names, got Simonyan, alpha 8, Simonyan, alpha 8"):
         sweep.run(twins, "")
     for ways in ({}, {"maps": len, "labels": len}):
@@ -658,19 +657,17 @@ def test_bad_arguments(classifier, background, collection, tmp_path):
 # Counts
 
 
-def test_lines_round_trip():
+def test_rows_round_trip(tmp_path):
     confusion = torch.tensor([[0, 7, 0], [0, 0, 0], [5, 0, 9]])
     entries = to_sparse_counts(confusion)
     assert entries == [[0, 1, 7], [2, 0, 5], [2, 2, 9]]
     assert torch.equal(from_sparse_counts(entries, 3), confusion)
-    for row in (CountedCase("a", {"2.0 crf": entries}), SkippedImage("b", "half a file")):
-        assert _parse_row(format_row(row)) == row
+    rows = [CountedCase("a", {"2.0 crf": entries}), SkippedImage("b", "half a file")]
+    append_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl", CountedCase, ["a", "b", "c"], 1) == rows
     for settings, text in ((LabelSettings(0.5, False), "0.5"), (LabelSettings(16.0, True), "16.0 crf")):
         assert str(settings) == text
         assert LabelSettings.parse(text) == settings
-    for line in ("{}", "7", '{"name": "a"}', '{"name": "a", "reason": "b", "counts": {}}'):
-        with pytest.raises(ValueError, match="not a row of counts"):
-            _parse_row(line)
 
 
 # The report

@@ -25,7 +25,7 @@ from dcsm_attr.demo import scene_segmenter
 from dcsm_attr.evaluation import evaluate as protocols
 from dcsm_attr.evaluation.evaluate import evaluate
 from dcsm_attr.evaluation.metrics import mean_average_precision
-from dcsm_attr.evaluation.result import Confusion, Protocol, measured_on, parameters_digest
+from dcsm_attr.evaluation.result import PROTOCOLS, Confusion, parameters_digest, run_environment
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_network
 from dcsm_attr.models.scene_net import load_scene_net
 
@@ -61,7 +61,7 @@ def segmenter():
     )
 
 
-def measured(segmenter, collection, protocol=Protocol.DETECTED, **options):
+def measured(segmenter, collection, protocol="detected", **options):
     return evaluate(segmenter, collection, protocol, progress=False, **options)
 
 
@@ -71,7 +71,7 @@ def same(first, second):
     assert torch.equal(first.refined.counts, second.refined.counts)
     assert torch.equal(first.scores, second.scores)
     assert torch.equal(first.present, second.present)
-    assert first.photographs == second.photographs
+    assert first.images == second.images
     assert first.skipped == second.skipped
     assert first.nothing_detected == second.nothing_detected
     assert first.settings == second.settings
@@ -95,16 +95,16 @@ def counted_by_hand(segmenter, collection, known):
         return overlap / union
 
 
-@pytest.mark.parametrize("protocol", list(Protocol))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_equals_counting_by_hand(segmenter, collection, protocol):
     evaluation = measured(segmenter, collection, protocol, batch_size=1)
-    expected = counted_by_hand(segmenter, collection, known=protocol is Protocol.KNOWN)
+    expected = counted_by_hand(segmenter, collection, known=protocol == "known")
     for confusion, iou in zip((evaluation.unrefined, evaluation.refined), expected, strict=True):
         assert confusion.iou.numpy() == pytest.approx(iou, abs=1e-12, nan_ok=True)
         assert confusion.mean_iou == pytest.approx(np.nanmean(iou), abs=1e-12)
     assert evaluation.refined.mean_iou > 0.2
     assert not torch.equal(evaluation.unrefined.counts, evaluation.refined.counts)
-    assert evaluation.photographs == tuple(photograph.name for photograph in collection)
+    assert evaluation.images == tuple(photograph.name for photograph in collection)
     assert evaluation.protocol is protocol
     void = sum(4 * Image.open(photograph.mask).width for photograph in collection)
     pixels = sum(np.prod(Image.open(photograph.mask).size) for photograph in collection)
@@ -151,7 +151,7 @@ class Silent(nn.Module):
 def test_images_in_which_nothing_is_detected_are_named(collection, segmenter):
     silent = Segmenter(Silent(), crf=None, class_names=CLASS_NAMES, preprocess=segmenter.preprocess)
     detected = measured(silent, collection)
-    assert detected.nothing_detected == detected.photographs
+    assert detected.nothing_detected == detected.images
     assert measured(silent, collection, "known").nothing_detected == ()
     assert torch.equal(detected.unrefined.counts, detected.refined.counts), "there is no CRF"
 
@@ -213,7 +213,7 @@ def test_a_bad_file_among_a_batch(segmenter, collection):
     damage_image(collection.images[1])
     evaluation = measured(segmenter, collection, batch_size=4)
     assert list(evaluation.skipped) == ["scene 1"]
-    assert evaluation.photographs == tuple(f"scene {i}" for i in (0, 2, 3, 4, 5, 6))
+    assert evaluation.images == tuple(f"scene {i}" for i in (0, 2, 3, 4, 5, 6))
     assert torch.equal(evaluation.present, collection.presence()[[0, 2, 3, 4, 5, 6]])
 
 
@@ -222,7 +222,7 @@ def test_only_bad_files(segmenter, collection):
         damage_image(photograph)
     evaluation = measured(segmenter, collection)
     assert len(evaluation.skipped) == COUNT
-    assert evaluation.photographs == ()
+    assert evaluation.images == ()
     assert math.isnan(evaluation.refined.mean_iou)
     assert math.isnan(evaluation.mean_average_precision)
 
@@ -247,23 +247,28 @@ def interrupted(segmenter, after):
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_run_that_was_killed_goes_on(segmenter, collection, tmp_path, after):
+def test_an_interrupted_evaluation_resumes(segmenter, collection, tmp_path, after):
     damage_image(collection.images[1])
     expected = measured(segmenter, collection, batch_size=3)
-    state = tmp_path / "deep" / "state.jsonl"
+    folder = tmp_path / "deep" / "run"
     with pytest.raises(KeyboardInterrupt):
-        measured(interrupted(segmenter, after), collection, batch_size=3, state=state)
-    assert len(state.read_text().splitlines()) == 1 + 3 * after
+        measured(interrupted(segmenter, after), collection, batch_size=3, folder=folder)
+    assert len(rows_of(folder)) == 3 * after
     rest = interrupted(segmenter, 3 - after)
-    assert same(measured(rest, collection, batch_size=3, state=state), expected)
+    assert same(measured(rest, collection, batch_size=3, folder=folder), expected)
     assert rest.left == 0
     # Now nothing is left to compute.
-    assert same(measured(interrupted(segmenter, 0), collection, batch_size=3, state=state), expected)
+    assert same(measured(interrupted(segmenter, 0), collection, batch_size=3, folder=folder), expected)
+
+
+def rows_of(folder):
+    path = folder / "rows.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_files_are_read_and_pixels_counted_beside_the_model(segmenter, collection, monkeypatch):
     expected = measured(segmenter, collection)
-    threads = {"read_with_mask": set(), "_counted": set()}
+    threads = {"read_with_mask": set(), "_count_pixels": set()}
     for name, found in threads.items():
         original = getattr(protocols, name)
 
@@ -275,38 +280,37 @@ def test_files_are_read_and_pixels_counted_beside_the_model(segmenter, collectio
     # As beside a GPU; on the CPU nothing runs beside the model.
     monkeypatch.setattr(type(segmenter), "readers", 2)
     assert same(measured(segmenter, collection), expected)
-    assert threading.main_thread() not in threads["read_with_mask"] | threads["_counted"]
-    assert len(threads["_counted"]) == 1
+    assert threading.main_thread() not in threads["read_with_mask"] | threads["_count_pixels"]
+    assert len(threads["_count_pixels"]) == 1
 
 
-def test_a_state_that_cannot_be_written_leaves_no_thread(segmenter, collection, tmp_path, monkeypatch):
-    def fail(path, lines):
+def test_rows_that_cannot_be_written_leave_no_thread(segmenter, collection, tmp_path, monkeypatch):
+    def fail(path, rows):
         assert threading.active_count() > before
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(protocols, "append_lines", fail)
-    monkeypatch.setattr(type(segmenter), "readers", 2)
+    monkeypatch.setattr(protocols, "append_rows", fail)
+    monkeypatch.setattr(type(segmenter), "num_readers", 2)
     before = threading.active_count()
     with pytest.raises(OSError, match="No space left") as caught:
-        measured(segmenter, collection, batch_size=2, state=tmp_path / "state.jsonl")
-    assert threading.active_count() == before, f"although {caught.value!r} still holds what was going on"
+        measured(segmenter, collection, batch_size=2, folder=tmp_path)
+    assert threading.active_count() == before, f"although {caught.value!r} is alive"
 
 
-def test_a_file_that_was_cut_anywhere_goes_on(segmenter, collection, tmp_path):
-    state = tmp_path / "state.jsonl"
-    expected = measured(segmenter, collection, batch_size=2, state=state)
-    whole = state.read_bytes()
+def test_rows_that_were_cut_anywhere_resume(segmenter, collection, tmp_path):
+    expected = measured(segmenter, collection, batch_size=2, folder=tmp_path)
+    path = tmp_path / "rows.jsonl"
+    whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in (ends[0], ends[0] + 1, ends[1], ends[1] + 40, ends[2] - 1, ends[2], ends[-1] - 1, ends[-2], ends[-1]):
-        state.write_bytes(whole[:cut])
-        assert same(measured(segmenter, collection, batch_size=2, state=state), expected)
-        assert state.read_bytes() == whole
+    for cut in (0, 1, ends[0], ends[0] + 40, ends[1] - 1, ends[1], ends[-1] - 1, ends[-2], ends[-1]):
+        path.write_bytes(whole[:cut])
+        assert same(measured(segmenter, collection, batch_size=2, folder=tmp_path), expected)
+        assert path.read_bytes() == whole
 
 
-def test_a_state_of_other_settings_is_refused(segmenter, collection, tmp_path):
-    state = tmp_path / "state.jsonl"
-    measured(segmenter, collection, state=state)
-    before = state.read_bytes()
+def test_other_settings_are_refused_or_overwrite(segmenter, collection, tmp_path):
+    measured(segmenter, collection, folder=tmp_path)
+    before = rows_of(tmp_path)
     weaker = Segmenter(
         segmenter.model, crf=DenseCRF(iterations=5), class_names=CLASS_NAMES, preprocess=segmenter.preprocess
     )
@@ -315,43 +319,42 @@ def test_a_state_of_other_settings_is_refused(segmenter, collection, tmp_path):
         network.classifier[4].bias[0] += 1e-3
     trained = Segmenter(network, crf=segmenter.crf, class_names=CLASS_NAMES, preprocess=segmenter.preprocess)
     relabeled = replace(collection.images[0], classes=(0,))
+    few = replace(collection, images=collection.images[:3])
     for arguments, options, difference in (
-        ((weaker, collection), {}, r"crf.iterations \(2 before, 5 now\)\. Remove"),
-        ((trained, collection), {}, r"parameters \([0-9a-f]+ before, [0-9a-f]+ now\)\. Remove"),
-        ((segmenter, collection, "known"), {}, r"protocol \(detected before, known now\)\. Remove"),
-        ((segmenter, collection), {"batch_size": 2}, r"batch_size \(4 before, 2 now\)\. Remove"),
-        ((segmenter, replace(collection, images=collection.images[:3])), {}, r"photographs \(7 before, 3"),
-        (
-            (segmenter, replace(collection, images=(relabeled, *collection.images[1:]))),
-            {},
-            "image-level labels",
-        ),
+        ((weaker, collection), {}, r"crf.iterations \(2 before, 5 now\)\. Run with"),
+        ((trained, collection), {}, r"parameters \([0-9a-f]+ before, [0-9a-f]+ now\)\. Run with"),
+        ((segmenter, collection, "known"), {}, r"protocol \(detected before, known now\)\. Run with"),
+        ((segmenter, collection), {"batch_size": 2}, r"batch_size \(4 before, 2 now\)\. Run with"),
+        ((segmenter, few), {}, r"num_images \(7 before, 3"),
+        ((segmenter, replace(collection, images=(relabeled, *collection.images[1:]))), {}, "image-level labels"),
     ):
-        with pytest.raises(ValueError, match=rf"state.jsonl: belongs to another evaluation, .*{difference}"):
-            measured(*arguments, state=state, **options)
-    assert state.read_bytes() == before
+        with pytest.raises(ValueError, match=rf"holds an evaluation with other settings: .*{difference}"):
+            measured(*arguments, folder=tmp_path, **options)
+    assert rows_of(tmp_path) == before
+    assert same(measured(segmenter, few, folder=tmp_path, overwrite=True), measured(segmenter, few))
+    assert len(rows_of(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda lines: b"", "not the state of an evaluation"),
-        (lambda lines: b"a diary\nwith two lines\n", "not the state of an evaluation"),
-        (lambda lines: b"[1]\n", "not the state of an evaluation"),
-        (lambda lines: lines[0] + b"{}\n", "line 2: damaged"),
-        (lambda lines: lines[0] + lines[1] + b"{'half'\n" + lines[3], "line 3: damaged"),
-        (lambda lines: lines[0] + lines[2] + lines[1], "not those of the collection, in order"),
+        (lambda rows: b"a diary\nwith two lines\n", "line 1: damaged"),
+        (lambda rows: b"[1]\n", "line 1: damaged"),
+        (lambda rows: b"{}\n", "line 1: damaged"),
+        (lambda rows: b'{"name": "scene 0", "reason": "b", "scores": []}\n', "line 1: damaged"),
+        (lambda rows: rows[0] + b"{'half'\n" + rows[2], "line 2: damaged"),
+        (lambda rows: rows[1] + rows[0], "not those of the collection, in order"),
     ],
 )
-def test_a_file_that_is_no_state_is_left_alone(segmenter, collection, tmp_path, content, message):
-    state = tmp_path / "state.jsonl"
+def test_damaged_rows_are_named_and_kept(segmenter, collection, tmp_path, content, message):
     few = replace(collection, images=collection.images[:3])
-    measured(segmenter, few, state=state)
-    harmed = content(state.read_bytes().splitlines(keepends=True))
-    state.write_bytes(harmed)
+    measured(segmenter, few, folder=tmp_path)
+    path = tmp_path / "rows.jsonl"
+    damaged = content(path.read_bytes().splitlines(keepends=True))
+    path.write_bytes(damaged)
     with pytest.raises(ValueError, match=message):
-        measured(segmenter, few, state=state)
-    assert state.read_bytes() == harmed
+        measured(segmenter, few, folder=tmp_path)
+    assert path.read_bytes() == damaged
 
 
 def test_what_the_caller_can_mend(segmenter, collection):
@@ -395,14 +398,14 @@ def test_what_was_measured_with(tmp_path, monkeypatch):
 
     import dcsm_attr
 
-    measured = measured_on("a command")
+    measured = run_environment("a command")
     assert measured["command"] == "a command"
     assert measured["torch"] == torch.__version__
     monkeypatch.setattr(dcsm_attr, "__file__", str(tmp_path / "lib" / "dcsm_attr" / "__init__.py"))
     (tmp_path / "lib" / "dcsm_attr").mkdir(parents=True)
 
     def commit():
-        return measured_on("a command")["commit"]
+        return run_environment("a command")["commit"]
 
     def git(*arguments, folder):
         author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
@@ -463,8 +466,8 @@ def test_the_command(voc, tmp_path):
         assert one["settings"]["saliency"]["activation"] == "sigmoid"
         percent = f"{100 * one['after the CRF']['mean IoU']:.1f} after it"
         assert percent in result.output
-    names = [json.loads(line)["name"] for line in (output / "photographs-known.jsonl").read_text().splitlines()[1:]]
-    assert names == ["s0", "s2"], "evenly spread"
+    names = [row["name"] for row in rows_of(output / "known")]
+    assert names == ["s0", "s2"], "evenly spaced"
 
 
 def test_a_trained_classifier_brings_its_own_model(voc, tmp_path):
@@ -484,10 +487,10 @@ def test_a_trained_classifier_brings_its_own_model(voc, tmp_path):
 def test_the_command_goes_on_where_asked(voc, tmp_path):
     output = tmp_path / "out"
     assert run(voc, "--output", output, "--count", 2).exit_code == 0
-    state = output / "photographs-detected.jsonl"
+    state = output / "detected" / "rows.jsonl"
     before, report = state.read_bytes(), (output / "evaluation.json").read_bytes()
     refused = run(voc, "--output", output, "--resume")
-    assert "photographs (2 before, 4 now)" in str(refused.exception)
+    assert "num_images (2 before, 4 now)" in str(refused.exception)
     # Were they read again, they would be skipped now.
     for name in ("s0", "s2"):
         (voc / "JPEGImages" / f"{name}.jpg").write_bytes(b"")
@@ -506,7 +509,7 @@ def test_the_command_names_bad_images(voc, tmp_path):
     assert "1 photographs were left out" in result.output
     assert "s2.jpg" in result.output
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert content["evaluations"][0]["photographs"] == 3
+    assert content["evaluations"][0]["images"] == 3
     assert list(content["evaluations"][0]["skipped"]) == ["s2"]
 
 
@@ -526,7 +529,7 @@ def test_a_real_voc_folder(shared, tmp_path, small_canvas):
     options = f"--model squeezenet1_1 --weights {weights} --protocol known --count 3 --device cpu --output {tmp_path}"
     result = CliRunner().invoke(app, [str(root), *options.split()])
     assert result.exit_code == 0, result.output
-    lines = [json.loads(line) for line in (tmp_path / "photographs-known.jsonl").read_text().splitlines()[1:]]
+    lines = rows_of(tmp_path / "known")
     listed = (root / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
     assert [line["name"] for line in lines] == [listed[i * len(listed) // 3] for i in range(3)]
     for line in lines:

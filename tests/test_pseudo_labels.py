@@ -14,7 +14,7 @@ from dcsm_attr import ClassActivationMaps, DenseCRF, Segmenter
 from dcsm_attr.cli import app, main
 from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.preprocess import Preprocess
-from dcsm_attr.evaluation.label_maps import evaluate_label_maps
+from dcsm_attr.evaluation.evaluate import evaluate_label_maps
 from dcsm_attr.pipelines.batches import Shard
 from dcsm_attr.pipelines.label_files import Confidence, write_confident_labels, write_pseudo_labels
 from dcsm_attr.wsss.affinity import confident_labels

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dcsm_attr.evaluation.report import write_report
-from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol
+from dcsm_attr.evaluation.result import Confusion, Evaluation
 
 # Of background, ant and bee; there is no cow.
 BEFORE = [[6, 2, 0, 0], [1, 3, 0, 0], [2, 0, 2, 0], [0, 0, 0, 0]]
@@ -18,7 +18,7 @@ IOU_BEFORE = ["54.5", "50.0", "50.0", "-"]
 IOU_AFTER = ["87.5", "66.7", "75.0", "-"]
 
 
-def evaluation(protocol=Protocol.DETECTED, **changes):
+def evaluation(protocol="detected", **changes):
     made = Evaluation(
         protocol,
         ("ant", "bee", "cow"),
@@ -26,7 +26,7 @@ def evaluation(protocol=Protocol.DETECTED, **changes):
         refined=Confusion(torch.tensor(AFTER)),
         scores=torch.tensor([[0.9, 0.2, 0.1], [0.5, 0.8, 0.3], [0.7, 0.1, 0.2]], dtype=torch.float64),
         present=torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0]]).bool(),
-        photographs=("a", "b", "c"),
+        images=("a", "b", "c"),
         skipped={"d": "d.jpg: cannot be read."},
         nothing_detected=("c",),
         settings={"model": "Net", "crf": {"iterations": 10}, "saliency": {"scales": [0.8, 1.2], "layers": ["x", "y"]}},
@@ -53,7 +53,7 @@ def test_the_tables(tmp_path):
         assert cells[label] == [before, after]
     # Of 6/11, 3/6, 2/4 and of 7/8, 4/6, 3/4.
     assert cells["**mean**"] == ["**51.5**", "**76.4**"]
-    assert cells["photographs"] == ["3"]
+    assert cells["images"] == ["3"]
     assert cells["skipped"] == ["1"]
     assert cells["nothing detected"] == ["1"]
     # Ant at ranks 1 and 3; bee at 1 and 3; no cow.
@@ -89,7 +89,7 @@ def test_the_same_for_programs(tmp_path):
 
 
 def test_protocols_never_share_a_table(tmp_path):
-    known = evaluation(Protocol.KNOWN, nothing_detected=())
+    known = evaluation("known", nothing_detected=())
     text, content = written({"ours": [evaluation(), known], "theirs": [known]}, tmp_path)
     _, first, second = text.split('\n## Protocol "')
     assert first.startswith('detected"')

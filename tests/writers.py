@@ -30,7 +30,7 @@ from dcsm_attr.datasets.masks import label_image
 from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.datasets.scenes import write_scene_folder
 from dcsm_attr.evaluation.report import write_report
-from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol
+from dcsm_attr.evaluation.result import Confusion, Evaluation
 from dcsm_attr.io import FolderStorage
 from dcsm_attr.models.checkpoint import Architecture, build_classifier, load_classifier, save_network
 from dcsm_attr.models.scene_net import load_scene_net
@@ -65,7 +65,7 @@ def report(folder):
     counts = Confusion(torch.eye(3, dtype=torch.int64))
     scores, present = torch.tensor([[0.1, 0.2]]), torch.tensor([[True, False]])
     evaluation = Evaluation(
-        Protocol.KNOWN, ("ant", "bee"), counts, counts, scores, present, ("a",), {"b": "why"}, (), {"crf": None}
+        "known", ("ant", "bee"), counts, counts, scores, present, ("a",), {"b": "why"}, (), {"crf": None}
     )
     write_report({"one": [evaluation]}, folder, command="command", data="data")
 

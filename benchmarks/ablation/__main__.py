@@ -104,7 +104,6 @@ def ablate(
     from benchmarks.ablation.measure import measure_table
     from benchmarks.ablation.report import write_ablation
     from dcsm_attr.datasets.voc import voc_collection
-    from dcsm_attr.evaluation.result import Protocol
     from dcsm_attr.io import make_writable_folder
 
     output = make_writable_folder(output)
@@ -114,7 +113,7 @@ def ablate(
     test, tuning = all_test.evenly_spaced(count), all_tuning.evenly_spaced(background_count)
     nets = affinity_net or []
     built = _build_table(table, classifier, nets)
-    measurement = measure_table(built, classifier, tuning, test, Protocol(protocol), output)
+    measurement = measure_table(built, classifier, tuning, test, protocol, output)
     options = {
         "weights": Path(weights).name,
         "protocol": protocol,

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,17 @@ from dcsm_attr.attribution.maps import label_scores
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import Collection
 from dcsm_attr.datasets.masks import VOID, resize_labels
-from dcsm_attr.evaluation.evaluate import SkippedImage, append_lines, format_row, load_rows, row_parser
-from dcsm_attr.evaluation.label_maps import SKIPPED_ERRORS, check_collection
+from dcsm_attr.evaluation.evaluate import (
+    ROWS_FILE,
+    SKIPPED_ERRORS,
+    SkippedImage,
+    append_rows,
+    check_collection,
+    read_rows,
+)
 from dcsm_attr.evaluation.metrics import confusion_matrix
-from dcsm_attr.evaluation.result import Confusion, Protocol, labels_digest
+from dcsm_attr.evaluation.result import Confusion, ProtocolName, labels_digest
+from dcsm_attr.io import open_run_folder
 from dcsm_attr.models.checkpoint import Classifier
 
 __all__ = [
@@ -102,7 +109,7 @@ class Measurement:
     """
 
     table: Table
-    protocol: Protocol
+    protocol: ProtocolName
     exponents: Mapping[str, float]
     tuning_result: "SweepResult"
     result: "SweepResult"
@@ -136,7 +143,7 @@ def measure_table(
     classifier: Classifier,
     tuning_collection: Collection,
     test_collection: Collection,
-    protocol: Protocol,
+    protocol: ProtocolName,
     folder: Path,
     *,
     crf: DenseCRF = DenseCRF(),  # noqa: B008 - frozen
@@ -166,7 +173,7 @@ def measure_table(
     store = GradientStore(folder / "gradients", classifier)
 
     def sweep(collection: Collection, name: str, on_canvas: bool) -> Sweep:
-        counts = folder / "counts" / f"{name}-{protocol.value}"
+        counts = folder / "counts" / f"{name}-{protocol}"
         return Sweep(classifier, collection, protocol, store, counts, crf, on_canvas, progress)
 
     def try_exponents(exponents: Mapping[Method, Sequence[float]]) -> SweepResult:
@@ -225,7 +232,7 @@ class Sweep:
         collection: images with masks, with the classes of the classifier.
         protocol: whether the image-level labels are known.
         store: stores gradients.
-        folder: for the counts, one file per method; an interrupted sweep resumes, and a sweep with further methods
+        folder: for the counts, one folder per method; an interrupted sweep resumes, and a sweep with further methods
             counts only these.
         crf: refines labels of methods without a CRF of their own.
         on_canvas: whether labels are compared with the mask on the canvas, which is several times faster and good
@@ -235,7 +242,7 @@ class Sweep:
 
     classifier: Classifier
     collection: Collection
-    protocol: Protocol
+    protocol: ProtocolName
     store: GradientStore
     folder: Path
     crf: DenseCRF
@@ -260,11 +267,10 @@ class Sweep:
         names = [method.name for method in settings]
         if len(set(names)) < len(names):
             raise ValueError(f"methods must have different names, got {', '.join(names)}.")
-        files = {method: self._path(method, of_method) for method, of_method in settings.items()}
+        files = {method: self._open_file(method, of_method) for method, of_method in settings.items()}
         image_names = [item.name for item in self.collection]
         rows: dict[Method, list[_CountsRow]] = {
-            method: load_rows(files[method], self._describe(method, of_method), image_names, 1, _parse_row)
-            for method, of_method in settings.items()
+            method: read_rows(files[method], CountedCase, image_names, 1) for method in settings
         }
         done = min(map(len, rows.values()), default=len(image_names))
         with tqdm(
@@ -273,22 +279,24 @@ class Sweep:
             for number in range(done, len(image_names)):
                 missing = {method: settings[method] for method in settings if len(rows[method]) == number}
                 for method, row in self._count(number, missing).items():
-                    append_lines(files[method], [format_row(row)])
+                    append_rows(files[method], [row])
                     rows[method].append(row)
                 bar.update()
         return self._sum_up(rows)
 
-    def _path(self, method: Method, settings: Sequence[LabelSettings]) -> Path:
+    def _open_file(self, method: Method, settings: Sequence[LabelSettings]) -> Path:
         short = re.sub(r"[^a-z0-9.]+", "-", method.name.lower()).strip("-")[:80]
-        digest = hashlib.sha256(json.dumps(self._describe(method, settings)).encode()).hexdigest()[:8]
-        return self.folder / f"{short}-{digest}.jsonl"
+        description = self._describe(method, settings)
+        digest = hashlib.sha256(json.dumps(description).encode()).hexdigest()[:8]
+        folder = self.folder / f"{short}-{digest}"
+        return open_run_folder(folder, description, "counts", results=[ROWS_FILE]) / ROWS_FILE
 
     def _describe(self, method: Method, settings: Sequence[LabelSettings]) -> dict[str, Any]:
         return {
             "dcsm_attr": dcsm_attr.__version__,
             "method": method.name,
             "label_settings": [str(one) for one in sorted(settings)],
-            "protocol": self.protocol.value,
+            "protocol": self.protocol,
             "parameters": self.store.parameters,
             "pooling": self.classifier.pooling,
             "preprocess": asdict(self.classifier.preprocess),
@@ -406,7 +414,6 @@ class CountedCase:
 
 
 _CountsRow = CountedCase | SkippedImage
-_parse_row: Callable[[str | bytes], _CountsRow] = row_parser(CountedCase, "counts")
 
 
 def to_sparse_counts(confusion: Tensor) -> list[list[int]]:

@@ -19,8 +19,8 @@ from dcsm_attr.attribution.model import prepared_model
 from dcsm_attr.crf import DenseCRF
 from dcsm_attr.datasets.collection import LabeledImage
 from dcsm_attr.datasets.preprocess import CanvasImage
-from dcsm_attr.evaluation.label_maps import read_with_mask
-from dcsm_attr.evaluation.result import Protocol
+from dcsm_attr.evaluation.evaluate import read_with_mask
+from dcsm_attr.evaluation.result import ProtocolName
 from dcsm_attr.models.checkpoint import Classifier
 
 __all__ = ["Case", "Method", "dcsm", "load_case", "simonyan"]
@@ -68,7 +68,7 @@ class Case:
         return self._gradients[name]
 
 
-def load_case(item: LabeledImage, classifier: Classifier, store: GradientStore, protocol: Protocol) -> Case:
+def load_case(item: LabeledImage, classifier: Classifier, store: GradientStore, protocol: ProtocolName) -> Case:
     """Read an image and its mask, and let the classifier score its classes.
 
     Args:
@@ -78,7 +78,7 @@ def load_case(item: LabeledImage, classifier: Classifier, store: GradientStore, 
         protocol: whether the image-level labels are known. Where no class is detected, the best one counts as detected.
 
     Raises:
-        ImageReadError, MaskError, ValueError: as :func:`~dcsm_attr.evaluation.label_maps.read_with_mask`.
+        ImageReadError, MaskError, ValueError: as :func:`~dcsm_attr.evaluation.evaluate.read_with_mask`.
     """
     image, mask = read_with_mask(item, protocol, len(classifier.class_names))
     prepared = classifier.preprocess(image)
@@ -95,7 +95,7 @@ def load_case(item: LabeledImage, classifier: Classifier, store: GradientStore, 
         prepared,
         mask,
         logits,
-        known if protocol is Protocol.KNOWN else detected,
+        known if protocol == "known" else detected,
         list(dict.fromkeys([*known, *detected])),
         by_score,
         store,

@@ -14,14 +14,14 @@ from matplotlib.ticker import FuncFormatter
 from benchmarks.ablation.measure import Measurement
 from benchmarks.ablation.tables import Row
 from dcsm_attr.evaluation.report import markdown_table, provenance_section
-from dcsm_attr.evaluation.result import Confusion, Protocol, measured_on
+from dcsm_attr.evaluation.result import Confusion, run_environment
 from dcsm_attr.io import atomic_buffer, atomic_path, make_writable_folder
 
 __all__ = ["ablation_figure", "exponents_figure", "write_ablation"]
 
 _PROTOCOL_TEXTS = {
-    Protocol.DETECTED: "The classes of an image are those that the classifier detects.",
-    Protocol.KNOWN: "The classes of an image are known (image-level labels).",
+    "detected": "The classes of an image are those that the classifier detects.",
+    "known": "The classes of an image are known (image-level labels).",
 }
 
 # Title, whether after the CRF, whether with the method's own background.
@@ -53,7 +53,7 @@ def write_ablation(
         measurement: of the table.
         folder: where to write; earlier files with these names are replaced.
         name: stem of the file names.
-        command: reproduces the result, see :func:`dcsm_attr.evaluation.result.measured_on`.
+        command: reproduces the result, see :func:`dcsm_attr.evaluation.result.run_environment`.
         data: a sentence about the images.
         about: facts about the network and other settings, with ``class_names`` and ``figure``, the name of the figure's
             file.
@@ -65,11 +65,11 @@ def write_ablation(
         OSError: if the folder cannot be written to.
     """
     folder = make_writable_folder(folder)
-    measured = measured_on(command)
+    measured = run_environment(command)
     paths = [folder / f"{name}{ending}" for ending in (".md", ".json", ".png")]
     content = {
         "title": measurement.table.title,
-        "protocol": measurement.protocol.value,
+        "protocol": measurement.protocol,
         "data": data,
         "about": dict(about),
         "measured": measured,

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.speed.comparison import OURS, Outcome, Scaling
 from dcsm_attr.evaluation.report import markdown_table, provenance_section
-from dcsm_attr.evaluation.result import measured_on
+from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import atomic_path, make_writable_folder
 
 __all__ = ["outcome_table", "scaling_text", "write_benchmark"]
@@ -27,7 +27,7 @@ def write_benchmark(
         scalings: further measurements.
         folder: where to write; earlier files with these names are replaced.
         name: stem of the file names.
-        command: reproduces the result, see :func:`dcsm_attr.evaluation.result.measured_on`.
+        command: reproduces the result, see :func:`dcsm_attr.evaluation.result.run_environment`.
 
     Returns:
         The paths written.
@@ -36,7 +36,7 @@ def write_benchmark(
         OSError: if the folder cannot be written to.
     """
     folder = make_writable_folder(folder)
-    measured = {**measured_on(command), "threads": torch.get_num_threads()}
+    measured = {**run_environment(command), "threads": torch.get_num_threads()}
     content = {
         "measured": measured,
         "comparisons": [_outcome_content(outcome) for outcome in outcomes],

@@ -102,7 +102,7 @@ def evaluate(
     from dcsm_attr.datasets.voc import voc_collection
     from dcsm_attr.evaluation import evaluate as protocols
     from dcsm_attr.evaluation.report import write_report
-    from dcsm_attr.evaluation.result import Protocol
+    from dcsm_attr.evaluation.result import PROTOCOLS
     from dcsm_attr.io import make_writable_folder
 
     output = make_writable_folder(output)
@@ -114,11 +114,10 @@ def evaluate(
     }
     segmenter = build_segmenter(model, weights, labels, device.value, saliency, **further)
     evaluations = []
-    for one in Protocol if protocol is ProtocolChoice.BOTH else (Protocol(protocol.value),):
-        state = output / f"photographs-{one.value}.jsonl"
-        if not resume:
-            state.unlink(missing_ok=True)
-        evaluations.append(protocols.evaluate(segmenter, chosen, one, state=state))
+    for one in PROTOCOLS:
+        if protocol.value in (one, "both"):
+            folder = output / one
+            evaluations.append(protocols.evaluate(segmenter, chosen, one, folder=folder, overwrite=not resume))
     network = {name: Path(value).name for name, value in network_arguments(model, weights, labels).items()}
     told = {**network, "split": split, "protocol": protocol.value, "count": str(count)}
     if precision is not PrecisionChoice.FLOAT32:
@@ -151,7 +150,7 @@ def _summary(evaluation: "Evaluation") -> str:
     before, after = (100 * confusion.mean_iou for confusion in (evaluation.unrefined, evaluation.refined))
     figures = f"{before:.1f} before the CRF, {after:.1f} after it"
     return (
-        f"{evaluation.protocol.value} classes, {len(evaluation.photographs)} photographs: mean IoU "
+        f"{evaluation.protocol} classes, {len(evaluation.images)} photographs: mean IoU "
         f"{figures if evaluation.settings['crf'] else f'{before:.1f} without a CRF'}; "
         f"mean AP of the classifier {100 * evaluation.mean_average_precision:.1f}"
     )
@@ -178,8 +177,8 @@ def miou(
       dcsm-attr miou VOCdevkit/VOC2012 out/affinity/labels --split train
     """
     from dcsm_attr.datasets.voc import voc_collection
-    from dcsm_attr.evaluation.label_maps import evaluate_label_maps
-    from dcsm_attr.evaluation.result import measured_on
+    from dcsm_attr.evaluation.evaluate import evaluate_label_maps
+    from dcsm_attr.evaluation.result import run_environment
     from dcsm_attr.io import write_json
 
     found = evaluate_label_maps(voc_collection(voc_root, split), folder)
@@ -187,7 +186,7 @@ def miou(
     for name, value in iou.items():
         typer.echo(f"{name:>15} {'-' if math.isnan(value) else f'{100 * value:5.1f}'}")
     typer.echo(
-        f"{'mean IoU':>15} {100 * found.confusion.mean_iou:5.1f} %   {found.photographs} photographs, "
+        f"{'mean IoU':>15} {100 * found.confusion.mean_iou:5.1f} %   {found.num_images} photographs, "
         f"{100 * found.unknown:.1f} % of their pixels unknown"
     )
     background, foreground = found.precision
@@ -196,8 +195,8 @@ def miou(
     )
     if output is not None:
         content = {
-            "measured": measured_on(shlex.join(["dcsm-attr", "miou", "VOC_ROOT", folder.name, "--split", split])),
-            "photographs": found.photographs,
+            "measured": run_environment(shlex.join(["dcsm-attr", "miou", "VOC_ROOT", folder.name, "--split", split])),
+            "images": found.num_images,
             "skipped": dict(found.skipped),
             "unknown": found.unknown,
             "precision of background": None if math.isnan(background) else background,

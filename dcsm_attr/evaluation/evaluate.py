@@ -1,145 +1,145 @@
-"""Rows of measurements in a file that grows while they are taken, so that a killed run can go on.
+"""Evaluation of a segmenter, or of label maps in a folder, on a collection with masks.
 
-The first line holds everything that the result depends on; each further line is an image, in order.
-
-What one image adds to an evaluation, and its line in a file.
-
-How well a segmenter labels the images of a collection, under the two protocols of the literature.
+The counts of each image are a row. The rows of an evaluation can be kept in a file, so that it resumes.
 """
 
 import json
 import logging
 import os
 import typing
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 import dcsm_attr
 from dcsm_attr.datasets.collection import Collection, LabeledImage
-from dcsm_attr.datasets.masks import VOID
-from dcsm_attr.evaluation.label_maps import SKIPPED_ERRORS, check_collection, read_with_mask
+from dcsm_attr.datasets.images import ImageReadError, read_image
+from dcsm_attr.datasets.masks import VOID, MaskError, read_mask, resize_labels
 from dcsm_attr.evaluation.metrics import confusion_matrix
-from dcsm_attr.evaluation.result import Confusion, Evaluation, Protocol, labels_digest, parameters_digest
-from dcsm_attr.io import atomic_path, diff_settings, make_writable_folder
+from dcsm_attr.evaluation.result import (
+    PROTOCOLS,
+    Confusion,
+    Evaluation,
+    LabelMapEvaluation,
+    ProtocolName,
+    labels_digest,
+    parameters_digest,
+)
+from dcsm_attr.io import open_run_folder
 from dcsm_attr.segmentation import Segmentation, Segmenter
 from dcsm_attr.segmentation.segmenter import AttributedImage, PreparedImage, restore_segmentation
 from dcsm_attr.segmentation.stream import run_pipeline
 
 __all__ = [
+    "ROWS_FILE",
+    "SKIPPED_ERRORS",
     "ImageCounts",
-    "Row",
     "SkippedImage",
-    "append_lines",
+    "append_rows",
+    "check_collection",
     "evaluate",
-    "format_row",
-    "load_rows",
-    "parse_row",
-    "row_parser",
+    "evaluate_label_maps",
+    "read_rows",
+    "read_with_mask",
 ]
 
 
-_REMEDY = "Remove it to start again, or choose another file."
+_logger = logging.getLogger(__name__)
+
+#: Name of the file of rows in the folder of an evaluation.
+ROWS_FILE = "rows.jsonl"
 
 
-class _Named(typing.Protocol):
-    @property
-    def name(self) -> str: ...
+def evaluate(
+    segmenter: Segmenter,
+    collection: Collection,
+    protocol: ProtocolName,
+    *,
+    batch_size: int = 4,
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Segment every image of a collection and compare it with its mask, before and after the CRF.
 
-
-_Row = TypeVar("_Row", bound=_Named)
-
-
-def load_rows(
-    path: Path,
-    depends_on: Mapping[str, Any],
-    names: Sequence[str],
-    batch_size: int,
-    read: Callable[[bytes], _Row],
-) -> list[_Row]:
-    """Read the rows that an earlier run has left, or begin the file.
-
-    Rows of a batch that was not finished are removed from the file: to give the same result to the last bit, a batch is
-    computed as a whole.
+    An image is skipped if it or its mask cannot be read, if they do not fit, or, under the protocol ``"known"``, if it
+    has no class. Skipped images are logged and listed in the result.
 
     Args:
-        path: the file; folders above it are made.
-        depends_on: everything that the result depends on, JSON-serializable.
-        names: of all images, in order.
-        batch_size: photographs that are computed together.
-        read: makes a row, which has a name, of a line, or raises a ValueError.
+        segmenter: must have the class names of the collection.
+        collection: images with masks.
+        protocol: ``"detected"`` or ``"known"``, see :data:`dcsm_attr.evaluation.result.ProtocolName`.
+        batch_size: number of images segmented together.
+        folder: where to keep the counts of each image, see :func:`dcsm_attr.io.open_run_folder`. The same call resumes
+            an interrupted evaluation and gives the same result, bit for bit; images that were skipped stay skipped.
+            None: nothing is kept.
+        overwrite: whether to start over if the folder contains an evaluation.
+        progress: whether to show a progress bar.
 
     Returns:
-        The rows of the first images.
+        Confusion matrices, scores and settings.
 
     Raises:
-        OSError: if the file cannot be read or written to.
-        ValueError: if it was written with other settings, which are named, is damaged, or is another kind of file.
+        OSError: if the folder cannot be written to.
+        ValueError: if the collection is empty or has no masks, class names differ or are too many for masks of 8 bits,
+            an argument is out of its range, or the folder contains an evaluation with other settings.
     """
-    make_writable_folder(path.parent)
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(depends_on) + "\n", encoding="utf-8")
-        return []
-    # What follows the last line break is empty, or a line that was cut off.
-    *lines, _ = path.read_bytes().split(b"\n")
-    _check_settings(path, lines, depends_on)
-    rows = [_read_row(path, number, line, read) for number, line in enumerate(lines[1:], start=2)]
-    if [row.name for row in rows] != list(names[: len(rows)]):
-        raise ValueError(f"{path}: its images are not those of the collection, in order. {_REMEDY}")
-    kept = len(rows) if len(rows) == len(names) else len(rows) // batch_size * batch_size
-    os.truncate(path, sum(len(line) + 1 for line in lines[: 1 + kept]))
-    return rows[:kept]
-
-
-def _check_settings(path: Path, lines: list[bytes], depends_on: Mapping[str, Any]) -> None:
-    try:
-        before = json.loads(lines[0])
-    except (IndexError, ValueError) as error:
-        raise ValueError(f"{path}: is not the state of an evaluation. {_REMEDY}") from error
-    if not isinstance(before, dict):
-        raise ValueError(f"{path}: is not the state of an evaluation. {_REMEDY}")
-    # Tuples have become lists in the file.
-    different = diff_settings(before, json.loads(json.dumps(depends_on)))
-    if different:
-        raise ValueError(f"{path}: belongs to another evaluation, which differs in {'; '.join(different)}. {_REMEDY}")
-
-
-def _read_row(path: Path, number: int, line: bytes, read: Callable[[bytes], _Row]) -> _Row:
-    try:
-        return read(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}: damaged ({error}). {_REMEDY}") from error
-
-
-def append_lines(path: Path, lines: Sequence[str]) -> None:
-    """Add the rows of one batch at the end of the file, one line per entry.
-
-    Raises:
-        OSError: if it cannot be written to.
-    """
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(f"{line}\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be {' or '.join(map(repr, PROTOCOLS))}, got {protocol!r}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    check_collection(collection, segmenter.class_names)
+    # Before the first image: layers that the segmenter still has to choose must not depend on where a run resumes.
+    settings: dict[str, Any] = {
+        **segmenter.settings,
+        "parameters": parameters_digest(segmenter.model),
+        "device": segmenter.device.type,
+        "batch_size": batch_size,
+    }
+    rows: list[ImageCounts | SkippedImage] = []
+    path = None
+    if folder is not None:
+        everything = {
+            **settings,
+            "protocol": protocol,
+            "dcsm_attr": dcsm_attr.__version__,
+            "class_names": collection.class_names,
+            "num_images": len(collection),
+            "image-level labels": labels_digest(collection),
+        }
+        folder = open_run_folder(folder, everything, "an evaluation", results=[ROWS_FILE], overwrite=overwrite)
+        path = folder / ROWS_FILE
+        rows = read_rows(path, ImageCounts, [item.name for item in collection], batch_size)
+    items = tuple(collection)
+    counts = _count_images(segmenter, items[len(rows) :], protocol, len(collection.class_names), batch_size)
+    bar = tqdm(total=len(items), initial=len(rows), unit="image", desc=f"{protocol} classes", disable=not progress)
+    with closing(counts), bar:
+        while len(rows) < len(items):
+            batch = [_to_row(item.name, next(counts)) for item in items[len(rows) : len(rows) + batch_size]]
+            if path is not None:
+                append_rows(path, batch)
+            rows += batch
+            bar.update(len(batch))
+    return _summarize(rows, collection, protocol, settings)
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """An image that was measured.
+    """Row of an image: its pixels by label.
 
     Attributes:
-        name: its id.
+        name: of the image.
         unrefined: confusion matrix before the CRF, L rows (truth) of L counts (prediction).
-        refined: the same after the CRF.
-        scores: the classifier's, one per class, in [0, 1].
-        nothing_detected: whether no class was above the threshold, so that the best one took its place.
+        refined: confusion matrix after the CRF.
+        scores: of the classifier, one per class, in [0, 1].
+        nothing_detected: whether no class was above the threshold, so that the class with the highest score was used.
     """
 
     name: str
@@ -151,208 +151,271 @@ class ImageCounts:
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """An image that could not be measured.
+    """Row of an image that was skipped.
 
     Attributes:
-        name: its id.
-        reason: why.
+        name: of the image.
+        reason: why it was skipped.
     """
 
     name: str
     reason: str
 
 
-Row = ImageCounts | SkippedImage
-
-
-_Counted = TypeVar("_Counted")
-
-
-def format_row(row: Any) -> str:
-    """One line of JSON, without its end. Numbers come back from it as they were, to the last bit."""
-    return json.dumps(asdict(row))
-
-
-def row_parser(counted: type[_Counted], what: str) -> Callable[[str | bytes], _Counted | SkippedImage]:
-    """Make the inverse of :func:`format_row`.
-
-    Args:
-        counted: the row of an image that was measured; a dataclass without a field ``reason``.
-        what: what the rows belong to, for messages.
-
-    Returns:
-        Reads a line, and raises a ValueError if it is no such row.
-    """
-
-    def read(line: str | bytes) -> _Counted | SkippedImage:
-        values = json.loads(line)
-        try:
-            return SkippedImage(**values) if "reason" in values else counted(**values)
-        except TypeError as error:
-            raise ValueError(f"not a row of {what} ({error})") from error
-
-    return read
-
-
-parse_row: Callable[[str | bytes], Row] = row_parser(ImageCounts, "an evaluation")
-
-
-_logger = logging.getLogger(__name__)
-
-
-def evaluate(
-    segmenter: Segmenter,
-    collection: Collection,
-    protocol: Protocol | str,
-    *,
-    batch_size: int = 4,
-    state: str | Path | None = None,
-    progress: bool = True,
-) -> Evaluation:
-    """Segment every image of a collection and compare with its mask, before the CRF and after it.
-
-    A photograph that cannot be read, or whose mask cannot be read or does not fit, is skipped: it is logged and named
-    in the result. So is, under the protocol "known", one without a class.
-
-    Args:
-        segmenter: its class names are those of the collection.
-        collection: photographs with masks.
-        protocol: "detected" or "known".
-        batch_size: photographs segmented together.
-        state: a file in which the images that are done are kept. If it is there already, the evaluation goes on
-            where it ended, and its result is that of an undisturbed one; photographs that were skipped stay skipped.
-            None: nothing is kept.
-        progress: whether to show a bar.
-
-    Returns:
-        The measurement.
-
-    Raises:
-        OSError: if ``state`` cannot be written to.
-        ValueError: if the collection is empty or has no masks, class names differ or are too many for masks of 8 bits,
-            an argument is out of its range, or ``state`` belongs to another evaluation.
-    """
-    protocol = _check_protocol(protocol)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    check_collection(collection, segmenter.class_names)
-    # Asked for before the first image: layers that are still to be chosen must not depend on where a run goes on.
-    settings = _settings(segmenter, batch_size)
-    path = None if state is None else Path(state)
-    rows: list[Row] = []
-    if path is not None:
-        depends_on = {**settings, "protocol": protocol.value, **_described(collection)}
-        rows = load_rows(path, depends_on, [photograph.name for photograph in collection], batch_size, parse_row)
-    description = f"{protocol.value} classes"
-    found = _measured(segmenter, collection.images[len(rows) :], protocol, len(collection.class_names), batch_size)
-    with (
-        closing(found),
-        tqdm(total=len(collection), initial=len(rows), unit="photo", desc=description, disable=not progress) as bar,
-    ):
-        while len(rows) < len(collection):
-            batch = collection.images[len(rows) : len(rows) + batch_size]
-            done = [_row(photograph.name, next(found)) for photograph in batch]
-            if path is not None:
-                append_lines(path, [format_row(row) for row in done])
-            rows += done
-            bar.update(len(done))
-    return _summed(rows, collection, protocol, settings)
-
-
-def _check_protocol(protocol: Protocol | str) -> Protocol:
-    try:
-        return Protocol(protocol)
-    except ValueError as error:
-        known = " or ".join(repr(choice.value) for choice in Protocol)
-        raise ValueError(f"protocol must be {known}, got {protocol!r}.") from error
-
-
-def _settings(segmenter: Segmenter, batch_size: int) -> dict[str, Any]:
-    return {
-        **segmenter.settings,
-        "parameters": parameters_digest(segmenter.model),
-        "device": segmenter.device.type,
-        "batch_size": batch_size,
-    }
-
-
-def _described(collection: Collection) -> dict[str, Any]:
-    return {
-        "dcsm_attr": dcsm_attr.__version__,
-        "class_names": collection.class_names,
-        "photographs": len(collection),
-        "image-level labels": labels_digest(collection),
-    }
-
-
 @dataclass(frozen=True)
-class _Read:
-    """An image and the truth about it."""
-
+class _ImageWithMask:
     name: str
     mask: Tensor
-    photograph: PreparedImage
+    image: PreparedImage
 
 
-def _measured(
-    segmenter: Segmenter, photographs: Sequence[LabeledImage], protocol: Protocol, class_count: int, batch_size: int
+def _count_images(
+    segmenter: Segmenter, items: Sequence[LabeledImage], protocol: ProtocolName, num_classes: int, batch_size: int
 ) -> Generator[ImageCounts | Exception, None, None]:
-    """For each image its counts, or why it is skipped; files are read and pixels counted while a GPU works."""
+    """Yield the counts of each image, or why it is skipped; a GPU works while files are read and pixels counted."""
 
-    def read(photograph: LabeledImage) -> _Read:
-        image, mask = read_with_mask(photograph, protocol, class_count, max_pixels=segmenter.max_pixels)
-        known = photograph.classes if protocol is Protocol.KNOWN else None
-        return _Read(photograph.name, mask, segmenter.prepare_image(image, known))
+    def read(item: LabeledImage) -> _ImageWithMask:
+        image, mask = read_with_mask(item, protocol, num_classes, max_pixels=segmenter.max_pixels)
+        known = item.classes if protocol == "known" else None
+        return _ImageWithMask(item.name, mask, segmenter.prepare_image(image, known))
 
-    def attributed(batch: Sequence[_Read]) -> list[tuple[_Read, AttributedImage]]:
-        return list(zip(batch, segmenter.attribute_batch([one.photograph for one in batch]), strict=True))
+    def attribute(batch: Sequence[_ImageWithMask]) -> list[tuple[_ImageWithMask, AttributedImage]]:
+        return list(zip(batch, segmenter.attribute_batch([one.image for one in batch]), strict=True))
 
-    def counted(pair: tuple[_Read, AttributedImage]) -> ImageCounts:
-        one, result = pair
-        return _counted(one.name, restore_segmentation(result), one.mask, 1 + class_count)
+    def count(pair: tuple[_ImageWithMask, AttributedImage]) -> ImageCounts:
+        one, attributed = pair
+        return _count_pixels(one.name, restore_segmentation(attributed), one.mask, 1 + num_classes)
 
-    settings: dict[str, Any] = {
-        "batch_size": batch_size,
-        "workers": segmenter.num_readers,
-        "allowed_errors": SKIPPED_ERRORS,
-    }
-    return run_pipeline(photographs, read, attributed, counted, **settings)
-
-
-def _row(name: str, found: ImageCounts | Exception) -> Row:
-    if isinstance(found, ImageCounts):
-        return found
-    _logger.warning("%s is skipped: %s", name, found)
-    return SkippedImage(name, str(found))
+    return run_pipeline(
+        items,
+        read,
+        attribute,
+        count,
+        batch_size=batch_size,
+        workers=segmenter.num_readers,
+        allowed_errors=SKIPPED_ERRORS,
+    )
 
 
-def _counted(name: str, result: Segmentation, mask: Tensor, labels: int) -> ImageCounts:
+def _count_pixels(name: str, result: Segmentation, mask: Tensor, num_labels: int) -> ImageCounts:
     unrefined = torch.from_numpy(result.display_labels(result.unrefined))
     return ImageCounts(
         name,
-        unrefined=confusion_matrix(unrefined, mask, labels, VOID).tolist(),
-        refined=confusion_matrix(result.labels, mask, labels, VOID).tolist(),
+        unrefined=confusion_matrix(unrefined, mask, num_labels, VOID).tolist(),
+        refined=confusion_matrix(result.labels, mask, num_labels, VOID).tolist(),
         scores=result.class_maps.scores[0].tolist(),
         nothing_detected=result.fallback,
     )
 
 
-def _summed(rows: Sequence[Row], collection: Collection, protocol: Protocol, settings: Mapping[str, Any]) -> Evaluation:
+def _to_row(name: str, counts: ImageCounts | Exception) -> ImageCounts | SkippedImage:
+    if isinstance(counts, ImageCounts):
+        return counts
+    _logger.warning("%s is skipped: %s", name, counts)
+    return SkippedImage(name, str(counts))
+
+
+def _summarize(
+    rows: Sequence[ImageCounts | SkippedImage],
+    collection: Collection,
+    protocol: ProtocolName,
+    settings: Mapping[str, Any],
+) -> Evaluation:
     counted = [row for row in rows if isinstance(row, ImageCounts)]
-    classes = len(collection.class_names)
+    num_classes = len(collection.class_names)
     return Evaluation(
         protocol,
         collection.class_names,
-        unrefined=_total([row.unrefined for row in counted], 1 + classes),
-        refined=_total([row.refined for row in counted], 1 + classes),
-        scores=torch.tensor([row.scores for row in counted], dtype=torch.float64).view(len(counted), classes),
+        unrefined=_sum_matrices([row.unrefined for row in counted], 1 + num_classes),
+        refined=_sum_matrices([row.refined for row in counted], 1 + num_classes),
+        scores=torch.tensor([row.scores for row in counted], dtype=torch.float64).view(len(counted), num_classes),
         present=collection.presence()[[isinstance(row, ImageCounts) for row in rows]],
-        photographs=tuple(row.name for row in counted),
+        images=tuple(row.name for row in counted),
         skipped={row.name: row.reason for row in rows if isinstance(row, SkippedImage)},
         nothing_detected=tuple(row.name for row in counted if row.nothing_detected),
         settings=settings,
     )
 
 
-def _total(matrices: Sequence[list[list[int]]], labels: int) -> Confusion:
-    return Confusion(torch.tensor(matrices, dtype=torch.int64).view(len(matrices), labels, labels).sum(dim=0))
+def _sum_matrices(matrices: Sequence[list[list[int]]], num_labels: int) -> Confusion:
+    stacked = torch.tensor(matrices, dtype=torch.int64).view(len(matrices), num_labels, num_labels)
+    return Confusion(stacked.sum(dim=0))
+
+
+def evaluate_label_maps(collection: Collection, folder: str | Path, *, progress: bool = True) -> LabelMapEvaluation:
+    """Compare label maps in a folder with the masks of a collection.
+
+    Images whose label map or mask cannot be read are logged and listed in the result.
+
+    Args:
+        collection: images with masks.
+        folder: contains a label map ``NAME.png`` per image: 0 background, ``c + 1`` for class ``c``, 255 unknown. It is
+            resized to the mask if necessary, without mixing labels. Unknown pixels are not counted, see
+            :attr:`LabelMapEvaluation.unknown`.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The confusion matrix and the share of unknown pixels.
+
+    Raises:
+        ValueError: if the collection is empty or has no masks, or no image could be compared.
+    """
+    check_collection(collection, collection.class_names)
+    num_classes = len(collection.class_names)
+    counts = torch.zeros(1 + num_classes, 1 + num_classes, dtype=torch.int64)
+    num_unknown = num_labeled = 0
+    skipped: dict[str, str] = {}
+    for item in tqdm(collection, unit="image", desc="compared", disable=not progress):
+        assert item.mask is not None
+        try:
+            mask = read_mask(item.mask, class_count=num_classes)
+            labels = resize_labels(read_mask(Path(folder) / f"{item.name}.png", class_count=num_classes), mask.shape)
+        except MaskError as error:
+            _logger.warning("%s is skipped: %s", item.name, error)
+            skipped[item.name] = str(error)
+            continue
+        known = labels != VOID
+        num_labeled += int((mask != VOID).sum())
+        num_unknown += int(((mask != VOID) & ~known).sum())
+        counts += confusion_matrix(labels.where(known, 0), mask.where(known, VOID), 1 + num_classes, VOID)
+    if len(skipped) == len(collection):
+        name, reason = next(iter(skipped.items()))
+        raise ValueError(f"none of the {len(collection)} images could be compared, such as {name}: {reason}")
+    return LabelMapEvaluation(
+        collection.class_names,
+        Confusion(counts),
+        unknown=num_unknown / max(1, num_labeled),
+        num_images=len(collection) - len(skipped),
+        skipped=skipped,
+    )
+
+
+def check_collection(collection: Collection, class_names: Sequence[str] | None) -> None:
+    """Check that the label maps of a model can be compared with the masks of a collection.
+
+    Args:
+        collection: images with masks.
+        class_names: of the model; None if they are not known.
+
+    Raises:
+        ValueError: if the collection is empty or has no masks, class names differ or are too many for masks of 8 bits.
+    """
+    if not len(collection):
+        raise ValueError("the collection is empty: at least one image is needed.")
+    if class_names != collection.class_names:
+        raise ValueError(
+            "the model's class names must be those of the collection, in the same order: labels are compared by "
+            f"number; got {_abbreviate(class_names)} and {_abbreviate(collection.class_names)}."
+        )
+    if len(collection.class_names) >= VOID:
+        raise ValueError(f"masks of 8 bits have at most {VOID - 1} classes, got {len(collection.class_names)}.")
+    without = [item.name for item in collection if item.mask is None]
+    if without:
+        raise ValueError(
+            f"every image needs a mask to be compared with, but {len(without)} of {len(collection)} have none, such as "
+            f"{without[0]}. Read the collection together with its masks."
+        )
+
+
+def _abbreviate(names: Sequence[str] | None) -> str:
+    if names is None:
+        return "none"
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+class _NoClassError(ValueError):
+    """An image without image-level labels, under the protocol ``"known"``."""
+
+
+#: Errors of :func:`read_with_mask` because of which a single image is skipped.
+SKIPPED_ERRORS = (ImageReadError, MaskError, _NoClassError)
+
+
+def read_with_mask(
+    item: LabeledImage, protocol: ProtocolName, num_classes: int, *, max_pixels: int | None = None
+) -> tuple[Image.Image, Tensor]:
+    """Read an image and its mask.
+
+    Args:
+        item: has a mask.
+        protocol: of the evaluation.
+        num_classes: number of classes, without the background.
+        max_pixels: see :func:`dcsm_attr.datasets.images.read_image`; for both files.
+
+    Returns:
+        The image, and its mask ``(H, W)`` int64.
+
+    Raises:
+        ImageReadError, MaskError: if a file cannot be read, or the mask does not fit.
+        ValueError: if the protocol is ``"known"`` and the image has no class.
+    """
+    if protocol == "known" and not item.classes:
+        raise _NoClassError("it has no image-level label, so that there is nothing to segment.")
+    image = read_image(item.path, max_pixels=max_pixels)
+    assert item.mask is not None
+    return image, read_mask(item.mask, (image.height, image.width), num_classes, max_pixels=max_pixels)
+
+
+class _HasName(typing.Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Row = TypeVar("_Row", bound=_HasName)
+
+_REMEDY = "Remove it to start over."
+
+
+def read_rows(path: Path, row_type: type[_Row], names: Sequence[str], batch_size: int) -> list[_Row | SkippedImage]:
+    """Read the rows of an interrupted run.
+
+    Rows of an incomplete batch are removed from the file: a batch is computed as a whole, so that a resumed run gives
+    the same result, bit for bit.
+
+    Args:
+        path: the file of rows, one line of JSON each; it may be missing.
+        row_type: dataclass of the row of a counted image; it has the field ``name`` and no field ``reason``.
+        names: of all images, in order.
+        batch_size: number of images that are computed together.
+
+    Returns:
+        The rows of the first images.
+
+    Raises:
+        OSError: if the file cannot be read or written to.
+        ValueError: if a line is damaged, or the rows are not those of the first images.
+    """
+    if not path.exists():
+        return []
+    # The part after the last line break is empty, or a line that is cut off.
+    *lines, _ = path.read_bytes().split(b"\n")
+    rows = [_parse_row(path, number, line, row_type) for number, line in enumerate(lines, start=1)]
+    if [row.name for row in rows] != list(names[: len(rows)]):
+        raise ValueError(f"{path}: its images are not those of the collection, in order. {_REMEDY}")
+    kept = len(rows) if len(rows) == len(names) else len(rows) // batch_size * batch_size
+    os.truncate(path, sum(len(line) + 1 for line in lines[:kept]))
+    return rows[:kept]
+
+
+def _parse_row(path: Path, number: int, line: bytes, row_type: type[_Row]) -> _Row | SkippedImage:
+    try:
+        values = json.loads(line)
+        return SkippedImage(**values) if "reason" in values else row_type(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}, line {number}: damaged ({error}). {_REMEDY}") from error
+
+
+def append_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Append rows to their file, one line of JSON each. Numbers are read back without a loss.
+
+    Args:
+        path: the file; created if missing.
+        rows: dataclasses.
+
+    Raises:
+        OSError: if the file cannot be written to.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(f"{json.dumps(asdict(row))}\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
