@@ -40,11 +40,11 @@ __all__ = [
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text in UTF-8, stripped; empty ones too. The byte order mark of some editors is left out.
+    """Read the stripped lines of a UTF-8 text file, including empty ones, without a byte order mark.
 
     Raises:
         OSError: if the file cannot be opened.
-        ValueError: naming the file, if it is in another encoding.
+        ValueError: if the file has another encoding.
     """
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -53,28 +53,28 @@ def read_lines(path: Path) -> list[str]:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# More than the room that a file system may have left in the last block of a file.
+# More than what may still fit into the last block of a file.
 _PROBE = 1 << 16
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, scratch: Path | None = None) -> Iterator[Path]:
-    """Write under another name, and rename when everything is there.
+    """Write under a temporary name, and rename the file when it is complete.
 
     Args:
-        path: the final name; what stands there already is replaced.
-        scratch: the folder to write in, on the same file system. None: that of ``path``.
+        path: the final name; an existing file is replaced.
+        scratch: folder of the temporary file, on the same file system. None: the folder of ``path``.
 
     Yields:
-        The path to write to, with the same ending. If the block fails it is removed, and ``path`` is as it was.
+        The temporary path, with the same extension. If the block fails, it is removed and ``path`` is unchanged.
 
     Raises:
-        OSError: if the folder cannot be written to, or the disk is full, whatever the block has made of that.
+        OSError: if the folder cannot be written to, or the disk is full, whichever error the block raised then.
     """
     final = Path(path)
     temporary = (scratch or final.parent) / f".{final.stem[:40]}-{secrets.token_hex(8)}{final.suffix}"
-    # Not by tempfile, which lets only the owner read: to widen that again takes the umask, which can be read only by
-    # setting it, for all threads.
+    # Files of tempfile can be read by their owner only. To change that, one needs the umask, which can be read only by
+    # setting it for all threads.
     temporary.touch(exist_ok=False)
     try:
         yield temporary
@@ -88,25 +88,25 @@ def atomic_path(path: str | os.PathLike[str], *, scratch: Path | None = None) ->
             raise
         raise OSError(
             full.errno,
-            f"cannot write {final}: {full.strerror}. Make room, or choose another folder; nothing of it was written",
+            f"cannot write {final}: {full.strerror}. Make room, or choose another folder; nothing was written",
         ) from error
 
 
 @contextmanager
 def atomic_buffer(path: str | os.PathLike[str]) -> Iterator[BytesIO]:
-    """As :func:`atomic_path`, for pictures: PIL, and Matplotlib with it, do not notice that a file was cut off.
+    """Do what :func:`atomic_path` does for images, which PIL and Matplotlib do not write safely.
 
-    PIL hands a whole picture to the system in one call, and does not look how much of it was taken: on a full disk the
-    file ends in the middle, without an error.
+    PIL passes a whole image to the system in one call and does not check how many bytes were written: if the disk is
+    full, the file is cut off without an error.
 
     Args:
-        path: as in :func:`atomic_path`.
+        path: see :func:`atomic_path`.
 
     Yields:
-        What to write to; it is written to the file when the block ends.
+        A buffer, which is written to the file when the block ends.
 
     Raises:
-        OSError: as :func:`atomic_path`.
+        OSError: see :func:`atomic_path`.
     """
     buffer = BytesIO()
     yield buffer
@@ -115,11 +115,11 @@ def atomic_buffer(path: str | os.PathLike[str]) -> Iterator[BytesIO]:
 
 
 def _disk_full(temporary: Path, error: BaseException) -> OSError | None:
-    """The error of the system, if there was no room to write a file; None if something else went wrong."""
+    """Return the system's error if the disk was full; None if something else failed."""
     if isinstance(error, OSError):
         return error if error.errno in _FULL else None
     if isinstance(error, Exception):
-        # torch.save and safetensors raise errors of their own: see whether the file can grow.
+        # torch.save and safetensors raise their own errors: test whether the file can grow.
         try:
             with temporary.open("ab") as file:
                 file.write(bytes(_PROBE))
@@ -130,16 +130,16 @@ def _disk_full(temporary: Path, error: BaseException) -> OSError | None:
 
 
 def make_writable_folder(path: str | os.PathLike[str]) -> Path:
-    """Make a folder, and find out now rather than after the work whether files can be written there.
+    """Create a folder and check that files can be written there, before any work is done.
 
     Args:
-        path: the folder; missing parents are made too.
+        path: the folder; missing parents are created too.
 
     Returns:
         The folder.
 
     Raises:
-        OSError: naming the folder, if it cannot be made or written to.
+        OSError: naming the folder, if it cannot be created or written to.
     """
     folder = Path(path)
     try:
@@ -154,9 +154,9 @@ def make_writable_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write JSON for people to read, in UTF-8; the file appears when it is complete.
+    """Write indented JSON in UTF-8; the file appears when it is complete.
 
-    Names of files that are no text in their encoding come back from it as they were.
+    File names that are not valid text are preserved.
 
     Raises:
         OSError: if the folder cannot be written to.
@@ -166,29 +166,29 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
 
 
 def json_bytes(content: Mapping[str, Any], *, indent: int | None = None) -> bytes:
-    """JSON in UTF-8, with a line feed at the end.
+    """Return JSON in UTF-8, with a line feed at the end.
 
     Args:
         content: JSON-serializable.
-        indent: see :func:`json.dumps`. None: all in one line.
+        indent: see :func:`json.dumps`. None: a single line.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
-    # Lone surrogates are all that UTF-8 lacks, and what replaces them is JSON's own way to write them.
+    # UTF-8 has no lone surrogates; their replacement is how JSON escapes them.
     return text.encode(errors="backslashreplace")
 
 
 class Storage(ABC):
-    """Files by names such as ``"labels/2007_000032.png"``; it can be sent to other processes.
+    """A place for files with names such as ``"labels/2007_000032.png"``; it can be sent to other processes.
 
     Attributes:
-        location: as it was given.
+        location: the path or URI.
     """
 
     location: str
 
     @abstractmethod
     def write(self, name: str, content: bytes) -> None:
-        """Write a file, or replace it; it is there as a whole or not at all.
+        """Write or replace a file; it appears when it is complete.
 
         Raises:
             OSError: if it cannot be written.
@@ -196,7 +196,7 @@ class Storage(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The content of a file.
+        """Read a file.
 
         Raises:
             FileNotFoundError: if it is missing.
@@ -205,7 +205,7 @@ class Storage(ABC):
 
     @abstractmethod
     def names(self, folder: str) -> set[str]:
-        """Names of the files in a folder, without it; none if there is no such folder."""
+        """Return the names of the files in a folder, without the folder; none if there is no such folder."""
 
     @abstractmethod
     def remove(self, pattern: str) -> None:
@@ -217,25 +217,25 @@ class Storage(ABC):
 
     @abstractmethod
     def discard_scratch(self) -> None:
-        """Remove what writers that were killed have left; nobody else may be writing with the same scratch."""
+        """Remove temporary files of killed writers; no other process may be writing with the same scratch folder."""
 
 
 class FolderStorage(Storage):
     """A folder of a file system."""
 
     def __init__(self, folder: str | Path, scratch: str | None = None) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Args:
-            folder: missing parents are made too.
-            scratch: the folder in it where files grow. Of writers with a scratch of their own, each can remove what it
-                has left behind. None: files grow beside their final place, hidden.
+            folder: missing parents are created too.
+            scratch: subfolder of temporary files. Writers with their own scratch folder can remove their temporary
+                files. None: temporary files are hidden files in the folder of their final name.
 
         Raises:
-            OSError: if the folder cannot be made or written to.
+            OSError: if the folder cannot be created or written to.
         """
         self.location = os.fspath(folder)
-        # Other processes, to which it may be sent, can be at work elsewhere.
+        # Other processes may have another working directory.
         self._folder = make_writable_folder(folder).absolute()
         self._scratch = None if scratch is None else self._folder / scratch
 
@@ -276,9 +276,9 @@ class FolderStorage(Storage):
 
 
 class ObjectStorage(Storage):
-    """A place that has a URI, such as ``s3://bucket/run``, through pyarrow, which finds the credentials.
+    """A place with a URI such as ``s3://bucket/run``. It is accessed by pyarrow, which finds the credentials.
 
-    An object of S3 or Google's store is there when its upload is complete; of ``file://`` that is not so.
+    In S3 and Google's store, an object appears when its upload is complete; with ``file://``, it appears before.
     """
 
     def __init__(self, uri: str) -> None:
@@ -287,7 +287,7 @@ class ObjectStorage(Storage):
         Raises:
             ImportError: if pyarrow is missing.
             OSError: if the place cannot be reached.
-            ValueError: if the URI is of a kind that pyarrow does not know.
+            ValueError: if pyarrow does not support this kind of URI.
         """
         self.location = uri
         self._files, self._root = _file_system(uri)
@@ -295,7 +295,7 @@ class ObjectStorage(Storage):
     def write(self, name: str, content: bytes) -> None:
         """See :meth:`Storage.write`."""
         path = self._path(name)
-        # Object stores have no folders: what stands for one there is an object more, and requests for each file.
+        # Object stores have no folders; to create one would add an object and requests per file.
         if self._files.type_name == "local":
             self._files.create_dir(str(path.parent), recursive=True)
         with self._files.open_output_stream(str(path)) as stream:
@@ -303,7 +303,7 @@ class ObjectStorage(Storage):
 
     def read(self, name: str) -> bytes:
         """See :meth:`Storage.read`."""
-        return _content(self._files, str(self._path(name)))
+        return _read_stream(self._files, str(self._path(name)))
 
     def names(self, folder: str) -> set[str]:
         """See :meth:`Storage.names`."""
@@ -324,42 +324,42 @@ class ObjectStorage(Storage):
                     self._files.delete_file(info.path)
 
     def discard_scratch(self) -> None:
-        """Nothing is left behind: what was not completed does not exist."""
+        """Do nothing: incomplete objects do not exist."""
 
     def _path(self, name: str) -> PurePosixPath:
         return PurePosixPath(self._root) / name
 
 
 def open_storage(location: str | Path, scratch: str | None = None) -> Storage:
-    """A folder, or what a URI names.
+    """Open a folder or a place in an object store.
 
     Args:
         location: a path, or a URI such as ``s3://bucket/run``.
         scratch: see :class:`FolderStorage`.
 
     Raises:
-        ImportError, OSError, ValueError: as the classes.
+        ImportError, OSError, ValueError: see :class:`FolderStorage` and :class:`ObjectStorage`.
     """
     return ObjectStorage(str(location)) if is_uri(location) else FolderStorage(location, scratch)
 
 
 def is_uri(location: object) -> bool:
-    """Whether it is a string such as ``"s3://bucket/photo.jpg"``, and no path."""
+    """Return whether this is a string such as ``"s3://bucket/photo.jpg"`` and not a path."""
     return isinstance(location, str) and "://" in location
 
 
 def read_uri(uri: str) -> bytes:
-    """The content of what a URI names.
+    """Read the file with this URI.
 
     Raises:
         ImportError: if pyarrow is missing.
         OSError: if it is missing, or cannot be reached.
-        ValueError: if the URI is of a kind that pyarrow does not know.
+        ValueError: if pyarrow does not support this kind of URI.
     """
-    return _content(*_file_system(uri))
+    return _read_stream(*_file_system(uri))
 
 
-def _content(files: Any, path: str) -> bytes:
+def _read_stream(files: Any, path: str) -> bytes:
     with files.open_input_stream(path) as stream:
         content: bytes = stream.read()
     return content

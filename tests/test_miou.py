@@ -57,8 +57,8 @@ def test_matrices_of_images_add_up():
         (torch.zeros(3).long(), torch.zeros(4).long(), 2, ValueError, r"same shape, got \(3,\) and \(4,\)"),
         (torch.zeros(3), torch.zeros(3).long(), 2, TypeError, "prediction must hold integer labels, got torch.float32"),
         (torch.zeros(3).long(), torch.zeros(3).bool(), 2, TypeError, "truth must hold integer labels, got torch.bool"),
-        (torch.tensor([0, 2]), torch.zeros(2).long(), 2, ValueError, "prediction must lie between 0 and 1 .*0 to 2"),
-        (torch.zeros(2).long(), torch.tensor([0, -1]), 2, ValueError, "truth must lie between 0 and 1 .*-1 to 0"),
+        (torch.tensor([0, 2]), torch.zeros(2).long(), 2, ValueError, "prediction must be between 0 and 1 .*0 to 2"),
+        (torch.zeros(2).long(), torch.tensor([0, -1]), 2, ValueError, "truth must be between 0 and 1 .*-1 to 0"),
         (torch.zeros(2).long(), torch.zeros(2).long(), 0, ValueError, "classes must be at least 1, got 0"),
     ],
 )

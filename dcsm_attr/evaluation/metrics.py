@@ -1,7 +1,4 @@
-"""Intersection over union as PASCAL VOC counts it.
-
-Average precision as PASCAL VOC counts it since 2010: how well scores rank the images of a class first.
-"""
+"""The metrics of PASCAL VOC: intersection over union of label maps, and average precision of scores (since 2010)."""
 
 import torch
 from torch import Tensor
@@ -17,13 +14,13 @@ __all__ = [
 
 
 def confusion_matrix(prediction: Tensor, truth: Tensor, classes: int, ignore: int = 255) -> Tensor:
-    """Count the pixels of each true and each predicted label. The matrices of several images add up.
+    """Count the pixels of each pair of true and predicted label. The matrices of several images can be added.
 
     Args:
-        prediction: integer labels of any shape, each from 0 to ``classes - 1``; where the truth is void, anything.
+        prediction: integer labels of any shape, each from 0 to ``classes - 1``; arbitrary where the truth is void.
         truth: integer labels of the same shape, each from 0 to ``classes - 1``, or ``ignore``.
-        classes: number L of labels, the background included.
-        ignore: the label of void pixels, which do not count.
+        classes: number L of labels, including the background.
+        ignore: label of void pixels, which are not counted.
 
     Returns:
         ``(L, L)`` int64 on the device of the labels; row: truth, column: prediction.
@@ -46,20 +43,20 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, classes: int, ignore: in
     for name, labels in (("prediction", predicted), ("truth", true)):
         if labels.numel() and not (labels.min() >= 0 and labels.max() < classes):
             raise ValueError(
-                f"labels of the {name} must lie between 0 and {classes - 1} (truth: or be {ignore}, void), got "
+                f"labels of the {name} must be between 0 and {classes - 1} (truth: or {ignore}, void), got "
                 f"{int(labels.min())} to {int(labels.max())}."
             )
     return torch.bincount(true * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
 def iou_per_class(confusion: Tensor) -> Tensor:
-    """Intersection over union of each label: TP / (TP + FP + FN).
+    """Compute the intersection over union of each label: TP / (TP + FP + FN).
 
     Args:
-        confusion: ``(L, L)`` of :func:`confusion_matrix`, summed over all images first.
+        confusion: ``(L, L)`` of :func:`confusion_matrix`, summed over all images.
 
     Returns:
-        ``(L,)`` float64 in [0, 1]; NaN for a label that is neither in the truth nor in a prediction.
+        ``(L,)`` float64 in [0, 1]; NaN for a label that occurs neither in the truth nor in the prediction.
 
     Raises:
         ValueError: if the matrix is not square.
@@ -73,10 +70,10 @@ def iou_per_class(confusion: Tensor) -> Tensor:
 
 
 def mean_iou(confusion: Tensor) -> float:
-    """Mean of :func:`iou_per_class` over the labels that occur, background included.
+    """Average :func:`iou_per_class` over the labels that occur, including the background.
 
     Args:
-        confusion: ``(L, L)``, summed over all images first.
+        confusion: ``(L, L)``, summed over all images.
 
     Returns:
         In [0, 1]; NaN if nothing was counted.
@@ -88,18 +85,17 @@ def mean_iou(confusion: Tensor) -> float:
 
 
 def average_precision(scores: Tensor, present: Tensor) -> float:
-    """Area under the interpolated precision-recall curve of one class, at all its points.
+    """Compute the area under the interpolated precision-recall curve of one class, at all points of the curve.
 
-    Interpolated: the precision at a recall is the best precision at that or any higher recall. (``scikit-learn`` and
-    ``torchmetrics`` take the precision itself, so that theirs is never larger; VOC 2007 took eleven points.)
+    The interpolated precision at a recall is the best precision at that or any higher recall. ``scikit-learn`` and
+    ``torchmetrics`` use the precision itself, so that their values are never larger; VOC 2007 used eleven points.
 
-    Images with equal scores enter the ranking together, as one point of the curve: no order of the images can change
-    the result, and a score that is the same for all gives the share of positives. The development kit leaves their
-    order to its sort.
+    Images with equal scores are one point of the curve: the result does not depend on the order of the images, and is
+    the share of positives if all scores are equal. In VOC's development kit it depends on how ties are sorted.
 
     Args:
-        scores: ``(N,)``, larger where the class is more likely in the image; only their order counts.
-        present: ``(N,)`` bool, whether it is.
+        scores: ``(N,)``, higher if the class is more likely in the image; only their order matters.
+        present: ``(N,)`` bool, whether the class is in the image.
 
     Returns:
         In (0, 1]; NaN if the class is in no image.
@@ -115,7 +111,7 @@ def average_precision(scores: Tensor, present: Tensor) -> float:
     if present.dtype != torch.bool:
         raise TypeError(f"present must be bool, got {present.dtype}.")
     if scores.isnan().any():
-        raise ValueError(f"scores must be numbers to be ranked, but {int(scores.isnan().sum())} of them are NaN.")
+        raise ValueError(f"scores must not be NaN, but {int(scores.isnan().sum())} of them are NaN.")
     if not present.any():
         return float("nan")
     ranked, order = scores.sort(descending=True)
@@ -128,7 +124,7 @@ def average_precision(scores: Tensor, present: Tensor) -> float:
 
 
 def average_precision_per_class(scores: Tensor, present: Tensor) -> Tensor:
-    """:func:`average_precision` of each class.
+    """Compute :func:`average_precision` of each class.
 
     Args:
         scores: ``(N, C)``.
@@ -150,14 +146,14 @@ def average_precision_per_class(scores: Tensor, present: Tensor) -> Tensor:
 
 
 def mean_average_precision(scores: Tensor, present: Tensor) -> float:
-    """Mean of :func:`average_precision_per_class` over the classes that are in some image.
+    """Average :func:`average_precision_per_class` over the classes that are in at least one image.
 
     Args:
         scores: ``(N, C)``.
         present: ``(N, C)`` bool.
 
     Returns:
-        In (0, 1]; NaN if there is no class in any image.
+        In (0, 1]; NaN if no image has a class.
 
     Raises:
         TypeError: if ``present`` is not bool.
