@@ -2,6 +2,7 @@
 
 import csv
 import json
+import posixpath
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -150,31 +151,36 @@ def tables(content: Any) -> list[str]:
     The dictionaries that directly hold values are rows, named by their keys; rows with the same columns share a table.
     A table of one row is transposed. Long lists, such as samples over time, are left out.
     """
-    by_columns: dict[tuple[str, ...], list[tuple[str, Mapping[str, Any]]]] = {}
-    for name, row in _rows({key: value for key, value in content.items() if key != "measured"}):
-        by_columns.setdefault(tuple(row), []).append((name, row))
+    by_columns: dict[tuple[str, ...], list[tuple[tuple[str, ...], Mapping[str, Any]]]] = {}
+    for path, row in _rows({key: value for key, value in content.items() if key != "measured"}):
+        by_columns.setdefault(tuple(row), []).append((path, row))
     blocks = []
     for columns, rows in by_columns.items():
         if len(rows) == 1:
-            [(name, row)] = rows
-            cells = [[name, ""], *([key, _cell(value)] for key, value in row.items())]
+            [(path, row)] = rows
+            cells = [[", ".join(path), ""], *([key, _cell(value)] for key, value in row.items())]
         else:
-            cells = [["", *columns], *([name, *map(_cell, row.values())] for name, row in rows)]
+            shared = len(posixpath.commonprefix([path for path, _ in rows]))
+            names = [", ".join(path[shared:]) for path, _ in rows]
+            cells = [
+                ["", *columns],
+                *([name, *map(_cell, row.values())] for name, (_, row) in zip(names, rows, strict=True)),
+            ]
         blocks.append(markdown_table(cells))
     return blocks
 
 
-def _rows(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
     if isinstance(value, Mapping):
         leaves = {key: one for key, one in value.items() if _is_cell(one)}
         if leaves:
-            yield ", ".join(path), leaves
+            yield path, leaves
         for key, one in value.items():
             yield from _rows(one, (*path, key))
     elif isinstance(value, list):
         for item in value:
             if isinstance(item, Mapping):
-                yield ", ".join(path), dict(_flat(item))
+                yield path, dict(_flat(item))
 
 
 def _flat(item: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
