@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 
 from dcsm_attr.attribution.candidates import Request, Selection, class_scores
@@ -18,7 +19,6 @@ from dcsm_attr.attribution.gradients import GradientRun, class_chunk_size
 from dcsm_attr.attribution.inputs import (
     check_differentiable,
     check_images,
-    format_forward_args,
     sort_by_distance_to_one,
 )
 from dcsm_attr.attribution.model import prepared_model
@@ -54,7 +54,7 @@ def compute_gradients(
     """
     images = check_images(inputs)
     check_differentiable(images)
-    forward_args = format_forward_args(additional_forward_args)
+    forward_args = _format_additional_forward_args(additional_forward_args) or ()
     request, runs = Request(classes=classes, candidates=candidates), []
     if isinstance(method, Simonyan):
         passes, scales, minimum = method._forward_passes(images, forward_args), [1.0], 1

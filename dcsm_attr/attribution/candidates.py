@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from captum._utils.common import _select_targets
+from captum._utils.common import _format_output, _select_targets
 from torch import Tensor
 
 from dcsm_attr.attribution.class_maps import ClassMaps
@@ -232,7 +232,8 @@ def select_target_map(maps: ClassMaps, target: Any, inputs: Any) -> Tensor | tup
             target = [one[0] for one in target] if isinstance(target, list) else target[0]
         classes, _ = resolve_target(target, maps.scores.shape)
         attribution = maps.select(classes.to(maps.maps.device))
-    return tuple(attribution.clone() for _ in inputs) if isinstance(inputs, tuple) else attribution
+    is_tuple = isinstance(inputs, tuple)
+    return _format_output(is_tuple, tuple(attribution.clone() for _ in (inputs if is_tuple else (inputs,))))
 
 
 @dataclass(frozen=True)

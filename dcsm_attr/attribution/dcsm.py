@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from captum._utils.common import _format_additional_forward_args
 from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
@@ -36,7 +37,6 @@ from dcsm_attr.attribution.inputs import (
     check_images,
     check_scales,
     explain_in_batches,
-    format_forward_args,
     resize_images,
     slice_forward_args,
     sort_by_distance_to_one,
@@ -431,7 +431,7 @@ class DistinctClassSaliency(LayerAttribution, GradientAttribution):  # type: ign
     def _resolve_layers(self, inputs: Any = None, additional_forward_args: Any = None) -> dict[str, nn.Module]:
         if self._layers is None:
             images = None if inputs is None else check_images(inputs)
-            forward_args = format_forward_args(additional_forward_args)
+            forward_args = _format_additional_forward_args(additional_forward_args) or ()
             if images is not None:
                 check_differentiable(images)
                 forward_args = slice_forward_args(forward_args, slice(0, 1), len(images[0]))

@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 
 from dcsm_attr.attribution.candidates import Request, SelectClasses
@@ -21,7 +22,6 @@ __all__ = [
     "check_scales",
     "default_batch_size",
     "explain_in_batches",
-    "format_forward_args",
     "resize_images",
     "slice_forward_args",
     "sort_by_distance_to_one",
@@ -203,13 +203,6 @@ def batch_slices(images: int, max_images: int | None) -> list[slice]:
     return [slice(start, start + step) for start in range(0, images, step)]
 
 
-def format_forward_args(arguments: Any) -> tuple[Any, ...]:
-    """Captum's ``additional_forward_args`` as a tuple: nothing for None, and what is no tuple is the only one."""
-    if arguments is None:
-        return ()
-    return arguments if isinstance(arguments, tuple) else (arguments,)
-
-
 def slice_forward_args(arguments: tuple[Any, ...], part: slice | Tensor, images: int) -> tuple[Any, ...]:
     """Take the part of the additional forward arguments that belongs to a part of the batch.
 
@@ -243,7 +236,7 @@ def explain_in_batches(
     Returns:
         The maps of all images.
     """
-    images, forward_args = check_images(inputs), format_forward_args(additional_forward_args)
+    images, forward_args = check_images(inputs), _format_additional_forward_args(additional_forward_args) or ()
     count, device = len(images[0]), images[0].device
 
     def select(part: slice) -> SelectClasses:

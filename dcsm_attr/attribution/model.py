@@ -67,7 +67,7 @@ def prepared_model(forward_func: Callable[..., Any], device: torch.device) -> It
     with _turn, deferred_signals(), fork_rng(device), torch.no_grad(), unguided_rectifiers():
         training = [module for module in modules if module.training]
         compiled = list(_compiled_code(modules))
-        buffers = [(module, name, *_copy(buffer)) for module in modules for name, buffer in module._buffers.items()]
+        buffers = [(module, *item, _copy(item[1])) for module in modules for item in module._buffers.items()]
         try:
             for module in training:
                 module.training = False
@@ -79,8 +79,8 @@ def prepared_model(forward_func: Callable[..., Any], device: torch.device) -> It
                 module.training = True
             for module, name, code in compiled:
                 vars(module)[name] = code
-            for module, name, buffer, version, copy in buffers:
-                if buffer is not None and copy is not None and buffer._version != version:
+            for module, name, buffer, copy in buffers:
+                if buffer is not None and copy is not None and not torch.equal(buffer, copy):
                     buffer.resize_(copy.shape).copy_(copy)
                 module._buffers[name] = buffer
 
@@ -100,10 +100,8 @@ def _compiled_code(modules: list[nn.Module]) -> Iterator[tuple[nn.Module, str, A
             yield module, name, vars(module)[name]
 
 
-def _copy(buffer: Tensor | None) -> tuple[Tensor | None, int, Tensor | None]:
-    if buffer is None or buffer.is_meta or buffer.is_inference():
-        return buffer, 0, None
-    return buffer, buffer._version, buffer.detach().clone()
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    return None if buffer is None or buffer.is_meta else buffer.detach().clone()
 
 
 # Signals that arrived within deferred_signals and were not handled yet: the user's handler, and the interrupted frame.
