@@ -233,7 +233,9 @@ def select_target_map(maps: ClassMaps, target: Any, inputs: Any) -> Tensor | tup
         classes, _ = resolve_target(target, maps.scores.shape)
         attribution = maps.select(classes.to(maps.maps.device))
     is_tuple = isinstance(inputs, tuple)
-    return _format_output(is_tuple, tuple(attribution.clone() for _ in (inputs if is_tuple else (inputs,))))
+    attributions = tuple(attribution.clone() for _ in (inputs if is_tuple else (inputs,)))
+    formatted: Tensor | tuple[Tensor, ...] = _format_output(is_tuple, attributions)
+    return formatted
 
 
 @dataclass(frozen=True)
