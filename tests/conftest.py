@@ -19,7 +19,7 @@ def _seeded():
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder with photographs, weights and VOC pictures, which stay out of the repository."""
+    """The folder with images, weights and VOC pictures, which stay out of the repository."""
     if not (SHARED / "images").is_dir():
         pytest.skip(f"needs real images and weights; set DCSM_ATTR_SHARED to their folder (looked at {SHARED.name}/)")
     return SHARED
@@ -39,9 +39,9 @@ from importlib.util import find_spec
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_train_classifier import classifier, pictures, train
+from test_train_classifier import classifier, make_collection, train
 torch.set_num_threads(1)
-collection = pictures(Path("photographs"), 10)
+collection = make_collection(Path("images"), 10)
 train(Path("out"), collection, collection, start=classifier(dropout=False), tensorboard=bool(find_spec("tensorboard")))
 """
 

@@ -1,4 +1,4 @@
-"""Training batches: the same for the same seed, shared evenly, and without masks."""
+"""Training batches: repeatable, shared evenly, without masks."""
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.training.data import BatchPlan, SampleIndex, TrainingImages, collate
 
 
-def numbers(plan):
+def indices(plan):
     return [[sample.index for sample in batch] for batch in plan]
 
 
 def test_every_epoch_shows_every_image_once():
-    shown = [number for batch in numbers(BatchPlan(10, 4, 5, seed=1)) for number in batch]
+    shown = [index for batch in indices(BatchPlan(10, 4, 5, seed=1)) for index in batch]
     assert sorted(shown[:10]) == list(range(10))
     assert sorted(shown[10:]) == list(range(10))
     assert shown[:10] != shown[10:]
@@ -25,7 +25,7 @@ def test_half_of_the_images_are_mirrored():
     assert 0.4 < sum(sample.mirrored for sample in samples) / len(samples) < 0.6
 
 
-def test_the_plan_depends_on_the_seed_alone_and_can_begin_anywhere():
+def test_the_plan_depends_only_on_the_seed_and_can_start_at_any_step():
     whole = list(BatchPlan(7, 3, 8, seed=5))
     assert list(BatchPlan(7, 3, 8, seed=5)) == whole
     assert list(BatchPlan(7, 3, 8, seed=6)) != whole
@@ -47,7 +47,7 @@ def test_processes_share_each_batch():
         BatchPlan(9, 6, 4, seed=2, world_size=4)
 
 
-def test_ratios_are_spread_over_their_range_and_repeat():
+def test_scales_cover_their_range_and_repeat():
     plan = BatchPlan(5, 2, 400, seed=3)
     scales = torch.tensor([plan.scale(step, (0.7, 1.4)) for step in range(400)])
     assert scales.min() >= 0.7
@@ -62,12 +62,12 @@ def collection(tmp_path):
     pixels = torch.zeros(20, 30, 3, dtype=torch.uint8)
     pixels[:, :15, 0] = 255
     Image.fromarray(pixels.numpy()).save(tmp_path / "good.png")
-    (tmp_path / "bad.jpg").write_bytes(b"no picture")
-    photographs = (
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    items = (
         LabeledImage("good", tmp_path / "good.png", (0, 2), tmp_path / "no-such-mask.png"),
         LabeledImage("bad", tmp_path / "bad.jpg", (1,)),
     )
-    return Collection(("a", "b", "c"), photographs)
+    return Collection(("a", "b", "c"), items)
 
 
 def test_mirroring(collection):
@@ -79,7 +79,7 @@ def test_mirroring(collection):
     assert canvases[SampleIndex(0)].present.tolist() == [1, 0, 1]
 
 
-def test_an_unreadable_image_is_left_out_and_named(collection):
+def test_an_unreadable_image_is_left_out_and_reported(collection):
     canvases = TrainingImages(collection, Preprocess(size=30))
     assert len(canvases) == 2
     batch = collate([canvases[SampleIndex(1)], canvases[SampleIndex(0)]])

@@ -1,4 +1,4 @@
-"""Evaluating a segmenter: against counting pixels, with bad files, interrupted and resumed."""
+"""Evaluating a segmenter: compared with counting pixels by hand, with unreadable files, interrupted and resumed."""
 
 import json
 import logging
@@ -66,7 +66,7 @@ def measured(segmenter, collection, protocol="detected", **options):
 
 
 def same(first, second):
-    """All of two evaluations but the names of their files."""
+    """Check that two evaluations are equal, including their settings."""
     assert torch.equal(first.unrefined.counts, second.unrefined.counts)
     assert torch.equal(first.refined.counts, second.refined.counts)
     assert torch.equal(first.scores, second.scores)
@@ -79,13 +79,13 @@ def same(first, second):
 
 
 def counted_by_hand(segmenter, collection, known):
-    """IoU of each label before and after the CRF, from sets of pixels of one image after the other."""
+    """Compute the IoU of each label before and after the CRF from sets of pixels, image by image."""
     labels = 1 + len(CLASS_NAMES)
     overlap, union = np.zeros((2, labels)), np.zeros((2, labels))
-    for photograph in collection:
-        result = segmenter.segment(photograph.path, photograph.classes if known else None)
+    for item in collection:
+        result = segmenter.segment(item.path, item.classes if known else None)
         before = np.array([0, *(c + 1 for c in result.classes)])[result.unrefined.numpy().argmax(axis=0)]
-        truth = np.asarray(Image.open(photograph.mask))
+        truth = np.asarray(Image.open(item.mask))
         for step, predicted in enumerate((before, result.labels.numpy())):
             for label in range(labels):
                 ours, theirs = (predicted == label) & (truth != 255), truth == label
@@ -104,14 +104,14 @@ def test_equals_counting_by_hand(segmenter, collection, protocol):
         assert confusion.mean_iou == pytest.approx(np.nanmean(iou), abs=1e-12)
     assert evaluation.refined.mean_iou > 0.2
     assert not torch.equal(evaluation.unrefined.counts, evaluation.refined.counts)
-    assert evaluation.images == tuple(photograph.name for photograph in collection)
+    assert evaluation.images == tuple(item.name for item in collection)
     assert evaluation.protocol is protocol
-    void = sum(4 * Image.open(photograph.mask).width for photograph in collection)
-    pixels = sum(np.prod(Image.open(photograph.mask).size) for photograph in collection)
+    void = sum(4 * Image.open(item.mask).width for item in collection)
+    pixels = sum(np.prod(Image.open(item.mask).size) for item in collection)
     assert evaluation.refined.counts.sum() == evaluation.unrefined.counts.sum() == pixels - void
 
 
-def test_the_batch_hardly_matters(segmenter, collection):
+def test_the_batch_size_changes_little(segmenter, collection):
     alone, together = (measured(segmenter, collection, batch_size=size) for size in (1, 3))
     assert (alone.refined.counts - together.refined.counts).abs().sum() <= 0.001 * alone.refined.counts.sum()
     torch.testing.assert_close(alone.scores, together.scores, atol=1e-6, rtol=0)
@@ -129,7 +129,7 @@ def test_the_scores_are_the_classifiers(segmenter, collection):
 
 def test_the_protocols_differ(segmenter, collection):
     detected = measured(segmenter, collection, "detected")
-    # Told wrong, the segmenter finds what it was told.
+    # With wrong image-level labels, the segmenter finds the wrong classes.
     lies = replace(collection, images=tuple(replace(p, classes=(0,)) for p in collection))
     known = measured(segmenter, lies, "known")
     assert set(known.refined.counts.sum(dim=0).nonzero()[:, 0].tolist()) <= {0, 1}
@@ -156,40 +156,40 @@ def test_images_in_which_nothing_is_detected_are_named(collection, segmenter):
     assert torch.equal(detected.unrefined.counts, detected.refined.counts), "there is no CRF"
 
 
-def damage_image(photograph):
-    photograph.path.write_bytes(photograph.path.read_bytes()[:900])
-    return photograph, photograph.path.name
+def damage_image(item):
+    item.path.write_bytes(item.path.read_bytes()[:900])
+    return item, item.path.name
 
 
-def harm_mask(photograph):
-    photograph.mask.write_bytes(photograph.mask.read_bytes()[:100])
-    return photograph, photograph.mask.name
+def harm_mask(item):
+    item.mask.write_bytes(item.mask.read_bytes()[:100])
+    return item, item.mask.name
 
 
-def shrink_mask(photograph):
-    Image.open(photograph.mask).resize((20, 30), Image.Resampling.NEAREST).save(photograph.mask)
-    return photograph, "20 x 30"
+def shrink_mask(item):
+    Image.open(item.mask).resize((20, 30), Image.Resampling.NEAREST).save(item.mask)
+    return item, "20 x 30"
 
 
-def remove_mask(photograph):
-    photograph.mask.unlink()
-    return photograph, "no such file"
+def remove_mask(item):
+    item.mask.unlink()
+    return item, "no such file"
 
 
-def color_mask(photograph):
-    Image.open(photograph.mask).convert("RGB").save(photograph.mask)
-    return photograph, "RGB"
+def color_mask(item):
+    Image.open(item.mask).convert("RGB").save(item.mask)
+    return item, "RGB"
 
 
-def strange_label(photograph):
-    labels = np.array(Image.open(photograph.mask))
+def strange_label(item):
+    labels = np.array(Image.open(item.mask))
     labels[10, 10] = len(CLASS_NAMES) + 1
-    label_image(labels).save(photograph.mask)
-    return photograph, f"got {len(CLASS_NAMES) + 1}"
+    label_image(labels).save(item.mask)
+    return item, f"got {len(CLASS_NAMES) + 1}"
 
 
-def forget_classes(photograph):
-    return replace(photograph, classes=()), "no image-level label"
+def forget_classes(item):
+    return replace(item, classes=()), "no image-level label"
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_a_bad_file_is_named_and_not_counted(segmenter, collection, harm, caplog
     bad = 3
     others = [p for i, p in enumerate(collection) if i != bad]
     expected = measured(segmenter, replace(collection, images=tuple(others)), "known", batch_size=1)
-    photograph, reason = harm(collection.images[bad])
-    harmed = (*others[:bad], photograph, *others[bad:])
+    item, reason = harm(collection.images[bad])
+    harmed = (*others[:bad], item, *others[bad:])
     with caplog.at_level(logging.WARNING):
         evaluation = measured(segmenter, replace(collection, images=harmed), "known", batch_size=1)
     assert list(evaluation.skipped) == ["scene 3"]
@@ -217,9 +217,9 @@ def test_a_bad_file_among_a_batch(segmenter, collection):
     assert torch.equal(evaluation.present, collection.presence()[[0, 2, 3, 4, 5, 6]])
 
 
-def test_only_bad_files(segmenter, collection):
-    for photograph in collection:
-        damage_image(photograph)
+def test_only_unreadable_files(segmenter, collection):
+    for item in collection:
+        damage_image(item)
     evaluation = measured(segmenter, collection)
     assert len(evaluation.skipped) == COUNT
     assert evaluation.images == ()
@@ -228,7 +228,7 @@ def test_only_bad_files(segmenter, collection):
 
 
 class Interrupted(Segmenter):
-    """Is interrupted at a batch, counted from 0."""
+    """A segmenter that is interrupted at a batch."""
 
     left = 0
 
@@ -266,7 +266,7 @@ def rows_of(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_files_are_read_and_pixels_counted_beside_the_model(segmenter, collection, monkeypatch):
+def test_files_are_read_and_pixels_counted_in_other_threads(segmenter, collection, monkeypatch):
     expected = measured(segmenter, collection)
     threads = {"read_with_mask": set(), "_count_pixels": set()}
     for name, found in threads.items():
@@ -277,7 +277,7 @@ def test_files_are_read_and_pixels_counted_beside_the_model(segmenter, collectio
             return original(*arguments, **options)
 
         monkeypatch.setattr(protocols, name, noted)
-    # As beside a GPU; on the CPU nothing runs beside the model.
+    # As with a GPU; with a CPU, everything runs in one thread.
     monkeypatch.setattr(type(segmenter), "readers", 2)
     assert same(measured(segmenter, collection), expected)
     assert threading.main_thread() not in threads["read_with_mask"] | threads["_count_pixels"]
@@ -357,7 +357,7 @@ def test_damaged_rows_are_named_and_kept(segmenter, collection, tmp_path, conten
     assert path.read_bytes() == damaged
 
 
-def test_what_the_caller_can_mend(segmenter, collection):
+def test_bad_arguments(segmenter, collection):
     first, *others = collection.images
     named = Segmenter(segmenter.model, class_names=CLASS_NAMES[::-1])
     unnamed = Segmenter(segmenter.model)
@@ -377,7 +377,7 @@ def test_what_the_caller_can_mend(segmenter, collection):
             measured(*arguments, **options)
 
 
-def test_the_digest_tells_parameters_apart():
+def test_the_digest_depends_on_names_types_and_values():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     before = parameters_digest(network)
     assert parameters_digest(network) == before
@@ -393,7 +393,7 @@ def test_the_digest_tells_parameters_apart():
     assert len(parameters_digest(nn.Identity())) == 64
 
 
-def test_what_was_measured_with(tmp_path, monkeypatch):
+def test_the_environment(tmp_path, monkeypatch):
     import subprocess
 
     import dcsm_attr
@@ -484,7 +484,7 @@ def test_a_trained_classifier_brings_its_own_model(voc, tmp_path):
     assert "vgg16" not in content["measured"]["command"]
 
 
-def test_the_command_goes_on_where_asked(voc, tmp_path):
+def test_the_command_resumes(voc, tmp_path):
     output = tmp_path / "out"
     assert run(voc, "--output", output, "--count", 2).exit_code == 0
     state = output / "detected" / "rows.jsonl"
@@ -502,8 +502,8 @@ def test_the_command_goes_on_where_asked(voc, tmp_path):
 
 
 def test_the_command_names_bad_images(voc, tmp_path):
-    photograph = voc / "JPEGImages" / "s2.jpg"
-    photograph.write_bytes(photograph.read_bytes()[:300])
+    item = voc / "JPEGImages" / "s2.jpg"
+    item.write_bytes(item.read_bytes()[:300])
     result = run(voc, "--output", tmp_path / "out")
     assert result.exit_code == 1
     assert "1 photographs were left out" in result.output

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_train_classifier import CANVAS, NAMES, SCHEDULE, SETTINGS, last_weights, pictures
+from test_train_classifier import CANVAS, NAMES, SCHEDULE, SETTINGS, last_weights, make_collection
 from torch import nn
 
 import dcsm_attr.training.classifier as module
@@ -70,7 +70,7 @@ def test_windows_and_rates_are_checked(arguments, message):
 
 
 def test_it_learns(tmp_path):
-    collection = pictures(tmp_path / "p", 12)
+    collection = make_collection(tmp_path / "p", 12)
     schedule = replace(SCHEDULE, steps=60, batch_size=6, pooling="average", head_only_steps=0)
     best = train(tmp_path / "out", collection, TrainingSettings(schedule, validate_every=20))
     rows = (tmp_path / "out" / "log.csv").read_text().splitlines()
@@ -79,7 +79,7 @@ def test_it_learns(tmp_path):
 
 
 def test_an_interrupted_run_resumes_exactly(tmp_path, monkeypatch):
-    collection = pictures(tmp_path / "p", 7)
+    collection = make_collection(tmp_path / "p", 7)
     train(tmp_path / "whole", collection)
     calls, original = [], module.multi_label_loss
 

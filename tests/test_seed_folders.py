@@ -189,8 +189,8 @@ def test_from_a_fickle_classifier_to_an_evaluated_network(tmp_path, scenes):
     output = run_successfully(
         "evaluate", scenes, "--weights", network, "--protocol", "both", "--output", tmp_path / "e"
     )
-    assert "detected classes, 2 photographs: mean IoU" in output
-    assert "known classes, 2 photographs: mean IoU" in output
+    assert "detected classes, 2 items: mean IoU" in output
+    assert "known classes, 2 items: mean IoU" in output
     evaluated = json.loads((tmp_path / "e" / "evaluation.json").read_text())["evaluations"]
     assert [one["settings"]["saliency"]["scales"] for one in evaluated] == [[0.75, 1.0, 1.25]] * 2
     image = next((scenes / "JPEGImages").iterdir())

@@ -1,4 +1,4 @@
-"""Training segmentation networks: losses by hand, what is learned, exact resuming, several processes, broken files."""
+"""Training segmentation networks: losses by hand, learning, resuming exactly, several processes, unreadable files."""
 
 import csv
 import json
@@ -107,7 +107,7 @@ def test_no_gradient_goes_through_the_crf(monkeypatch, name):
     assert through.abs().max() > 0
 
 
-def pictures(folder, count):
+def make_collection(folder, count):
     """A red or a green half beside a dark one; labels of all pixels, and of a few in the middle of each half."""
     for name in ("labels", "seeds"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def logged(folder):
 
 @pytest.mark.parametrize(("objective", "labels"), [("pseudo", "labels"), ("sec", "seeds"), ("dsrg", "seeds")])
 def test_it_learns_to_segment(tmp_path, objective, labels):
-    collection = pictures(tmp_path / "p", 8)
+    collection = make_collection(tmp_path / "p", 8)
     schedule = replace(SCHEDULE, steps=60, head_only_steps=5, batch_size=4, scale_range=(1.0, 1.0))
     settings = TrainingSettings(schedule, validate_every=30)
     trained = train(tmp_path / "out", collection, tmp_path / "p" / labels, objective, settings)
@@ -165,14 +165,14 @@ def test_it_learns_to_segment(tmp_path, objective, labels):
 
 
 def test_true_masks_are_not_read(tmp_path):
-    collection = pictures(tmp_path / "p", 4)
+    collection = make_collection(tmp_path / "p", 4)
     hidden = replace(collection, images=tuple(replace(p, mask=tmp_path / "nowhere") for p in collection))
     train(tmp_path / "out", hidden, tmp_path / "p" / "seeds", "sec")
     assert not (tmp_path / "out" / "unreadable.json").exists()
 
 
 def test_the_log_has_the_terms_of_the_loss(tmp_path, monkeypatch):
-    collection = pictures(tmp_path / "p", 5)
+    collection = make_collection(tmp_path / "p", 5)
     seen, objective = [], OBJECTIVES["sec"]
 
     def recording(logits, labels, present, images):
@@ -191,8 +191,8 @@ def test_the_log_has_the_terms_of_the_loss(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("objective", ["pseudo", "sec", "dsrg"])
-def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch, objective):
-    collection = pictures(tmp_path / "p", 5)
+def test_an_interrupted_training_resumes_exactly(tmp_path, monkeypatch, objective):
+    collection = make_collection(tmp_path / "p", 5)
     seeds = tmp_path / "p" / "seeds"
     whole = train(tmp_path / "whole", collection, seeds, objective)
     calls, original = [], module.downsample_labels
@@ -236,7 +236,7 @@ for objective in ("pseudo", "sec"):
 
 
 def train_steadily(folder, collection, seeds, objective):
-    """Without dropout and batch norms, which differ between processes, and without what magnifies rounding."""
+    """Train without dropout and batch norms, which differ between processes, and with SGD, whose steps are small."""
     schedule = replace(SCHEDULE, optimizer="sgd", policy="poly", learning_rate=1e-2, steps=3, head_only_steps=1)
     start = net("largefov")
     for layer in start.network.modules():
@@ -246,10 +246,10 @@ def train_steadily(folder, collection, seeds, objective):
 
 
 def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path):
-    """Twice in one run, for a second group of processes meets what the first one has left."""
+    """Train twice in one run: the second group of processes shares a store with the first."""
     script = tmp_path / "script.py"
     script.write_text(SHARED_BATCHES)
-    collection = pictures(tmp_path / "p", 6)
+    collection = make_collection(tmp_path / "p", 6)
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
         [*two, str(script), str(Path(__file__).parent), str(tmp_path / "two"), str(tmp_path / "p")],
@@ -280,20 +280,20 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_parts(name):
         assert float(value) == pytest.approx(float(parts[0][term] + parts[1][term]) / 2, rel=1e-5)
 
 
-def test_missing_and_broken_labels_end_nothing(tmp_path):
-    collection = pictures(tmp_path / "p", 6)
+def test_missing_and_broken_label_maps_are_left_out(tmp_path):
+    collection = make_collection(tmp_path / "p", 6)
     labels = tmp_path / "p" / "labels"
     (labels / "2.png").unlink()
     (labels / "4.png").write_bytes(b"broken")
     Image.fromarray(np.full((32, 32), 77, dtype=np.uint8)).save(labels / "5.png")
-    # Of DeepLab's head, whose batch norms need two images, some batches have one.
+    # Some batches have one image; the batch norms of DeepLab's head need two.
     train(tmp_path / "out", collection, labels, "pseudo", start=net("deeplab"))
     failures = json.loads((tmp_path / "out" / "unreadable.json").read_text())["failures"]
     assert [Path(failure.split(": ")[0]).name for failure in failures] == ["2.png", "4.png", "5.png"]
 
 
 def test_one_image_twice_has_the_loss_of_one(tmp_path):
-    collection = pictures(tmp_path / "p", 2)
+    collection = make_collection(tmp_path / "p", 2)
     task = module._SegmentationTask(net("fcn"), collection, tmp_path / "p" / "labels", "pseudo", None)
     task.network.eval()
     canvas = CANVAS(Image.open(tmp_path / "p" / "1.png")).tensor
@@ -305,8 +305,8 @@ def test_one_image_twice_has_the_loss_of_one(tmp_path):
     assert float(loss.detach()) == pytest.approx(float(nn.functional.cross_entropy(logits.detach(), on_grid)), rel=1e-5)
 
 
-def test_what_does_not_go_together(tmp_path):
-    collection = pictures(tmp_path / "p", 2)
+def test_arguments_that_do_not_fit(tmp_path):
+    collection = make_collection(tmp_path / "p", 2)
     with pytest.raises(ValueError, match="empty"):
         train(tmp_path / "out", Collection(NAMES, ()), tmp_path, "sec")
     with pytest.raises(ValueError, match=r"has the classes \('a', 'b'\), the network \('red', 'green'\)"):
@@ -316,8 +316,8 @@ def test_what_does_not_go_together(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_training_gives_the_random_state_back(tmp_path):
-    collection, start = pictures(tmp_path / "p", 3), net()
+def test_training_restores_the_random_state(tmp_path):
+    collection, start = make_collection(tmp_path / "p", 3), net()
     before = torch.get_rng_state()
     train(tmp_path / "out", collection, tmp_path / "p" / "seeds", "dsrg", start=start)
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""Folders and object stores: whole files or none, the same names."""
+"""Folders and object stores with the same files, and run folders that resume or start over."""
 
 import os
 import pickle
@@ -8,7 +8,15 @@ import pytest
 from PIL import Image
 
 from dcsm_attr.datasets.images import ImageReadError, read_image
-from dcsm_attr.io import FolderStorage, ObjectStorage, is_uri, open_run_storage, open_storage
+from dcsm_attr.io import (
+    FolderStorage,
+    ObjectStorage,
+    diff_settings,
+    flatten_settings,
+    is_uri,
+    open_run_storage,
+    open_storage,
+)
 
 
 @pytest.fixture(params=["folder", "scratch", "objects"])
@@ -78,7 +86,20 @@ def test_overwriting_a_folder_without_settings_removes_nothing(storage):
     assert storage.names("labels") == {"a.png"}
 
 
-def test_what_was_left_behind_can_be_removed(tmp_path):
+def test_flattening_names_nested_settings():
+    nested = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}, "f": {}}
+    assert flatten_settings(nested) == {"a": 1, "b.c": [1, 2], "b.d.e": None}
+
+
+def test_differences_are_named_with_both_values():
+    before = {"seed": 0, "schedule": {"steps": 8, "rate": 0.1}, "old": None}
+    now = {"seed": 0, "schedule": {"steps": 9, "rate": 0.1}, "new": "x"}
+    expected = ["schedule.steps (8 before, 9 now)", "old (None before, nothing now)", "new (nothing before, x now)"]
+    assert diff_settings(before, now) == expected
+    assert diff_settings(now, now) == []
+
+
+def test_temporary_files_can_be_removed(tmp_path):
     storage = FolderStorage(tmp_path, ".mine")
     storage.write("a/b", b"content")
     (tmp_path / ".mine" / ".b-half").write_bytes(b"con")
@@ -87,7 +108,7 @@ def test_what_was_left_behind_can_be_removed(tmp_path):
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["a", "a/b"]
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     storage = FolderStorage(tmp_path, ".mine")
     storage.write("a", b"old")
 
@@ -101,7 +122,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     assert list((tmp_path / ".mine").iterdir()) == []
 
 
-def test_what_is_a_uri():
+def test_uris():
     assert is_uri("s3://bucket/a.jpg")
     assert not any(map(is_uri, ("photos/a.jpg", "/photos", Path("s3://bucket"), "C:/photos")))
 

@@ -1,4 +1,4 @@
-"""Training on image-level labels: what it learns, that it resumes exactly, and that processes share the work."""
+"""Training on image-level labels: learning, resuming exactly, starting over, several processes."""
 
 import csv
 import json
@@ -46,10 +46,10 @@ SETTINGS = TrainingSettings(SCHEDULE, validate_every=2)
 CANVAS = Preprocess(size=32)
 
 
-def pictures(folder, count, corrupt=()):
-    """Red, green or both halves: an easy problem, and no mask anywhere."""
+def make_collection(folder, count, corrupt=()):
+    """Write images with red, green or both stripes, without masks."""
     folder.mkdir(parents=True, exist_ok=True)
-    photographs = []
+    items = []
     for i in range(count):
         shown = ((0,), (1,), (0, 1))[i % 3]
         pixels = torch.randint(0, 60, (32, 32, 3), generator=torch.Generator().manual_seed(i)).to(torch.uint8)
@@ -59,8 +59,8 @@ def pictures(folder, count, corrupt=()):
         Image.fromarray(pixels.numpy()).save(path)
         if i in corrupt:
             path.write_bytes(b"broken")
-        photographs.append(LabeledImage(str(i), path, shown))
-    return Collection(NAMES, tuple(photographs))
+        items.append(LabeledImage(str(i), path, shown))
+    return Collection(NAMES, tuple(items))
 
 
 def classifier(dropout=True):
@@ -82,8 +82,8 @@ def last_weights(folder):
     return torch.load(folder / "last.pt", weights_only=True)["network"]
 
 
-def test_it_learns_and_keeps_the_best(tmp_path):
-    training, validation = pictures(tmp_path / "t", 24), pictures(tmp_path / "v", 12)
+def test_it_learns_and_saves_the_best_classifier(tmp_path):
+    training, validation = make_collection(tmp_path / "t", 24), make_collection(tmp_path / "v", 12)
     settings = replace(SETTINGS, schedule=replace(SCHEDULE, steps=60, batch_size=8), validate_every=10)
     best = train(tmp_path / "out", training, validation, settings)
     with (tmp_path / "out" / "log.csv").open() as file:
@@ -98,7 +98,7 @@ def test_it_learns_and_keeps_the_best(tmp_path):
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["schedule"]["steps"] == 60
 
 
-def test_the_network_of_the_scenes_starts_from_its_shipped_backbone():
+def test_the_scene_network_starts_from_its_shipped_backbone():
     built = build_classifier(Architecture("scene_net", 2), "DEFAULT", NAMES, CANVAS)
     shipped = load_scene_net().features.state_dict()
     backbone = built.network.backbone.state_dict()
@@ -109,8 +109,8 @@ def test_the_network_of_the_scenes_starts_from_its_shipped_backbone():
         build_classifier(Architecture("scene_net", 2), "IMAGENET1K_V1", NAMES, CANVAS)
 
 
-def test_the_head_learns_alone_at_first(tmp_path):
-    training = pictures(tmp_path / "t", 8)
+def test_only_the_head_learns_in_the_first_steps(tmp_path):
+    training = make_collection(tmp_path / "t", 8)
     settings = replace(SETTINGS, schedule=replace(SCHEDULE, steps=2, head_only_steps=2))
     before = {name: value.clone() for name, value in classifier().network.state_dict().items()}
     train(tmp_path / "out", training, training, settings)
@@ -126,8 +126,8 @@ def test_the_head_learns_alone_at_first(tmp_path):
 
 
 @pytest.mark.parametrize("fault_at", [1, 4, 5, 8])
-def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch, fault_at):
-    training, validation = pictures(tmp_path / "t", 10), pictures(tmp_path / "v", 6)
+def test_an_interrupted_training_resumes_exactly(tmp_path, monkeypatch, fault_at):
+    training, validation = make_collection(tmp_path / "t", 10), make_collection(tmp_path / "v", 6)
     train(tmp_path / "whole", training, validation)
     calls = []
 
@@ -154,7 +154,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch, 
     assert logs[0] == logs[1]
 
 
-def test_each_process_takes_its_own_gpu(monkeypatch):
+def test_each_process_uses_its_own_gpu(monkeypatch):
     assert local_device(torch.device("cpu")) == torch.device("cpu")
     assert local_device(torch.device("cuda")) == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "3")
@@ -162,33 +162,43 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
     assert local_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
-def test_training_gives_the_random_state_back(tmp_path):
-    training, start = pictures(tmp_path / "t", 6), classifier()
+def test_training_restores_the_random_state(tmp_path):
+    training, start = make_collection(tmp_path / "t", 6), classifier()
     before = torch.get_rng_state()
     train(tmp_path / "out", training, training, start=start)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path):
-    training = pictures(tmp_path / "t", 6)
+def test_a_finished_training_is_not_repeated(tmp_path):
+    training = make_collection(tmp_path / "t", 6)
     train(tmp_path / "out", training, training)
     stamp = (tmp_path / "out" / "last.pt").stat().st_mtime_ns
     train(tmp_path / "out", training, training)
     assert (tmp_path / "out" / "last.pt").stat().st_mtime_ns == stamp
 
 
-def test_a_run_with_other_settings_is_refused(tmp_path):
-    training = pictures(tmp_path / "t", 6)
+def test_other_settings_are_refused_or_overwrite(tmp_path):
+    training = make_collection(tmp_path / "t", 6)
     train(tmp_path / "out", training, training)
     with pytest.raises(ValueError, match=r"out: holds a training with other settings: seed \(0 before, 1 now\)\. Run"):
         train(tmp_path / "out", training, training, replace(SETTINGS, seed=1))
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    again = train(tmp_path / "out", training, training, replace(SETTINGS, seed=1), overwrite=True)
+    fresh = train(tmp_path / "fresh", training, training, replace(SETTINGS, seed=1))
+    assert all(torch.equal(v, again.network.state_dict()[k]) for k, v in fresh.network.state_dict().items())
+    assert len((tmp_path / "out" / "log.csv").read_text().splitlines()) == 5
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    settings = replace(SETTINGS, seed=1)
     (tmp_path / "out" / "last.pt").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
-        train(tmp_path / "out", training, training)
+        train(tmp_path / "out", training, training, settings)
 
 
-def test_corrupt_images_are_counted_and_do_not_end_the_epoch(tmp_path):
-    training, validation = pictures(tmp_path / "t", 9, corrupt=(1, 4)), pictures(tmp_path / "v", 6, corrupt=(2,))
+def test_unreadable_images_are_counted_and_left_out(tmp_path):
+    training, validation = (
+        make_collection(tmp_path / "t", 9, corrupt=(1, 4)),
+        make_collection(tmp_path / "v", 6, corrupt=(2,)),
+    )
     settings = replace(SETTINGS, schedule=replace(SCHEDULE, batch_size=3, steps=6), validate_every=3)
     train(tmp_path / "out", training, validation, settings)
     with (tmp_path / "out" / "log.csv").open() as file:
@@ -197,7 +207,7 @@ def test_corrupt_images_are_counted_and_do_not_end_the_epoch(tmp_path):
 
 
 def test_frozen_batch_norms_keep_statistics_and_parameters(tmp_path):
-    training = pictures(tmp_path / "t", 6)
+    training = make_collection(tmp_path / "t", 6)
 
     def trained(frozen):
         torch.manual_seed(1)
@@ -217,15 +227,15 @@ def test_frozen_batch_norms_keep_statistics_and_parameters(tmp_path):
 
 @pytest.fixture
 def one_thread():
-    """As in the processes that torchrun starts: more round otherwise."""
+    """Use one thread, as torchrun does: the number of threads changes rounding."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path, trained_by_two, one_thread):
-    collection = pictures(tmp_path / "t", 10)
+def test_two_processes_train_like_one_with_the_same_batch(tmp_path, trained_by_two, one_thread):
+    collection = make_collection(tmp_path / "t", 10)
     train(tmp_path / "one", collection, collection, start=classifier(dropout=False))
     one, both = last_weights(tmp_path / "one"), last_weights(trained_by_two)
     start = classifier(dropout=False).network.state_dict()
@@ -308,8 +318,8 @@ def test_a_cut_network_takes_its_part_of_a_file(tmp_path):
         build_classifier(architecture, tmp_path / "part.safetensors", NAMES)
 
 
-def test_collections_that_do_not_fit(tmp_path):
-    training = pictures(tmp_path / "t", 3)
+def test_collections_must_fit_the_classifier(tmp_path):
+    training = make_collection(tmp_path / "t", 3)
     with pytest.raises(ValueError, match="the validation collection is empty"):
         train(tmp_path / "out", training, Collection(NAMES, ()))
     with pytest.raises(ValueError, match="the training collection has the classes"):
@@ -334,7 +344,7 @@ def test_bad_schedules(changes, message):
         replace(SCHEDULE, **changes)
 
 
-def test_the_schedule_of_the_paper_is_the_papers():
+def test_the_schedule_of_the_paper():
     paper = SCHEDULES["paper"]
     assert (paper.batch_size, paper.learning_rate, paper.weight_decay) == (2, 1e-5, 5e-4)
     assert (paper.steps, paper.head_only_steps, paper.scale_range) == (50_000, 30_000, (0.7, 1.4))
@@ -343,7 +353,7 @@ def test_the_schedule_of_the_paper_is_the_papers():
 
 
 @pytest.mark.parametrize("steps", range(1, 13))
-def test_the_one_cycle_rises_and_falls_in_any_number_of_steps(steps):
+def test_onecycle_rises_and_falls_in_any_number_of_steps(steps):
     schedule = replace(SCHEDULES["modern"], steps=steps, head_only_steps=0)
     optimizer, lr_scheduler = build_optimizer(classifier().network, schedule)
     rates = []
@@ -359,7 +369,7 @@ def test_the_one_cycle_rises_and_falls_in_any_number_of_steps(steps):
         assert max(rates) > 0.5 * schedule.learning_rate
 
 
-def test_the_rate_falls_in_steps():
+def test_the_learning_rate_falls_in_steps():
     schedule = replace(SCHEDULE, policy="step", step_decay=(2, 0.1), optimizer="sgd")
     optimizer, lr_scheduler = build_optimizer(classifier().network, schedule)
     rates = []
@@ -383,6 +393,6 @@ def test_the_rate_falls_in_steps():
         ({"policy": "step", "step_decay": (2, 1.5)}, "a number of steps and a factor"),
     ],
 )
-def test_the_decay_goes_with_the_schedule(changes, message):
+def test_step_decay_belongs_to_its_policy(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(SCHEDULE, **changes)
