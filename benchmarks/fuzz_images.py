@@ -1,12 +1,12 @@
-"""Broken image files through `dcsm-attr segment` with the shipped network: nothing may crash, hang or go missing.
+"""Segment broken image files with `dcsm-attr segment`: no crash, no hang, and every file accounted for.
 
     python -m benchmarks.fuzz_images --files 5040
 
-Draws scenes, writes them in six formats, breaks the files, and gives them to the command in batches, each a process of
-its own with a folder of its own. Every file must be either segmented, with outputs that are whole, or named in run.json
-with the reason; the input must stay as it was, and nothing may appear outside the output folder. Takes about forty
-minutes on two cores. Writes results/fuzz/images.md and .json, and ends with status 1 if anything went wrong; the files
-of a batch that did are kept.
+Generates scenes, saves them in six formats, mutates the files, and passes them to the command in batches, each in its
+own process and folder. Every file must be either segmented, with complete outputs, or named in run.json with the
+reason; the input must not change, and no file may appear outside the output folder. Takes about forty minutes on two
+cores. Writes results/fuzz/images.md and .json. Exits with status 1 if there was a problem; the files of that batch are
+kept.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.broken_images import MUTATIONS, Seeds, drawn_seeds
+from benchmarks.broken_images import MUTATIONS, Seeds, generate_files
 from dcsm_attr.evaluation.report import markdown_table
 from dcsm_attr.evaluation.result import run_environment
 from dcsm_attr.io import atomic_path, make_writable_folder, write_json
 
 BATCH = 120
-# A photograph takes a second.
-SECONDS_A_FILE = 10
+# A valid image takes one second.
+SECONDS_PER_FILE = 10
 MAX_PIXELS = 100_000
 OPTIONS = ("--weights", "demo", "--device", "cpu", "--max-pixels", str(MAX_PIXELS), "--output", "out")
 _WRITTEN = {"labels.png", "overlay.png", "overview.png", "maps.npz", "manifest.json"}
@@ -46,7 +46,7 @@ _ENDINGS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "WebP": "we
 
 @dataclass(frozen=True)
 class BrokenFile:
-    """A file to be read, and where it comes from."""
+    """A file, its format and its mutation."""
 
     name: str
     kind: str
@@ -56,12 +56,12 @@ class BrokenFile:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a batch.
+    """Result of a batch.
 
     Attributes:
-        reasons: why a file was refused, by its name; None where it was segmented.
-        problems: what must not happen, in words; empty if all is well.
-        seconds: that the command took.
+        reasons: by file name, why the file was rejected; None if it was segmented.
+        problems: descriptions of violated requirements; empty if there are none.
+        seconds: duration of the command.
     """
 
     reasons: dict[str, str | None]
@@ -70,8 +70,8 @@ class Outcome:
 
 
 def broken_files(count: int, seed: int) -> Iterator[BrokenFile]:
-    """The files of a run: formats and mutations in turn, so that each is there equally often."""
-    seeds: Seeds = drawn_seeds(seed)
+    """Generate the files of a run; all formats and mutations occur equally often."""
+    seeds: Seeds = generate_files(seed)
     kinds, mutations = list(seeds), list(MUTATIONS)
     for number in range(count):
         kind = kinds[number % len(kinds)]
@@ -82,17 +82,17 @@ def broken_files(count: int, seed: int) -> Iterator[BrokenFile]:
         yield BrokenFile(name, kind, mutation, content)
 
 
-#: Runs the command in a folder, for so many files: its exit status, and what it printed as errors.
+#: Runs the command in a folder with a number of files; returns its exit status and its standard error.
 Command = Callable[[Path, int], tuple[int, str]]
 
 
-def in_a_process(sandbox: Path, files: int) -> tuple[int, str]:
-    """Run the command as a user does.
+def run_command(sandbox: Path, files: int) -> tuple[int, str]:
+    """Run the command in a process.
 
     Raises:
-        subprocess.TimeoutExpired: if it does not end.
+        subprocess.TimeoutExpired: if it does not end in time.
     """
-    # Matplotlib keeps its list of fonts elsewhere otherwise.
+    # Matplotlib writes its list of fonts there.
     folders = {"HOME": "home", "MPLCONFIGDIR": "home", "TMPDIR": "temporary"}
     ended = subprocess.run(
         [sys.executable, "-m", "dcsm_attr", "segment", "in", *OPTIONS],
@@ -101,14 +101,14 @@ def in_a_process(sandbox: Path, files: int) -> tuple[int, str]:
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=60 + SECONDS_A_FILE * files,
+        timeout=60 + SECONDS_PER_FILE * files,
         check=False,
     )
     return ended.returncode, ended.stderr
 
 
-def segmented(files: list[BrokenFile], sandbox: Path, command: Command = in_a_process) -> Outcome:
-    """Give files to the command, in a folder that holds nothing else, and check what it leaves."""
+def segment_files(files: list[BrokenFile], sandbox: Path, command: Command = run_command) -> Outcome:
+    """Run the command on files in an empty sandbox, and check its output."""
     folder = sandbox / "in"
     for part in ("in", "home", "temporary"):
         (sandbox / part).mkdir()
@@ -124,25 +124,25 @@ def segmented(files: list[BrokenFile], sandbox: Path, command: Command = in_a_pr
     problems = []
     if _digests(folder) != before:
         problems.append("the input was changed")
-    strange = {path.name for path in sandbox.iterdir()} - {"in", "out", "home", "temporary"}
-    strange |= {path.name for path in (sandbox / "temporary").rglob("*") if path.is_file()}
-    if strange:
-        problems.append(f"files outside the output folder: {sorted(strange)}")
+    unexpected = {path.name for path in sandbox.iterdir()} - {"in", "out", "home", "temporary"}
+    unexpected |= {path.name for path in (sandbox / "temporary").rglob("*") if path.is_file()}
+    if unexpected:
+        problems.append(f"files outside the output folder: {sorted(unexpected)}")
     has_manifest = (sandbox / "out" / "run.json").is_file()
     if "Traceback" in errors or status not in (0, 1) or not has_manifest:
         return Outcome({}, [*problems, f"crashed with {status}: {errors[-2000:]}"], seconds)
-    reasons, of_results = _accounted(files, sandbox / "out")
+    reasons, output_problems = _check_output(files, sandbox / "out")
     if (status == 1) != any(reasons.values()):
-        problems.append(f"status {status}, but {sum(map(bool, reasons.values()))} were refused")
-    return Outcome(reasons, problems + of_results, seconds)
+        problems.append(f"status {status}, but {sum(map(bool, reasons.values()))} were rejected")
+    return Outcome(reasons, problems + output_problems, seconds)
 
 
 def _digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def _accounted(files: list[BrokenFile], output: Path) -> tuple[dict[str, str | None], list[str]]:
-    """Why each file was refused, and what is wrong with the manifest or the outputs."""
+def _check_output(files: list[BrokenFile], output: Path) -> tuple[dict[str, str | None], list[str]]:
+    """Return the reason of each rejected file, and problems of the manifest or the outputs."""
     manifest = json.loads((output / "run.json").read_text(encoding="utf-8"))
     named = Counter(Path(entry["photograph"]).name for entry in manifest["results"] + manifest["failures"])
     problems = []
@@ -158,8 +158,8 @@ def _accounted(files: list[BrokenFile], output: Path) -> tuple[dict[str, str | N
             _check_whole(output / folder)
         except (OSError, ValueError, KeyError, AssertionError) as error:
             problems.append(f"{folder}: not whole ({type(error).__name__}: {error})")
-    refused = {Path(entry["photograph"]).name: entry["reason"] for entry in manifest["failures"]}
-    return {file.name: refused.get(file.name) for file in files}, problems
+    rejected = {Path(entry["photograph"]).name: entry["reason"] for entry in manifest["failures"]}
+    return {file.name: rejected.get(file.name) for file in files}, problems
 
 
 def _check_whole(folder: Path) -> None:
@@ -168,12 +168,12 @@ def _check_whole(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     size = tuple(manifest["size"])
     for name in ("labels.png", "overlay.png", "overview.png"):
-        with Image.open(folder / name) as picture:
-            picture.load()
+        with Image.open(folder / name) as image:
+            image.load()
             if name != "overview.png":
-                assert (picture.height, picture.width) == size, f"{name} has another size"
+                assert (image.height, image.width) == size, f"{name} has another size"
             if name == "labels.png":
-                shown = set(np.unique(np.asarray(picture)).tolist())
+                shown = set(np.unique(np.asarray(image)).tolist())
                 assert shown <= {0, *map(int, manifest["label_values"])}, "labels that are not in the manifest"
     with np.load(folder / "maps.npz") as arrays:
         for name in ("maps", "raw", "probabilities"):
@@ -183,7 +183,7 @@ def _check_whole(folder: Path) -> None:
 
 
 def general_reason(reason: str) -> str:
-    """A reason without names and numbers, to be counted."""
+    """Remove names and numbers from a reason, so that equal reasons can be counted."""
     general = re.sub(r"b['\"].*['\"]", "...", reason.split(": ", 1)[1])
     return re.sub(r"0x[0-9a-f]+|\d+", "N", general)
 
@@ -202,15 +202,15 @@ def fuzz(count: int, seed: int) -> dict[str, Any]:
     for start in range(0, count, BATCH):
         batch = files[start : start + BATCH]
         sandbox = Path(tempfile.mkdtemp(prefix="fuzz-"))
-        outcome = segmented(batch, sandbox)
+        outcome = segment_files(batch, sandbox)
         for file in batch:
             of_kind = tables.setdefault(file.kind, {}).setdefault(file.mutation, Counter())
-            reason = outcome.reasons.get(file.name, "lost: by a crash")
-            of_kind["read" if reason is None else "refused"] += 1
+            reason = outcome.reasons.get(file.name, "lost: in a crash")
+            of_kind["read" if reason is None else "rejected"] += 1
             if reason is not None:
                 reasons[general_reason(reason)] += 1
             if reason is not None and file.mutation == "untouched":
-                outcome.problems.append(f"{file.name} is whole, but was refused: {reason}")
+                outcome.problems.append(f"{file.name} is whole, but was rejected: {reason}")
         seconds += outcome.seconds
         accounted += len(outcome.reasons)
         problems += [f"files {start} and after: {problem}" for problem in outcome.problems]
@@ -236,24 +236,24 @@ def _markdown(result: dict[str, Any], measured: dict[str, Any]) -> str:
     for mutation in MUTATIONS:
         cells = [of_kind.get(mutation, {}) for of_kind in result["counts"].values()]
         rows.append([mutation, *(f"{one.get('read', 0)} of {sum(one.values())}" for one in cells)])
-    reasons = [["reason of a refusal", "files"], *([f"`{name}`", str(n)] for name, n in result["reasons"].items())]
+    reasons = [["reason of the rejection", "files"], *([f"`{name}`", str(n)] for name, n in result["reasons"].items())]
     command = shlex.join(["dcsm-attr", "segment", "in", *OPTIONS])
-    told = (
+    summary = (
         f"{result['files']} files of six formats, broken with seed {result['seed']}: {result['segmented']} were "
-        f"segmented, all of their outputs whole and decodable; {result['files'] - result['segmented']} were refused, "
+        f"segmented, with complete and decodable outputs; {result['files'] - result['segmented']} were rejected, "
         f"each named in run.json with its reason. {result['accounted for']} of {result['files']} are accounted for "
-        f"exactly once. Crashes, hangs, files outside the output folder and anything else that must not happen: "
+        f"exactly once. Crashes, hangs, files outside the output folder and other problems: "
         f"{len(result['problems'])}. {result['seconds']:.0f} s, in batches of {BATCH} files, each a process "
         f"`{command}`."
     )
     origin = "`{command}`, {processor}, {cores} cores, commit {commit}.".format(**measured)
-    blocks = ["# Broken image files", told, markdown_table(rows), markdown_table(reasons), origin]
+    blocks = ["# Broken image files", summary, markdown_table(rows), markdown_table(reasons), origin]
     blocks[2:2] = [f"- {problem}" for problem in result["problems"]]
     return "\n\n".join(blocks) + "\n"
 
 
 def main() -> None:
-    """Fuzz, write the result, and say by the status whether all is well."""
+    """Run all batches and write the result; exit with status 1 if there are problems."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=5040)
     parser.add_argument("--seed", type=int, default=0)

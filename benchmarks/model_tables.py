@@ -1,4 +1,4 @@
-"""What ``model_zoo.py`` measured, as tables: its report and the page of models are made of them."""
+"""Format the result of :mod:`benchmarks.model_zoo` as tables, for its report and the page of models."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ _SCALES = (0.8, 1.0, 1.2)
 
 
 def report(content: Mapping[str, Any]) -> str:
-    """The report beside the result."""
+    """Return the report in Markdown."""
     return f"# Every classification CNN of torchvision\n\n{tables(content)}\n"
 
 
 def tables(content: Mapping[str, Any]) -> str:
-    """Summary, origin, costs and layers as Markdown, with headings of the third level."""
+    """Return summary, origin, cost and layers as Markdown, with headings of the third level."""
     parts = [
         summary(content),
         model_origin(content),
@@ -30,12 +30,12 @@ def tables(content: Mapping[str, Any]) -> str:
 
 
 def passes(found: Mapping[str, Any]) -> bool:
-    """Whether every promise holds and every rectifier is guided."""
+    """Return whether all checks pass and all rectifiers are guided."""
     return "failed" not in found and found["rectifiers"]["guided"] == found["rectifiers"]["in graph"]
 
 
 def summary(content: Mapping[str, Any]) -> str:
-    """How many pass, and how many forward passes an attribution costs."""
+    """Return how many models pass, and the cost of an attribution in forward passes."""
     passed = sum(map(passes, content["models"].values()))
     measured = [found["processor seconds"] for found in content["models"].values() if "failed" not in found]
     ratios = sorted(seconds[OURS] / seconds[FORWARD] for seconds in measured) or [0.0]
@@ -49,7 +49,7 @@ def summary(content: Mapping[str, Any]) -> str:
 
 
 def model_origin(content: Mapping[str, Any]) -> str:
-    """Where the figures come from."""
+    """Return command, machine and versions of the measurement."""
     return (
         "`{command}`, {processor}, one thread of {cores} cores, no GPU, torch {torch}, torchvision "
         "{torchvision}, commit {commit}."
@@ -57,7 +57,7 @@ def model_origin(content: Mapping[str, Any]) -> str:
 
 
 def cost_table(content: Mapping[str, Any]) -> str:
-    """Rectifiers, time and memory of each model."""
+    """Return rectifiers, time and memory per model."""
     rows = [["model", "guided", "above the layers", "forward ms", "attribute ms", "times", "forward MiB"]]
     rows[0] += ["attribute MiB", "pass"]
     for name, found in sorted(content["models"].items()):
@@ -82,7 +82,7 @@ def cost_table(content: Mapping[str, Any]) -> str:
 
 
 def layer_table(content: Mapping[str, Any]) -> str:
-    """The default layers of each model."""
+    """Return the default layers per model."""
     rows = [["model", "default layers by stride, with the channels of their inputs"]]
     measured = {name: found for name, found in sorted(content["models"].items()) if "failed" not in found}
     return markdown_table([*rows, *([name, _layer_text(found["layers"])] for name, found in measured.items())])

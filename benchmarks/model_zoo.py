@@ -1,12 +1,11 @@
-"""Every classification CNN of torchvision: its default layers, the rectifiers that are guided, time and memory.
+"""Measure every classification CNN of torchvision: default layers, guided rectifiers, time and memory.
 
     python -m benchmarks.model_zoo [NAME ...]
 
-Without names: all that are not in results/models/models.json yet, each in a process of its own, so that an interrupted
-run goes on and memory is that of one model alone. Weights are drawn at random, which time, memory, layers and counts
-do not depend on. Time is the processor's, on one thread: what other processes take is not in it, though they share its
-caches.
-Writes results/models/models.json, and its tables as results/models/models.md.
+Without names: all models that are not in results/models/models.json yet, so that an interrupted run resumes. Each model
+is measured in its own process, so that memory is that of one model. Weights are random, on which time, memory, layers
+and counts do not depend. Time is processor time of one thread, which excludes other processes, except that they share
+its caches. Writes results/models/models.json, and its tables as results/models/models.md.
 """
 
 import json
@@ -40,7 +39,7 @@ from dcsm_attr.models.weights import build_model
 SIZE = 224
 CANVAS = 128
 CANDIDATES = [0, 1, 2]
-# Models that take longer a call than this many seconds are timed once, the others five times.
+# Models with more seconds per call are timed once, others five times.
 SLOW = 2.0
 TRANSFORMERS = ("maxvit", "swin", "vit")
 
@@ -55,13 +54,13 @@ RESULT = HERE / "results" / "models" / "models.json"
 
 
 def convolutional_names() -> list[str]:
-    """What torchvision lists, without the transformers."""
+    """Return the models of torchvision, without transformers."""
     names = torchvision.models.list_models(module=torchvision.models)
     return [name for name in names if not name.startswith(TRANSFORMERS)]
 
 
-def described_layers(model: nn.Module, names: tuple[str, ...], image: Tensor) -> list[dict[str, Any]]:
-    """Name, nominal stride and channels of the input of each layer."""
+def describe_layers(model: nn.Module, names: tuple[str, ...], image: Tensor) -> list[dict[str, Any]]:
+    """Return name, nominal stride and channels of the input of each layer."""
     found = {}
 
     def note(name: str, x: Tensor) -> None:
@@ -79,7 +78,7 @@ def described_layers(model: nn.Module, names: tuple[str, ...], image: Tensor) ->
 
 
 def guided_count(model: nn.Module, layers: tuple[str, ...], image: Tensor) -> dict[str, int]:
-    """Rectifiers in the graph from the image to the scores; how many the rule guides; and how many above the layers."""
+    """Count rectifiers between image and scores, those that are guided, and those above the first layer."""
     in_graph = count_rectifiers(model(image.clone().requires_grad_())).total()
     with GuidedRectifiers() as rule:
         model(image.clone().requires_grad_())
@@ -107,14 +106,14 @@ def count_rectifiers(output: Tensor) -> Counter[str]:
     return Counter(name for node in seen if (name := node.name().rstrip("0123456789")) in _RECTIFIER_NODES)
 
 
-def check_promises(model: nn.Module, attribution: Tensor) -> None:
-    """What holds for every model, with no argument beside it."""
+def check_model(model: nn.Module, attribution: Tensor) -> None:
+    """Check what must hold for every model without any argument."""
     assert attribution.shape == (1, 1, SIZE, SIZE)
     assert attribution.isfinite().all()
     assert 0 <= attribution.min() < attribution.max() <= 1
-    photograph = np.random.default_rng(0).integers(0, 256, (CANVAS, CANVAS - 24, 3), dtype=np.uint8)
-    segmentation = Segmenter(model, preprocess=Preprocess(size=CANVAS)).segment(photograph)
-    assert segmentation.labels.shape == photograph.shape[:2]
+    image_array = np.random.default_rng(0).integers(0, 256, (CANVAS, CANVAS - 24, 3), dtype=np.uint8)
+    segmentation = Segmenter(model, preprocess=Preprocess(size=CANVAS)).segment(image_array)
+    assert segmentation.labels.shape == image_array.shape[:2]
     image = torch.randn(1, 3, CANVAS, CANVAS)
     network = fully_convolutional(model)
     with torch.no_grad():
@@ -126,7 +125,7 @@ def check_promises(model: nn.Module, attribution: Tensor) -> None:
 
 
 def processor_seconds(run: Callable[[], Any]) -> float:
-    """Median processor time of a call."""
+    """Return the median processor time of a call."""
     seconds: list[float] = []
     while not seconds or (seconds[0] < SLOW and len(seconds) < 5):
         start = time.process_time()
@@ -135,24 +134,24 @@ def processor_seconds(run: Callable[[], Any]) -> float:
     return statistics.median(seconds)
 
 
-def measured_model(name: str) -> dict[str, Any]:
-    """Everything about one model, in a fresh process."""
+def measure_model(name: str) -> dict[str, Any]:
+    """Measure one model; expects a new process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build_model(name).eval()
     image = torch.randn(1, 3, SIZE, SIZE)
     dcs = DistinctClassSaliency(model)
-    layers = described_layers(model, dcs.layers, image)
+    layers = describe_layers(model, dcs.layers, image)
 
     def forward() -> Tensor:
         with torch.no_grad():
             return model(image)
 
     implementations = {FORWARD: forward, OURS: lambda: dcs.attribute(image, CANDIDATES[0], candidates=CANDIDATES)}
-    # The first run of each, which also warms it up.
+    # The first run of each, which is also the warm-up.
     memory = {implementation: measure_peak_memory(run) for implementation, run in implementations.items()}
     seconds = {implementation: processor_seconds(run) for implementation, run in implementations.items()}
-    check_promises(model, dcs.attribute(image))
+    check_model(model, dcs.attribute(image))
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers": layers,
@@ -162,8 +161,8 @@ def measured_model(name: str) -> dict[str, Any]:
     }
 
 
-def in_own_process(name: str) -> dict[str, Any]:
-    """``measured_model``, or what it failed with."""
+def measure_in_process(name: str) -> dict[str, Any]:
+    """Run :func:`measure_model` in a new process; return its result or its error."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model.json"
         done = subprocess.run(
@@ -176,22 +175,22 @@ def in_own_process(name: str) -> dict[str, Any]:
 
 
 def write(content: dict[str, Any]) -> None:
-    """The result, and its tables."""
+    """Write the result and its tables."""
     write_json(RESULT, content)
     with atomic_path(RESULT.with_suffix(".md")) as path:
         path.write_text(report(content), encoding="utf-8")
 
 
 def main() -> None:
-    """Measure what is missing or named, one model after the other."""
+    """Measure the named or missing models, one after the other."""
     if sys.argv[1:2] == ["--to"]:
-        write_json(sys.argv[2], measured_model(sys.argv[3]))
+        write_json(sys.argv[2], measure_model(sys.argv[3]))
         return
     make_writable_folder(RESULT.parent)
     content = json.loads(RESULT.read_text()) if RESULT.exists() else {"models": {}}
     missing = [name for name in convolutional_names() if name not in content["models"]]
     for name in sys.argv[1:] or missing:
-        content["models"][name] = in_own_process(name)
+        content["models"][name] = measure_in_process(name)
         content |= {
             "measured": run_environment("python -m benchmarks.model_zoo"),
             "size": SIZE,

@@ -1,14 +1,14 @@
-"""How the preset 'tuned' was found: on images of the training set that the classifier had not seen, none of val.
+"""Search the settings of the preset 'tuned' on training images that the classifier has not seen.
 
     python -m benchmarks.tune_preset labels VOC held_out.csv
     dcsm-attr train VOC --labels held_out.csv --model squeezenet1_1 --weights FILE --head extended --size 320 \
         --output held_out
     python -m benchmarks.tune_preset search VOC held_out/best.safetensors FOLDER
 
-The first line lists three of four photographs of VOC's split train for training and the fourth, HELD_OUT in all, as its
-val; the second trains on that list (labels alone). The third reads the masks of MEASURED of those held out and counts
-how well each choice of layers, CRF and background labels them, image-level labels known, on the canvas. FOLDER keeps
-gradients and counts, from which an interrupted search goes on. Writes results/tune_preset.json and .md.
+The first command holds out HELD_OUT images of VOC's split train as validation images; the second trains on the others,
+from image-level labels. The third evaluates every combination of layers, CRF and background on MEASURED of the held-out
+images, with known classes, on the canvas. No image of split val is used. FOLDER stores gradients and counts, from which
+an interrupted search resumes. Writes results/tune_preset.json and .md.
 """
 
 import shlex
@@ -32,9 +32,9 @@ HELD_OUT = 128
 MEASURED = 96
 
 EXPONENTS_TRIED = sorted({*EXPONENTS, *FURTHER_EXPONENTS[EXPONENTS[0]]} - {EXPONENTS[-1]})
-# How deep, by its name in the tables; None: all of the default layers.
+# Number of deepest layers by the name in the tables; None: all default layers.
 DEEPEST = {"all layers": None, "2 deepest": 2, "deepest": 1}
-# The paper's, more weight on color, and wider or flatter kernels.
+# The CRF of the paper, and ones with more weight on color and with wider or flatter kernels.
 CRFS = (
     DenseCRF(),
     DenseCRF(bilateral_weight=3),
@@ -46,29 +46,29 @@ CRFS = (
 
 
 def write_labels(voc: Path, target: Path) -> None:
-    """The split train, a part of it held out as val."""
+    """Write the split train, with a part held out as val."""
     whole = voc_collection(voc, "train", masks=False)
-    held_out = {photograph.name for photograph in whole.evenly_spaced(HELD_OUT)}
+    held_out = {item.name for item in whole.evenly_spaced(HELD_OUT)}
     rows = {p.name: LabelRow("val" if p.name in held_out else "train", p.classes) for p in whole}
     write_image_labels(target, ImageLabels(whole.class_names, rows))
-    print(f"{target}: {len(whole) - len(held_out)} photographs to train on, {len(held_out)} held out")
+    print(f"{target}: {len(whole) - len(held_out)} images to train on, {len(held_out)} held out")
 
 
 def crf_name(crf: DenseCRF) -> str:
-    """As in the report: w1, gamma alpha, gamma beta, w2, gamma gamma."""
+    """Return the parameters as in the report: w1, gamma alpha, gamma beta, w2, gamma gamma."""
     widths = (crf.bilateral_weight, crf.bilateral_xy, crf.bilateral_rgb, crf.gaussian_weight, crf.gaussian_xy)
     return " / ".join(f"{value:g}" for value in widths)
 
 
 def search(voc: Path, weights: Path, folder: Path) -> None:
-    """Measure every choice, print the best of each, write all."""
+    """Evaluate all combinations, print and write the table."""
     classifier = load_classifier(weights)
-    photographs = voc_collection(voc, "train").evenly_spaced(HELD_OUT).evenly_spaced(MEASURED)
+    collection = voc_collection(voc, "train").evenly_spaced(HELD_OUT).evenly_spaced(MEASURED)
     layers = default_layers(classifier.network)
     folder = make_writable_folder(folder)
     sweep = Sweep(
         classifier,
-        photographs,
+        collection,
         "known",
         GradientStore(folder / "gradients", classifier),
         folder / "counts",
@@ -81,25 +81,25 @@ def search(voc: Path, weights: Path, folder: Path) -> None:
         for crf in CRFS:
             method = dcsm(classifier, f"{depth}, {crf_name(crf)}", layer=chosen, min_candidates=1)
             methods[replace(method, crf=crf)] = (depth, crf)
-    wanted = {method: [LabelSettings(exponent, refined=True) for exponent in EXPONENTS_TRIED] for method in methods}
-    counted = sweep.run(wanted, f"{len(methods) * len(EXPONENTS_TRIED)} choices")
+    settings = {method: [LabelSettings(exponent, refined=True) for exponent in EXPONENTS_TRIED] for method in methods}
+    counted = sweep.run(settings, f"{len(methods) * len(EXPONENTS_TRIED)} choices")
     table = [["layers", "CRF", *(f"{exponent:g}" for exponent in EXPONENTS_TRIED)]]
     results = []
     for method, (depth, crf) in methods.items():
         ious = {
-            settings.exponent: round(100 * found.mean_iou, 2)
-            for settings, found in sorted(counted.confusions[method.name].items())
+            one.exponent: round(100 * found.mean_iou, 2)
+            for one, found in sorted(counted.confusions[method.name].items())
         }
         table.append([depth, crf_name(crf), *(f"{iou:.1f}" for iou in ious.values())])
         results.append({"layers": depth, "crf": asdict(crf), "mean IoU in %, by exponent": ious})
     command = shlex.join(["python", "-m", "benchmarks.tune_preset", "search", "VOC", weights.name, "FOLDER"])
     measured = run_environment(command)
-    content = {"measured": measured, "photographs": counted.num_images, "results": results}
+    content = {"measured": measured, "images": counted.num_images, "results": results}
     target = Path(__file__).parent / "results" / "tune_preset.json"
     write_json(target, content)
     title = (
-        f"Mean IoU in % after the CRF on {counted.num_images} photographs that the classifier had not seen, by the "
-        "background's exponent. Classes known and subtracted from each other alone. CRF: w1, gamma alpha, gamma beta, "
+        f"Mean IoU in % after the CRF on {counted.num_images} images that the classifier had not seen, by the "
+        "background's exponent. Known classes, contrasted with each other only. CRF: w1, gamma alpha, gamma beta, "
         "w2, gamma gamma of Eq. 8."
     )
     origin = "`{command}`, {processor}, {cores} cores, commit {commit}.".format(**measured)
@@ -109,7 +109,7 @@ def search(voc: Path, weights: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """The step that is named."""
+    """Run the step that is named."""
     step, *paths = sys.argv[1:]
     steps = {"labels": write_labels, "search": search}
     steps[step](*map(Path, paths))

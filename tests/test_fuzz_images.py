@@ -33,7 +33,7 @@ def here():
 @pytest.mark.filterwarnings("ignore")
 def test_broken_files_are_segmented_or_rejected_with_a_reason(here, tmp_path):
     files = list(fuzz_images.broken_files(COUNT, 1))
-    outcome = fuzz_images.segmented(files, tmp_path, here)
+    outcome = fuzz_images.segment_files(files, tmp_path, here)
     assert outcome.problems == []
     assert set(outcome.reasons) == {file.name for file in files}
     of_mutation = {
@@ -51,13 +51,13 @@ def test_the_seed_determines_the_files():
     assert [file.name for file in first] == [file.name for file in other]
     changed = [a.content != b.content for a, b in zip(first, other, strict=True)]
     assert sum(changed) > 40
-    whole = {content for of_kind in fuzz_images.drawn_seeds(3).values() for content in of_kind}
+    whole = {content for of_kind in fuzz_images.generate_files(3).values() for content in of_kind}
     assert all((file.content in whole) == (file.mutation == "untouched") for file in first)
 
 
 def test_seed_files_have_every_mode(tmp_path):
     modes = set()
-    for number, content in enumerate(c for of_kind in fuzz_images.drawn_seeds(0).values() for c in of_kind):
+    for number, content in enumerate(c for of_kind in fuzz_images.generate_files(0).values() for c in of_kind):
         path = tmp_path / str(number)
         path.write_bytes(content)
         with Image.open(path) as image:
@@ -76,7 +76,7 @@ def one_batch():
 def finished(here, one_batch, tmp_path_factory):
     """The complete output of the command for one batch."""
     sandbox = tmp_path_factory.mktemp("finished")
-    assert fuzz_images.segmented(one_batch, sandbox, here).problems == []
+    assert fuzz_images.segment_files(one_batch, sandbox, here).problems == []
     return sandbox / "out"
 
 
@@ -104,11 +104,11 @@ def test_faults_are_detected(one_batch, finished, tmp_path, problem):
         FAULTS[problem](sandbox / "out")
         return 0, ""
 
-    outcome = fuzz_images.segmented(one_batch, tmp_path, faulty)
+    outcome = fuzz_images.segment_files(one_batch, tmp_path, faulty)
     assert any(problem in found for found in outcome.problems), outcome.problems
 
 
 def test_a_timeout_is_detected(one_batch, tmp_path, monkeypatch):
-    monkeypatch.setattr(fuzz_images, "SECONDS_A_FILE", -60 / 4 + 0.001)
-    outcome = fuzz_images.segmented(one_batch, tmp_path)
+    monkeypatch.setattr(fuzz_images, "SECONDS_PER_FILE", -60 / 4 + 0.001)
+    outcome = fuzz_images.segment_files(one_batch, tmp_path)
     assert outcome.problems == ["did not end"]
