@@ -124,9 +124,9 @@ def full(runs: Runs, disk: Path, undisturbed: Path) -> dict[str, Any]:
         status = runs.ended(output)
         found = {"exit status on the full disk": status, "files": len(files(output))}
         wrong = differences(output, undisturbed, complete=False)
-        said = (runs.logs / f"{output.name}.log").read_text(errors="replace")
-        told = (line for line in said.splitlines() if "Make room" in line)
-        found["said"] = next(told, "nothing of room").replace(str(disk), "DISK")
+        log = (runs.logs / f"{output.name}.log").read_text(errors="replace")
+        messages = (line for line in log.splitlines() if "Make room" in line)
+        found["message"] = next(messages, "no message about room").replace(str(disk), "DISK")
         ballast.unlink()
         found["exit status with room"] = runs.ended(output)
         return {**found, "wrong files": wrong + differences(output, undisturbed, complete=True)}
@@ -190,8 +190,8 @@ def main() -> None:
         print(name, found)
     options = ["--count", str(given.count), *options, *([] if given.disk is None else ["--disk", "DISK"])]
     named = [Path(option).name if Path(option).is_file() else option for option in options]
-    told = shlex.join(["python", "-m", "benchmarks.pseudo_label_faults", "VOC", "CLASSIFIER", "FOLDER", *named])
-    write_json(given.result, {"measured": run_environment(told), "photographs": given.count + BROKEN, **results})
+    command_line = shlex.join(["python", "-m", "benchmarks.pseudo_label_faults", "VOC", "CLASSIFIER", "FOLDER", *named])
+    write_json(given.result, {"measured": run_environment(command_line), "images": given.count + BROKEN, **results})
 
 
 def _has_ray() -> bool:

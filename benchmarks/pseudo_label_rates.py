@@ -36,46 +36,46 @@ def image_list(voc: Path, folder: Path, count: int) -> tuple[Path, int]:
     paths = [entry.image.resolve() for split in ("train", "val") for entry in read_voc_list(voc, split)]
     total = len(paths)
     chosen = [paths[i * total // count] for i in range(min(count or total, total))] if count else paths
-    listed = folder / "photographs.txt"
+    listed = folder / "images.txt"
     listed.write_text("".join(f"{path}\n" for path in chosen))
     return listed, len(chosen)
 
 
 def watched(command: list[str], output: Path) -> dict[str, Any]:
     """Run a command, and sample the number of finished images and the memory over time."""
-    begun = time.monotonic()
+    start = time.monotonic()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     samples = []
     while process.poll() is None:
-        taken = 0
+        memory = 0
         for one in [process, *process.children(recursive=True)]:
             try:
                 # Shared pages, such as Ray's store and torch's libraries, count in equal shares for their processes.
-                taken += one.memory_full_info().pss
+                memory += one.memory_full_info().pss
             except psutil.Error:
                 continue
         finished = sum(1 for _ in (output / "labels").glob("*.png"))
-        samples.append((round(time.monotonic() - begun, 1), finished, round(taken / 2**20)))
+        samples.append((round(time.monotonic() - start, 1), finished, round(memory / 2**20)))
         # Adding up the memory of twenty processes takes a tenth of a second of a core.
         time.sleep(_PAUSE)
     if process.returncode:
         raise SystemExit(f"{shlex.join(command)}: ended with {process.returncode}")
-    return {"seconds": round(time.monotonic() - begun, 1), "second, photographs, MiB": samples}
+    return {"seconds": round(time.monotonic() - start, 1), "seconds, images, MiB": samples}
 
 
-def described(found: dict[str, Any], photographs: int) -> dict[str, Any]:
+def summarize(found: dict[str, Any], num_images: int) -> dict[str, Any]:
     """The rate, the time to start, and the memory in the second and the last quarter of the images."""
-    samples = found["second, photographs, MiB"]
+    samples = found["seconds, images, MiB"]
     first = next(sample for sample in samples if sample[1])
-    last = next((sample for sample in samples if sample[1] == photographs), (found["seconds"], photographs, 0))
-    rate = (photographs - first[1]) / (last[0] - first[0])
+    last = next((sample for sample in samples if sample[1] == num_images), (found["seconds"], num_images, 0))
+    rate = (num_images - first[1]) / (last[0] - first[0])
 
     def mean(low: float, high: float) -> float:
-        memory = [mib for _, done, mib in samples if low <= done / photographs < high]
+        memory = [mib for _, done, mib in samples if low <= done / num_images < high]
         return round(sum(memory) / max(1, len(memory)))
 
     return {
-        "photographs a second": round(rate, 3),
+        "images per second": round(rate, 3),
         "seconds until the first": first[0],
         "seconds in all": found["seconds"],
         "MiB, second quarter": mean(0.25, 0.5),
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     given, options = parser.parse_known_args()
     folder = make_writable_folder(given.folder)
-    listed, photographs = image_list(given.voc, folder, given.count)
+    listed, num_images = image_list(given.voc, folder, given.count)
     labels = given.voc / "image_labels.csv"
     results = {}
     for name, engine in ENGINES.items():
@@ -117,16 +117,16 @@ def main() -> None:
         shutil.rmtree(output, ignore_errors=True)
         command = [sys.executable, "-m", "dcsm_attr", "pseudo-label", str(listed), "--labels", str(labels)]
         command += ["--weights", str(given.classifier), *engine, *options, "--output", str(output)]
-        results[name] = described(watched(command, output), photographs)
+        results[name] = summarize(watched(command, output), num_images)
         print(name, {key: value for key, value in results[name].items() if key != "samples"}, flush=True)
-    rates = {name: found["photographs a second"] for name, found in results.items()}
+    rates = {name: found["images per second"] for name, found in results.items()}
     overhead = 100 * (rates["two processes"] / rates["Ray, two actors"] - 1)
     print(f"Ray takes {overhead:.1f} % more time per image than two processes")
     named = [Path(option).name if Path(option).is_file() else option for option in options]
-    told = shlex.join(["python", "-m", "benchmarks.pseudo_label_rates", "VOC", "CLASSIFIER", "FOLDER", *named])
+    command_line = shlex.join(["python", "-m", "benchmarks.pseudo_label_rates", "VOC", "CLASSIFIER", "FOLDER", *named])
     content = {
-        "measured": run_environment(told),
-        "photographs": photographs,
+        "measured": run_environment(command_line),
+        "images": num_images,
         "by engine": results,
         "Ray's overhead in %": round(overhead, 1),
     }
