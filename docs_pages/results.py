@@ -122,6 +122,7 @@ def benchmarks_page(results: Results) -> str:
         "## FickleNet's stochastic hidden units": ("stochastic_selection.json",),
         "## Whole collections": ("pseudo_label_rates.json", "pseudo_label_faults.json"),
         "## Classification CNNs of torchvision": ("models/models.json",),
+        "## Files that a call enters": ("entered_files.json",),
         "## Broken image files": ("fuzz/images.json",),
     }.items():
         blocks.append(title)

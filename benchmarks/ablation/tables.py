@@ -326,7 +326,9 @@ def _seed_methods(classifier: Classifier) -> dict[str, Method]:
     """Methods whose maps the walk propagates, by series."""
     network, pooling = classifier.network, classifier.pooling
     tuned = PRESETS["tuned"]
-    dcs = DistinctClassSaliency(network, pooling=pooling, min_candidates=tuned.min_candidates, deepest=tuned.deepest)
+    dcs = DistinctClassSaliency(
+        network, pooling=pooling, min_candidates=tuned.min_candidates, deepest=tuned.num_deepest_layers
+    )
     cam = ClassActivationMaps(network, pooling=pooling)
     cam_maps = _CachedPerCase(partial(_class_maps, cam))
     dcs_maps = _CachedPerCase(partial(_class_maps, dcs))
