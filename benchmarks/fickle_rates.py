@@ -1,18 +1,16 @@
 """Measure FickleNet's seeds over the dropout rate (general, center-preserving) and the number of samples.
 
-    python -m benchmarks.fickle_rates VOC FOLDER [--count N] [TRAIN OPTIONS]
+    python -m benchmarks.fickle_rates VOC FOLDER [--count N] [--model NAME] [--output-stride S] [--size PIXELS] ...
 
-Per rate, ``dcsm-attr train --head fickle`` trains a classifier into FOLDER with the given options, such as
-``--model squeezenet1_1 --output-stride 8 --size 320``. Then the seeds of images of split train are compared with their
-masks; a pixel without a seed counts as background. Finished parts are not repeated. Prints a table and writes
-results/fickle_rates.json and .png. The paper's Table 5 has the same rows, but shows the mean IoU of segmentation
-networks trained from the seeds.
+Per rate, a classifier with the head "fickle" is trained into FOLDER. Then the seeds of images of split train are
+compared with their masks; a pixel without a seed counts as background. Finished parts are not repeated. Prints a table
+and writes results/fickle_rates.json and .png. The paper's Table 5 has the same rows, but shows the mean IoU of
+segmentation networks trained from the seeds.
 """
 
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,11 +19,15 @@ import torch
 from dcsm_attr.datasets.collection import Collection, LabeledImage
 from dcsm_attr.datasets.images import read_image
 from dcsm_attr.datasets.masks import VOID, read_mask, resize_labels
+from dcsm_attr.datasets.preprocess import Preprocess
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.evaluation.metrics import confusion_matrix
 from dcsm_attr.evaluation.result import Confusion, run_environment
 from dcsm_attr.io import atomic_buffer, make_writable_folder, write_json
-from dcsm_attr.models.checkpoint import Classifier, load_classifier
+from dcsm_attr.models.checkpoint import Architecture, Classifier, build_classifier, load_classifier
+from dcsm_attr.models.stochastic import FickleSettings
+from dcsm_attr.training.classifier import SCHEDULES, train_classifier
+from dcsm_attr.training.loop import TrainingSettings
 from dcsm_attr.wsss.ficklenet import aggregate_prefixes, fickle_maps
 
 RATES = (0.0, 0.3, 0.5, 0.7, 0.9)
@@ -34,11 +36,17 @@ NUM_SAMPLES = (1, 5, 10, 25, 50, 100, 200)
 RESULT = Path(__file__).parent / "results" / "fickle_rates.json"
 
 
-def train_classifier(voc: Path, folder: Path, rate: float, kind: str, options: list[str]) -> Classifier:
-    """Train the classifier of one rate, which resumes if it was interrupted, and load it."""
-    command = [sys.executable, "-m", "dcsm_attr", "train", str(voc), "--head", "fickle", "--rate", str(rate)]
-    command += ["--general-dropout"] if kind == "general" else []
-    subprocess.run([*command, *options, "--output", str(folder)], check=True)
+def train_rate(given: argparse.Namespace, folder: Path, rate: float, kind: str) -> Classifier:
+    """Train the classifier of a rate, or resume its training."""
+    training, validation = (voc_collection(given.voc, split, masks=False) for split in ("train", "val"))
+    names = training.class_names
+    torch.manual_seed(0)
+    fickle = FickleSettings(rate=rate, keep_center=kind != "general")
+    architecture = Architecture(given.model, len(names), None, "fickle", given.output_stride, fickle)
+    classifier = build_classifier(architecture, given.weights, names, Preprocess(size=given.size))
+    settings = TrainingSettings(SCHEDULES["modern"].with_changes(steps=given.steps))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train_classifier(classifier, training, validation, folder, settings, device=device)
     return load_classifier(folder / "best.safetensors")
 
 
@@ -85,7 +93,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=128, help="number of images, evenly spaced; 0: all")
     parser.add_argument("--result", type=Path, default=RESULT)
-    given, options = parser.parse_known_args()
+    parser.add_argument("--model", default="vgg16")
+    parser.add_argument("--weights", default="DEFAULT")
+    parser.add_argument("--output-stride", type=int)
+    parser.add_argument("--size", type=int, default=500)
+    parser.add_argument("--steps", type=int)
+    given = parser.parse_args()
     folder = make_writable_folder(given.folder)
     collection = voc_collection(given.voc, "train").evenly_spaced(given.count)
     results: dict[str, dict[str, dict[str, float]]] = {}
@@ -97,13 +110,15 @@ def main() -> None:
             name = f"{kind}, {rate:g}"
             kept = folder / f"{kind}-{rate:g}" / f"seeds-{len(collection)}.json"
             if not kept.exists():
-                classifier = train_classifier(given.voc, kept.parent, rate, kind, options)
+                classifier = train_rate(given, kept.parent, rate, kind)
                 write_json(kept, measure_seeds(classifier, collection))
             results[name] = json.loads(kept.read_text())
             row = "".join(f"{results[name][str(count)]['mean IoU']:>10.1f}" for count in NUM_SAMPLES)
             print(f"{name:>24}{row}", flush=True)
-    named = [Path(option).name if Path(option).is_file() else option for option in options]
-    command = shlex.join(["python", "-m", "benchmarks.fickle_rates", "VOC", "FOLDER", f"--count={given.count}", *named])
+    options = {"count": given.count, "model": given.model, "weights": Path(given.weights).name}
+    options |= {"output-stride": given.output_stride, "size": given.size, "steps": given.steps}
+    arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    command = shlex.join(["python", "-m", "benchmarks.fickle_rates", "VOC", "FOLDER", *arguments])
     content = {"measured": run_environment(command), "images": len(collection), "by rate, then by samples": results}
     write_json(given.result, content)
     draw(results, given.result.with_suffix(".png"))

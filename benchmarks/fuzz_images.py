@@ -144,21 +144,22 @@ def _digests(folder: Path) -> dict[str, str]:
 def _check_output(files: list[BrokenFile], output: Path) -> tuple[dict[str, str | None], list[str]]:
     """Return the reason of each rejected file, and problems of the manifest or the outputs."""
     manifest = json.loads((output / "run.json").read_text(encoding="utf-8"))
-    named = Counter(Path(entry["photograph"]).name for entry in manifest["results"] + manifest["failures"])
+    named = Counter(Path(entry["image"]).name for entry in manifest["results"] + manifest["failures"])
     problems = []
     if named != Counter(file.name for file in files):
         problems.append("run.json does not name every file exactly once")
     if not all(entry["reason"].strip() for entry in manifest["failures"]):
         problems.append("run.json has a failure without a reason")
     folders = [entry["folder"] for entry in manifest["results"]]
-    if {path.name for path in output.iterdir()} != {*folders, "run.json"} or len(set(folders)) < len(folders):
+    expected = {*folders, "run.json", "settings.json"}
+    if {path.name for path in output.iterdir()} != expected or len(set(folders)) < len(folders):
         problems.append("the output folder holds something else than run.json and a folder for each result")
     for folder in folders:
         try:
             _check_whole(output / folder)
         except (OSError, ValueError, KeyError, AssertionError) as error:
             problems.append(f"{folder}: not whole ({type(error).__name__}: {error})")
-    rejected = {Path(entry["photograph"]).name: entry["reason"] for entry in manifest["failures"]}
+    rejected = {Path(entry["image"]).name: entry["reason"] for entry in manifest["failures"]}
     return {file.name: rejected.get(file.name) for file in files}, problems
 
 

@@ -165,7 +165,7 @@ def main() -> None:
     shutil.rmtree(given.folder, ignore_errors=True)
     folder = make_writable_folder(given.folder)
     listed, labels = written_list(given.voc, folder, given.count)
-    command = [sys.executable, "-m", "dcsm_attr", "pseudo-label", str(listed), "--labels", str(labels)]
+    command = [sys.executable, "-m", "dcsm_attr", "pseudo-label", str(listed), "--image-labels", str(labels)]
     runs = Runs([*command, "--weights", str(given.classifier), "--overlays", "10", *options], folder)
     undisturbed = folder / "undisturbed"
     begun = time.monotonic()

@@ -115,7 +115,7 @@ def main() -> None:
     for name, engine in ENGINES.items():
         output = folder / name
         shutil.rmtree(output, ignore_errors=True)
-        command = [sys.executable, "-m", "dcsm_attr", "pseudo-label", str(listed), "--labels", str(labels)]
+        command = [sys.executable, "-m", "dcsm_attr", "pseudo-label", str(listed), "--image-labels", str(labels)]
         command += ["--weights", str(given.classifier), *engine, *options, "--output", str(output)]
         results[name] = summarize(watched(command, output), num_images)
         print(name, {key: value for key, value in results[name].items() if key != "samples"}, flush=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from dcsm_attr.attribution.class_maps import ClassMaps, Saliency
-from dcsm_attr.cli.building import SaliencyOptions, build_saliency
-from dcsm_attr.cli.options import MethodChoice, PresetChoice
+from dcsm_attr.cli.build import build_saliency
+from dcsm_attr.cli.options import MethodName, MethodOptions, PresetName
 from dcsm_attr.datasets.images import read_image
 from dcsm_attr.datasets.masks import VOID, read_mask
 from dcsm_attr.datasets.voc import voc_collection
@@ -27,7 +27,7 @@ from dcsm_attr.pipelines.label_files import BackgroundSeedSettings, image_seeds,
 from dcsm_attr.wsss.seeds import MapLocalizer
 
 RESULT = Path(__file__).parent / "results" / "seed_shares.json"
-METHODS = {"cam": PresetChoice.PAPER, "dcsm": PresetChoice.TUNED, "fusion": PresetChoice.TUNED}
+METHODS: dict[MethodName, PresetName] = {"cam": "paper", "dcsm": "tuned", "fusion": "tuned"}
 SHARES = (0.2, 0.4, 0.6, 0.8)
 BACKGROUNDS = (0.1, 0.3)
 
@@ -59,7 +59,7 @@ def main() -> None:
     layer = middle_layer(network)
     results = {}
     for method, preset in METHODS.items():
-        options = SaliencyOptions(MethodChoice(method), preset=preset)
+        options = MethodOptions(method, preset)
         saliency = CachedSaliency(build_saliency(network, options, activation="auto", pooling=classifier.pooling))
         counts = {(s, b): [torch.zeros(labels, labels, dtype=torch.int64), 0, 0] for s in SHARES for b in BACKGROUNDS}
         for number, item in enumerate(collection):

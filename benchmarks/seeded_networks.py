@@ -47,9 +47,9 @@ def sources(voc: Path, classifier: Path, fickle: Path) -> list[Source]:
     tuned = ("--preset", "tuned")
     # Shares for which more than half of the foreground is right on split train: results/seed_shares.json.
     return [
-        Source("dcsm", ("seeds", *weights, "--method", "dcsm", *tuned, "--share", "0.8")),
-        Source("cam", ("seeds", *weights, "--method", "cam", "--share", "0.4")),
-        Source("fusion", ("seeds", *weights, "--method", "fusion", *tuned, "--share", "0.4")),
+        Source("dcsm", ("seeds", *weights, "--method", "dcsm", *tuned, "--threshold", "0.8")),
+        Source("cam", ("seeds", *weights, "--method", "cam", "--threshold", "0.4")),
+        Source("fusion", ("seeds", *weights, "--method", "fusion", *tuned, "--threshold", "0.4")),
         Source("ficklenet", ("ficklenet", "--weights", str(fickle))),
         Source("affinity", ("affinity", *weights, "--method", "cam"), "pseudo-labels", "pseudo"),
         # Ground truth, the upper bound.
@@ -71,9 +71,9 @@ def train_and_evaluate(source: Source, voc: Path, folder: Path, loss: str, optio
     run("miou", voc, labels, "--split", "train", "--output", folder / "seeds.json")
     used_loss = source.loss or loss
     network = folder / f"network-{used_loss}"
-    run("train-seg", voc, "--labels-from", labels, "--loss", used_loss, *options, "--output", network)
+    run("train-seg", voc, "--label-maps", labels, "--loss", used_loss, *options, "--output", network)
     weights = network / "segmentation_net.safetensors"
-    evaluation = ("--protocol", "both", "--resume", "--output", network / "evaluation")
+    evaluation = ("--protocol", "both", "--output", network / "evaluation")
     run("evaluate", voc, "--weights", weights, "--split", "val", *evaluation)
     found = json.loads((network / "evaluation" / "evaluation.json").read_text())["evaluations"]
     seeds = json.loads((folder / "seeds.json").read_text())

@@ -1,7 +1,7 @@
 """Search the settings of the preset 'tuned' on training images that the classifier has not seen.
 
     python -m benchmarks.tune_preset labels VOC held_out.csv
-    dcsm-attr train VOC --labels held_out.csv --model squeezenet1_1 --weights FILE --head extended --size 320 \
+    dcsm-attr train VOC --image-labels held_out.csv --model squeezenet1_1 --weights FILE --head extended --size 320 \
         --output held_out
     python -m benchmarks.tune_preset search VOC held_out/best.safetensors FOLDER
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dcsm_attr import ClassActivationMaps, Segmenter
-from dcsm_attr.cli.building import load_chosen_classifier
+from dcsm_attr.cli.build import load_trained_classifier
 from dcsm_attr.datasets.masks import VOID, overlay, read_mask
 from dcsm_attr.datasets.voc import voc_collection
 from dcsm_attr.models.affinity_net import Offsets, neighbor_offsets, overlap_slices
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--output", default="affinity-columns.png")
     arguments = parser.parse_args()
 
-    classifier = load_chosen_classifier(arguments.classifier)
+    classifier = load_trained_classifier(arguments.classifier)
     walk = SemanticWalk(load_affinity_net(arguments.affinity_net))
     segmenter = Segmenter(
         classifier.network,

@@ -14,7 +14,7 @@
 #SBATCH --requeue
 set -euo pipefail
 
-dcsm-attr pseudo-label "$IMAGES" ${LABELS:+--labels "$LABELS"} \
+dcsm-attr pseudo-label "$IMAGES" ${LABELS:+--image-labels "$LABELS"} \
     --weights "$WEIGHTS" \
     --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" \
     --overlays 1000 --report \

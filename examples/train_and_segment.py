@@ -4,8 +4,9 @@
     python examples/train_and_segment.py IMAGES LABELS.csv --model resnet18 --weights FILE --steps 300 --output out
 
 LABELS.csv has the columns id, split (train or val) and labels. Without --weights, torchvision's are downloaded once.
-Writes OUTPUT/classifier and OUTPUT/first. On the command line: `dcsm-attr train IMAGES --labels LABELS.csv --model
-squeezenet1_1 --head extended --size 320`, then `dcsm-attr segment IMAGE --weights best.safetensors --preset tuned`.
+Writes OUTPUT/classifier and OUTPUT/first. On the command line: `dcsm-attr train IMAGES --image-labels LABELS.csv
+--model squeezenet1_1 --head extended --size 320`, then `dcsm-attr segment IMAGE --weights best.safetensors
+--preset tuned`.
 """
 
 import argparse

@@ -1,9 +1,11 @@
-"""The command line as a user meets it: files written, lines printed, errors that say what to do."""
+"""The command line: help, files written, lines printed, resuming, and errors."""
 
+import inspect
 import json
 import re
 import subprocess
 import sys
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -11,11 +13,18 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from dcsm_attr.cli import app, main
 
 NAMES = ["ant", "bee", "cat", "dog"]
+GROUPS = {
+    "Explain and segment": ("segment", "attribute", "demo"),
+    "Train": ("labels", "train", "train-seg", "scenes"),
+    "Pseudo-labels": ("seeds", "affinity", "ficklenet", "pseudo-label", "report"),
+    "Evaluate": ("evaluate", "miou"),
+}
 
 pytestmark = pytest.mark.usefixtures("small_canvas")
 
@@ -40,7 +49,7 @@ def run(*arguments):
 
 
 def with_network(files, *arguments, output):
-    options = ["--model", "squeezenet1_1", "--weights", files / "net.safetensors", "--labels", files / "names.txt"]
+    options = ["--model", "squeezenet1_1", "--weights", files / "net.safetensors", "--class-names", files / "names.txt"]
     return run(*arguments, *options, "--device", "cpu", "--output", output)
 
 
@@ -53,12 +62,58 @@ def plain(text):
     return re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", text))
 
 
-def test_help_names_every_command_and_teaches_by_example():
-    for command in ("segment", "attribute", "demo"):
-        assert command in run("--help").output
-        assert f"dcsm-attr {command}" in plain(run(command, "--help").output)
-    assert "sky" not in run("--help").output
-    assert "never executed" in plain(run("segment", "--help").output)
+def test_help_groups_the_commands():
+    text = run("--help").output
+    for group, commands in GROUPS.items():
+        panel = plain(text.split(f"─ {group} ─")[1].split("╰")[0])
+        assert all(f" {command} " in panel for command in commands), group
+
+
+@pytest.mark.parametrize("command", [command for commands in GROUPS.values() for command in commands])
+def test_help_of_a_command_has_examples_and_options_in_panels(command):
+    text = run(command, "--help").output
+    assert f"dcsm-attr {command}" in plain(text.split("Examples:")[1])
+    assert "│ --no-" not in text.replace("--no-crf", ""), "flags have no negative"
+    if command not in ("demo", "report", "scenes"):
+        panel = plain(text.split("─ Options ─")[1].split("╰")[0])
+        assert set(re.findall(r"--[a-z-]+", panel)) == {"--help"}
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from dcsm_attr.cli import main; sys.argv[1:] = ['segment', '--help']\ntry: main()\n"
+    code += "finally: print([name for name in ('torch', 'matplotlib', 'PIL') if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_choices_are_those_of_the_library():
+    from dcsm_attr.attribution.model import PoolingName
+    from dcsm_attr.cli import options
+    from dcsm_attr.models.fully_convolutional import HeadName
+    from dcsm_attr.models.segmentation_net import SegmentationHead
+    from dcsm_attr.segmentation import presets
+    from dcsm_attr.segmentation.segmenter import Precision
+    from dcsm_attr.training import optimizer
+    from dcsm_attr.wsss.affinity import EXPONENTS
+    from dcsm_attr.wsss.losses import ObjectiveName
+
+    assert get_args(options.PresetName) == get_args(presets.PresetName)
+    assert get_args(options.ScheduleName) == get_args(optimizer.ScheduleName)
+    assert get_args(options.PrecisionName) == get_args(Precision)
+    assert choices("train", "pooling") == get_args(PoolingName)
+    assert choices("train", "head") == get_args(HeadName)
+    assert choices("train-seg", "head") == get_args(SegmentationHead)
+    assert choices("train-seg", "loss") == get_args(ObjectiveName)
+    assert choices("affinity", "method") == tuple(EXPONENTS)
+
+
+def choices(command, name):
+    """The choices of an option, from the annotation of the command's function."""
+    signature = inspect.signature(get_command(app).commands[command].callback, eval_str=True)
+    hint = signature.parameters[name].annotation
+    while get_origin(hint) is not Literal:
+        hint = get_args(hint)[0]
+    return get_args(hint)
 
 
 def test_segment_writes_everything(files, tmp_path):
@@ -96,7 +151,7 @@ def test_attribute_writes_the_maps(files, tmp_path):
 def test_images_of_one_name_do_not_overwrite_each_other(files, tmp_path):
     result = with_network(files, "attribute", files / "a", files / "b", output=tmp_path)
     assert result.exit_code == 0, result.output
-    assert {path.name for path in tmp_path.iterdir()} == {"photo", "photo-2", "run.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"photo", "photo-2", "run.json", "settings.json"}
     first, second = (np.load(tmp_path / name / "attribution.npz")["maps"] for name in ("photo", "photo-2"))
     assert not np.array_equal(first, second)
 
@@ -107,32 +162,81 @@ def test_one_bad_image_does_not_end_the_run(files, tmp_path):
     bad.write_bytes(good.read_bytes()[:500])
     result = with_network(files, "attribute", bad, tmp_path / "none.jpg", good, output=tmp_path / "out")
     assert result.exit_code == 1
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"photo", "run.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"photo", "run.json", "settings.json"}
     run_manifest = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert run_manifest["photographs"] == 3
-    assert run_manifest["results"] == [{"photograph": str(good), "folder": "photo"}]
-    assert [failure["photograph"] for failure in run_manifest["failures"]] == [str(bad), str(tmp_path / "none.jpg")]
+    assert run_manifest["images"] == 3
+    assert run_manifest["results"] == [{"image": str(good), "folder": "photo"}]
+    assert [failure["image"] for failure in run_manifest["failures"]] == [str(bad), str(tmp_path / "none.jpg")]
     assert "cannot be read (OSError: " in run_manifest["failures"][0]["reason"]
     assert "there is no such file" in run_manifest["failures"][1]["reason"]
-    assert "2 of 3 photographs could not be read" in result.output
+    assert "2 of 3 images could not be read" in result.output
     assert str(bad) in result.output
     assert "none.jpg" in result.output
 
 
-def test_an_interrupted_run_goes_on(files, tmp_path):
-    photographs = [files / "a" / "photo.png", files / "b" / "photo.png"]
-    with_network(files, "segment", *photographs, output=tmp_path)
+def test_an_interrupted_run_resumes(files, tmp_path):
+    images = [files / "a" / "photo.png", files / "b" / "photo.png"]
+    with_network(files, "segment", *images, output=tmp_path)
     second = tmp_path / "photo-2"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "photo").iterdir()}
     expected = (second / "labels.png").read_bytes()
     (second / "manifest.json").unlink()
     (second / "labels.png").write_bytes(b"half")
-    result = with_network(files, "segment", *photographs, "--resume", output=tmp_path)
+    result = with_network(files, "segment", *images, output=tmp_path)
     assert result.exit_code == 0, result.output
-    assert "1 of 2 photographs are finished already" in result.output
+    assert "1 of 2 images are finished" in result.output
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "photo").iterdir()} == before
     assert (second / "labels.png").read_bytes() == expected
     assert (second / "manifest.json").is_file()
+
+
+def test_a_run_with_other_images_keeps_the_results_of_the_first(files, tmp_path):
+    first, second = files / "a" / "photo.png", files / "b" / "photo.png"
+    with_network(files, "segment", first, output=tmp_path)
+    before = (tmp_path / "photo" / "labels.png").read_bytes()
+    for images in ([second], [second, first]):
+        result = with_network(files, "segment", *images, output=tmp_path)
+        assert result.exit_code == 0, result.output
+        for entry in json.loads((tmp_path / "run.json").read_text())["results"]:
+            manifest = json.loads((tmp_path / entry["folder"] / "manifest.json").read_text())
+            assert manifest["settings"]["classes"] is None
+            assert entry["image"] == manifest["image"]
+    assert (tmp_path / "photo" / "labels.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        (("--no-crf",), "crf"),
+        (("--classes", "bee"), "classes"),
+        (("--preset", "tuned"), "saliency.min_candidates (3 before, 1 now)"),
+        (("--weights", "demo"), "parameters"),
+    ],
+)
+def test_a_folder_with_other_settings_is_refused(files, tmp_path, options, difference):
+    image = files / "a" / "photo.png"
+    with_network(files, "segment", image, output=tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("kept")
+    network = () if "--weights" in options else ("--weights", files / "net.safetensors")
+    names = ("--model", "squeezenet1_1", "--class-names", files / "names.txt", "--device", "cpu")
+    command = ("segment", image, *network, *names, "--output", tmp_path, *options)
+    refused = run(*command)
+    assert difference in str(refused.exception)
+    assert "--overwrite" in str(refused.exception)
+    result = run(*command, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "kept"
+    assert run(*command).exit_code == 0
+
+
+def test_the_same_weights_in_another_file_resume(files, tmp_path):
+    image, copy = files / "a" / "photo.png", tmp_path / "copy.safetensors"
+    copy.write_bytes((files / "net.safetensors").read_bytes())
+    with_network(files, "attribute", image, output=tmp_path / "out")
+    names = ("--model", "squeezenet1_1", "--class-names", files / "names.txt", "--device", "cpu")
+    result = run("attribute", image, "--weights", copy, *names, "--output", tmp_path / "out")
+    assert "1 of 1 images are finished" in result.output
 
 
 def test_demo_measures_and_draws(tmp_path):
@@ -146,7 +250,7 @@ def test_demo_measures_and_draws(tmp_path):
         assert np.asarray(picture.convert("L")).std() > 20
 
 
-def test_demo_trains_again_where_asked(tmp_path, monkeypatch):
+def test_demo_retrains_the_network(tmp_path, monkeypatch):
     from dcsm_attr.training import scenes
 
     steps = dict(scenes.train_scene_net.__kwdefaults__, steps=3, size=64, workers=0)
@@ -162,23 +266,23 @@ def test_demo_trains_again_where_asked(tmp_path, monkeypatch):
         (["--model", "vgg61"], "has no classification model 'vgg61'. Similar names: vgg"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--weights", "WRONG"], "neither a file nor among torchvision's weights"),
-        (["--labels", "no-such-names.txt"], "no-such-names.txt"),
+        (["--class-names", "no-such-names.txt"], "no-such-names.txt"),
         (["--classes", "unicorn"], "there is no class 'unicorn'"),
-        (["--classes", " , "], "--classes names nothing"),
+        (["--classes", " , "], "--classes must contain names or numbers"),
         (["--classes", "99"], "99"),
     ],
 )
-def test_what_the_user_can_mend_is_said_in_one_line(files, tmp_path, monkeypatch, capsys, arguments, message):
-    options = {"--model": "squeezenet1_1", "--weights": files / "net.safetensors", "--labels": files / "names.txt"}
+def test_user_errors_are_reported_in_one_line(files, tmp_path, monkeypatch, capsys, arguments, message):
+    options = {"--model": "squeezenet1_1", "--weights": files / "net.safetensors", "--class-names": files / "names.txt"}
     options |= {"--device": "cpu", "--output": tmp_path / "out", **dict([arguments])}
     flat = [item for pair in options.items() for item in pair]
     monkeypatch.setattr(sys, "argv", ["dcsm-attr", "segment", str(files / "a" / "photo.png"), *map(str, flat)])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
-    said = capsys.readouterr().err
-    assert said.startswith("dcsm-attr: ")
-    assert message in said
+    reported = capsys.readouterr().err
+    assert reported.startswith("dcsm-attr: ")
+    assert message in reported
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -188,7 +292,7 @@ def test_a_gpu_that_is_not_there(files, tmp_path):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("dcsm-attr: ")
-    assert "PyTorch sees no GPU here; --device auto" in result.stderr
+    assert "PyTorch finds no GPU. --device auto" in result.stderr
 
 
 def test_an_output_that_is_a_file(files, tmp_path):

@@ -67,8 +67,8 @@ def test_a_folder_a_list_and_a_broken_file(tmp_path, scenes):
     labels = tmp_path / "labels.csv"
     rows = (scenes / "image_labels.csv").read_text().splitlines()
     labels.write_text("\n".join([*rows, rows[1].replace(rows[1].split(",")[0], "broken")]))
-    result = pseudo_label(pictures, "--labels", labels, "--output", tmp_path / "folder", code=1)
-    assert "1 photographs could not be read" in result.output
+    result = pseudo_label(pictures, "--image-labels", labels, "--output", tmp_path / "folder", code=1)
+    assert "1 images could not be read" in result.output
     assert "broken.jpg: not an image" in result.output
     first, lines = manifest(tmp_path / "folder")
     assert (first["labeled"], first["failed"]) == (len(names), 1)
@@ -76,16 +76,16 @@ def test_a_folder_a_list_and_a_broken_file(tmp_path, scenes):
 
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"pictures/{name}\n" for name in names))
-    pseudo_label(listed, "--labels", labels, "--output", tmp_path / "list")
+    pseudo_label(listed, "--image-labels", labels, "--output", tmp_path / "list")
     assert {path.stem for path in (tmp_path / "list/labels").iterdir()} == {Path(name).stem for name in names}
 
 
 def test_shards_end_with_one_manifest(tmp_path, scenes):
     listed, labels = tmp_path / "list.txt", scenes / "image_labels.csv"
     listed.write_text("".join(f"{path}\n" for path in sorted((scenes / "JPEGImages").iterdir())))
-    arguments = (listed, "--labels", labels, "--output", tmp_path / "out", "--report")
+    arguments = (listed, "--image-labels", labels, "--output", tmp_path / "out", "--report")
     assert "no report yet" in pseudo_label(*arguments, "--shard", "1/2").output
-    assert "report.html, to look at" in pseudo_label(*arguments, "--shard", "0/2").output
+    assert "report.html" in pseudo_label(*arguments, "--shard", "0/2").output
     assert manifest(tmp_path / "out")[0]["labeled"] == len(listed.read_text().splitlines())
 
 
@@ -105,7 +105,9 @@ def test_bad_options_are_told_before_the_work(tmp_path, scenes, options, said):
 
 
 def test_images_need_labels(tmp_path, scenes):
-    assert "for other pictures pass --labels FILE.csv" in error_of(scenes / "JPEGImages", "--output", tmp_path / "out")
+    assert "For other images, pass --image-labels FILE.csv" in error_of(
+        scenes / "JPEGImages", "--output", tmp_path / "out"
+    )
 
 
 @pytest.mark.slow

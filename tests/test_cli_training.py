@@ -34,7 +34,7 @@ def train(data, *options, output):
     return run(
         "train",
         data,
-        *("--labels", data.parent / "labels.csv", "--model", "squeezenet1_1", "--weights", "none", "--size", 48),
+        *("--image-labels", data.parent / "labels.csv", "--model", "squeezenet1_1", "--weights", "none", "--size", 48),
         *("--steps", 3, "--batch-size", 2, "--workers", 0, "--device", "cpu", "--output", output),
         *options,
     )
@@ -72,7 +72,7 @@ def test_the_same_seed_trains_the_same_network(data, tmp_path):
         (("--cut", "features.6"), "say head='linear', head='rectified', head='normalized' or head='fickle'"),
         (("--model", "vgg61"), "has no classification model 'vgg61'"),
         (("--weights", "nowhere.safetensors"), "there is no such file"),
-        (("--labels", "nowhere.csv"), "nowhere.csv"),
+        (("--image-labels", "nowhere.csv"), "nowhere.csv"),
     ],
 )
 def test_what_the_user_can_mend_is_said(data, tmp_path, options, message):
@@ -84,4 +84,4 @@ def test_what_the_user_can_mend_is_said(data, tmp_path, options, message):
 
 def test_a_folder_without_labels(data, tmp_path):
     result = run("train", data, "--output", tmp_path / "net")
-    assert "pass --labels FILE.csv" in str(result.exception)
+    assert "pass --image-labels FILE.csv" in str(result.exception)

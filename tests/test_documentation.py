@@ -172,6 +172,7 @@ def test_the_page_of_the_command_line_has_every_option():
         assert options <= set(re.findall(r"--[a-z][a-z-]+", part)), name
     assert "| <code>--preset paper&#124;tuned</code> | `paper` |" in page
     assert "| <code>--model NAME</code> |" in page
+    assert "| <code>--label-maps FOLDER</code> | required |" in page
 
 
 def test_the_architecture_lists_every_package_and_module():

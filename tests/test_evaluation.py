@@ -458,13 +458,13 @@ def test_the_command(voc, tmp_path):
     assert result.exit_code == 0, result.output
     content = json.loads((output / "evaluation.json").read_text())
     assert [one["protocol"] for one in content["evaluations"]] == ["detected", "known"]
-    assert content["data"].startswith("Split 'val' of a VOC folder: 2 of its 4 photographs. That split of VOC 2012 has")
-    assert "--weights=net.safetensors --model=squeezenet1_1 --labels=voc" in content["measured"]["command"]
+    assert content["data"].startswith("Split 'val' of a VOC folder: 2 of its 4 images. This split of VOC 2012 has")
+    assert "--weights=net.safetensors --model=squeezenet1_1 --class-names=voc" in content["measured"]["command"]
     assert str(tmp_path) not in (output / "evaluation.md").read_text()
     for one in content["evaluations"]:
         assert len(one["after the CRF"]["IoU"]) == 21
         assert one["settings"]["saliency"]["activation"] == "sigmoid"
-        percent = f"{100 * one['after the CRF']['mean IoU']:.1f} after it"
+        percent = f"{100 * one['after the CRF']['mean IoU']:.1f} after the CRF"
         assert percent in result.output
     names = [row["name"] for row in rows_of(output / "known")]
     assert names == ["s0", "s2"], "evenly spaced"
@@ -484,20 +484,20 @@ def test_a_trained_classifier_brings_its_own_model(voc, tmp_path):
     assert "vgg16" not in content["measured"]["command"]
 
 
-def test_the_command_resumes(voc, tmp_path):
+def test_the_command_resumes_unless_told_to_overwrite(voc, tmp_path):
     output = tmp_path / "out"
     assert run(voc, "--output", output, "--count", 2).exit_code == 0
     state = output / "detected" / "rows.jsonl"
     before, report = state.read_bytes(), (output / "evaluation.json").read_bytes()
-    refused = run(voc, "--output", output, "--resume")
+    refused = run(voc, "--output", output)
     assert "num_images (2 before, 4 now)" in str(refused.exception)
     # Were they read again, they would be skipped now.
     for name in ("s0", "s2"):
         (voc / "JPEGImages" / f"{name}.jpg").write_bytes(b"")
-    assert run(voc, "--output", output, "--count", 2, "--resume").exit_code == 0
+    assert run(voc, "--output", output, "--count", 2).exit_code == 0
     assert state.read_bytes() == before
     assert (output / "evaluation.json").read_bytes() == report
-    assert run(voc, "--output", output, "--count", 2).exit_code == 1
+    assert run(voc, "--output", output, "--count", 2, "--overwrite").exit_code == 1
     assert state.read_bytes() != before
 
 
@@ -506,7 +506,7 @@ def test_the_command_names_bad_images(voc, tmp_path):
     item.write_bytes(item.read_bytes()[:300])
     result = run(voc, "--output", tmp_path / "out")
     assert result.exit_code == 1
-    assert "1 photographs were left out" in result.output
+    assert "1 images were skipped" in result.output
     assert "s2.jpg" in result.output
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert content["evaluations"][0]["images"] == 3

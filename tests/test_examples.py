@@ -151,7 +151,7 @@ def test_measure_segmenter(tmp_path, run):
 
 def test_affinity_columns(tmp_path, run):
     scenes = str(tmp_path / "scenes")
-    training = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--walk-steps", "4"]
+    training = ["--steps", "1", "--batch-size", "2", "--workers", "0"]
     for command in (
         ["scenes", scenes, "--count", "5", "--size", "64"],
         ["affinity", scenes, "--weights", "demo", "--output", str(tmp_path / "affinity"), *training],
@@ -191,7 +191,7 @@ def test_pseudo_label_slurm(tmp_path, monkeypatch):
         parsed = get_command(app).commands[name].make_context(name, arguments).params
         assert str(parsed["images"]) == "a list.txt"
         assert parsed["shard"] == "3/16"
-        assert (None if parsed["labels"] is None else str(parsed["labels"])) == labels
+        assert (None if parsed["image_labels"] is None else str(parsed["image_labels"])) == labels
 
 
 @pytest.mark.slow

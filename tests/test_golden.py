@@ -241,15 +241,15 @@ COMMANDS = {
     "attribute": "attribute data/JPEGImages/000000.jpg --weights demo --device cpu --output attribute",
     "segment": "segment data/JPEGImages/000003.jpg --weights demo --device cpu --output segment",
     "train": f"train data {NEW} --head extended {TINY} --output train",
-    "train_fickle": f"train data {NEW} --cut features.4 --head fickle --window 3 {TINY} --output fickle",
+    "train_fickle": f"train data {NEW} --cut features.4 --head fickle {TINY} --output fickle",
     "evaluate": "evaluate data --weights demo --split train --protocol both --device cpu --output evaluate",
     "seeds": "seeds data --weights demo --device cpu --output seeds",
     "seeds_dcsm": "seeds data --weights demo --method dcsm --preset tuned --device cpu --output seeds-dcsm",
-    "ficklenet": "ficklenet data --weights fickle/best.safetensors --draws 4 --device cpu --output ficklenet",
+    "ficklenet": "ficklenet data --weights fickle/best.safetensors --samples 4 --device cpu --output ficklenet",
     "affinity": f"affinity data --weights demo --method dcsm {TINY} --output affinity",
     "walk": "segment data/JPEGImages/000001.jpg --weights demo --method fusion --device cpu "
     "--walk affinity/network/affinity_net.safetensors --output walk",
-    "train_seg": f"train-seg data --labels-from seeds --loss sec --weights demo --head largefov --output-stride 0 "
+    "train_seg": f"train-seg data --label-maps seeds --loss sec --weights demo --head largefov --output-stride 0 "
     f"--size 64 {TINY} --output train-seg",
     "miou": "miou data affinity/pseudo-labels --split train --output miou.json",
     "pseudo_label": "pseudo-label data --weights demo --maps --overlays 2 --batch-size 2 --device cpu --output pseudo",

@@ -14,9 +14,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dcsm_attr.cli import app
+from dcsm_attr.cli.build import build_segmenter
+from dcsm_attr.cli.options import MethodOptions, ModelOptions
 from dcsm_attr.datasets.images import ImageReadError, image_extensions, open_image_file, read_image
 from dcsm_attr.datasets.masks import label_image
 from dcsm_attr.datasets.scenes import CLASS_NAMES, generate_scene
+from dcsm_attr.datasets.voc import voc_collection
+from dcsm_attr.evaluation.evaluate import evaluate
 from dcsm_attr.segmentation import Segmentation, visualization
 
 SIDE = 40
@@ -138,17 +142,17 @@ def test_unreadable_files_do_not_end_a_run(tmp_path, no_figures, command, last):
     result = run(command, folder, folder / "program.eps", *NETWORK_FILE, "--max-pixels", 50_000, "--output", out)
     assert result.exit_code == 1, result.output
     manifest = json.loads((out / "run.json").read_text())
-    assert manifest["photographs"] == len(readable) + len(unreadable)
-    assert {entry["photograph"]: entry["reason"] for entry in manifest["failures"]}.keys() == {
+    assert manifest["images"] == len(readable) + len(unreadable)
+    assert {entry["image"]: entry["reason"] for entry in manifest["failures"]}.keys() == {
         str(folder / name) for name in unreadable
     }
     for entry in manifest["failures"]:
-        name = entry["photograph"].rsplit("/", 1)[1]
+        name = entry["image"].rsplit("/", 1)[1]
         assert unreadable[name] in entry["reason"]
         assert entry["reason"] in result.output
-    folders = {entry["photograph"].rsplit("/", 1)[1]: entry["folder"] for entry in manifest["results"]}
+    folders = {entry["image"].rsplit("/", 1)[1]: entry["folder"] for entry in manifest["results"]}
     assert set(folders) == set(readable)
-    assert {path.name for path in out.iterdir()} == {*folders.values(), "run.json"}
+    assert {path.name for path in out.iterdir()} == {*folders.values(), "run.json", "settings.json"}
     for name, (array, _) in readable.items():
         content = json.loads((out / folders[name] / last).read_text())
         assert content["image"] == str(folder / name)
@@ -191,11 +195,11 @@ def test_evaluate_skips_unreadable_files(voc, tmp_path):
 def test_evaluate_uses_the_pixel_limit(voc, tmp_path):
     (voc / "classes.txt").write_text("\n".join(CLASS_NAMES))
     Image.new("RGB", (50, 40)).save(voc / "JPEGImages" / "4.jpg")
-    result = run("evaluate", voc, *NETWORK_FILE, "--no-crf", "--max-pixels", SIDE**2, "--output", tmp_path / "out")
-    assert "4.jpg: has more than 1600 pixels" in result.output
     Image.new("P", (50, 40)).save(voc / "SegmentationClass" / "7.png")
-    result = run("evaluate", voc, *NETWORK_FILE, "--no-crf", "--max-pixels", SIDE**2, "--output", tmp_path / "out")
-    assert "7.png: has more than 1600 pixels" in result.output
+    segmenter = build_segmenter(ModelOptions(weights="demo"), MethodOptions(), crf=None, max_pixels=SIDE**2)
+    skipped = evaluate(segmenter, voc_collection(voc, "val"), "known", progress=False).skipped
+    assert "4.jpg: has more than 1600 pixels" in skipped["4"]
+    assert "7.png: has more than 1600 pixels" in skipped["7"]
 
 
 def train(voc, output, *options):
@@ -205,10 +209,11 @@ def train(voc, output, *options):
     )
 
 
-def test_train_reports_unreadable_files(voc, tmp_path):
+def test_train_reports_unreadable_files(voc, tmp_path, monkeypatch):
     (voc / "classes.txt").write_text("house\ntree\n")
     Image.new("RGB", (50, 40)).save(voc / "JPEGImages" / "0.jpg")
-    result = train(voc, tmp_path / "net", "--max-pixels", SIDE**2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIDE**2)
+    result = train(voc, tmp_path / "net")
     assert result.exit_code == 0, result.output
     failures = json.loads((tmp_path / "net" / "unreadable.json").read_text())["failures"]
     assert [failure.split("JPEGImages/")[1].split(" ")[:4] for failure in failures] == [
@@ -243,15 +248,16 @@ def test_train_rejects_validation_images_that_are_all_unreadable(voc, tmp_path):
     assert len(json.loads((tmp_path / "net" / "unreadable.json").read_text())["failures"]) == 5
 
 
-def test_labels_skips_unreadable_masks(voc, tmp_path):
+def test_labels_skips_unreadable_masks(voc, tmp_path, monkeypatch):
     output = tmp_path / "labels.csv"
     result = run("labels", voc, "--split", "train", "--split", "val", "--output", output)
     assert result.exit_code == 1
-    assert "2 photographs were left out" in result.output
+    assert "2 images were skipped" in result.output
     assert "2.png: cannot be read" in result.output
     with output.open() as file:
         assert [row["id"] for row in csv.DictReader(file)] == ["0", "1", "3", "4", "5", "7"]
-    result = run("labels", voc, "--split", "val", "--max-pixels", 1500, "--output", output)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)
+    result = run("labels", voc, "--split", "val", "--output", output)
     assert "none of the 4 masks could be read; the first: " in str(result.exception)
     assert "4.png: has more than 1500 pixels" in str(result.exception)
 
@@ -268,19 +274,20 @@ def test_unusual_file_names(tmp_path, no_figures, monkeypatch):
         scene().save(folder / name, "PNG")
     (folder / "broken\n.png").write_bytes(b"")
     monkeypatch.chdir(sandbox)
-    paths = [f"../in/{name}" for name in (*NAMES, "a.jpg", "a.jpg", "a-2.jpg", "broken\n.png")]
-    assert run("attribute", *paths, *NETWORK_FILE).exit_code == 1
+    paths = [f"../in/{name}" for name in (*NAMES, "a.jpg", "a-2.jpg", "broken\n.png")]
+    # An image that is given twice is processed once.
+    assert run("attribute", *paths, "../in/a.jpg", *NETWORK_FILE, "--output", "out").exit_code == 1
     manifest = json.loads((sandbox / "out" / "run.json").read_text())
-    assert [entry["photograph"] for entry in manifest["results"]] == paths[:-1]
-    assert [entry["photograph"] for entry in manifest["failures"]] == paths[-1:]
+    assert [entry["image"] for entry in manifest["results"]] == paths[:-1]
+    assert [entry["image"] for entry in manifest["failures"]] == paths[-1:]
     folders = [entry["folder"] for entry in manifest["results"]]
     assert folders == [
         *("two words", "Kätzchen 猫", "-dash", "new\nline", "...png", "..png", "run.json-2", "A"),
-        *("a-2", "a-3", "a-2-2"),
+        *("a-2", "a-2-2"),
     ]
     for name, path in zip(folders, paths, strict=False):
         assert json.loads((sandbox / "out" / name / "attribution.json").read_text())["image"] == path
-    assert {path.name for path in (sandbox / "out").iterdir()} == {*folders, "run.json"}
+    assert {path.name for path in (sandbox / "out").iterdir()} == {*folders, "run.json", "settings.json"}
     assert {path.name for path in sandbox.iterdir()} == {"out"}
 
 
@@ -289,13 +296,13 @@ def test_a_file_name_that_is_not_unicode(tmp_path):
     """In a process of its own, because such a name cannot be printed."""
     name = os.fsdecode(b"Stra\xdfe.png")
     scene().save(tmp_path / name)
-    command = [sys.executable, "-m", "dcsm_attr", "attribute", name, *NETWORK_FILE, "--min-candidates", "1"]
+    command = [sys.executable, "-m", "dcsm_attr", "attribute", name, *NETWORK_FILE, "--output", "out"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr.decode(errors="replace")
     assert rb"Stra\udcdfe.png -> out/Stra\udcdfe: " in ended.stdout
     (entry,) = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["results"]
-    assert entry == {"photograph": name, "folder": name[:-4]}
+    assert entry == {"image": name, "folder": name[:-4]}
     manifest = json.loads((tmp_path / "out" / name[:-4] / "attribution.json").read_text(encoding="utf-8"))
     assert manifest["image"] == name
 
@@ -303,7 +310,7 @@ def test_a_file_name_that_is_not_unicode(tmp_path):
 def test_a_leading_dash_on_the_command_line(tmp_path, no_figures, monkeypatch):
     scene().save(tmp_path / "-dash.png")
     monkeypatch.chdir(tmp_path)
-    assert run("attribute", *NETWORK_FILE, "--", "-dash.png").exit_code == 0
+    assert run("attribute", *NETWORK_FILE, "--output", "out", "--", "-dash.png").exit_code == 0
     assert (tmp_path / "out" / "-dash" / "attribution.json").is_file()
 
 
@@ -323,11 +330,11 @@ def test_an_interrupted_run_lists_its_results(tmp_path, no_figures, monkeypatch)
     monkeypatch.setattr(Segmentation, "save_attribution", save)
     run("attribute", tmp_path, *NETWORK_FILE, "--output", tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert manifest["photographs"] == 3
+    assert manifest["images"] == 3
     assert [entry["folder"] for entry in manifest["results"]] == ["a"]
     monkeypatch.setattr(Segmentation, "save_attribution", whole)
-    result = run("attribute", tmp_path, *NETWORK_FILE, "--output", tmp_path / "out", "--resume")
-    assert "1 of 3 photographs are finished already" in result.output
+    result = run("attribute", tmp_path, *NETWORK_FILE, "--output", tmp_path / "out")
+    assert "1 of 3 images are finished" in result.output
     manifest = json.loads((tmp_path / "out" / "run.json").read_text())
     assert [entry["folder"] for entry in manifest["results"]] == ["a", "b", "c"]
 

@@ -1,6 +1,7 @@
-"""The options of the method: what they build, what contradicts itself, and what a result tells of them."""
+"""The options of the method: what they build, and what results record of them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from typer.testing import CliRunner
 
 from dcsm_attr import ClassActivationMaps, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
 from dcsm_attr.cli import app
-from dcsm_attr.cli.building import SaliencyOptions, build_saliency
-from dcsm_attr.cli.options import MethodChoice, VariantChoice
+from dcsm_attr.cli.build import build_saliency
+from dcsm_attr.cli.options import MaskOptions, MethodOptions
 from dcsm_attr.datasets.masks import VOC_CLASSES, label_image
 from dcsm_attr.datasets.scenes import generate_scene, write_scene_folder
 from dcsm_attr.demo import scene_classifier
@@ -20,81 +21,39 @@ from dcsm_attr.models.checkpoint import Architecture, build_classifier, save_net
 
 pytestmark = pytest.mark.usefixtures("small_canvas")
 
-SIMONYAN, CAM, FUSION = MethodChoice.SIMONYAN, MethodChoice.CAM, MethodChoice.FUSION
-DCSM_ONLY = {
-    "--variant=paper": {"variant": VariantChoice.PAPER},
-    "--no-subtract": {"no_contrast": True},
-    "--no-guided": {"no_guided": True},
-    "--min-candidates=2": {"min_candidates": 2},
-}
-
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def built(vgg, **options):
-    return build_saliency(vgg, SaliencyOptions(**options), activation="sigmoid", pooling="average")
+def build(vgg, *options):
+    return build_saliency(vgg, MethodOptions(*options), activation="sigmoid", pooling="average")
 
 
-def test_without_options_the_methods_own_defaults_hold(vgg):
-    dcsm = DistinctClassSaliency(vgg, activation="sigmoid", pooling="average")
-    assert built(vgg).settings == dcsm.settings
-    simonyan = Simonyan(vgg, activation="sigmoid", pooling="average")
-    assert built(vgg, method=SIMONYAN).settings == simonyan.settings
-    cam = ClassActivationMaps(vgg, activation="sigmoid", pooling="average")
-    assert built(vgg, method=CAM).settings == cam.settings
-    fusion = built(vgg, method=FUSION).settings
+def test_the_default_options_are_the_defaults_of_the_methods(vgg):
+    settings = {"activation": "sigmoid", "pooling": "average"}
+    dcsm = DistinctClassSaliency(vgg, **settings)
+    assert build(vgg).settings == dcsm.settings
+    assert build(vgg, "simonyan").settings == Simonyan(vgg, **settings).settings
+    cam = ClassActivationMaps(vgg, **settings)
+    assert build(vgg, "cam").settings == cam.settings
+    fusion = build(vgg, "fusion").settings
     assert (fusion["first"], fusion["second"]) == (cam.settings, dcsm.settings)
-    assert SaliencyOptions().arguments() == []
+    assert MethodOptions().arguments() == MaskOptions().arguments() == []
 
 
-def test_each_option_reaches_the_method(vgg):
-    options = {"variant": VariantChoice.CAFFE, "no_contrast": True, "no_guided": True, "alpha": 4.5}
-    method = built(vgg, **options, min_candidates=2)
-    expected = DistinctClassSaliency(
-        vgg,
-        variant="caffe",
-        subtract=False,
-        guided=False,
-        alpha=4.5,
-        min_candidates=2,
-        activation="sigmoid",
-        pooling="average",
-    )
-    assert method.settings == expected.settings
-    fusion = built(vgg, method=FUSION, **options, min_candidates=2)
-    assert fusion.settings["second"] == expected.settings
-    assert built(vgg, method=SIMONYAN, alpha=9.0).settings["alpha"] == 9.0
-    assert built(vgg, variant=VariantChoice.MATCONVNET).settings["min_candidates"] == 4
-    with pytest.raises(ValueError, match="alpha must be positive, got 0"):
-        built(vgg, alpha=0.0)
+def test_the_preset_reaches_dcsm_alone_and_in_the_fusion(vgg):
+    dcsm = DistinctClassSaliency(vgg, activation="sigmoid", pooling="average", min_candidates=1, deepest=1)
+    assert build(vgg, "dcsm", "tuned").settings == dcsm.settings
+    assert build(vgg, "fusion", "tuned").settings["second"] == dcsm.settings
+    assert build(vgg, "cam", "tuned").settings == build(vgg, "cam").settings
 
 
 def test_the_arguments_give_the_options_back():
-    options = SaliencyOptions(SIMONYAN, alpha=9.0)
-    assert options.arguments() == ["--method=simonyan", "--alpha=9.0"]
-    options = SaliencyOptions(variant=VariantChoice.CAFFE, no_contrast=True, no_guided=True, min_candidates=5)
-    assert options.arguments() == ["--variant=caffe", "--no-subtract", "--no-guided", "--min-candidates=5"]
-
-
-@pytest.mark.parametrize("argument", [*DCSM_ONLY, "--alpha=5.0"])
-def test_class_activation_maps_have_no_options_of_dcsm(argument):
-    options = {**DCSM_ONLY, "--alpha=5.0": {"alpha": 5.0}}[argument]
-    with pytest.raises(ValueError, match=f"--method cam weights features, without.*{argument} belongs to --method"):
-        SaliencyOptions(CAM, **options)
-    assert SaliencyOptions(FUSION, **options).arguments() == ["--method=fusion", argument]
-
-
-@pytest.mark.parametrize("argument", DCSM_ONLY)
-def test_simonyan_has_no_options_of_dcsm(argument):
-    with pytest.raises(ValueError, match=f"{argument} belongs to --method dcsm"):
-        SaliencyOptions(SIMONYAN, **DCSM_ONLY[argument])
-
-
-def test_all_contradictions_are_named_together():
-    with pytest.raises(ValueError, match="--no-subtract, --no-guided belong to --method dcsm"):
-        SaliencyOptions(SIMONYAN, no_contrast=True, no_guided=True)
+    assert MethodOptions("simonyan", "tuned").arguments() == ["--method=simonyan", "--preset=tuned"]
+    options = MaskOptions(0.5, Path("out/net.safetensors"), no_crf=True, precision="bfloat16")
+    expected = ["--background=0.5", "--walk=net.safetensors", "--no-crf", "--precision=bfloat16"]
+    assert options.arguments() == expected
 
 
 @pytest.fixture
@@ -125,17 +84,17 @@ def evaluated(voc, *options):
     return result, json.loads((voc.parent / "out" / "evaluation.json").read_text())
 
 
-def test_evaluate_measures_what_the_options_say_and_tells_them(voc):
-    result, content = evaluated(voc, "--no-subtract", "--alpha", 5, "--no-crf")
+def test_evaluate_uses_and_reports_the_options(voc):
+    result, content = evaluated(voc, "--preset", "tuned", "--background", 2, "--no-crf")
     (one,) = content["evaluations"]
-    assert one["settings"]["saliency"]["subtract"] is False
-    assert one["settings"]["saliency"]["alpha"] == 5.0
+    assert one["settings"]["saliency"]["min_candidates"] == 1
+    assert one["settings"]["background_exponent"] == 2.0
     assert one["settings"]["crf"] is None
     assert one["after the CRF"] is None
     command = content["measured"]["command"]
-    assert command.endswith("--count=0 --no-subtract --alpha=5.0 --no-crf")
+    assert command.endswith("--count=0 --preset=tuned --background=2.0 --no-crf")
     assert f"{100 * one['before the CRF']['mean IoU']:.1f} without a CRF" in result.output
-    assert "after it" not in result.output
+    assert "after the CRF" not in result.output
 
 
 def test_evaluate_with_other_options_is_another_evaluation(voc):
@@ -144,10 +103,10 @@ def test_evaluate_with_other_options_is_another_evaluation(voc):
     assert "--method=simonyan --no-crf" in simonyan["measured"]["command"]
     again = run(
         *("evaluate", voc, "--model", "squeezenet1_1", "--weights", voc.parent / "net.safetensors"),
-        *("--protocol", "known", "--device", "cpu", "--output", voc.parent / "out", "--no-crf", "--resume"),
+        *("--protocol", "known", "--device", "cpu", "--output", voc.parent / "out", "--no-crf"),
     )
     assert "belongs to another evaluation, which differs in saliency.method (Simonyan before" in str(again.exception)
-    default = evaluated(voc)[1]
+    default = evaluated(voc, "--overwrite")[1]
     assert default["measured"]["command"].endswith("--count=0")
     counts = "confusion matrix (row: truth, column: prediction)"
     raw, dcsm = (one["evaluations"][0]["before the CRF"][counts] for one in (simonyan, default))
@@ -178,15 +137,15 @@ def test_images_take_the_same_options(voc, tmp_path, command):
         "cat,dog",
     )
     photograph, out = voc / "JPEGImages" / "s0.jpg", tmp_path / "out"
-    result = run(command, photograph, *network, "--output", out, "--variant", "matconvnet", "--no-guided")
+    result = run(command, photograph, *network, "--output", out, "--preset", "tuned")
     assert result.exit_code == 0, result.output
     (written,) = (path for path in (out / "s0").iterdir() if path.suffix == ".json")
     settings = json.loads(written.read_text())["settings"]
-    assert (settings["saliency"]["variant"], settings["saliency"]["guided"]) == ("matconvnet", False)
-    # The file brings its own model; the option that names another one has no effect, and is not told.
+    assert len(settings["saliency"]["layers"]) == settings["saliency"]["min_candidates"] == 1
+    # The file contains its own model; the option that names another one has no effect, and is not recorded.
     assert settings["model"] == "ScoreMapNetwork"
     assert settings["architecture"]["model"] == "squeezenet1_1"
-    result = run(command, photograph, *network, "--output", out, "--method", "simonyan")
+    result = run(command, photograph, *network, "--output", out, "--method", "simonyan", "--overwrite")
     assert result.exit_code == 0, result.output
     assert json.loads(written.read_text())["settings"]["saliency"]["method"] == "Simonyan"
 
@@ -216,9 +175,9 @@ def test_other_methods_from_end_to_end(scenes, tmp_path, method):
     options = ("--weights", "demo", "--device", "cpu", "--method", method)
     photograph, out = scenes / "JPEGImages" / "000000.jpg", tmp_path / "out"
     for command, written in (("segment", "manifest.json"), ("attribute", "attribution.json")):
-        result = run(command, photograph, *options, "--output", out)
+        result = run(command, photograph, *options, "--output", out / command)
         assert result.exit_code == 0, result.output
-        saliency = json.loads((out / "000000" / written).read_text())["settings"]["saliency"]
+        saliency = json.loads((out / command / "000000" / written).read_text())["settings"]["saliency"]
         names = {"cam": ["Class Activation Maps"], "fusion": ["Class Activation Maps", "Distinct Class Saliency"]}
         parts = [saliency] if method == "cam" else [saliency["first"], saliency["second"]]
         assert [part["method"] for part in parts] == names[method]
@@ -227,7 +186,7 @@ def test_other_methods_from_end_to_end(scenes, tmp_path, method):
     expected = cam if method == "cam" else FusedSaliency(cam, DistinctClassSaliency(network))
     segmenter = Segmenter(network, saliency=expected, preprocess=scene_classifier().preprocess)
     own = segmenter.segment(photograph)
-    with np.load(out / "000000" / "maps.npz") as arrays:
+    with np.load(out / "segment" / "000000" / "maps.npz") as arrays:
         assert arrays["classes"].tolist() == own.class_maps.classes[0].tolist()
         np.testing.assert_allclose(arrays["probabilities"], own.probabilities.numpy(), atol=2e-3)
     result = run("evaluate", scenes, *options, "--protocol", "known", "--output", out)
@@ -241,27 +200,7 @@ def test_networks_without_class_activation_maps_are_told_what_to_do(tmp_path):
     weights = tmp_path / "mobilenet.safetensors"
     save_file(torchvision.models.mobilenet_v3_small(weights=None, num_classes=20).state_dict(), weights)
     Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
-    network = ("--model", "mobilenet_v3_small", "--weights", weights, "--labels", "voc", "--device", "cpu")
+    network = ("--model", "mobilenet_v3_small", "--weights", weights, "--class-names", "voc", "--device", "cpu")
     result = run("segment", tmp_path / "photo.png", *network, "--method", "cam", "--output", tmp_path / "out")
     assert result.exit_code == 1
     assert "fully_convolutional(model) makes such a network" in str(result.exception)
-
-
-@pytest.mark.parametrize("command", ["segment", "attribute", "evaluate"])
-def test_contradictions_are_found_before_the_work(voc, tmp_path, command):
-    result = run(command, voc, "--weights", "nowhere.pth", "--method", "simonyan", "--variant", "paper")
-    assert result.exit_code == 1
-    assert "--variant=paper belongs to --method dcsm" in str(result.exception)
-    result = run(command, voc, "--weights", "nowhere.pth", "--method", "cam", "--alpha", "5")
-    assert result.exit_code == 1
-    assert "--alpha=5.0 belongs to --method dcsm" in str(result.exception)
-
-
-@pytest.mark.parametrize("command", ["segment", "attribute", "evaluate"])
-def test_the_help_has_a_part_for_the_method(command):
-    text = run(command, "--help").output
-    ordinary, of_method = text.split("─ Method ─")
-    for option in ("--method", "--variant", "--no-subtract", "--no-guided", "--alpha", "--min-candidates"):
-        assert option in of_method
-        assert f"{option} " not in ordinary.split("─ Options ─")[1]
-    assert ("--no-crf" in of_method) == (command != "attribute")

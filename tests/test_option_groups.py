@@ -1,4 +1,4 @@
-"""Options that are told once, in a dataclass: what a command is given, and what a user is told."""
+"""Groups of options: dataclass parameters of a command."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,49 +12,78 @@ from dcsm_attr.cli.options import with_option_groups
 
 @dataclass(frozen=True)
 class Paint:
-    color: Annotated[str, typer.Option(help="Of the wall.")] = "white"
+    color: Annotated[str, typer.Option(help="Color of the wall.")] = "white"
     two_coats: Annotated[bool, typer.Option("--two-coats")] = False
 
     def __post_init__(self):
         if self.color == "plaid":
-            raise ValueError("plaid is no color")
+            raise ValueError("plaid is not a color")
+
+
+@dataclass(frozen=True)
+class Wall:
+    side: Annotated[str, typer.Option()]
+
+
+def runner(command):
+    app = typer.Typer()
+    app.command()(with_option_groups(command))
+    return lambda *arguments: CliRunner().invoke(app, arguments)
 
 
 @pytest.fixture
-def painted():
-    """What the command ``paint`` is given: a function of its arguments."""
-    given = []
+def paint():
+    """Runs the command ``paint``; returns the result and what the function received in all calls."""
+    received = []
 
-    @with_option_groups
-    def paint(wall: str, paint: Paint, hours: int = 3) -> None:
+    def command(wall: str, paint: Paint, hours: int = 3) -> None:
         """Paint a wall."""
-        given.append((wall, paint, hours))
+        received.append((wall, paint, hours))
 
-    app = typer.Typer()
-    app.command()(paint)
-
-    def run(*arguments):
-        result = CliRunner().invoke(app, arguments)
-        return result, given
-
-    return run
+    run = runner(command)
+    return lambda *arguments: (run(*arguments), received)
 
 
-def test_a_command_is_given_the_dataclass(painted):
-    painted("north", "--color", "blue", "--two-coats", "--hours", "2")
-    _, given = painted("south")
-    assert given == [("north", Paint("blue", two_coats=True), 2), ("south", Paint(), 3)]
+def test_a_command_receives_the_dataclass(paint):
+    paint("north", "--color", "blue", "--two-coats", "--hours", "2")
+    _, received = paint("south")
+    assert received == [("north", Paint("blue", two_coats=True), 2), ("south", Paint(), 3)]
 
 
-def test_the_help_names_the_fields_and_not_the_group(painted):
-    text = painted("--help")[0].output
+def test_a_default_of_the_parameter_gives_other_defaults():
+    received = []
+
+    def command(paint: Paint = Paint("red")) -> None:
+        received.append(paint)
+
+    run = runner(command)
+    run()
+    run("--two-coats")
+    assert received == [Paint("red"), Paint("red", two_coats=True)]
+    assert "[default: red]" in run("--help").output
+
+
+def test_a_field_without_a_default_is_required():
+    received = []
+
+    def command(wall: Wall) -> None:
+        received.append(wall)
+
+    run = runner(command)
+    assert run().exit_code == 2
+    assert run("--side", "north").exit_code == 0
+    assert received == [Wall("north")]
+
+
+def test_the_help_has_the_fields_and_not_the_group(paint):
+    text = paint("--help")[0].output
     assert "Paint a wall." in text
     assert "--color" in text
-    assert "Of the wall." in text
+    assert "Color of the wall." in text
     assert "--paint" not in text
 
 
-def test_what_the_dataclass_refuses_ends_the_command(painted):
-    result, given = painted("north", "--color", "plaid")
-    assert str(result.exception) == "plaid is no color"
-    assert not given
+def test_an_error_of_the_dataclass_ends_the_command(paint):
+    result, received = paint("north", "--color", "plaid")
+    assert str(result.exception) == "plaid is not a color"
+    assert not received

@@ -82,10 +82,10 @@ def test_on_the_command_line(tmp_path, image):
         assert result.exit_code == 0, result.output
         return json.loads((out / "photo" / "manifest.json").read_text())["settings"]
 
-    tuned, changed = manifest("--preset", "tuned"), manifest("--preset", "tuned", "--min-candidates", "2", "--no-crf")
+    tuned, changed = manifest("--preset", "tuned"), manifest("--preset", "tuned", "--background", "0.5", "--no-crf")
     assert tuned["crf"]["bilateral_weight"] == 3
     assert (tuned["background_exponent"], tuned["saliency"]["min_candidates"]) == (0.35, 1)
     assert len(tuned["saliency"]["layers"]) == 1
     assert changed["crf"] is None
-    assert changed["saliency"]["min_candidates"] == 2
-    assert changed["saliency"]["layers"] == tuned["saliency"]["layers"]
+    assert changed["background_exponent"] == 0.5
+    assert changed["saliency"] == tuned["saliency"]

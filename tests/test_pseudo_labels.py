@@ -212,7 +212,7 @@ def scenes(tmp_path_factory):
 def test_the_command_from_images_to_pseudo_labels(tmp_path, scenes):
     out = tmp_path / "out"
     command = ["affinity", scenes, "--weights", "demo", "--method", "fusion", "--steps", 2, "--batch-size", 2]
-    command += ["--workers", 0, "--walk-steps", 16, "--radius", 3, "--output", out, "--also", "val"]
+    command += ["--workers", 0, "--output", out, "--also", "val"]
     result = run(*command)
     assert result.exit_code == 0, result.output
     listed = [
@@ -223,7 +223,7 @@ def test_the_command_from_images_to_pseudo_labels(tmp_path, scenes):
     manifest = json.loads((out / "run.json").read_text())
     assert manifest["photographs"] == 6
     assert manifest["failures"] == {}
-    assert manifest["settings"]["walk"]["steps"] == 16
+    assert manifest["settings"]["walk"]["steps"] == 32
     before = png_files(out / "pseudo-labels")
     (out / "pseudo-labels" / f"{listed[0][0]}.png").unlink()
     assert run(*command).exit_code == 0
@@ -235,7 +235,7 @@ def test_the_command_from_images_to_pseudo_labels(tmp_path, scenes):
     assert figures["unknown"] == 0
     evaluated = run(
         *("evaluate", scenes, "--weights", "demo", "--method", "fusion", "--protocol", "known", "--output", out / "e"),
-        *("--walk", out / "network" / "affinity_net.safetensors", "--walk-steps", 16, "--radius", 3),
+        *("--walk", out / "network" / "affinity_net.safetensors"),
         *("--preset", "tuned"),
     )
     assert evaluated.exit_code == 0, evaluated.output
@@ -254,14 +254,8 @@ def test_errors_of_the_command(tmp_path, scenes, monkeypatch, capsys):
     (tmp_path / "weights.safetensors").write_bytes(b"nothing")
     command = ("affinity", scenes, "--output", tmp_path / "out", "--workers", 0)
     assert "not a complete safetensors file" in error_of(*command, "--weights", tmp_path / "weights.safetensors")
-    assert "ascending" in error_of(*command, "--weights", "demo", "--low", 32, "--high", 4)
-    expected = "no exponents of the background are known for the maps of simonyan: give them all"
-    assert expected in error_of(*command, "--weights", "demo", "--method", "simonyan", "--low", 1)
-    assert "beta must be positive" in error_of(
-        *command, "--weights", "demo", "--beta", 0, "--output", tmp_path / "other"
-    )
+    error = error_of(*command, "--weights", "demo", "--background", 0, "--output", tmp_path / "other")
+    assert "background_exponent must be positive" in error
     assert not (tmp_path / "other" / "labels").exists()
-    error = error_of("segment", scenes, "--weights", "demo", "--beta", 4)
-    assert "--beta: there is no walk without a network; pass --walk FILE" in error
     other = ("--walk", tmp_path / "weights.safetensors", "--weights", "demo")
     assert "not a complete safetensors file" in error_of("evaluate", scenes, *other)

@@ -141,7 +141,7 @@ def test_from_scenes_to_a_mean_iou(tmp_path):
     assert "7 scenes" in result.output
     result = run(
         train,
-        *(folder, "--labels", folder / "image_labels.csv", "--model", "squeezenet1_1", "--weights", "none"),
+        *(folder, "--image-labels", folder / "image_labels.csv", "--model", "squeezenet1_1", "--weights", "none"),
         *("--size", 48, "--steps", 2, "--batch-size", 2, "--workers", 0, "--device", "cpu", "--output", net),
     )
     assert result.exit_code == 0, result.output
@@ -158,7 +158,7 @@ def test_from_scenes_to_a_mean_iou(tmp_path):
     counts = np.array(one["before the CRF"]["confusion matrix (row: truth, column: prediction)"])
     truth = sum(np.bincount(generate_scene(i, 0, 48).labels.flatten(), minlength=9) for i in (0, 5))
     assert np.array_equal(counts.sum(axis=1), truth)
-    assert content["data"] == "Split 'val' of a VOC folder: 2 of its 2 photographs. Its classes are not those of VOC."
+    assert content["data"] == "Split 'val' of a VOC folder: 2 of its 2 images. Its classes are not those of VOC."
 
 
 def test_labels_of_a_folder_with_its_own_classes(tmp_path):

@@ -165,10 +165,10 @@ def run_successfully(*arguments):
 
 def test_from_a_fickle_classifier_to_an_evaluated_network(tmp_path, scenes):
     of_training = ("--model", "squeezenet1_1", "--weights", "none", "--steps", 2, "--batch-size", 2, "--workers", 0)
-    head = ("--cut", "features.7", "--output-stride", 4, "--head", "fickle", "--window", 5, "--rate", 0.7)
+    head = ("--cut", "features.7", "--output-stride", 4, "--head", "fickle")
     run_successfully("train", scenes, *of_training, *head, "--size", 64, "--output", tmp_path / "c")
     best = tmp_path / "c" / "best.safetensors"
-    ficklenet = ("ficklenet", scenes, "--weights", best, "--draws", 3, "--output", tmp_path / "f")
+    ficklenet = ("ficklenet", scenes, "--weights", best, "--samples", 3, "--output", tmp_path / "f")
     assert "backbone.features" in run_successfully(*ficklenet)
     listed = (scenes / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
     before = png_files(tmp_path / "f")
@@ -176,21 +176,21 @@ def test_from_a_fickle_classifier_to_an_evaluated_network(tmp_path, scenes):
     values = {int(v) for name in listed for v in np.unique(np.array(Image.open(tmp_path / "f" / f"{name}.png")))}
     assert {0, VOID} < values <= {*range(9), VOID}
     settings = json.loads((tmp_path / "f" / "settings.json").read_text())["foreground"]
-    assert (settings["window"], settings["rate"], settings["num_samples"]) == (5, 0.7, 3)
+    assert (settings["window"], settings["rate"], settings["num_samples"]) == (9, 0.9, 3)
     run_successfully(*ficklenet)
     assert png_files(tmp_path / "f") == before
     run_successfully("miou", scenes, tmp_path / "f", "--split", "train")
     network = tmp_path / "s" / "segmentation_net.safetensors"
     run_successfully(
-        *("train-seg", scenes, "--labels-from", tmp_path / "f", "--loss", "dsrg", "--head", "largefov", *of_training),
+        *("train-seg", scenes, "--label-maps", tmp_path / "f", "--loss", "dsrg", "--head", "largefov", *of_training),
         *("--cut", "features.7", "--size", 64, "--output", tmp_path / "s"),
     )
     assert json.loads((tmp_path / "s" / "settings.json").read_text())["learned_from"] == "dsrg, f"
     output = run_successfully(
         "evaluate", scenes, "--weights", network, "--protocol", "both", "--output", tmp_path / "e"
     )
-    assert "detected classes, 2 items: mean IoU" in output
-    assert "known classes, 2 items: mean IoU" in output
+    assert "detected classes, 2 images: mean IoU" in output
+    assert "known classes, 2 images: mean IoU" in output
     evaluated = json.loads((tmp_path / "e" / "evaluation.json").read_text())["evaluations"]
     assert [one["settings"]["saliency"]["scales"] for one in evaluated] == [[0.75, 1.0, 1.25]] * 2
     image = next((scenes / "JPEGImages").iterdir())
@@ -206,7 +206,7 @@ def test_seeds_of_a_method_and_a_network_on_the_classifiers_backbone(tmp_path, s
         *(
             "train-seg",
             scenes,
-            "--labels-from",
+            "--label-maps",
             tmp_path / "cam",
             "--loss",
             "sec",
@@ -223,10 +223,9 @@ def test_seeds_of_a_method_and_a_network_on_the_classifiers_backbone(tmp_path, s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train-seg", "--labels-from", "nowhere"), "there is no folder nowhere"),
+        (("train-seg", "--label-maps", "nowhere"), "there is no folder nowhere"),
         (("ficklenet", "--weights", "demo"), "selects no hidden units at random"),
-        (("seeds", "--weights", "demo", "--share", "1.5"), "share must lie in [0, 1)"),
-        (("train", "--head", "linear", "--rate", "0.5"), "belong to --head fickle"),
+        (("seeds", "--weights", "demo", "--threshold", "1.5"), "share must lie in [0, 1)"),
     ],
 )
 def test_errors_of_the_commands(tmp_path, scenes, monkeypatch, capsys, arguments, message):

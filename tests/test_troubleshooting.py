@@ -94,7 +94,8 @@ def train(labels, *options):
     saved_image("photos/a.png")
     saved_image("photos/b.png")
     command(
-        *("train", "photos", "--labels", with_text("labels.csv", labels), "--model=squeezenet1_1", "--weights=none"),
+        *("train", "photos", "--image-labels", with_text("labels.csv", labels)),
+        *("--model=squeezenet1_1", "--weights=none"),
         *("--size=32", "--steps=1", "--workers=0", *options),
     )
 
@@ -219,8 +220,6 @@ MISTAKES = {
     ),
     "class_names has": lambda: image_rows(saved_image("a.png"), class_names=["one"]),
     "the model's scores hold NaN": lambda: saliency(broken(TinyVGG())).attribute(X),
-    "--method {method}": lambda: command("segment", saved_image("a.png"), "--method=cam", "--no-subtract"),
-    "{told}: there is no walk": lambda: command("segment", saved_image("a.png"), "--beta", 8),
     "{source} does not fit": lambda: load_model("squeezenet1_1", weights(strange=torch.zeros(2))),
     "{path}: {error}; nothing in it": lambda: load_model("squeezenet1_1", pickled("model.pth")),
     "{source}: weights must be finite": lambda: load_weights(
@@ -237,7 +236,7 @@ MISTAKES = {
     "{name}: has more than": lambda: image_rows(saved_image("a.png"), max_pixels=9),
     "an image tensor must": lambda: image_rows(X[0] - 1),
     "{folder}: the folder contains no": lambda: command("segment", Path(with_text("folder/text", "")).parent),
-    "{data}: has no ImageSets": lambda: command("train", Path(saved_image("photos/a.png")).parent),
+    "{data}: is not a VOC folder": lambda: command("train", Path(saved_image("photos/a.png")).parent),
     "{path}, line 1: must name": lambda: train("a,train,cat\n"),
     "{where}: has {count} fields": lambda: train("id,split,labels\na,train,cat,dog\n"),
     "{path}, line {line}: {id} has no": lambda: train("id,split,labels\na,train,\n"),
@@ -247,8 +246,8 @@ MISTAKES = {
     "{path}: there is no list": lambda: command("evaluate", scenes(), "--weights", "demo", "--split", "test"),
     "{folder}: {count} of {count} {what}": lambda: command("evaluate", scenes_without_masks(), "--weights", "demo"),
     "{root}: has no image-level": lambda: command("train", voc_folder()),
-    "the photographs of {data}": lambda: command(
-        "seeds", voc_folder(), "--weights", "demo", "--labels", with_text("labels.csv", "id,labels\na,cat\n")
+    "the images of {data}": lambda: command(
+        "seeds", voc_folder(), "--weights", "demo", "--image-labels", with_text("labels.csv", "id,labels\na,cat\n")
     ),
     "the model's class names must": lambda: command(
         "evaluate",
@@ -256,18 +255,18 @@ MISTAKES = {
         "--model=squeezenet1_1",
         "--weights",
         weights(**squeezenet1_1().state_dict()),
-        "--labels=imagenet",
+        "--class-names=imagenet",
     ),
     "{path}: a mask must be a": lambda: read_mask(saved_image("mask.png"), class_count=2),
     "{path}: labels must be": lambda: read_mask(saved_image("mask.png", mode="L", color=7), class_count=2),
     "{path}: a mask must have": lambda: read_mask(saved_image("mask.png", mode="L"), (8, 8), class_count=2),
-    "--labels-from": lambda: command("train-seg", scenes(), "--labels-from", "nowhere"),
+    "--label-maps": lambda: command("train-seg", scenes(), "--label-maps", "nowhere"),
     "{folder}: holds {contents} with other": lambda: [
         command("pseudo-label", scenes(), "--weights=demo", "--no-crf", f"--batch-size={size}") for size in (1, 2)
     ],
     "there is no class {name!r} among the {number}": lambda: command(
         *("pseudo-label", Path(saved_image("photos/a.png")).parent, "--weights=demo"),
-        *("--labels", with_text("labels.csv", "id,labels\na,cat\n")),
+        *("--image-labels", with_text("labels.csv", "id,labels\na,cat\n")),
     ),
     "{path}: not a complete checkpoint": lambda: train(
         LABELED, "--output", Path(with_text("classifier/last.pt", "text")).parent

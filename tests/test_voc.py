@@ -258,7 +258,7 @@ def test_the_command_derives_labels_that_the_collection_reads(root, source):
     result = run(root, "--split", "train", "--split", "val", "--output", path)
     assert result.exit_code == 0, result.output
     assert path.read_text() == ("id,split,labels\n2007_02,train,aeroplane person\n2007_01,train,cat\n2007_03,val,dog\n")
-    assert f"{path}: 3 photographs, from the {source}" in result.output
+    assert f"{path}: 3 images, from the {source}" in result.output
     assert "aeroplane 1, person 1, cat 1, dog 1" in result.output
     shutil.rmtree(root / "Annotations", ignore_errors=True)
     for split, names in LISTS.items():
@@ -285,7 +285,7 @@ def test_the_command_reads_the_masks_of_an_augmented_list(root, tmp_path):
 def test_help_teaches_by_example():
     output = " ".join(run("--help").output.split())
     assert "dcsm-attr labels VOCdevkit/VOC2012 --split train" in output
-    assert "difficult ones included" in output
+    assert "including difficult ones" in output
 
 
 def test_a_failed_command_leaves_the_file_unchanged(root, tmp_path):
@@ -301,9 +301,9 @@ def test_a_failed_command_leaves_the_file_unchanged(root, tmp_path):
         return str(result.exception)
 
     assert "Existing lists: train, val" in error("test")
-    assert "1 photographs are in two of the lists: 2007_03" in error("val", "val")
+    assert "1 images are in two of the lists: 2007_03" in error("val", "val")
     label_image(np.array([[0, 255]])).save(root / "SegmentationClass" / "2007_01.png")
-    assert "2007_01.png: shows no class" in error("train")
+    assert "2007_01.png: contains no class" in error("train")
     label_image(np.array([[21]])).save(root / "SegmentationClass" / "2007_01.png")
     assert "2007_01.png: labels must be" in error("train")
     (root / "SegmentationClass" / "2007_01.png").unlink()

@@ -56,7 +56,7 @@ def run_manifest(folder):
     folder.mkdir(parents=True, exist_ok=True)
     manifest = RunManifest(folder, 40)
     for number in range(40):
-        manifest.finished(Path(f"{number}.png"), folder / str(number))
+        manifest.add_result(Path(f"{number}.png"), folder / str(number))
     manifest.write()
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcsm_attr.cli import run_command
-from dcsm_attr.cli.building import load_chosen_classifier, resolve_device
-from dcsm_attr.cli.options import Device, DeviceName, VocRoot
+from dcsm_attr.cli.build import load_trained_classifier, resolve_device
+from dcsm_attr.cli.options import Device, VocRoot
 from dcsm_attr.cli.runs import report_skipped_images
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def ablate(
     background_count: Annotated[
         int, typer.Option(min=0, help="Number of images of this list, evenly spaced; 0: all of them.")
     ] = 64,
-    device: Device = DeviceName.AUTO,
+    device: Device = "auto",
     output: Annotated[
         Path,
         typer.Option(
@@ -107,8 +107,8 @@ def ablate(
     from dcsm_attr.io import make_writable_folder
 
     output = make_writable_folder(output)
-    classifier = load_chosen_classifier(weights)
-    classifier.network.to(resolve_device(device.value))
+    classifier = load_trained_classifier(weights)
+    classifier.network.to(resolve_device(device))
     all_test, all_tuning = voc_collection(voc_root, split), voc_collection(voc_root, background_split)
     test, tuning = all_test.evenly_spaced(count), all_tuning.evenly_spaced(background_count)
     nets = affinity_net or []

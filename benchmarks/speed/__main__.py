@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dcsm_attr.cli import run_command
-from dcsm_attr.cli.options import Precision, PrecisionChoice
+from dcsm_attr.cli.options import Precision
 
 if TYPE_CHECKING:
     from benchmarks.speed.comparison import Comparison, Outcome, Scaling
@@ -44,7 +44,7 @@ def benchmark(
     size: Annotated[int, typer.Option(min=32, help="Side of the canvas in pixels.")] = 500,
     count: Annotated[int, typer.Option(min=1, help="pipeline: number of images.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="pipeline: number of images per forward pass.")] = 4,
-    precision: Precision = PrecisionChoice.FLOAT32,
+    precision: Precision = "float32",
     rounds: Annotated[
         int, typer.Option(min=1, help="Number of timed runs of each implementation; the median is reported.")
     ] = 5,
@@ -77,7 +77,7 @@ def benchmark(
             scalings += measure_scaling(name, size, rounds)
         typer.echo("\n\n".join(f"{scaling.title}\n\n{scaling_text(scaling)}" for scaling in scalings))
     else:
-        comparisons = _build_comparisons(part, images, model, classes, size, count, batch_size, precision.value)
+        comparisons = _build_comparisons(part, images, model, classes, size, count, batch_size, precision)
         outcomes = _run_comparisons(comparisons, rounds, memory)
     network_options = [*(f"--model={name}" for name in model), f"--size={size}"]
     class_options = [f"--classes={number}" for number in classes]
@@ -92,7 +92,7 @@ def benchmark(
             *class_options,
             f"--count={count}",
             f"--batch-size={batch_size}",
-            f"--precision={precision.value}",
+            f"--precision={precision}",
         ],
     }[part]
     command = shlex.join(["python", "-m", "benchmarks.speed", part, *options, f"--rounds={rounds}"])

@@ -1,5 +1,6 @@
-"""The command line, one file a command."""
+"""The command line, one file per group of commands."""
 
+import inspect
 import io
 import sys
 from collections.abc import Callable
@@ -16,43 +17,49 @@ from dcsm_attr.cli.train import labels, scenes, train, train_seg
 
 __all__ = ["app", "main", "run_command"]
 
+_GROUPS: dict[str, list[Callable[..., None]]] = {
+    "Explain and segment": [segment, attribute, demo],
+    "Train": [labels, train, train_seg, scenes],
+    "Pseudo-labels": [seeds, affinity, ficklenet, pseudo_label, report],
+    "Evaluate": [evaluate, miou],
+}
+
+
+def _join_lines(text: str) -> str:
+    """Join the lines of each paragraph, because Typer keeps line breaks; examples keep their indentation."""
+    paragraphs, heading, examples = inspect.cleandoc(text).partition("Examples:\n")
+    joined = [" ".join(paragraph.split()) for paragraph in paragraphs.split("\n\n")]
+    lines = ["  " + " ".join(example.split()) for example in examples.split("\n\n")]
+    return "\n\n".join(joined) + heading + "\n\n".join(lines)
+
+
 app = typer.Typer(
     name="dcsm-attr",
-    help="Where a CNN sees each of several classes, and segmentation masks without a pixel label.",
+    help="Explain CNNs by class-specific saliency maps, and segment images without pixel labels.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command()(segment)
-app.command()(attribute)
-app.command()(labels)
-app.command()(train)
-app.command()(evaluate)
-app.command()(affinity)
-app.command()(seeds)
-app.command()(ficklenet)
-app.command(name="train-seg")(train_seg)
-app.command(name="pseudo-label")(pseudo_label)
-app.command()(miou)
-app.command()(report)
-app.command()(scenes)
+for _group, _commands in _GROUPS.items():
+    for _command in _commands:
+        _name = _command.__name__.replace("_", "-")
+        app.command(_name, help=_join_lines(_command.__doc__ or ""), rich_help_panel=_group)(_command)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"dcsm_attr {dcsm_attr.__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def options(
+def _common_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Where a CNN sees each of several classes, and segmentation masks without a pixel label."""
+    """Explain CNNs by class-specific saliency maps, and segment images without pixel labels."""
 
 
 def main() -> None:
@@ -65,10 +72,10 @@ def run_command(command: Callable[[], None], name: str) -> None:
 
     Args:
         command: the application.
-        name: begins the line of an error.
+        name: prefix of error messages.
     """
     for stream in (sys.stdout, sys.stderr):
-        # The name of an image may hold what the terminal's encoding lacks.
+        # File names may contain characters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

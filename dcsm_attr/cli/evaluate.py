@@ -1,35 +1,27 @@
-"""``dcsm-attr evaluate``: how well a classifier's label maps agree with the masks of a VOC folder.
-
-``dcsm-attr miou``: how well label maps in a folder agree with the masks of a VOC folder.
-"""
+"""``dcsm-attr evaluate`` and ``miou``: measure label maps with the masks of a VOC folder."""
 
 import math
 import shlex
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dcsm_attr.cli.building import (
-    SaliencyOptions,
-    build_segmenter,
-    network_arguments,
-    resolve_device,
-    segmenter_settings,
-)
+from dcsm_attr.cli.build import build_segmenter, model_arguments, resolve_device
 from dcsm_attr.cli.options import (
+    DATA,
+    METHOD,
+    OUTPUT,
+    ClassNames,
     Device,
-    DeviceName,
-    Labels,
-    MaxPixels,
+    EvaluationSplit,
+    MaskOptions,
+    MethodOptions,
     ModelName,
-    NoCrf,
-    Precision,
-    PrecisionChoice,
-    Resume,
+    ModelOptions,
+    Output,
+    Overwrite,
     VocRoot,
-    WalkOptions,
     Weights,
     with_option_groups,
 )
@@ -41,52 +33,42 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "miou"]
 
-
-# Photographs with masks in the lists of VOC 2012 itself.
-_WHOLE = {"train": 1464, "val": 1449, "trainval": 2913}
-
-
-class ProtocolChoice(str, Enum):
-    """What the method is told about an image."""
-
-    DETECTED = "detected"
-    KNOWN = "known"
-    BOTH = "both"
+# Number of images with masks in the lists of VOC 2012.
+_VOC_2012_SIZES = {"train": 1464, "val": 1449, "trainval": 2913}
 
 
 @with_option_groups
 def evaluate(
     voc_root: VocRoot,
     weights: Weights,
-    saliency: SaliencyOptions,
-    walking: WalkOptions,
-    split: Annotated[str, typer.Option(metavar="NAME", help="A list in ImageSets/Segmentation.")] = "val",
+    method: MethodOptions,
+    mask: MaskOptions,
+    split: EvaluationSplit = "val",
+    count: Annotated[
+        int,
+        typer.Option(min=0, help="Number of images, evenly spaced over the list; 0: all.", rich_help_panel=DATA),
+    ] = 0,
     model: ModelName = "vgg16",
-    labels: Labels = "voc",
+    class_names: ClassNames = "voc",
+    device: Device = "auto",
     protocol: Annotated[
-        ProtocolChoice,
+        Literal["detected", "known", "both"],
         typer.Option(
-            help="detected: the classes are those that the model detects, as on a test set. known: they are given, as "
-            "for pseudo-labels. Figures of the two do not compare."
+            help="detected: the model detects the classes of each image, as on a test set. known: the classes are "
+            "given, as for pseudo-labels. Results of the two are not comparable.",
+            rich_help_panel=METHOD,
         ),
-    ] = ProtocolChoice.DETECTED,
-    count: Annotated[int, typer.Option(min=0, help="So many images, evenly spread over the list; 0: all of them.")] = 0,
-    no_crf: NoCrf = False,
-    max_pixels: MaxPixels = None,
-    device: Device = DeviceName.AUTO,
-    precision: Precision = PrecisionChoice.FLOAT32,
-    output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where to write evaluation.md and evaluation.json.")
-    ] = Path("out"),
-    resume: Resume = False,
+    ] = "detected",
+    output: Output = Path("out/evaluation"),
+    overwrite: Overwrite = False,
 ) -> None:
-    """Measure the mean IoU of the label maps, before the CRF and after it, and the classifier's mean AP.
+    """Measure the mean IoU of label maps before and after the CRF, and the mean AP of the classifier.
 
-    A segmentation network of dcsm-attr train-seg is measured in the same way: told nothing, all classes compete at each
-    pixel; the score of a class is its highest probability.
+    A segmentation network of dcsm-attr train-seg is evaluated in the same way; with the protocol "detected", all
+    classes compete at each pixel, and the score of a class is its highest probability.
 
-    Writes evaluation.md (tables) and evaluation.json (the same, with confusion matrices). An image or mask that
-    cannot be read is left out and named.
+    Writes evaluation.md (tables) and evaluation.json (the same with confusion matrices). Images and masks that cannot
+    be read are skipped and listed. Running the same command again resumes an interrupted run.
 
     Examples:
       dcsm-attr evaluate VOCdevkit/VOC2012 --weights out/classifier/best.safetensors
@@ -100,58 +82,57 @@ def evaluate(
       dcsm-attr evaluate VOCdevkit/VOC2012 --weights out/classifier/best.safetensors --method simonyan --no-crf
     """
     from dcsm_attr.datasets.voc import voc_collection
-    from dcsm_attr.evaluation import evaluate as protocols
+    from dcsm_attr.evaluation.evaluate import evaluate as evaluate_segmenter
     from dcsm_attr.evaluation.report import write_report
     from dcsm_attr.evaluation.result import PROTOCOLS
     from dcsm_attr.io import make_writable_folder
 
     output = make_writable_folder(output)
-    whole = voc_collection(voc_root, split)
-    chosen = whole.evenly_spaced(count)
-    further = {
-        **walking.settings(resolve_device(device.value), saliency.method),
-        **segmenter_settings(precision, max_pixels, no_crf),
-    }
-    segmenter = build_segmenter(model, weights, labels, device.value, saliency, **further)
-    evaluations = []
-    for one in PROTOCOLS:
-        if protocol.value in (one, "both"):
-            folder = output / one
-            evaluations.append(protocols.evaluate(segmenter, chosen, one, folder=folder, overwrite=not resume))
-    network = {name: Path(value).name for name, value in network_arguments(model, weights, labels).items()}
-    told = {**network, "split": split, "protocol": protocol.value, "count": str(count)}
-    if precision is not PrecisionChoice.FLOAT32:
-        told["precision"] = precision.value
-    arguments = [*(f"--{name}={value}" for name, value in told.items()), *saliency.arguments(), *walking.arguments()]
-    paths = write_report(
+    collection = voc_collection(voc_root, split)
+    selected = collection.evenly_spaced(count)
+    model_options = ModelOptions(model, weights, class_names, device)
+    settings = mask.settings(resolve_device(device), method.method)
+    segmenter = build_segmenter(model_options, method, **settings)
+    evaluations = [
+        evaluate_segmenter(segmenter, selected, one, folder=output / one, overwrite=overwrite)
+        for one in PROTOCOLS
+        if protocol in (one, "both")
+    ]
+    network = {name.replace("_", "-"): Path(value).name for name, value in model_arguments(model_options).items()}
+    shown = {**network, "split": split, "protocol": protocol, "count": count}
+    arguments = [*(f"--{name}={value}" for name, value in shown.items()), *method.arguments(), *mask.arguments()]
+    report, _ = write_report(
         {Path(weights).stem: evaluations},
         output,
-        command=shlex.join(["dcsm-attr", "evaluate", "VOC_ROOT", *arguments, *(["--no-crf"] if no_crf else [])]),
-        data=_described(whole, split, len(chosen)),
+        command=shlex.join(["dcsm-attr", "evaluate", "VOC_ROOT", *arguments]),
+        data=_describe_data(collection, split, len(selected)),
     )
     for evaluation in evaluations:
-        typer.echo(_summary(evaluation))
-    typer.echo(f"{paths[0]}: IoU of each class, and every setting")
+        typer.echo(_summarize(evaluation))
+    typer.echo(f"{report}: IoU of each class, and all settings")
     report_skipped_images({name: reason for evaluation in evaluations for name, reason in evaluation.skipped.items()})
 
 
-def _described(collection: "Collection", split: str, count: int) -> str:
+def _describe_data(collection: "Collection", split: str, count: int) -> str:
     from dcsm_attr.datasets.masks import VOC_CLASSES
 
-    sentence = f"Split {split!r} of a VOC folder: {count} of its {len(collection)} photographs."
+    sentence = f"Split {split!r} of a VOC folder: {count} of its {len(collection)} images."
     if collection.class_names != VOC_CLASSES:
         return f"{sentence} Its classes are not those of VOC."
-    if count < _WHOLE.get(split, 0):
-        sentence += f" That split of VOC 2012 has {_WHOLE[split]}: these figures do not compare with published ones."
+    if count < _VOC_2012_SIZES.get(split, 0):
+        sentence += (
+            f" This split of VOC 2012 has {_VOC_2012_SIZES[split]} images: the results are not comparable with "
+            "published ones."
+        )
     return sentence
 
 
-def _summary(evaluation: "Evaluation") -> str:
+def _summarize(evaluation: "Evaluation") -> str:
     before, after = (100 * confusion.mean_iou for confusion in (evaluation.unrefined, evaluation.refined))
-    figures = f"{before:.1f} before the CRF, {after:.1f} after it"
+    values = f"{before:.1f} before the CRF, {after:.1f} after the CRF"
     return (
-        f"{evaluation.protocol} classes, {len(evaluation.images)} photographs: mean IoU "
-        f"{figures if evaluation.settings['crf'] else f'{before:.1f} without a CRF'}; "
+        f"{evaluation.protocol} classes, {len(evaluation.images)} images: mean IoU "
+        f"{values if evaluation.settings['crf'] else f'{before:.1f} without a CRF'}; "
         f"mean AP of the classifier {100 * evaluation.mean_average_precision:.1f}"
     )
 
@@ -159,17 +140,21 @@ def _summary(evaluation: "Evaluation") -> str:
 def miou(
     voc_root: VocRoot,
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="With a label map NAME.png for each.", show_default=False)
+        Path,
+        typer.Argument(metavar="FOLDER", help="Folder with a label map NAME.png per image.", show_default=False),
     ],
-    split: Annotated[str, typer.Option(metavar="NAME", help="A list in ImageSets/Segmentation.")] = "val",
+    split: EvaluationSplit = "val",
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Write the figures too, with the confusion matrix.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.json", help="File for the results with the confusion matrix.", rich_help_panel=OUTPUT
+        ),
     ] = None,
 ) -> None:
-    """Measure the mean IoU of label maps, such as pseudo-labels: palette or gray pictures whose values are the labels.
+    """Measure the mean IoU of label maps in a folder, such as pseudo-labels.
 
-    Pixels that a label map marks as unknown (255) are not counted; their share is said. Maps of another size than the
-    masks are resized.
+    Label maps are palette or gray images whose pixel values are the labels. Unknown pixels (255) are not counted; their
+    share is printed. Label maps are resized to the size of the masks.
 
     Examples:
       dcsm-attr miou VOCdevkit/VOC2012 out/affinity/pseudo-labels --split train
@@ -186,13 +171,11 @@ def miou(
     for name, value in iou.items():
         typer.echo(f"{name:>15} {'-' if math.isnan(value) else f'{100 * value:5.1f}'}")
     typer.echo(
-        f"{'mean IoU':>15} {100 * found.confusion.mean_iou:5.1f} %   {found.num_images} photographs, "
+        f"{'mean IoU':>15} {100 * found.confusion.mean_iou:5.1f} %   {found.num_images} images, "
         f"{100 * found.unknown:.1f} % of their pixels unknown"
     )
     background, foreground = found.precision
-    typer.echo(
-        f"{100 * background:.1f} % of what is labeled as background is right, {100 * foreground:.1f} % of the rest"
-    )
+    typer.echo(f"precision: {100 * background:.1f} % of background pixels, {100 * foreground:.1f} % of class pixels")
     if output is not None:
         content = {
             "measured": run_environment(shlex.join(["dcsm-attr", "miou", "VOC_ROOT", folder.name, "--split", split])),

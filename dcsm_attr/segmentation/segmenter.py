@@ -321,7 +321,7 @@ class Segmenter:
         if len(self.class_names) != count:
             raise ValueError(
                 f"class_names has {len(self.class_names)} names, but the model has {count} classes. Give one name for "
-                "each, in the order of its scores: class_names, on the command line --labels FILE."
+                "each, in the order of its scores: class_names, on the command line --class-names FILE."
             )
         return self.class_names
 
