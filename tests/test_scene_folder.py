@@ -193,3 +193,15 @@ def test_the_help_teaches_by_example():
     text = " ".join(run(scenes, "--help").output.split())
     assert "dcsm-attr scenes scenes --count 400" in text
     assert "dcsm-attr evaluate scenes" in text
+
+
+def test_overwrite_replaces_another_series_and_keeps_other_files(tmp_path):
+    folder = tmp_path / "scenes"
+    assert run(scenes, folder, "--count", 4, "--size", 40, "--seed", 1).exit_code == 0
+    (folder / "notes.txt").write_text("kept")
+    command = (scenes, folder, "--count", 3, "--size", 40)
+    assert "--overwrite" in str(run(*command).exception)
+    assert run(*command, "--overwrite").exit_code == 0
+    (folder / "notes.txt").unlink()
+    run(scenes, tmp_path / "new", "--count", 3, "--size", 40)
+    assert contents(folder) == contents(tmp_path / "new")

@@ -363,5 +363,5 @@ def scenes(
     """
     from dcsm_attr.datasets.scenes import write_scene_folder
 
-    write_scene_folder(folder, count, seed=seed, size=size)
+    write_scene_folder(folder, count, seed=seed, size=size, overwrite=overwrite)
     typer.echo(f"{folder}: {count} scenes")

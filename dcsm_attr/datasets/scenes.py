@@ -23,7 +23,7 @@ from dcsm_attr.datasets.masks import label_image, read_mask
 from dcsm_attr.datasets.scene_backdrops import CLUTTER, draw_backdrop
 from dcsm_attr.datasets.scene_objects import DRAWINGS, CutOut, Floats, ObjectColors, Pen, gray_to_float, oklch
 from dcsm_attr.datasets.voc import CLASS_FILE, LABEL_FILE, LIST_FOLDER
-from dcsm_attr.io import atomic_buffer, atomic_path, diff_settings, make_writable_folder, write_json
+from dcsm_attr.io import FolderStorage, atomic_buffer, atomic_path, diff_settings, make_writable_folder, write_json
 
 __all__ = [
     "CLASS_NAMES",
@@ -242,7 +242,13 @@ _JPEG_QUALITY = 95
 
 
 def write_scene_folder(
-    folder: str | Path, count: int, *, seed: int = 0, size: int = 128, progress: bool = True
+    folder: str | Path,
+    count: int,
+    *,
+    seed: int = 0,
+    size: int = 128,
+    overwrite: bool = False,
+    progress: bool = True,
 ) -> Path:
     """Writes scenes into a folder in the layout of PASCAL VOC.
 
@@ -255,6 +261,7 @@ def write_scene_folder(
         count: number of scenes, each of which shows a class; at least 2, so that no list is empty.
         seed: seed of the series, see :func:`generate_scene`.
         size: side of the scenes in pixels.
+        overwrite: whether to start over if the folder contains a series of scenes.
         progress: whether to show a progress bar.
 
     Returns:
@@ -269,7 +276,7 @@ def write_scene_folder(
     # Validates seed and size before anything is written.
     generate_scene(0, seed, size)
     folder, series = Path(folder), {"count": count, "seed": seed, "size": size}
-    _check_folder(folder, series)
+    _check_folder(folder, series, overwrite)
     # Written first, so that an interrupted run leaves a folder that can be resumed.
     write_json(make_writable_folder(folder) / _DESCRIPTION, series)
     for part in ("JPEGImages", "SegmentationClass"):
@@ -291,8 +298,8 @@ def write_scene_folder(
     return folder
 
 
-def _check_folder(folder: Path, series: dict[str, int]) -> None:
-    """Checks that the folder is empty or contains this series."""
+def _check_folder(folder: Path, series: dict[str, int], overwrite: bool) -> None:
+    """Checks that the folder is empty or contains this series; removes an existing series if it is overwritten."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     try:
@@ -302,10 +309,17 @@ def _check_folder(folder: Path, series: dict[str, int]) -> None:
             f"{folder}: contains files, but no series of scenes (no valid {_DESCRIPTION}). Choose an empty folder "
             "or a new one."
         ) from error
+    if overwrite:
+        storage = FolderStorage(folder)
+        # The description is removed last, so that an interrupted run leaves a folder that can be overwritten.
+        for name in ("JPEGImages", "SegmentationClass", "ImageSets", LABEL_FILE, CLASS_FILE, _DESCRIPTION):
+            storage.remove(name)
+        return
     different = diff_settings(before, series)
     if different:
         raise ValueError(
-            f"{folder}: holds another series of scenes, which differs in {'; '.join(different)}. Choose another folder."
+            f"{folder}: holds another series of scenes, which differs in {'; '.join(different)}. Choose another "
+            "folder, or pass overwrite=True (--overwrite) to start over."
         )
 
 
