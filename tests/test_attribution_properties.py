@@ -167,5 +167,5 @@ def test_gradients_beyond_the_range_of_their_type_are_an_error_and_no_map_of_nan
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         method = DistinctClassSaliency(model, "conv2", guided=False, variant=variant)
-        with pytest.raises(ValueError, match="gradients hold NaN or infinite values.*float32, bfloat16"):
+        with pytest.raises(ValueError, match="gradients contain NaN or infinite values.*float32, bfloat16"):
             method.class_maps(images * 1e-10)

@@ -181,7 +181,7 @@ class _Returns(nn.Module):
         (lambda y: y[:1], ValueError, r"returned \(1, 5\)"),
         (lambda y: y[:, :, None], ValueError, r"returned \(2, 5, 1\)"),
         (lambda y: y[:, :0], ValueError, r"returned \(2, 0\)"),
-        (lambda y: y * float("nan"), ValueError, "scores hold NaN"),
+        (lambda y: y * float("nan"), ValueError, "scores contain NaN"),
     ],
 )
 def test_outputs(images, change, error, message):

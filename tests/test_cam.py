@@ -386,7 +386,7 @@ def test_numbers_that_are_none(cnn, images):
     with torch.no_grad():
         cnn.fc.weight[1] = torch.nan
         overflowing.fc.weight.fill_(3e38)
-    with pytest.raises(ValueError, match="scores hold NaN"):
+    with pytest.raises(ValueError, match="scores contain NaN"):
         ClassActivationMaps(cnn).attribute(images, 1)
     with pytest.raises(ValueError, match="(scores|maps) hold NaN or infinite"):
         ClassActivationMaps(overflowing).attribute(images, 1)
@@ -401,7 +401,7 @@ class _OverflowsLarge(PooledCNN):
 
 def test_infinite_maps_at_another_scale(images):
     model = _OverflowsLarge().eval()
-    with pytest.raises(ValueError, match="maps hold NaN or infinite values"):
+    with pytest.raises(ValueError, match="maps contain NaN or infinite values"):
         ClassActivationMaps(model, scales=(1.0, 2.0)).attribute(images, 1)
     assert ClassActivationMaps(model, scales=(1.0,)).attribute(images, 1).max() == 1
 

@@ -37,7 +37,7 @@ def test_score_maps_are_pooled_by_their_maximum_unless_told_otherwise():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_scores_that_are_no_numbers(bad):
-    message = "^the model's scores hold NaN or infinite values: check its weights and the range of the inputs.$"
+    message = "^the model's scores contain NaN or infinite values: check its weights and the range of the inputs.$"
     with pytest.raises(ValueError, match=message):
         class_scores(torch.tensor([[0.0, bad]]), "softmax")
 

@@ -241,17 +241,17 @@ def test_known_classes_replace_detection_and_are_filled_up(vgg, images):
 
 def test_a_single_candidate_gives_the_raw_map_with_a_warning(vgg, images):
     raw = DistinctClassSaliency(vgg, subtract=False).attribute(images, 1)
-    with pytest.warns(UserWarning, match="nothing to subtract"):
+    with pytest.warns(UserWarning, match="nothing can be subtracted"):
         result = DistinctClassSaliency(vgg).class_maps(images, candidates=[1])
     assert not result.subtracted.any()
     torch.testing.assert_close(result.maps, raw)
-    with pytest.warns(UserWarning, match="nothing to subtract"):
+    with pytest.warns(UserWarning, match="nothing can be subtracted"):
         one_class = DistinctClassSaliency(TinyVGG(classes=1).eval()).attribute(images)
     assert one_class.max() > 0.5
 
 
 def test_only_the_images_with_one_candidate_stay_raw(vgg, images):
-    with pytest.warns(UserWarning, match="nothing to subtract"):
+    with pytest.warns(UserWarning, match="nothing can be subtracted"):
         mixed = DistinctClassSaliency(vgg).class_maps(images, candidates=[[1, -1], [0, 2]])
     assert mixed.subtracted.tolist() == [False, True]
     raw = DistinctClassSaliency(vgg, subtract=False).attribute(images[:1], 1)

@@ -26,7 +26,7 @@ from dcsm_attr.attribution import maps as eq
 from dcsm_attr.attribution.cached_gradients import compute_gradients
 from dcsm_attr.attribution.candidates import choose_candidates, class_scores, explicit_candidates, resolve_target
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.attribution.fusion import fused
+from dcsm_attr.attribution.fusion import fuse_maps
 from dcsm_attr.attribution.gradients import DetachedParameters, GradientTap, run_forward
 from dcsm_attr.attribution.inputs import resize_images
 from dcsm_attr.attribution.layers import default_layers
@@ -184,7 +184,7 @@ OTHER_STAGES = {
         _LinearLayerTracer.__torch_function__,
     ),
     "what a score is made of": (lambda m, x: ClassActivationMaps(m).attribute(x, 1), CamFeatures.maps),
-    "fusion": (lambda m, x: FusedSaliency(ClassActivationMaps(m), Simonyan(m)).class_maps(x, [1]), fused),
+    "fusion": (lambda m, x: FusedSaliency(ClassActivationMaps(m), Simonyan(m)).class_maps(x, [1]), fuse_maps),
 }
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcsm_attr import ClassActivationMaps, ClassMaps, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
-from dcsm_attr.attribution.fusion import fused, heat_maps
+from dcsm_attr.attribution.fusion import fuse_maps, heat_maps
 from dcsm_attr.datasets.preprocess import Preprocess
 
 
@@ -35,13 +35,13 @@ def test_fusion_by_hand():
     heat = torch.tensor([[[[1.0, 0.5]], [[0.2, 1.0]]]])
     saliency = torch.tensor([[[[0.4, 1.0]], [[0.5, 0.0]]]])
     # Products 0.4, 0.5 and 0.1, 0, each divided by the larger.
-    assert fused(heat, saliency).flatten().tolist() == pytest.approx([0.8, 1.0, 1.0, 0.0])
+    assert fuse_maps(heat, saliency).flatten().tolist() == pytest.approx([0.8, 1.0, 1.0, 0.0])
 
 
 def test_maps_without_a_common_pixel_give_zero():
     heat = torch.tensor([[[[1.0, 0.0]], [[1.0, 1.0]]]])
     saliency = torch.tensor([[[[0.0, 1.0]], [[0.0, 0.0]]]])
-    assert fused(heat, saliency).count_nonzero() == 0
+    assert fuse_maps(heat, saliency).count_nonzero() == 0
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 30.0))
@@ -51,13 +51,13 @@ def test_the_range_and_where_it_can_be_positive(seed, steepness):
     logits = steepness * torch.randn(1, 2, 3, 4, generator=generator)
     saliency = (torch.rand(1, 2, 7, 9, generator=generator) - 0.5).clamp(min=0) * 2
     heat = heat_maps(logits, (7, 9))
-    product = fused(heat, saliency)
+    product = fuse_maps(heat, saliency)
     for maps in (heat, product):
         assert maps.min() >= 0
         assert maps.amax(dim=(2, 3)).flatten().tolist() == pytest.approx([1.0, 1.0])
     assert product[saliency == 0].count_nonzero() == 0
     # What both agree on stays the order.
-    assert fused(heat, torch.ones_like(heat)).equal(heat)
+    assert fuse_maps(heat, torch.ones_like(heat)).equal(heat)
 
 
 class _Given:

@@ -9,7 +9,7 @@ from conftest import PooledCNN
 
 from dcsm_attr import ClassActivationMaps, DenseCRF, DistinctClassSaliency, FusedSaliency, Segmenter, Simonyan
 from dcsm_attr.attribution.cached_gradients import class_maps_from_gradients, compute_gradients
-from dcsm_attr.attribution.fusion import fused, heat_maps
+from dcsm_attr.attribution.fusion import fuse_maps, heat_maps
 from dcsm_attr.datasets.preprocess import Preprocess
 
 
@@ -132,10 +132,10 @@ def test_segmentations(setting, vgg, canvas):
 
 def test_fusion(setting, vgg, images):
     logits = vgg(images).detach()
-    expected = fused(heat_maps(logits, (20, 24)), torch.ones(2, 4, 20, 24))
+    expected = fuse_maps(heat_maps(logits, (20, 24)), torch.ones(2, 4, 20, 24))
     ones = torch.ones(2, 4, 20, 24)
     with setting():
-        found = fused(heat_maps(logits, (20, 24)), ones)
+        found = fuse_maps(heat_maps(logits, (20, 24)), ones)
     _assert_equal([found], [expected])
 
 

@@ -210,7 +210,7 @@ MISTAKES = {
     "inputs must be floating point": lambda: saliency().attribute(PIXELS),
     "inputs must be finite": lambda: saliency().attribute(X / 0),
     "inputs have {channels} channels": lambda: saliency().attribute(X[:, :1]),
-    "gradients cannot be taken": lambda: torch.inference_mode()(saliency().attribute)(X),
+    "gradients cannot be computed": lambda: torch.inference_mode()(saliency().attribute)(X),
     "target {target!r} is out": lambda: saliency().attribute(X, 4),
     "target {target!r} does not": lambda: saliency(scales=(1.0,)).attribute(X, (1, 2)),
     "{name} must lie between": lambda: saliency().class_maps(X, classes=[4]),
@@ -219,7 +219,7 @@ MISTAKES = {
         "segment", saved_image("a.png"), "--weights", "demo", "--classes", "dog"
     ),
     "class_names has": lambda: image_rows(saved_image("a.png"), class_names=["one"]),
-    "the model's scores hold NaN": lambda: saliency(broken(TinyVGG())).attribute(X),
+    "the model's scores contain NaN": lambda: saliency(broken(TinyVGG())).attribute(X),
     "{source} does not fit": lambda: load_model("squeezenet1_1", weights(strange=torch.zeros(2))),
     "{path}: {error}; nothing in it": lambda: load_model("squeezenet1_1", pickled("model.pth")),
     "{source}: weights must be finite": lambda: load_weights(

@@ -18,7 +18,7 @@ from benchmarks.ablation.methods import Case, Method, dcsm, simonyan
 from benchmarks.peers import REFERENCE_METHODS, reference_maps
 from dcsm_attr.attribution import ClassActivationMaps, DistinctClassSaliency
 from dcsm_attr.attribution.class_maps import Saliency
-from dcsm_attr.attribution.fusion import fused, heat_maps
+from dcsm_attr.attribution.fusion import fuse_maps, heat_maps
 from dcsm_attr.attribution.layers import default_layers, layer_blocks
 from dcsm_attr.attribution.maps import VARIANTS
 from dcsm_attr.evaluation.result import parameters_digest
@@ -187,7 +187,7 @@ def _heat_maps(case: Case) -> Tensor:
 def _fuse_with_heat_maps(method: Method) -> Callable[[Case], Tensor]:
     maps = method.maps
     assert maps is not None
-    return lambda case: fused(_heat_maps(case)[None], maps(case)[None])[0]
+    return lambda case: fuse_maps(_heat_maps(case)[None], maps(case)[None])[0]
 
 
 def _label_by_grabcut(method: Method) -> Callable[[Case], Tensor]:
@@ -336,7 +336,7 @@ def _seed_methods(classifier: Classifier) -> dict[str, Method]:
         "CAM": Method("CAM", maps=cam_maps),
         "DCSM": Method("DCSM, tuned", maps=dcs_maps),
         "CAM x DCSM": Method(
-            "CAM x DCSM, tuned", maps=lambda case: fused(cam_maps(case)[None], dcs_maps(case)[None])[0]
+            "CAM x DCSM, tuned", maps=lambda case: fuse_maps(cam_maps(case)[None], dcs_maps(case)[None])[0]
         ),
     }
 

@@ -1,4 +1,4 @@
-"""Class activation maps, at several scales and mirrored, as a Captum attribution."""
+"""Class activation maps (CAM) as a Captum attribution method, at several scales and mirrored as in AffinityNet."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,24 +39,22 @@ __all__ = ["ClassActivationMaps"]
 
 class ClassActivationMaps(Attribution):  # type: ignore[misc]
     r"""
-    Computes class activation maps, summed over scales and mirror images:
+    Computes class activation maps (CAM), summed over scales and mirrored images:
 
     .. math:: M^c = \sum_{s} \uparrow \mathrm{ReLU}(w_c^T f_s(x, y)) \,/\, \max_{x,y}
 
-    f is the map before global pooling, and w the weights of the linear layer that ends the network. They are found by
-    following one forward pass, so that no layer has to be named: a linear layer behind average pooling, or a 1 x 1
-    convolution to score maps, whatever is done to these afterwards. The bias is left out, as in the paper: it belongs
-    to no position.
+    Here f is the feature map before global pooling, and w the weights of the last linear layer. Both are found by
+    tracing one forward pass, so no layer is named: the network must end in average pooling and a linear layer, or in a
+    1 x 1 convolution to score maps, followed by any pooling. The bias is omitted, as in the paper.
 
-    The sum over scales and mirror images is that of AffinityNet. Where this departs from its released code:
+    The sum over scales and mirrored images is that of AffinityNet. Differences from its released code:
 
-    - Each sum is divided by its maximum (:func:`dcsm_attr.attribution.maps.divide_by_maximum`), not by the maximum +
-      1e-5. That guards against zero only, which is guarded here too, and makes small maps depend on the unit of the
-      scores.
-    - No square root is taken. The release does so for its VGG alone.
-    - Classes are detected where they are not known, by the scores at the scale nearest to 1, not mirrored.
+    - Each sum is divided by its maximum (:func:`dcsm_attr.attribution.maps.divide_by_maximum`) instead of the maximum
+      plus 1e-5, which would make small maps depend on the unit of the scores.
+    - The square root that the release applies for its VGG is omitted.
+    - If the classes are not known, they are detected from the scores at the scale nearest to 1, without mirroring.
 
-    ``scales=(1.0,), mirrored=False`` is plain CAM. Nothing is subtracted, and no gradient is taken.
+    ``scales=(1.0,), mirrored=False`` gives plain CAM. Nothing is subtracted, and no gradient is computed.
 
     More details regarding the method can be found in the original papers: https://arxiv.org/abs/1512.04150 (B. Zhou et
     al., CVPR 2016) and https://arxiv.org/abs/1803.10464 (J. Ahn and S. Kwak, CVPR 2018, AffinityNet)
@@ -78,10 +76,11 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
 
             forward_func (Callable or torch.nn.Module): The model, which takes images (N, C, H, W) and returns scores
                 (N, C) or score maps (N, C, h, w), before sigmoid or softmax; or a function that calls it. Wrappers of
-                ``torch.compile`` and DistributedDataParallel are taken off.
-            scales (sequence of float, optional): Sizes at which maps are taken, as ratios to the input size.
+                ``torch.compile`` and DistributedDataParallel are removed.
+            scales (sequence of float, optional): Image sizes at which maps are computed, relative to the input
+                size.
                 Default: (1.0, 0.5, 1.5, 2.0)
-            mirrored (bool, optional): Whether the maps of the mirrored images are added at each scale.
+            mirrored (bool, optional): Whether to add the maps of the mirrored images at each scale.
                 Default: True
             activation (str, optional): As in :class:`DistinctClassSaliency`.
                 Default: "auto"
@@ -89,9 +88,9 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
                 Default: "max"
             threshold (float, optional): As in :class:`DistinctClassSaliency`.
                 Default: 0.5
-            internal_batch_size (int, optional): Bounds memory: at most this many images in one forward pass, mirrored
-                ones among them. None: on the CPU as many as are fastest together, with additional arguments and
-                elsewhere all images of a scale.
+            internal_batch_size (int, optional): Limits memory: the maximum number of images per forward pass, including
+                mirrored ones. None: the fastest number of images on the CPU; all images of a scale with additional
+                arguments and on other devices.
                 Default: None
         """
         Attribution.__init__(self, check_model(forward_func, guided=False))
@@ -107,7 +106,7 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that the maps depend on beside model and images, JSON-serializable."""
+        """All settings that the maps depend on, JSON-serializable."""
         return {
             "method": self.get_name(),
             "scales": list(self.scales),
@@ -125,23 +124,23 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
         additional_forward_args: Any = None,
     ) -> Tensor | tuple[Tensor, ...]:
         r"""
-        Computes the class activation map of one class of each image.
+        Computes the class activation map of one class per image.
 
         Args:
 
             inputs (Tensor or tuple[Tensor, ...]): As in :meth:`DistinctClassSaliency.attribute`.
-            target (int, tuple, Tensor or list, optional): As in :meth:`DistinctClassSaliency.attribute`, but for
-                positions of a score map, of which there is no class activation map.
+            target (int, tuple, Tensor or list, optional): As in :meth:`DistinctClassSaliency.attribute`, except
+                positions of a score map, for which there is no class activation map.
                 Default: None
-            additional_forward_args (Any, optional): Passed to the model after the inputs, with those of the mirrored
-                images per second time.
+            additional_forward_args (Any, optional): Passed to the model after the inputs, and again with the mirrored
+                images.
                 Default: None
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**:
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*):
-                The maps, (N, 1, H, W), float32 in [0, 1], detached and contiguous; a tuple if ``inputs`` is one. Zero
-                everywhere where nothing speaks for the class.
+                The maps, (N, 1, H, W), float32 in [0, 1], detached and contiguous; a tuple if ``inputs`` is a tuple.
+                Zero everywhere if no position has a positive value for the class.
 
         Raises:
             AssertionError: if the target has a form that Captum does not accept.
@@ -162,7 +161,7 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
         return select_target_map(maps, target, inputs)
 
     def attribute_future(self) -> None:
-        """Not supported by this method."""
+        """Not implemented."""
         raise NotImplementedError("attribute_future is not implemented for ClassActivationMaps")
 
     def class_maps(
@@ -183,16 +182,16 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
                 Default: None
             additional_forward_args (Any, optional): As in :meth:`attribute`.
                 Default: None
-            raw (bool, optional): Whether to return the maps in :attr:`ClassMaps.raw` too: nothing is subtracted from
+            raw (bool, optional): Whether to also return the maps in :attr:`ClassMaps.raw`; nothing is subtracted from
                 them.
                 Default: False
 
         Returns:
-            *ClassMaps* with maps (N, K, H, W) of the known or detected classes; of the best class where none is
+            *ClassMaps* with maps (N, K, H, W) of the known or detected classes, or of the best class if none is
             detected.
 
         Raises:
-            TypeError, ValueError, RuntimeError: as :meth:`attribute`.
+            TypeError, ValueError, RuntimeError: as in :meth:`attribute`.
             ValueError: if classes are out of range or named twice.
         """
         return self._explain(inputs, Request(classes=classes), additional_forward_args, raw)
@@ -202,32 +201,32 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
             size = (images[0].shape[2], images[0].shape[3])
             candidates: Candidates | None = None
             for scale in sort_by_distance_to_one(self.scales):
-                features = self._features(images, forward_args, scale)  # f_s, of the images and their mirror images
+                features = self._features(images, forward_args, scale)  # f_s and w
                 if candidates is None:
                     scores = class_scores(features.logits[: len(images[0])], self.activation, self.pooling)
                     selection = select(features.logits.shape)
                     _check_no_target_position(selection)
                     candidates = selection.candidates_for(scores, scores > self.threshold, 1)
                     total = torch.zeros((), device=scores.device)
-                total = total + upsample(self._rectified(features, candidates.classes), size)
+                total = total + upsample(self._rectified_maps(features, candidates.classes), size)  # M^c
             assert candidates is not None
             if not total.isfinite().all():
                 raise ValueError(
-                    "the model's maps hold NaN or infinite values: they exceed the range of its number type. Check "
-                    "its weights, or run it in a type of wider range (float32, bfloat16)."
+                    "the model's maps contain NaN or infinite values: they exceed the range of its dtype. Check "
+                    "its weights, or run it in a dtype of wider range (float32, bfloat16)."
                 )
             empty = (candidates.classes < 0)[:, :, None, None]
             maps = divide_by_maximum(total).float().masked_fill_(empty, 0.0)
-            uncontrasted = torch.zeros_like(candidates.detected[:, 0])
-            return ClassMaps(maps, candidates.classes, candidates.detected, scores, uncontrasted, maps if raw else None)
+            subtracted = torch.zeros_like(candidates.detected[:, 0])
+            return ClassMaps(maps, candidates.classes, candidates.detected, scores, subtracted, maps if raw else None)
 
         return explain_in_batches(
             self.forward_func, inputs, additional_forward_args, request, self.internal_batch_size, explain
         )
 
     def _features(self, images: tuple[Tensor, ...], forward_args: tuple[Any, ...], scale: float) -> CamFeatures:
-        """Runs the model at one scale; mirror images come after all others."""
-        resized = resize_images(images, scale, "bicubic")  # As the released code resizes.
+        """Runs the model at one scale; the mirrored images follow all others."""
+        resized = resize_images(images, scale, "bicubic")  # As in the released code.
         rows = torch.arange(len(images[0]), device=images[0].device)
         views, view_rows = resized, rows
         if self.mirrored:
@@ -246,16 +245,16 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
                 raise_deferred_signals()
         return CamFeatures.concatenate(parts)
 
-    def _rectified(self, features: CamFeatures, classes: Tensor) -> Tensor:
+    def _rectified_maps(self, features: CamFeatures, classes: Tensor) -> Tensor:
         if not self.mirrored:
             return features.maps(classes).clamp_(min=0)
-        own, mirrored = features.maps(classes.repeat(2, 1)).clamp_(min=0).chunk(2)
-        return own + mirrored.flip(-1)
+        maps, mirrored_maps = features.maps(classes.repeat(2, 1)).clamp_(min=0).chunk(2)
+        return maps + mirrored_maps.flip(-1)
 
 
 def _check_no_target_position(selection: Selection) -> None:
     if selection.positions is not None:
         raise ValueError(
-            "a target (class, y, x) names a position of the score map, but a class activation map is of all positions: "
-            "pass the class alone."
+            "a target (class, y, x) names a position of the score map, but a class activation map is for all "
+            "positions: pass the class only."
         )

@@ -67,7 +67,7 @@ def class_scores(logits: Tensor, activation: Activation, pooling: PoolingName = 
     pooled = (logits if logits.ndim == 2 else pool_score_maps(logits, pooling)).float()
     if not torch.isfinite(pooled).all():
         raise ValueError(
-            "the model's scores hold NaN or infinite values: check its weights and the range of the inputs."
+            "the model's scores contain NaN or infinite values: check its weights and the range of the inputs."
         )
     if activation == "auto":
         activation = "sigmoid" if logits.ndim == 4 or logits.shape[1] == 1 else "softmax"

@@ -1,4 +1,4 @@
-"""Class saliency by Simonyan et al., the baseline of DCSM."""
+"""Class saliency of Simonyan et al. (2013), the baseline of the DCSM paper."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -34,13 +34,13 @@ _IMAGES = LayerPoint("images", None, at_input=True)
 
 class Simonyan(GradientAttribution):  # type: ignore[misc]
     r"""
-    Computes the class saliency of Simonyan et al., in the form in which the DCSM paper uses it as a baseline:
+    Computes the class saliency of Simonyan et al., as the DCSM paper uses it as a baseline:
 
     .. math:: M^c = \tanh(\alpha \cdot \max_k |\partial S_c / \partial I_k| \,/\, \max_{x,y})
 
-    One plain backward pass to the image, without guiding, subtraction, layers or scales. Unlike Captum's ``Saliency``
-    it gives the maps of several classes from one forward pass, squashed to [0, 1], so that :class:`dcsm_attr.Segmenter`
-    can take it in place of DCSM.
+    The gradient is the plain one with respect to the image, at one scale; nothing is subtracted. Unlike Captum's
+    ``Saliency``, it computes the maps of several classes from one forward pass, normalized to [0, 1], so that
+    :class:`dcsm_attr.Segmenter` accepts it instead of DCSM.
 
     More details regarding the method can be found in the original paper, and in section 4.3 of the DCSM paper (Table
     1): https://arxiv.org/abs/1312.6034
@@ -102,12 +102,12 @@ class Simonyan(GradientAttribution):  # type: ignore[misc]
         additional_forward_args: Any = None,
     ) -> Tensor | tuple[Tensor, ...]:
         r"""
-        Computes the saliency of one class of each image.
+        Computes the saliency of one class per image.
 
         Args:
 
             inputs (Tensor or tuple[Tensor, ...]): As in :meth:`DistinctClassSaliency.attribute`; of several inputs, the
-                first is attributed to.
+                attribution is to the first.
             target (int, tuple, Tensor or list, optional): As in :meth:`DistinctClassSaliency.attribute`.
                 Default: None
             additional_forward_args (Any, optional): Passed to the model after the inputs.
@@ -116,10 +116,11 @@ class Simonyan(GradientAttribution):  # type: ignore[misc]
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**:
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*):
-                The maps, (N, 1, H, W), float32 in [0, 1], detached and contiguous; a tuple if ``inputs`` is one.
+                The maps, (N, 1, H, W), float32 in [0, 1], detached and contiguous; a tuple if ``inputs`` is a tuple.
 
         Raises:
-            AssertionError, IndexError, TypeError, ValueError, RuntimeError: as :meth:`DistinctClassSaliency.attribute`.
+            AssertionError, IndexError, TypeError, ValueError, RuntimeError: see
+                :meth:`DistinctClassSaliency.attribute`.
 
         Examples::
 
@@ -129,7 +130,7 @@ class Simonyan(GradientAttribution):  # type: ignore[misc]
         return select_target_map(maps, target, inputs)
 
     def attribute_future(self) -> None:
-        """Not supported by this method."""
+        """Not implemented."""
         raise NotImplementedError("attribute_future is not implemented for Simonyan")
 
     def class_maps(
@@ -150,14 +151,15 @@ class Simonyan(GradientAttribution):  # type: ignore[misc]
                 Default: None
             additional_forward_args (Any, optional): As in :meth:`attribute`.
                 Default: None
-            raw (bool, optional): Whether to return the maps before subtraction too, in :attr:`ClassMaps.raw`.
+            raw (bool, optional): Whether to also return the maps in :attr:`ClassMaps.raw`; nothing is subtracted
+                from them.
                 Default: False
 
         Returns:
             *ClassMaps* with maps (N, K, H, W).
 
         Raises:
-            TypeError, ValueError, RuntimeError: as :meth:`DistinctClassSaliency.class_maps`.
+            TypeError, ValueError, RuntimeError: as in :meth:`DistinctClassSaliency.class_maps`.
         """
         return self._explain(inputs, Request(classes=classes), additional_forward_args, raw)
 
@@ -180,9 +182,9 @@ class Simonyan(GradientAttribution):  # type: ignore[misc]
                 images,
             )
 
-    def _average(self, passes: Iterable[GradientRun], select: SelectClasses, *, raw: bool) -> ClassMaps:
-        """Squashes the channel maximum of the gradient of each class; of one scale and one layer, no average."""
-        run = next(iter(passes))
+    def _average(self, runs: Iterable[GradientRun], select: SelectClasses, *, raw: bool) -> ClassMaps:
+        """Normalizes the channel maximum of each class's gradient; there is one run only, so nothing is averaged."""
+        run = next(iter(runs))
         scores = class_scores(run.logits, self.activation, self.pooling)
         selection = select(run.logits.shape)
         candidates = selection.candidates_for(scores, scores > self.threshold, 1)
@@ -190,13 +192,13 @@ class Simonyan(GradientAttribution):  # type: ignore[misc]
         (gradient,) = run.channel_maxima(candidates.classes, selection.positions, chunk_size)
         if not gradient.isfinite().all():
             raise ValueError(
-                "the model's gradients hold NaN or infinite values: they exceed the range of its number type. Check "
-                "its weights, or run it in a type of wider range (float32, bfloat16)."
+                "the model's gradients contain NaN or infinite values: they exceed the range of its dtype. Check "
+                "its weights, or run it in a dtype of wider range (float32, bfloat16)."
             )
         # Adding zero turns -0.0 into 0.0.
         maps = squash(gradient, self.alpha).float().add_(0.0)
         maps.masked_fill_((candidates.classes < 0)[:, :, None, None], 0.0)
-        uncontrasted = zeros_like(candidates.detected[:, 0])
+        subtracted = zeros_like(candidates.detected[:, 0])
         return ClassMaps(
-            maps, candidates.classes, candidates.detected, scores, uncontrasted, maps.clone() if raw else None
+            maps, candidates.classes, candidates.detected, scores, subtracted, maps.clone() if raw else None
         )
