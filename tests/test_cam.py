@@ -335,7 +335,7 @@ def test_nothing_is_left_behind_after_a_fault_of_the_model(at, images):
         ({"scales": (9.0,)}, "scales must be ratios"),
         ({"activation": "relu"}, "activation must be"),
         ({"pooling": "median"}, "pooling must be"),
-        ({"threshold": 1.5}, "threshold must lie"),
+        ({"threshold": 1.5}, "threshold must be between"),
         ({"internal_batch_size": 0}, "internal_batch_size must be at least 1"),
     ],
 )
@@ -388,7 +388,7 @@ def test_numbers_that_are_none(cnn, images):
         overflowing.fc.weight.fill_(3e38)
     with pytest.raises(ValueError, match="scores contain NaN"):
         ClassActivationMaps(cnn).attribute(images, 1)
-    with pytest.raises(ValueError, match="(scores|maps) hold NaN or infinite"):
+    with pytest.raises(ValueError, match="(scores|maps) contain NaN or infinite"):
         ClassActivationMaps(overflowing).attribute(images, 1)
 
 

@@ -1,7 +1,7 @@
-"""The candidate classes of each image: detected, named by the caller, or added to be contrasted with the others.
+"""The candidate classes of each image: detected by score, given by the caller, or added to be subtracted.
 
-A :class:`Request` is what the caller passed. It becomes a :class:`Selection` when the model's output is known, and with
-the scores of each image :class:`Candidates`.
+A :class:`Request` holds the arguments of the caller. It is resolved to a :class:`Selection` when the shape of the
+model's output is known, and the scores of each image turn the selection into :class:`Candidates`.
 """
 
 from collections.abc import Callable
@@ -36,26 +36,26 @@ Activation = Literal["auto", "sigmoid", "softmax"]
 
 
 def check_detection_settings(activation: str, pooling: str, threshold: float) -> None:
-    """Check the settings by which classes are detected.
+    """Check the settings for the detection of classes.
 
     Raises:
-        ValueError: if one of them is not known or out of range.
+        ValueError: if one of them is unknown or out of range.
     """
     if activation not in ("auto", "sigmoid", "softmax"):
         raise ValueError(f"activation must be 'auto', 'sigmoid' or 'softmax', got {activation!r}.")
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(map(repr, POOLINGS))}; got {pooling!r}.")
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}.")
+        raise ValueError(f"threshold must be between 0 and 1, got {threshold}.")
 
 
 def class_scores(logits: Tensor, activation: Activation, pooling: PoolingName = "max") -> Tensor:
-    """Scores of the classes: each score map pooled over its positions, then the activation (Eq. 2).
+    """Compute the class scores: pool each score map over its positions, then apply the activation (Eq. 2).
 
     Args:
         logits: ``(N, C)`` or ``(N, C, h, w)``.
-        activation: ``"sigmoid"`` for classifiers that decide each class for itself, ``"softmax"`` for those that choose
-            one class. ``"auto"``: sigmoid for score maps and for a single class, softmax otherwise.
+        activation: ``"sigmoid"`` for multi-label classifiers, ``"softmax"`` for classifiers that choose one class.
+            ``"auto"``: sigmoid for score maps and for a single class, softmax otherwise.
         pooling: of score maps; see :func:`dcsm_attr.attribution.model.pool_score_maps`.
 
     Returns:
@@ -76,11 +76,11 @@ def class_scores(logits: Tensor, activation: Activation, pooling: PoolingName = 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The classes of each image, in the order of its maps: as :func:`choose_candidates` chose them, or as given.
+    """The candidate classes of each image, in the order of its maps.
 
     Attributes:
         classes: ``(N, K)`` int64, -1 where an image has fewer than K.
-        detected: ``(N, K)`` bool: True for classes in the image, False for those there only to be subtracted.
+        detected: ``(N, K)`` bool: True for classes in the image, False for classes that are only subtracted.
     """
 
     classes: Tensor
@@ -88,21 +88,21 @@ class Candidates:
 
 
 def choose_candidates(scores: Tensor, detected: Tensor, minimum: int, required: Tensor | None = None) -> Candidates:
-    """Choose the detected and the required classes, filled up with the best of the others (section 3.3 of the paper).
+    """Choose the detected and the required classes, then the next best up to ``minimum`` (section 3.3 of the paper).
 
     Args:
-        scores: ``(N, C)``, the order in which other classes fill up; larger first.
+        scores: ``(N, C)``, which rank the classes; larger first.
         detected: ``(N, C)`` bool.
-        minimum: candidates of each image, if the model has as many classes.
-        required: ``(N, C)`` bool, classes that are candidates whatever their score. None: none.
+        minimum: minimum number of candidates per image, if the model has that many classes.
+        required: ``(N, C)`` bool, classes that are candidates regardless of their score.
 
     Returns:
-        The detected and required classes of each image, best score first, then those that fill up, best score first. K
-        is the largest number that an image of the batch needs; what an image gets does not depend on the others.
+        The detected and required classes of each image, best score first, then the added ones, best score first. K is
+        the largest number of candidates in the batch; the candidates of an image do not depend on the other images.
     """
     always = detected if required is None else detected | required
     count = always.sum(dim=1).clamp(min=min(minimum, scores.shape[1]))
-    # Two stable sorts: by score, then the required and detected before the rest.
+    # Two stable sorts: by score, then required and detected classes before all others.
     by_score = scores.argsort(dim=1, descending=True, stable=True)
     first = always.gather(1, by_score).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     classes = by_score.gather(1, first)[:, : int(count.max())]
@@ -111,7 +111,7 @@ def choose_candidates(scores: Tensor, detected: Tensor, minimum: int, required: 
 
 
 def explicit_candidates(classes: Tensor, detected: Tensor) -> Candidates:
-    """Take the caller's candidates as they are.
+    """Build candidates from the classes that the caller passed.
 
     Args:
         classes: ``(N, K)`` int64, -1 where an image has fewer.
@@ -124,14 +124,13 @@ def explicit_candidates(classes: Tensor, detected: Tensor) -> Candidates:
 
 
 def resolve_classes(classes: object, images: int, count: int, name: str) -> Tensor:
-    """Read classes that the caller names: the same for all images, or a row for each.
+    """Convert the classes that the caller passed to one row per image.
 
     Args:
-        classes: integers ``(K,)``, or a row for each image; rows of images that have fewer may be shorter, or end in
-            -1.
+        classes: integers ``(K,)`` for all images, or one row per image; rows may be shorter, or end in -1.
         images: N.
         count: C, the number of classes of the model.
-        name: the argument, for messages.
+        name: the name of the argument, for messages.
 
     Returns:
         ``(N, K)`` int64 on the CPU.
@@ -172,25 +171,25 @@ def _pad_rows(classes: object) -> object:
 
 
 def resolve_target(target: Any, output_shape: torch.Size) -> tuple[Tensor, Tensor | None]:
-    """Find the class, and where the target names one the position, that ``target`` selects from each image's output.
+    """Resolve ``target`` to the class of each image, and to the position if the target contains one.
 
-    Captum itself reads the target, applied to a tensor that holds class indices: every form that Captum accepts is
-    accepted (an int, negative ints, tuples, tensors, a list with one entry an image), with its errors.
+    Captum's own function selects from a tensor of class indices. Therefore every form that Captum accepts is accepted
+    (an int, negative ints, tuples, tensors, a list with one entry per image), with the same errors.
 
     Args:
-        target: what Captum's ``attribute`` takes.
+        target: as for ``attribute`` of Captum.
         output_shape: ``(N, C)`` or ``(N, C, h, w)``.
 
     Returns:
-        Classes ``(N,)`` int64 and, where the target was ``(class, y, x)``, positions ``y * w + x`` ``(N,)`` int64;
-        otherwise None: the class at all positions. Both on the CPU.
+        Classes ``(N,)`` int64, and for a target ``(class, y, x)`` positions ``y * w + x``, ``(N,)`` int64; otherwise
+        None, which means all positions. Both on the CPU.
 
     Raises:
-        AssertionError: where Captum does not accept the form.
+        AssertionError: if Captum does not accept the form.
         IndexError: if a class or position is out of range.
     """
     images, classes = output_shape[:2]
-    # Class forms address the scores; Captum has no meaning for them on a map.
+    # Targets without a position select from the scores: Captum does not define them for score maps.
     addressed = output_shape if _names_position(target) else output_shape[:2]
     index = torch.arange(addressed.numel(), device="cpu").view(addressed)
     try:
@@ -201,8 +200,8 @@ def resolve_target(target: Any, output_shape: torch.Size) -> tuple[Tensor, Tenso
             f"target {target!r} is out of range: the model has {classes} classes (0 to {classes - 1}){maps}."
         ) from error
     assert selected.shape == (images,), (
-        f"target {target!r} does not select one score an image from an output of shape {tuple(output_shape)}: give a "
-        "class, or a list with one class an image."
+        f"target {target!r} does not select one score per image from an output of shape {tuple(output_shape)}: pass a "
+        "class, or a list with one class per image."
     )
     positions = addressed[2:].numel()
     return selected // positions % classes, selected % positions if len(addressed) == 4 else None
@@ -217,19 +216,19 @@ def select_target_map(maps: ClassMaps, target: Any, inputs: Any) -> Tensor | tup
     """Select the map of the target of each image, in the form that Captum's ``attribute`` returns.
 
     Args:
-        maps: with the target among the candidates.
+        maps: class maps whose candidates include the target.
         target: in any of Captum's forms. None: the best candidate of each image.
-        inputs: as the user gave them.
+        inputs: the inputs of the user.
 
     Returns:
-        ``(N, 1, H, W)``; a tuple if the inputs are one, with a map for each.
+        ``(N, 1, H, W)``; if the inputs are a tuple, a tuple with the same map for each input.
     """
     if target is None:
         attribution = maps.best()
     else:
-        # The scores have no positions: of a target (class, y, x) the class counts.
+        # The scores have no positions: only the class of a target (class, y, x) is used.
         if _names_position(target):
-            target = [one[0] for one in target] if isinstance(target, list) else target[0]
+            target = [entry[0] for entry in target] if isinstance(target, list) else target[0]
         classes, _ = resolve_target(target, maps.scores.shape)
         attribution = maps.select(classes.to(maps.maps.device))
     is_tuple = isinstance(inputs, tuple)
@@ -240,13 +239,13 @@ def select_target_map(maps: ClassMaps, target: Any, inputs: Any) -> Tensor | tup
 
 @dataclass(frozen=True)
 class Selection:
-    """The classes that the caller named, for a whole batch; None where they are left to the scores.
+    """The classes that the caller passed, as tensors; None for those that are chosen from the scores.
 
     Attributes:
         target: ``(N,)`` int64, the class to attribute to.
         positions: ``(N,)`` int64, the position of the score map to attribute to.
         known: ``(N, C)`` bool, classes known to be in the image.
-        candidates: ``(N, K)`` int64, the classes to subtract from each other.
+        candidates: ``(N, K)`` int64, the classes whose maps are subtracted from each other.
     """
 
     target: Tensor | None = None
@@ -255,11 +254,11 @@ class Selection:
     candidates: Tensor | None = None
 
     def __getitem__(self, part: slice) -> "Selection":
-        """The selection for a part of the batch."""
+        """Return the selection for a part of the batch."""
         return Selection(*(None if value is None else value[part] for value in self._values()))
 
     def to(self, device: torch.device) -> "Selection":
-        """The selection on another device."""
+        """Return the selection on another device."""
         return Selection(*(None if value is None else value.to(device) for value in self._values()))
 
     def _values(self) -> tuple[Tensor | None, ...]:
@@ -269,9 +268,9 @@ class Selection:
         """Choose the candidates of each image of a batch.
 
         Args:
-            ranking: ``(N, C)``, the order in which other classes fill up.
-            detected: ``(N, C)`` bool, by score; known classes take its place.
-            minimum: candidates of each image at least.
+            ranking: ``(N, C)``, scores that rank the classes.
+            detected: ``(N, C)`` bool, by score; ignored if classes are known.
+            minimum: minimum number of candidates per image.
         """
         detected = detected if self.known is None else self.known
         if self.candidates is not None:
@@ -280,18 +279,18 @@ class Selection:
         return choose_candidates(ranking, detected, minimum, required)
 
 
-#: Resolves a request for a part of a batch, given the shape of the model's output for it.
+#: Returns the selection for a part of a batch, given the shape of the model's output.
 SelectClasses = Callable[[torch.Size], Selection]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller passed, before the model's output is known; None where it is left to the scores.
+    """The arguments of the caller, before the shape of the model's output is known.
 
     Attributes:
         target: in any of Captum's forms, see :func:`dcsm_attr.attribution.candidates.resolve_target`.
-        classes: known to be in the images, see :func:`dcsm_attr.attribution.candidates.resolve_classes`.
-        candidates: to be subtracted from each other, in the same forms.
+        classes: classes known to be in the images, see :func:`dcsm_attr.attribution.candidates.resolve_classes`.
+        candidates: classes whose maps are subtracted from each other, in the same forms.
     """
 
     target: Any = None
@@ -299,16 +298,17 @@ class Request:
     candidates: Any = None
 
     def resolve(self, images: int, output_shape: torch.Size) -> Selection:
-        """Check everything against the output of the model.
+        """Check the arguments against the output of the model, and convert them to tensors.
 
         Args:
             images: N of the whole batch.
-            output_shape: of a part of it, ``(n, C)`` or ``(n, C, h, w)``.
+            output_shape: shape for a part of the batch, ``(n, C)`` or ``(n, C, h, w)``.
 
         Raises:
             AssertionError: if Captum does not accept the form of the target.
             IndexError: if the target is out of range.
-            ValueError: if classes or candidates are out of range or malformed, or the candidates lack the target.
+            ValueError: if classes or candidates are out of range or malformed, or the candidates do not include
+                the target.
         """
         count = output_shape[1]
         target, positions = None, None

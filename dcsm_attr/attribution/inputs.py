@@ -1,4 +1,4 @@
-"""The images that attribution methods accept: checked, resized, and explained in parts of a batch."""
+"""Checks, resizes and splits the inputs of the attribution methods."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -29,10 +29,10 @@ __all__ = [
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """Check the ratios of the sides.
+    """Check the scales, which are relative to the input size.
 
     Raises:
-        ValueError: if there is none, or one is not positive or far too large.
+        ValueError: if ``scales`` is empty, or a scale is not positive or above 8.
     """
     scales = tuple(scales)
     if not scales or not all(0 < scale <= 8 for scale in scales):
@@ -41,7 +41,7 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
 
 
 def sort_by_distance_to_one(scales: Sequence[float]) -> list[float]:
-    """The scale nearest to 1 comes first: there the classes are chosen."""
+    """Sort the scales so that the nearest to 1, at which the candidates are chosen, comes first."""
     return sorted(scales, key=lambda ratio: abs(ratio - 1))
 
 
@@ -49,23 +49,23 @@ _Result = TypeVar("_Result")
 
 
 def channels_last(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The same batches, channels last in memory, on the CPU; as they are on other devices.
+    """Convert batches on the CPU to the channels-last memory format; return others unchanged.
 
-    Convolutions hand the order on from layer to layer. On two CPU cores it takes 0.8 to 0.9 of the time for VGG,
-    ResNet, SqueezeNet and DenseNet, and the same for MobileNet and EfficientNet. Values are those of the other order up
+    Convolutions preserve the memory format of their input. On two CPU cores the format reduces the time to 0.8 to 0.9
+    for VGG, ResNet, SqueezeNet and DenseNet, and does not change it for MobileNet and EfficientNet. Values are equal up
     to rounding.
     """
     return tuple(x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x for x in images)
 
 
 class AutoMemoryFormat:
-    """Gives a model its images channels last, until it turns out that it cannot take them."""
+    """Runs a model in the channels-last memory format, unless the model does not support it."""
 
     def __init__(self) -> None:
         self._channels_last_supported = True
 
     def run(self, forward: Callable[[tuple[Tensor, ...]], _Result], images: tuple[Tensor, ...]) -> _Result:
-        """Call ``forward`` with the images, channels last where that works."""
+        """Call ``forward`` with the images in channels-last format, or unchanged if that fails."""
         if self._channels_last_supported:
             try:
                 return forward(channels_last(images))
@@ -77,7 +77,7 @@ class AutoMemoryFormat:
 
 
 def _is_channels_last_error(error: RuntimeError) -> bool:
-    """Whether a model failed because it views its tensors as if their order in memory were the usual one."""
+    """Whether a model failed because it calls ``view`` on a tensor that is not contiguous."""
     return "view size is not compatible" in str(error)
 
 
@@ -95,7 +95,7 @@ def check_images(inputs: Any) -> tuple[Tensor, ...]:
         The tensors as a tuple.
 
     Raises:
-        TypeError: if it is no tensor, or its values are not floating point.
+        TypeError: if an input is not a tensor, or is not floating point.
         ValueError: if the rank is wrong, the batch is empty, batches differ in size, or a value is NaN or infinite.
     """
     images = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -107,8 +107,8 @@ def check_images(inputs: Any) -> tuple[Tensor, ...]:
     for x in images[1:]:
         if x.shape[0] != first.shape[0] or x.shape[2:] != first.shape[2:]:
             raise ValueError(
-                "all inputs must have the same N, H and W, since one map answers for all of them; got "
-                f"{tuple(first.shape)} and {tuple(x.shape)}. Pass what is not an image in additional_forward_args."
+                "all inputs must have the same N, H and W, because they share one map; got "
+                f"{tuple(first.shape)} and {tuple(x.shape)}. Pass other inputs in additional_forward_args."
             )
     return images
 
@@ -130,38 +130,38 @@ def _check_batch(x: Any) -> None:
         )
         raise TypeError(f"inputs must be floating point, got {x.dtype}.{hint}")
     if not torch.isfinite(x).all():
-        raise ValueError("inputs must be finite: it holds NaN or infinite values.")
+        raise ValueError("inputs must be finite, but contain NaN or infinite values.")
 
 
 def check_differentiable(images: tuple[Tensor, ...]) -> None:
-    """Check that gradients can be taken.
+    """Check that gradients can be computed.
 
     Raises:
-        RuntimeError: under inference mode, or if a tensor was made there.
+        RuntimeError: under inference mode, or if a tensor was created under it.
     """
     if torch.is_inference_mode_enabled() or any(x.is_inference() for x in images):
         raise RuntimeError(
-            "gradients cannot be taken under torch.inference_mode, nor of tensors made there. Call outside of it, with "
-            "inputs.clone() made outside; torch.no_grad is fine."
+            "gradients cannot be computed under torch.inference_mode, nor for tensors created under it. Call outside "
+            "of it, with inputs.clone() made outside; torch.no_grad is fine."
         )
 
 
 def resize_images(images: tuple[Tensor, ...], scale: float, mode: Literal["bilinear", "bicubic"]) -> tuple[Tensor, ...]:
-    """Resize all batches to ``round(scale * size)``, at least one pixel, antialiased where they shrink.
+    """Resize all batches to ``round(scale * size)``, at least one pixel, with antialiasing when shrinking.
 
     Args:
         images: batches ``(N, C, H, W)``.
-        scale: ratio of the sides.
+        scale: size relative to the input size.
         mode: ``"bicubic"`` is MATLAB's ``imresize``.
 
     Returns:
-        The batches at the new size; unchanged where the size stays.
+        The batches at the new size; unchanged if the size is the same.
     """
     height, width = (max(1, round(scale * side)) for side in images[0].shape[2:])
     if (height, width) == tuple(images[0].shape[2:]):
         return images
-    # The antialiased kernels exist for float32 and float64 only. For enlarging, the flag selects MATLAB's cubic (a =
-    # -0.5).
+    # The antialiased kernels support float32 and float64 only. When enlarging, the flag selects MATLAB's cubic
+    # (a = -0.5).
     return tuple(
         F.interpolate(x if x.dtype == torch.float64 else x.float(), (height, width), mode=mode, antialias=True).to(
             x.dtype
@@ -171,16 +171,16 @@ def resize_images(images: tuple[Tensor, ...], scale: float, mode: Literal["bilin
 
 
 def default_batch_size(images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> int | None:
-    """How many images are best computed together, where nobody says.
+    """Return the number of images per forward pass if the user does not set it.
 
     Args:
         images: batches ``(N, C, H, W)``.
-        arguments: additional forward arguments; where there are some, a part of the batch might not fit to them.
+        arguments: additional forward arguments, which might not match a part of the batch.
 
     Returns:
-        On the CPU as many as have half a million pixels: layers of larger batches do not fit into memory that the
-        allocator keeps, and fresh memory costs more than the arithmetic (16 images of 320 x 320 through SqueezeNet:
-        0.6 of the time). None, which is all, on other devices and with arguments.
+        On the CPU, images with half a million pixels in total: the activations of larger batches do not fit into memory
+        that the allocator reuses, and new memory costs more than the arithmetic (16 images of 320 x 320 with
+        SqueezeNet take 0.6 of the time). None, the whole batch, on other devices and with arguments.
     """
     if images[0].device.type != "cpu" or arguments:
         return None
@@ -188,27 +188,27 @@ def default_batch_size(images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -
 
 
 def check_batch_size(internal_batch_size: int | None) -> None:
-    """Check how many images a forward pass may take.
+    """Check the maximum number of images per forward pass.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is below 1.
     """
     if internal_batch_size is not None and internal_batch_size < 1:
         raise ValueError(f"internal_batch_size must be at least 1, got {internal_batch_size}.")
 
 
 def batch_slices(images: int, max_images: int | None) -> list[slice]:
-    """Divide a batch of ``images`` into slices of at most ``max_images``; None: one slice."""
+    """Split a batch of ``images`` images into slices of at most ``max_images``; None: one slice."""
     step = images if max_images is None else max_images
     return [slice(start, start + step) for start in range(0, images, step)]
 
 
 def slice_forward_args(arguments: tuple[Any, ...], part: slice | Tensor, images: int) -> tuple[Any, ...]:
-    """Take the part of the additional forward arguments that belongs to a part of the batch.
+    """Slice the additional forward arguments for a part of the batch.
 
     Args:
-        arguments: tensors with one row an image are sliced, everything else is passed on whole, as Captum does.
-        part: the slice, or the numbers of the images ``(n,)``.
+        arguments: tensors with one row per image are sliced, all others are passed unchanged, as in Captum.
+        part: a slice, or the indices of the images ``(n,)``.
         images: N of the whole batch.
     """
     return tuple(a[part] if isinstance(a, Tensor) and a.ndim > 0 and len(a) == images else a for a in arguments)
@@ -222,16 +222,16 @@ def explain_in_batches(
     batch_size: int | None,
     explain: Callable[[tuple[Tensor, ...], tuple[Any, ...], SelectClasses], ClassMaps],
 ) -> ClassMaps:
-    """Explain the parts of a batch one after the other, with the model prepared, and concatenate the results.
+    """Compute the class maps of a batch in parts, with the model prepared, and concatenate the results.
 
     Args:
         forward_func: the model.
-        inputs: as the user gave them, see :func:`check_images`.
-        additional_forward_args: as the user gave them.
-        request: the classes that the user asked for.
-        batch_size: at most this many images per part. None: see :func:`default_batch_size`.
-        explain: computes the class maps of a part from its images, its forward arguments, and a function that resolves
-            the request for the part when the shape of the model's output is known.
+        inputs: the inputs of the user, see :func:`check_images`.
+        additional_forward_args: the arguments of the user.
+        request: the requested classes.
+        batch_size: maximum number of images per part. None: see :func:`default_batch_size`.
+        explain: computes the class maps of a part from its images, its forward arguments, and a function that returns
+            the selection of classes for the shape of the model's output.
 
     Returns:
         The maps of all images.
