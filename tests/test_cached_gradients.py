@@ -226,7 +226,7 @@ def test_a_layer_with_several_maps_is_refused(images):
 def test_incomplete_tensors(network, images, missing):
     named = compute_gradients(saliency(network), images, classes=[1], attribute_to_layer_input=True).tensors()
     del named[missing]
-    with pytest.raises(ValueError, match="these are not cached gradients: .* is missing"):
+    with pytest.raises(ValueError, match="the tensors are not cached gradients: .* is missing"):
         CachedGradients.from_tensors(named, LAYERS)
 
 

@@ -1,7 +1,7 @@
-"""Gradients that outlive their forward pass, so that several settings of a method can share them.
+"""Gradients that are kept after the forward pass, so that several settings of a method can share them.
 
 Alpha, the contrast, the number of candidates, and the choice among the cached layers, scales and classes can be changed
-without another pass; the model, the guided rule, and how images are resized cannot.
+without another pass; the model, the guided rule and the interpolation of images cannot.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,19 +38,19 @@ def compute_gradients(
     """Compute the gradients of a method without combining them.
 
     Args:
-        method: its model, layers, scales and ``guided`` decide what is computed.
+        method: determines the model, the layers, the scales and ``guided``.
         inputs: as for :meth:`DistinctClassSaliency.class_maps`.
-        classes: as there.
-        candidates: as there; for :class:`Simonyan` too.
-        additional_forward_args: as there.
-        attribute_to_layer_input: as there; of no effect for :class:`Simonyan`.
+        classes: as for :meth:`DistinctClassSaliency.class_maps`.
+        candidates: as for :meth:`DistinctClassSaliency.class_maps`; also for :class:`Simonyan`.
+        additional_forward_args: as for :meth:`DistinctClassSaliency.class_maps`.
+        attribute_to_layer_input: as for :meth:`DistinctClassSaliency.class_maps`; no effect for :class:`Simonyan`.
 
     Returns:
         The channel maxima of all candidates, in about 1/100 of the memory of the maps.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :meth:`DistinctClassSaliency.class_maps`.
-        ValueError: if a layer has several tensors, which its name does not distinguish.
+        TypeError, ValueError, RuntimeError: as in :meth:`DistinctClassSaliency.class_maps`.
+        ValueError: if a layer has several tensors, because gradients are cached by the name of the layer.
     """
     images = check_images(inputs)
     check_differentiable(images)
@@ -85,14 +85,14 @@ def class_maps_from_gradients(
     """Compute the maps of :meth:`DistinctClassSaliency.class_maps` from cached gradients.
 
     Args:
-        method: of the same model and ``guided``, with layers, scales and candidates that were cached.
-        cached: of :func:`compute_gradients`.
+        method: a method with the same model and ``guided``, whose layers, scales and candidates were cached.
+        cached: the result of :func:`compute_gradients`.
         classes: as for ``class_maps``.
-        candidates: as there.
-        raw: as there.
+        candidates: as for ``class_maps``.
+        raw: as for ``class_maps``.
 
     Returns:
-        The maps, bit for bit those of ``class_maps`` if the batch was the same.
+        The maps, bit for bit equal to those of ``class_maps`` for the same batch.
 
     Raises:
         ValueError: if a layer, scale or class was not cached; classes or candidates are malformed; or scores or
@@ -117,11 +117,11 @@ class CachedRun:
     """The channel maxima of one forward pass, at one scale.
 
     Attributes:
-        scale: ratio of the sides to those of the input.
+        scale: size relative to the input size.
         logits: ``(N, C)`` or ``(N, C, h, w)``.
         points: names of the P points.
-        classes: ``(N, K)`` int64, -1 where an image has fewer.
-        maps: of each point ``(N, K, h, w)``.
+        classes: ``(N, K)`` int64, -1 where an image has fewer than K classes.
+        maps: for each point ``(N, K, h, w)``.
     """
 
     scale: float
@@ -131,7 +131,7 @@ class CachedRun:
     maps: list[Tensor]
 
     def __post_init__(self) -> None:
-        """Check that points can be told apart."""
+        """Check that the names of the points differ."""
         if len(set(self.points)) < len(self.points):
             raise ValueError(
                 "gradients are cached by the name of their layer, but a layer has several maps: "
@@ -141,12 +141,12 @@ class CachedRun:
     def channel_maxima(
         self, classes: Tensor, positions: Tensor | None = None, class_chunk_size: int = 1
     ) -> list[Tensor]:
-        """Look the classes up.
+        """Return the cached maps of some classes.
 
         Args:
-            classes: ``(N, K')`` int64, each among those that were cached, or -1.
-            positions: must be None: all positions of the score maps were seeded.
-            class_chunk_size: of no effect.
+            classes: ``(N, K')`` int64, each of them cached, or -1.
+            positions: must be None: the gradients are those of all positions of the score maps.
+            class_chunk_size: unused.
 
         Returns:
             For each point ``(N, K', h, w)``; zero where the class is -1.
@@ -155,9 +155,7 @@ class CachedRun:
             ValueError: if the gradients of a class were not cached, or positions are given.
         """
         if positions is not None:
-            raise ValueError(
-                "cached gradients are those of all positions of a score map: pass a class, not a position."
-            )
+            raise ValueError("cached gradients are for all positions of a score map: pass a class, not a position.")
         same = classes[:, :, None] == self.classes[:, None, :]
         empty = classes < 0
         missing = ~(same.any(dim=2) | empty)
@@ -172,10 +170,10 @@ class CachedRun:
         return [maps[images, slots].masked_fill(empty[:, :, None, None], 0.0) for maps in self.maps]
 
     def at(self, points: Sequence[str]) -> "CachedRun":
-        """The same with some of its points, in the order given.
+        """Return the run at some of its points, in the given order.
 
         Raises:
-            ValueError: if one was not cached.
+            ValueError: if a point was not cached.
         """
         missing = [point for point in points if point not in self.points]
         if missing:
@@ -190,17 +188,17 @@ class CachedGradients:
 
     Attributes:
         size: ``(H, W)`` of the images.
-        runs: with different scales.
+        runs: one per scale.
     """
 
     size: tuple[int, int]
     runs: tuple[CachedRun, ...]
 
     def run(self, scale: float) -> CachedRun:
-        """The run at a scale.
+        """Return the run at a scale.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if the scale was not cached.
         """
         for run in self.runs:
             if run.scale == scale:
@@ -208,25 +206,25 @@ class CachedGradients:
         raise ValueError(f"no gradients were cached at scale {scale}; cached are {[run.scale for run in self.runs]}.")
 
     def __add__(self, other: "CachedGradients") -> "CachedGradients":
-        """The runs of both, which are of the same images at different scales."""
+        """Combine the runs of the same images at different scales."""
         return CachedGradients(self.size, self.runs + other.runs)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything as named tensors, for a file."""
+        """Return all data as named tensors, for a file."""
         named = {"size": torch.tensor(self.size, device="cpu")}
         for run in self.runs:
             named[f"{run.scale}|logits"] = run.logits.contiguous()
-            named[f"{run.scale}|classes"] = run.classes.clone()  # Runs share theirs, which files do not allow.
+            named[f"{run.scale}|classes"] = run.classes.clone()  # Runs share this tensor, which files do not allow.
             for point, maps in zip(run.points, run.maps, strict=True):
                 named[f"{run.scale}|map|{point}"] = maps.contiguous()
         return named
 
     @staticmethod
     def from_tensors(named: Mapping[str, Tensor], points: Sequence[str]) -> "CachedGradients":
-        """Read what :meth:`tensors` gave.
+        """Build gradients from the result of :meth:`tensors`.
 
         Args:
-            named: the tensors.
+            named: the named tensors.
             points: the names of the points, in order.
 
         Raises:
@@ -246,5 +244,5 @@ class CachedGradients:
             )
             height, width = named["size"].tolist()
         except KeyError as error:
-            raise ValueError(f"these are not cached gradients: {error} is missing") from error
+            raise ValueError(f"the tensors are not cached gradients: {error} is missing") from error
         return CachedGradients((height, width), runs)

@@ -1,13 +1,11 @@
-"""One forward pass, then the channel maximum of each chosen layer's gradient for each of several classes.
+"""Computes the gradients of several classes at several layers, reduced to channel maxima, from one forward pass.
 
-A :class:`GradientTap` in the forward pass at each chosen layer passes its tensor on unchanged and owns a *slot*, a leaf
-of the graph with the shape of a map. What the tap returns as the slot's gradient is the *reduced* gradient of the
-layer: the channel maximum is taken inside the backward pass, and a layer's full gradient lives no longer than autograd
-needs it.
+A :class:`GradientTap` at each chosen layer is the identity in the forward pass. It also has a *slot*, a leaf of the
+graph with the shape of a map, and returns the *reduced* gradient of the layer as the gradient of the slot. So the
+channel maximum is computed inside the backward pass, and the full gradient is freed as soon as autograd has used it.
 
-The network below the first tap runs without a graph, because nothing there requires a gradient: the images are
-detached, and parameters enter every operation as constants (:class:`DetachedParameters`), which also saves the
-activations that would only be kept for the gradients of weights.
+The network below the first tap runs without a graph: the images are detached, and parameters enter every operation as
+constants (:class:`DetachedParameters`). This also saves the activations that only gradients of weights need.
 """
 
 import threading
@@ -37,19 +35,19 @@ __all__ = [
 ]
 
 
-#: A gradient ``(N, C, h, w)`` to a map ``(N, 1, h, w)``.
+#: Reduces a gradient ``(N, C, h, w)`` to a map ``(N, 1, h, w)``.
 Reduction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class LayerPoint:
-    """A place in the network where gradients are read.
+    """A point of the network at which gradients are computed.
 
     Attributes:
-        name: how messages and :attr:`DistinctClassSaliency.layers` call it.
-        module: the layer; None stands for the images themselves.
-        at_input: whether the layer's input is meant, or its output. Where other layers take the same tensor, as beside
-            a shortcut, the gradient is that through this layer alone; Captum's is that of the tensor, through all.
+        name: its name in messages and in :attr:`DistinctClassSaliency.layers`.
+        module: the layer; None for the images.
+        at_input: whether the point is the input of the layer instead of its output. If other layers have the same
+            input, as at a shortcut, the gradient is the one through this layer only; Captum's is the sum over all.
     """
 
     name: str
@@ -58,12 +56,12 @@ class LayerPoint:
 
 
 class GradientTap(torch.autograd.Function):
-    """Identity on a layer's tensor; backward, the slot receives the reduced gradient."""
+    """Identity whose backward pass also returns the reduced gradient, as the gradient of the slot."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slot: Tensor, reduction: Reduction) -> Tensor:
         ctx.reduction = reduction
-        # A copy, so that the in-place operations that may follow find a tensor of their own.
+        # A copy, because in-place operations may follow.
         return x.clone()
 
     @staticmethod
@@ -74,7 +72,7 @@ class GradientTap(torch.autograd.Function):
 
 
 class DetachedParameters(TorchFunctionMode):
-    """Within this context, parameters enter every operation detached; the parameters themselves are not touched."""
+    """Within this context, parameters enter every operation detached; the parameters are not changed."""
 
     def __torch_function__(
         self,
@@ -83,7 +81,7 @@ class DetachedParameters(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run ``func`` with detached parameters; reading or writing an attribute of a parameter is let through."""
+        """Run ``func`` with detached parameters, except when it reads or writes an attribute of a parameter."""
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in ("__get__", "__set__"):
             return func(*args, **kwargs)
@@ -101,7 +99,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``F.batch_norm``; where it is a constant scale and shift, as one multiplication, whose backward is another."""
+    """Compute ``F.batch_norm``; in evaluation mode as one multiplication and addition, which is faster."""
     parameters = (running_mean, running_var, weight, bias)
     if training or not x.requires_grad or any(p is None or p.dtype != x.dtype for p in parameters):
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -116,14 +114,14 @@ def _detach(value: Any) -> Any:
 
 @dataclass
 class ForwardPass:
-    """One forward pass, from which gradients can be taken once.
+    """One forward pass, from which gradients can be computed once.
 
     Attributes:
         logits: detached scores of the model, ``(N, C)`` or ``(N, C, h, w)``.
-        points: name of the layer of each tap, in the order of :meth:`channel_maxima`; a layer with several tensors has
-            several.
+        points: name of the layer of each tap, in the order of :meth:`channel_maxima`; repeated for a layer with several
+            tensors.
         num_rectifiers: number of rectifier calls in the forward pass.
-        num_guided_rectifiers: number of those above the first tap; 0 where the rule was not asked for.
+        num_guided_rectifiers: number of those above the first tap; 0 if the rule was not requested.
     """
 
     logits: Tensor
@@ -138,19 +136,19 @@ class ForwardPass:
     ) -> list[Tensor]:
         """Backpropagate each class of each image, and free the graph: Eq. 3 before upsampling.
 
-        The seed of a class is one at its score, in a score map at all positions, zero elsewhere: the gradients are
-        those of the class's score, summed over positions.
+        The gradients are those of the score of the class; for a score map, of the sum over its positions.
 
         Args:
             classes: ``(N, K)`` int64; -1 where an image has fewer than K classes.
-            positions: ``(N,)`` int64, the one position ``y * w + x`` of the score map to seed. None: all positions.
-            class_chunk_size: how many classes one batched backward takes; 1 is a plain backward a class.
+            positions: ``(N,)`` int64, the position ``y * w + x`` of the score map to use. None: all positions.
+            class_chunk_size: classes per batched backward pass; 1 gives one plain backward pass per class.
 
         Returns:
-            For each tap ``(N, K, h, w)``, float32 unless the layer is float64; zero where the class is -1.
+            For each tap ``(N, K, h, w)``, float64 if the layer is float64 and otherwise float32; zero where the class
+            is -1.
 
         Raises:
-            RuntimeError: if the scores do not depend on a layer, or the graph was used already.
+            RuntimeError: if the scores do not depend on a layer, or the graph has already been used.
         """
         if self._output is None:
             raise RuntimeError("the graph of this forward pass was used and freed; run another one")
@@ -175,8 +173,8 @@ class ForwardPass:
             )
             raise_deferred_signals()
         except RuntimeError as error:
-            # Some operations of other libraries have no batched backward.
-            if not batched or not any(sign in str(error) for sign in ("vmap", "Batching rule", "batching rule")):
+            # Some operations of other libraries do not support a batched backward pass.
+            if not batched or not any(word in str(error) for word in ("vmap", "Batching rule", "batching rule")):
                 raise
             one_by_one = [self._backward_classes(output, slots, seed[None]) for seed in seeds]
             return [torch.cat(maps, dim=1) for maps in zip(*one_by_one, strict=True)]
@@ -190,7 +188,7 @@ class ForwardPass:
 
 
 class GradientRun(Protocol):
-    """The scores and the gradients of one forward pass: a :class:`ForwardPass`, or gradients that were cached."""
+    """The scores and gradients of one run of the model: a :class:`ForwardPass` or cached gradients."""
 
     @property
     def logits(self) -> Tensor:
@@ -199,7 +197,7 @@ class GradientRun(Protocol):
 
     @property
     def points(self) -> list[str]:
-        """Names of the points at which gradients are read."""
+        """Names of the points at which gradients are computed."""
         ...
 
     def channel_maxima(
@@ -217,7 +215,7 @@ def _no_graph_error(name: str) -> RuntimeError:
 
 
 def _seeds(output: Tensor, classes: Tensor, positions: Tensor | None) -> Tensor:
-    """One-hot seeds ``(K, *output.shape)``; a class of -1 has none."""
+    """Return the gradients of the output, one-hot by class, ``(K, *output.shape)``; zero where the class is -1."""
     images, count = classes.shape
     seeds = torch.zeros(count, *output.shape[:2], dtype=output.dtype, device=output.device)
     exists = (classes >= 0).T[..., None].to(output.dtype)
@@ -244,28 +242,28 @@ def run_forward(
     *,
     guided: bool,
 ) -> ForwardPass:
-    """Run the model once with a tap at each point.
+    """Run the model once, with a tap at each point.
 
     Args:
         forward_func: the model, or a function that calls it.
-        inputs: image batches; the first carries the tap of a point without a module.
-        additional_forward_args: passed on after the inputs.
-        points: where to read gradients.
-        reduction: ``(N, C, h, w)`` to ``(N, 1, h, w)``, applied to each gradient inside the backward pass.
-        guided: whether rectifiers record the guided rule.
+        inputs: image batches; a point without a module is at the first.
+        additional_forward_args: passed to the model after the inputs.
+        points: the points at which to compute gradients.
+        reduction: ``(N, C, h, w)`` to ``(N, 1, h, w)``, applied to each gradient in the backward pass.
+        guided: whether rectifiers use the guided rule in the backward pass.
 
     Returns:
-        The forward pass, with a graph from the first tap on.
+        The forward pass, with a graph that begins at the first tap.
 
     Raises:
-        RuntimeError: if a layer was not reached, or the scores do not depend on it through autograd.
-        TypeError, ValueError: if the output holds no scores, see :func:`dcsm_attr.attribution.model.check_scores`.
+        RuntimeError: if a layer is not reached, or the scores do not depend on it through autograd.
+        TypeError, ValueError: if the output contains no scores, see :func:`dcsm_attr.attribution.model.check_scores`.
     """
     taps = _GradientTaps(reduction)
     rule = GuidedRectifiers()
     with torch.enable_grad(), taps.attached(points), DetachedParameters(), rule if guided else nullcontext():
         images = [x.detach() for x in inputs]
-        images[0] = taps.of_images(points, images[0])
+        images[0] = taps.tap_images(points, images[0])
         output = forward_func(*images, *additional_forward_args)
     raise_deferred_signals()
     scores = check_scores(output, len(inputs[0]))
@@ -276,9 +274,10 @@ def run_forward(
 
 
 def class_chunk_size(classes: Tensor, internal_batch_size: int | None) -> int:
-    """How many classes ``(N, K)`` share a backward pass: one on the CPU, where a batched pass is slower.
+    """Return the number of classes per backward pass, given classes ``(N, K)``.
 
-    On an accelerator all, or as many as keep images times classes within ``internal_batch_size``.
+    One on the CPU, where a batched pass is slower. On an accelerator all, or as many as keep images times classes
+    within ``internal_batch_size``.
     """
     if classes.device.type == "cpu":
         return 1
@@ -286,15 +285,15 @@ def class_chunk_size(classes: Tensor, internal_batch_size: int | None) -> int:
 
 
 def check_guided_rectifiers(run: ForwardPass) -> None:
-    """Refuse a model without rectifiers, and warn if none of them was guided.
+    """Check that the model has rectifiers, and warn if none of them was guided.
 
     Raises:
-        ValueError: if the model has no rectifier at all.
+        ValueError: if the model has no rectifier.
     """
     if run.num_rectifiers == 0:
         raise ValueError(
-            "the model has no rectifier (ReLU or a relative of it), so that guided backpropagation would silently be "
-            "plain backpropagation. Pass guided=False if that is what you want."
+            "the model has no rectifier (ReLU or a similar activation), so that guided backpropagation would silently "
+            "be plain backpropagation. To use plain gradients, pass guided=False."
         )
     if run.num_guided_rectifiers == 0:
         warn_caller(
@@ -304,12 +303,12 @@ def check_guided_rectifiers(run: ForwardPass) -> None:
 
 
 class _GradientTaps:
-    """The hooks of one forward pass and the slots that they made."""
+    """The hooks of one forward pass, and the slots that they create."""
 
     def __init__(self, reduction: Reduction) -> None:
         self._reduction = reduction
         self._slots: dict[LayerPoint, list[Tensor]] = {}
-        # Hooks fire for every thread that runs the module; only this thread's forward pass is ours.
+        # Hooks run in every thread that calls the module; only this thread's forward pass is tapped.
         self._thread = threading.get_ident()
 
     @contextmanager
@@ -330,7 +329,7 @@ class _GradientTaps:
             return [point.module.register_forward_pre_hook(lambda _, inputs: self._tap(point, inputs))]
         return [point.module.register_forward_hook(lambda _, inputs, output: self._tap(point, output))]
 
-    def of_images(self, points: Sequence[LayerPoint], images: Tensor) -> Tensor:
+    def tap_images(self, points: Sequence[LayerPoint], images: Tensor) -> Tensor:
         for point in points:
             if point.module is None:
                 images = self._tap(point, images)
@@ -339,10 +338,10 @@ class _GradientTaps:
     def _tap(self, point: LayerPoint, value: Any) -> Any:
         if threading.get_ident() != self._thread:
             return None
-        # A layer that runs several times counts with its last run, as everywhere in Captum.
+        # Of a layer that runs several times, the last run counts, as in Captum.
         slots = self._slots[point] = []
 
-        def tapped(element: Any) -> Any:
+        def tap_tensor(element: Any) -> Any:
             if not isinstance(element, Tensor) or not element.is_floating_point() or element.ndim not in (2, 4):
                 return element
             spatial = element.shape[2:] or (1, 1)
@@ -351,10 +350,10 @@ class _GradientTaps:
             return GradientTap.apply(element, slot, self._reduction)
 
         if isinstance(value, tuple) and hasattr(value, "_make"):
-            return value._make(map(tapped, value))
+            return value._make(map(tap_tensor, value))
         if isinstance(value, (tuple, list)):
-            return type(value)(map(tapped, value))
-        return tapped(value)
+            return type(value)(map(tap_tensor, value))
+        return tap_tensor(value)
 
     def collect(self, points: Sequence[LayerPoint]) -> tuple[list[Tensor], list[str]]:
         slots: list[Tensor] = []
