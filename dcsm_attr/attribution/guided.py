@@ -1,19 +1,17 @@
 r"""Guided backpropagation as a context manager that changes no module.
 
-Through a rectifier, guided backpropagation (Springenberg et al., "Striving for Simplicity", ICLR 2015 workshop) passes
-on only those gradients that are positive, at positions where the rectifier was open:
+At a rectifier, guided backpropagation (Springenberg et al., "Striving for Simplicity", ICLR 2015 workshop) passes on
+only positive gradients, and only at positions where the input was positive:
 
 .. math:: g_{in} = g_{out} \cdot [x > 0] \cdot [g_{out} > 0]
 
 :class:`GuidedRectifiers` replaces the *functions* during a forward pass, not the modules. It therefore reaches
-in-place, reused and functional rectifiers alike, and gives the same values as Captum's ``GuidedBackprop`` wherever that
-guides anything.
+in-place, reused and functional rectifiers, and gives the same values as Captum's ``GuidedBackprop`` for models that
+the latter supports.
 
-Extension, not in the paper: for the rectifiers' relatives (ReLU6, LeakyReLU, PReLU, ELU, SELU, CELU, SiLU, GELU, Mish,
-Hardswish, Softplus) positive gradients pass through the activation's own derivative,
-:math:`g_{in} = f'(x) \cdot \max(g_{out}, 0)`, which is the rule above for :math:`f = \mathrm{ReLU}`.
-
-Which functions are rectifiers, or relatives of them, however a model calls them.
+Extension, not in the paper: for similar activations (ReLU6, LeakyReLU, PReLU, RReLU, ELU, SELU, CELU, SiLU, GELU, Mish,
+Hardswish, Softplus), positive gradients pass through the derivative of the activation,
+:math:`g_{in} = f'(x) \cdot \max(g_{out}, 0)`. For :math:`f = \mathrm{ReLU}` this is the rule above.
 """
 
 import threading
@@ -31,123 +29,18 @@ __all__ = ["RELU", "RELU_IN_PLACE", "GuidedRectifiers", "rectifies", "unguided_r
 
 _AnyFunction = Callable[..., Any]
 
-RELU: set[_AnyFunction] = {F.relu, torch.relu, Tensor.relu}
-RELU_IN_PLACE: set[_AnyFunction] = {torch.relu_, Tensor.relu_}
-_RELU_LIKE: set[_AnyFunction] = {
-    *(F.celu, F.elu, F.gelu, F.hardswish, F.leaky_relu, F.mish, F.prelu, F.relu6, F.rrelu, F.selu, F.silu, F.softplus),
-    *(F.elu_, F.leaky_relu_, torch.celu, torch.prelu, torch.rrelu, torch.selu, Tensor.prelu),
-    *(torch.celu_, torch.rrelu_, torch.selu_),
-}
-
-
-def _is_zero(limit: Any) -> bool:
-    # A tensor's value would have to be fetched from its device: only plain numbers are looked at.
-    return isinstance(limit, (int, float)) and limit == 0
-
-
-def _clamps_at_zero(*limits: Any, **named: Any) -> bool:
-    return _is_zero(named.get("min", limits[0] if limits else None))
-
-
-# These functions rectify only where they cut at zero: each with a test that reads its arguments after the input.
-_CLAMP_FUNCTIONS: dict[_AnyFunction, Callable[..., bool]] = {
-    **dict.fromkeys(
-        (torch.clamp, torch.clamp_, torch.clip, torch.clip_, torch.clamp_min, torch.clamp_min_), _clamps_at_zero
-    ),
-    **dict.fromkeys((Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_), _clamps_at_zero),
-    **dict.fromkeys((Tensor.clamp_min, Tensor.clamp_min_), _clamps_at_zero),
-    **dict.fromkeys(
-        (F.hardtanh, F.hardtanh_),
-        lambda min_val=-1.0, max_val=1.0, inplace=False: _is_zero(min_val),
-    ),
-    **dict.fromkeys(
-        (F.threshold, torch.threshold, torch.threshold_),
-        lambda threshold, value, inplace=False: _is_zero(threshold) and _is_zero(value),
-    ),
-}
-
-
-def rectifies(function: _AnyFunction, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
-    """Whether a call is that of a rectifier: of ReLU in any spelling, or of a relative.
-
-    Args:
-        function: as a :class:`~torch.overrides.TorchFunctionMode` receives it.
-        arguments: of the call, by position.
-        named: of the call, by name.
-
-    Returns:
-        True for ReLU, and for ReLU6, LeakyReLU, PReLU, RReLU, ELU, SELU, CELU, SiLU, GELU, Mish, Hardswish, Softplus;
-        for clamp, hardtanh and threshold where they cut at zero.
-    """
-    if function in _CLAMP_FUNCTIONS:
-        limits = {name: value for name, value in named.items() if name != "input"}
-        return _CLAMP_FUNCTIONS[function](*arguments[1:], **limits)
-    return function in RELU or function in RELU_IN_PLACE or function in _RELU_LIKE
-
-
-class _GuidedReLU(torch.autograd.Function):
-    """ReLU with the guided rule."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, in_place: bool) -> Tensor:
-        ctx.save_for_backward(_open_mask(x))
-        if not in_place:
-            return x.clamp(min=0)
-        ctx.mark_dirty(x)
-        return x.clamp_(min=0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (is_open,) = ctx.saved_tensors
-        return gradients[0].clamp(min=0).mul_(is_open), None
-
-
-def _open_mask(x: Tensor) -> Tensor:
-    """One where a rectifier is open, zero elsewhere.
-
-    On accelerators a byte an element, where ReLU keeps the whole output. On the CPU a number: there, multiplying by
-    bytes writes them out as numbers first, in each backward pass anew.
-    """
-    return torch.gt(x, 0, out=torch.empty_like(x)) if x.device.type == "cpu" else x > 0
-
-
-class _PositiveGradients(torch.autograd.Function):
-    """Identity whose backward drops negative gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        # A view would forbid the in-place operations that may follow in the user's model.
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].clamp(min=0)
-
-
-_Function = Callable[..., Any]
-
-
-class _ActiveRules(threading.local):
-    """The contexts that a thread is in, the innermost last; None for :func:`unguided_rectifiers`."""
-
-    def __init__(self) -> None:
-        self.rules: list[GuidedRectifiers | None] = []
-
-
-_active_rules = _ActiveRules()
-
 
 class GuidedRectifiers(TorchFunctionMode):
-    """Within this context, rectifiers record the guided rule instead of their gradient.
+    """Within this context, rectifiers use the guided rule in the backward pass.
 
-    The forward values are unchanged, to the bit. The rule belongs to the recorded graph: the backward pass may run
-    after the context was left. The context holds for the thread that entered it, and for what it calls directly:
-    replicas that ``DataParallel`` runs in threads of its own, and TorchScript code, are not reached. Of nested contexts
-    the innermost alone acts: what a model or a hook of the user explains during a forward pass of ours is its own.
+    Forward values are unchanged, bit for bit. The rule is part of the graph, so the backward pass may run outside of
+    the context. The context applies to the thread that entered it; it does not reach the replicas that ``DataParallel``
+    runs in other threads, nor TorchScript code. Of nested contexts only the innermost is active, so that a hook or a
+    model of the user may use another method during the forward pass.
 
     Attributes:
         seen: number of rectifier calls.
-        guided: number of those whose input carried a graph, so that the rule has an effect there.
+        guided: number of calls whose input required a gradient, so that the rule has an effect.
 
     Examples::
 
@@ -173,12 +66,12 @@ class GuidedRectifiers(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: _Function,
+        func: _AnyFunction,
         types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run ``func``, or its guided form where it is a rectifier."""
+        """Run ``func``, or its guided form if it is a rectifier."""
         kwargs = kwargs or {}
         if _active_rules.rules[-1] is not self or not rectifies(func, args, kwargs):
             return func(*args, **kwargs)
@@ -194,7 +87,7 @@ class GuidedRectifiers(TorchFunctionMode):
 
 @contextmanager
 def unguided_rectifiers() -> Iterator[None]:
-    """Within this context, rectifiers keep their gradient, also where it stands inside of :class:`GuidedRectifiers`."""
+    """Within this context, rectifiers keep their own gradient, even inside :class:`GuidedRectifiers`."""
     _active_rules.rules.append(None)
     try:
         yield
@@ -202,10 +95,112 @@ def unguided_rectifiers() -> Iterator[None]:
         _active_rules.rules.pop()
 
 
-def _guided_activation(func: _Function, x: Tensor, rest: list[Any], kwargs: dict[str, Any]) -> Tensor:
-    # An activation that overwrites its input overwrites this copy instead, and so shows that it does; the input is then
-    # overwritten by the guided result, whose graph it takes over.
+class _ActiveRules(threading.local):
+    """The active contexts of a thread, innermost last; None for :func:`unguided_rectifiers`."""
+
+    def __init__(self) -> None:
+        self.rules: list[GuidedRectifiers | None] = []
+
+
+_active_rules = _ActiveRules()
+
+
+def rectifies(function: _AnyFunction, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
+    """Return whether a call is that of a rectifier: ReLU in any form, or a similar activation.
+
+    Args:
+        function: the function that a :class:`~torch.overrides.TorchFunctionMode` receives.
+        arguments: its positional arguments.
+        named: its keyword arguments.
+
+    Returns:
+        True for ReLU, and for ReLU6, LeakyReLU, PReLU, RReLU, ELU, SELU, CELU, SiLU, GELU, Mish, Hardswish, Softplus;
+        for clamp, hardtanh and threshold if their lower limit is zero.
+    """
+    if function in _CLAMP_FUNCTIONS:
+        limits = {name: value for name, value in named.items() if name != "input"}
+        return _CLAMP_FUNCTIONS[function](*arguments[1:], **limits)
+    return function in RELU or function in RELU_IN_PLACE or function in _RELU_LIKE
+
+
+RELU: set[_AnyFunction] = {F.relu, torch.relu, Tensor.relu}
+RELU_IN_PLACE: set[_AnyFunction] = {torch.relu_, Tensor.relu_}
+_RELU_LIKE: set[_AnyFunction] = {
+    *(F.celu, F.elu, F.gelu, F.hardswish, F.leaky_relu, F.mish, F.prelu, F.relu6, F.rrelu, F.selu, F.silu, F.softplus),
+    *(F.elu_, F.leaky_relu_, torch.celu, torch.prelu, torch.rrelu, torch.selu, Tensor.prelu),
+    *(torch.celu_, torch.rrelu_, torch.selu_),
+}
+
+
+def _is_zero(limit: Any) -> bool:
+    # Only plain numbers: reading the value of a tensor would wait for its device.
+    return isinstance(limit, (int, float)) and limit == 0
+
+
+def _clamps_at_zero(*limits: Any, **named: Any) -> bool:
+    return _is_zero(named.get("min", limits[0] if limits else None))
+
+
+# These functions rectify only if their limit is zero; each has a predicate for the arguments after the input.
+_CLAMP_FUNCTIONS: dict[_AnyFunction, Callable[..., bool]] = {
+    **dict.fromkeys(
+        (torch.clamp, torch.clamp_, torch.clip, torch.clip_, torch.clamp_min, torch.clamp_min_), _clamps_at_zero
+    ),
+    **dict.fromkeys((Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_), _clamps_at_zero),
+    **dict.fromkeys((Tensor.clamp_min, Tensor.clamp_min_), _clamps_at_zero),
+    **dict.fromkeys(
+        (F.hardtanh, F.hardtanh_),
+        lambda min_val=-1.0, max_val=1.0, inplace=False: _is_zero(min_val),
+    ),
+    **dict.fromkeys(
+        (F.threshold, torch.threshold, torch.threshold_),
+        lambda threshold, value, inplace=False: _is_zero(threshold) and _is_zero(value),
+    ),
+}
+
+
+class _GuidedReLU(torch.autograd.Function):
+    """ReLU with the guided rule."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, in_place: bool) -> Tensor:
+        ctx.save_for_backward(_open_mask(x))
+        if not in_place:
+            return x.clamp(min=0)
+        ctx.mark_dirty(x)
+        return x.clamp_(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (is_open,) = ctx.saved_tensors
+        return gradients[0].clamp(min=0).mul_(is_open), None
+
+
+def _open_mask(x: Tensor) -> Tensor:
+    """Return a mask that is one where the input is positive.
+
+    On accelerators one byte per element, which needs less memory than the output that ReLU saves. On the CPU the dtype
+    of the input, because multiplying by bytes would convert them in each backward pass.
+    """
+    return torch.gt(x, 0, out=torch.empty_like(x)) if x.device.type == "cpu" else x > 0
+
+
+def _guided_activation(func: _AnyFunction, x: Tensor, rest: list[Any], kwargs: dict[str, Any]) -> Tensor:
+    # An in-place activation overwrites this copy and returns it; the guided result is then written to the input.
     copy = x.clone()
     activated = func(copy, *rest, **kwargs)
     guided: Tensor = _PositiveGradients.apply(activated)
     return x.copy_(guided) if activated is copy else guided
+
+
+class _PositiveGradients(torch.autograd.Function):
+    """Identity whose backward pass sets negative gradients to zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        # A copy, because a view would not allow in-place operations that may follow in the user's model.
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].clamp(min=0)

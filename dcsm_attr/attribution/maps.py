@@ -1,16 +1,13 @@
-r"""Eq. 3, 4, 5 and 7 of DCSM as pure functions on tensors.
-
-All that the method computes once the gradients are known, without a model: the channel maximum, upsampling, the
-contrast between classes, the normalization, and the background.
+r"""Eq. 3, 4, 5 and 7 of DCSM as pure functions on tensors: the steps that follow the gradients, without a model.
 
 Notation: ``N`` images, ``K`` candidate classes, ``h x w`` positions of a layer, ``H x W`` pixels of the image. A *raw*
-map is :math:`M^c` of Eq. 3, a *distinct* map is :math:`\tilde M^c` of Eq. 4. Functions keep the dtype and the device of
-their inputs, return new tensors, and never read a value on the host, so that nothing synchronizes with an accelerator.
+map is :math:`M^c` of Eq. 3, a *distinct* map is :math:`\tilde M^c` of Eq. 4. Functions preserve dtype and device,
+return new tensors, and never read a value on the host, so that nothing waits for an accelerator.
 
 Source: W. Shimoda and K. Yanai, "Distinct Class-specific Saliency Maps for Weakly Supervised Semantic Segmentation",
 ECCV 2016 (the *paper*), and its two released codes, one for MatConvNet and one for Caffe (the *releases*).
 
-The steps at which the three published forms differ are the fields of :class:`Variant`.
+The steps in which these three differ are the fields of :class:`Variant`.
 """
 
 from collections.abc import Callable
@@ -41,42 +38,42 @@ __all__ = [
 ]
 
 
-#: What the MatConvNet release writes where a class lost a comparison: not zero, so that its logarithm exists.
+#: Value of the MatConvNet release where the difference of two classes is not positive; its logarithm is finite.
 MATCONVNET_FLOOR = 1e-20
 
-# Number of classes from which the sorted form of Eq. 4 beats the pairwise one (benchmarks/design_choices.py, two CPU
-# cores, 500 x 500: 96 classes 1.15 of the pairwise time, 128 classes 0.92). The paper compares at most ten.
+# Number of classes from which the sorted form of Eq. 4 is faster than the pairwise one (benchmarks/design_choices.py,
+# two CPU cores, 500 x 500: 96 classes 1.15 of the pairwise time, 128 classes 0.92). The paper compares at most ten.
 _SORT_FROM = 128
 
 
 def absolute_channel_maximum(gradient: Tensor) -> Tensor:
     r"""Reduce a layer's gradient to one map: :math:`\max_k |v_k|`, the channel maximum of Eq. 3.
 
-    Differs from the paper, as both releases do: Eq. 3 takes the maximum after upsampling. Interpolation does not
+    Differs from the paper, as do both releases: Eq. 3 computes the maximum after upsampling. Interpolation does not
     commute with a maximum; reducing first gives an upper bound of the paper's map, equal to it at the positions of the
-    layer, at a fraction (one over the number of channels) of its memory.
+    layer, and needs 1/C of the memory.
 
     Args:
-        gradient: ``(N, C, h, w)``, any sign.
+        gradient: ``(N, C, h, w)``.
 
     Returns:
-        ``(N, 1, h, w)``, not negative.
+        ``(N, 1, h, w)``, at least 0.
     """
-    # As gradient.abs().amax(dim=1), without a second gradient in memory.
+    # Equals gradient.abs().amax(dim=1), without a second tensor of that size.
     return torch.maximum(gradient.amax(dim=1, keepdim=True), gradient.amin(dim=1, keepdim=True).neg_())
 
 
 def signed_channel_maximum(gradient: Tensor) -> Tensor:
     r"""Reduce a layer's gradient to one map: :math:`\max_k v_k`, without the absolute value (the Caffe release).
 
-    The release's CUDA kernel indexes rows with the height for both axes, so that it is correct for square maps only;
-    this is correct for any shape.
+    The CUDA kernel of the release is correct for square maps only, because it uses the height for both axes; this
+    function is correct for any shape.
 
     Args:
-        gradient: ``(N, C, h, w)``, any sign.
+        gradient: ``(N, C, h, w)``.
 
     Returns:
-        ``(N, 1, h, w)``, of either sign.
+        ``(N, 1, h, w)``, positive or negative.
     """
     return gradient.amax(dim=1, keepdim=True)
 
@@ -113,7 +110,7 @@ def upsample_from_corner(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _interpolate_axis_from_corner(maps: Tensor, length: int, dim: int) -> Tensor:
     source_length = maps.shape[dim]
-    # Integers first: floor(y * h / H) must not depend on the rounding of a float quotient.
+    # Integer arithmetic: floor(y * h / H) must not depend on rounding.
     scaled = torch.arange(length, device=maps.device) * source_length
     lower = torch.div(scaled, length, rounding_mode="floor")
     upper = (lower + 1).clamp(max=source_length - 1)
@@ -128,19 +125,18 @@ def subtract(maps: Tensor, valid: Tensor | None = None) -> Tensor:
 
     .. math:: \tilde M^c = \sum_{c' \ne c} \max(M^c - M^{c'}, 0)
 
-    Exactly zero where no other candidate's map is below; with a single candidate the sum is empty and the result is
-    zero everywhere (what to do then is the caller's decision).
+    Exactly zero where no other candidate's map is smaller, and zero everywhere for a single candidate.
 
     Args:
         maps: ``(N, K, H, W)`` raw maps.
-        valid: ``(N, K)`` bool, False where a slot holds no class. None: every slot holds one.
+        valid: ``(N, K)`` bool, False for unused slots. None: all slots are used.
 
     Returns:
-        ``(N, K, H, W)``, not negative, zero in slots without a class.
+        ``(N, K, H, W)``, at least 0, zero in unused slots.
     """
     classes = maps.shape[1]
     if valid is not None:
-        # An infinite map is above every other: nothing is ever subtracted because of an empty slot.
+        # An infinite map is never smaller: unused slots contribute nothing to the other maps.
         maps = maps.masked_fill(~valid[:, :, None, None], torch.inf)
     distinct = _contrast_sorted(maps) if classes >= _SORT_FROM else _contrast_pairs(maps)
     return distinct if valid is None else distinct.masked_fill(~valid[:, :, None, None], 0.0)
@@ -169,10 +165,10 @@ def _contrast_sorted(maps: Tensor) -> Tensor:
 
 
 def divide_by_maximum(maps: Tensor) -> Tensor:
-    """Divide each map by its maximum over the image; a map without a positive value becomes zero everywhere.
+    """Divide each map by its maximum over the image; a map without positive values becomes zero.
 
-    Eq. 5 is printed without this step. It cannot be meant: gradients are about 1e-3 to 1e-6, where tanh is linear and
-    the average is near zero everywhere; both releases normalize before tanh.
+    Eq. 5 omits this step, but cannot be used without it: gradients are about 1e-3 to 1e-6, where tanh is linear and the
+    average is near zero everywhere. Both releases normalize before tanh.
 
     Args:
         maps: ``(N, K, H, W)``.
@@ -181,7 +177,7 @@ def divide_by_maximum(maps: Tensor) -> Tensor:
         ``(N, K, H, W)``, at most 1.
     """
     maximum = maps.amax(dim=(-2, -1), keepdim=True)
-    # Dividing by a subnormal maximum overflows to infinity; such a map is numerically zero.
+    # Division by a subnormal maximum would overflow; such a map is numerically zero.
     positive = maximum > torch.finfo(maps.dtype).tiny
     return maps / torch.where(positive, maximum, torch.inf)
 
@@ -190,32 +186,32 @@ def squash(maps: Tensor, alpha: float) -> Tensor:
     r"""Apply :math:`\tanh(\alpha M / \max_{x,y} M)`, the normalization of Eq. 5.
 
     Args:
-        maps: ``(N, K, H, W)``, of either sign.
-        alpha: steepness; the paper uses 3 for distinct maps and 8 for Simonyan's.
+        maps: ``(N, K, H, W)``.
+        alpha: steepness of tanh; the paper uses 3 for distinct maps and 8 for Simonyan's.
 
     Returns:
-        ``(N, K, H, W)`` in ``[-1, tanh(alpha)]``; not negative where the maps are not.
+        ``(N, K, H, W)`` in ``[-1, tanh(alpha)]``; at least 0 where the maps are.
     """
     return divide_by_maximum(maps).mul_(alpha).tanh_()
 
 
 def matconvnet_contrast(maps: Tensor, alpha: float, valid: Tensor | None = None) -> Tensor:
-    r"""Subtract as the MatConvNet release does: each pair's difference is normalized, squashed and clamped by itself.
+    r"""Contrast as the MatConvNet release does: the difference of each pair is normalized, squashed and clamped.
 
     For each other candidate :math:`c'`: :math:`D = M^c - M^{c'}`, divided by its maximum over the image, then
     :math:`\tanh(\alpha D)`, then 1e-20 where :math:`D \le 0`.
 
-    Defect of the release, guarded: where the maximum of :math:`D` is negative the division flips the signs, and the
-    pair adds a map near 1 everywhere. Such a pair is skipped here, as in the Caffe release.
+    If the maximum of :math:`D` is negative, the division of the release flips the signs, and the pair adds a map near 1
+    everywhere. Such pairs are skipped here, as in the Caffe release.
 
     Args:
         maps: ``(N, K, H, W)`` raw maps at image size.
         alpha: steepness, 3 in the release.
-        valid: ``(N, K)`` bool, False where a slot holds no class.
+        valid: ``(N, K)`` bool, False for unused slots.
 
     Returns:
-        ``(N, K, H, W)``: the *mean* over the other candidates, in ``[0, tanh(alpha)]``, where the release sums. Its
-        later division by the maximum removes the factor.
+        ``(N, K, H, W)``: the *mean* over the other candidates, in ``[0, tanh(alpha)]``, not the sum of the
+        release, which later divides by the maximum.
     """
     return _pairwise(maps, valid, lambda difference: _squash_matconvnet(difference, alpha))
 
@@ -227,16 +223,16 @@ def _squash_matconvnet(difference: Tensor, alpha: float) -> Tensor:
 
 
 def caffe_contrast(maps: Tensor, alpha: float, valid: Tensor | None = None) -> Tensor:
-    r"""The ``SubFix``, ``MaxNormalizeFix``, ``TanH``, ``SubStackFix`` layers of the Caffe release, at a layer's size.
+    r"""Contrast as the layers ``SubFix``, ``MaxNormalizeFix``, ``TanH``, ``SubStackFix`` of the Caffe release do.
 
-    For each other candidate: :math:`\tanh(\alpha D / \max D)`, zero everywhere where :math:`\max D \le 0`, *negative
-    values kept*; the mean over the candidates; then the same normalization and tanh once more, for this layer, which
-    removes the factor between the mean and the release's sum.
+    For each other candidate: :math:`\tanh(\alpha D / \max D)`, zero everywhere if :math:`\max D \le 0`, *negative
+    values kept*; the mean over the other candidates; then the same normalization and tanh again, which removes the
+    factor between the mean and the sum of the release.
 
     Args:
         maps: ``(N, K, h, w)`` signed raw maps at the layer's own size.
         alpha: steepness (``prior`` in the release), 3 there.
-        valid: ``(N, K)`` bool, False where a slot holds no class.
+        valid: ``(N, K)`` bool, False for unused slots.
 
     Returns:
         ``(N, K, h, w)`` in ``[-1, tanh(alpha)]``.
@@ -245,7 +241,7 @@ def caffe_contrast(maps: Tensor, alpha: float, valid: Tensor | None = None) -> T
 
 
 def _pairwise(maps: Tensor, valid: Tensor | None, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mean over the other candidates ``c'`` of ``transform(M^c - M^c')``; zero where there is no other."""
+    """Return the mean of ``transform(M^c - M^c')`` over the other candidates ``c'``; zero if there are none."""
     if valid is None:
         valid = torch.ones(maps.shape[:2], dtype=torch.bool, device=maps.device)
     total = torch.zeros_like(maps)
@@ -258,14 +254,14 @@ def _pairwise(maps: Tensor, valid: Tensor | None, transform: Callable[[Tensor], 
 
 
 def background(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tensor:
-    r"""The background: :math:`M^{BG} = (1 - \max_{c \in target} M^c)^\gamma`; with :math:`\gamma = 1` that of Eq. 7.
+    r"""Compute the background :math:`M^{BG} = (1 - \max_{c \in target} M^c)^\gamma`; Eq. 7 for :math:`\gamma = 1`.
 
-    The exponent (as in AffinityNet, Ahn and Kwak, CVPR 2018) says where the foreground begins: at the value :math:`m =
+    The exponent (as in AffinityNet, Ahn and Kwak, CVPR 2018) sets where the foreground begins: at the value :math:`m =
     (1 - m)^\gamma`, which is 0.5 for 1, 0.38 for 2, 0.28 for 4, 0.62 for 0.5.
 
     Args:
         maps: ``(N, K, H, W)`` in [0, 1].
-        foreground: ``(N, K)`` bool: the classes that are in the image, not those that only take part in the contrast.
+        foreground: ``(N, K)`` bool: True for classes in the image, False for classes that are only subtracted.
         exponent: :math:`\gamma`, positive; larger gives more foreground.
 
     Returns:
@@ -276,7 +272,7 @@ def background(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tenso
 
 
 def label_scores(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tensor:
-    """The background before the foreground maps.
+    """Concatenate the background and the foreground maps.
 
     Args:
         maps: ``(N, K, H, W)`` in [0, 1].
@@ -284,7 +280,7 @@ def label_scores(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Ten
         exponent: of the background, as in :func:`background`.
 
     Returns:
-        ``(N, 1 + K, H, W)`` in [0, 1]; label 0 is the background, label ``1 + k`` is slot ``k``, zero where the slot is
+        ``(N, 1 + K, H, W)`` in [0, 1]; label 0 is the background, label ``1 + k`` is slot ``k``, zero if the slot is
         not foreground. Their sum is positive everywhere.
     """
     present = maps.masked_fill(~foreground[:, :, None, None], 0.0)
@@ -292,10 +288,10 @@ def label_scores(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Ten
 
 
 def label_probabilities(maps: Tensor, foreground: Tensor, exponent: float = 1.0) -> Tensor:
-    """Background and foreground maps as one distribution per pixel, whose negative logarithm is the unary of Eq. 6.
+    """Compute a distribution over labels per pixel, whose negative logarithm is the unary of Eq. 6.
 
-    Differs from the paper, which takes the logarithm of maps that do not sum to one: dividing by the sum over the
-    labels shifts all unaries of a pixel alike and changes no labeling.
+    Differs from the paper, which uses the logarithm of maps that do not sum to one. Dividing by the sum over the labels
+    adds the same value to all unaries of a pixel, and so does not change the labeling.
 
     Args:
         maps: ``(N, K, H, W)`` in [0, 1].
@@ -314,20 +310,20 @@ VariantName = Literal["paper", "matconvnet", "caffe"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One published form of the method.
+    """A published form of the method.
 
     Attributes:
-        scales: ratios to the input size.
-        min_candidates: least number of candidates per image.
-        reduction: a layer's gradient ``(N, C, h, w)`` to a map ``(N, 1, h, w)``.
-        image_interpolation: how images are resized to the scales.
-        upsample: maps ``(N, K, h, w)`` to image size.
-        contrast: ``(maps, alpha, valid)`` to distinct maps of the same shape, squashed by tanh.
-        contrast_at_image_size: whether maps are upsampled before the contrast, or after it.
-        pool_scores: whether classes are detected at any scale and ranked by their summed scores, or both at the scale
-            nearest to 1.
-        scale_gate: whether a detected class counts only at the scales at which it is above the threshold.
-        detect_by_rank: whether all candidates count as detected, whatever their score.
+        scales: image sizes relative to the input size.
+        min_candidates: minimum number of candidates per image.
+        reduction: reduces a gradient ``(N, C, h, w)`` to a map ``(N, 1, h, w)``.
+        image_interpolation: interpolation of images.
+        upsample: resizes maps ``(N, K, h, w)`` to image size.
+        contrast: computes distinct maps, after tanh, from ``(maps, alpha, valid)``.
+        contrast_at_image_size: whether maps are upsampled before the contrast instead of after it.
+        pool_scores: whether classes are detected at any scale and ranked by their summed scores; otherwise only the
+            scale nearest to 1 is used.
+        scale_gate: whether a scale at which a detected class is not above the threshold contributes zero to its map.
+        detect_by_rank: whether all candidates count as detected, regardless of their score.
         finish: applied to the average over layers and scales.
     """
 
@@ -346,14 +342,14 @@ class Variant:
     def distinct_map(
         self, maps: Tensor, size: tuple[int, int], alpha: float, valid: Tensor | None, contrasted: Tensor | bool
     ) -> Tensor:
-        """Upsample, contrast and squash the maps of one layer at one scale: what Eq. 5 averages.
+        """Compute the distinct maps of one layer at one scale, which Eq. 5 averages.
 
         Args:
             maps: ``(N, K, h, w)`` raw maps of the layer.
             size: ``(H, W)``.
             alpha: steepness of tanh.
-            valid: ``(N, K)`` bool, False where a slot holds no class. None: every slot holds one.
-            contrasted: ``(N,)`` bool: False for images whose maps are only squashed. One bool if all images agree.
+            valid: ``(N, K)`` bool, False for unused slots. None: all slots are used.
+            contrasted: ``(N,)`` bool: False for images without contrast. A plain bool if it is the same for all images.
 
         Returns:
             ``(N, K, H, W)``.
@@ -369,7 +365,7 @@ class Variant:
         return torch.where(contrasted[:, None, None, None], distinct, self.raw_map(maps, size, alpha))
 
     def raw_map(self, maps: Tensor, size: tuple[int, int], alpha: float) -> Tensor:
-        """The same without the contrast."""
+        """Compute the maps of :meth:`distinct_map` without the contrast."""
         if self.contrast_at_image_size:
             return squash(self.upsample(maps, size), alpha)
         return self.upsample(squash(maps, alpha), size)
