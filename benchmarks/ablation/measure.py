@@ -269,7 +269,7 @@ class Sweep:
             raise ValueError(f"methods must have different names, got {', '.join(names)}.")
         files = {method: self._open_file(method, of_method) for method, of_method in settings.items()}
         image_names = [item.name for item in self.collection]
-        rows: dict[Method, list[_CountsRow]] = {
+        rows: dict[Method, list[CountedCase | SkippedImage]] = {
             method: read_rows(files[method], CountedCase, image_names, 1) for method in settings
         }
         done = min(map(len, rows.values()), default=len(image_names))
@@ -411,9 +411,6 @@ class CountedCase:
 
     name: str
     counts: Mapping[str, list[list[int]]]
-
-
-_CountsRow = CountedCase | SkippedImage
 
 
 def to_sparse_counts(confusion: Tensor) -> list[list[int]]:
