@@ -165,7 +165,7 @@ def test_lower_precision_of_the_pool(images):
 
 
 NOT_A_MEAN = "inputs are not the mean over positions of a map"
-NO_LAYER = "come from no single linear layer or convolution"
+NO_LAYER = "do not come from a single linear layer or convolution"
 REFUSED = {
     "flattened": (lambda net, x: net.fc(x.flatten(1)), {"fc": nn.Linear(6 * 48, 5)}, NOT_A_MEAN),
     "maximum": (lambda net, x: net.fc(x.amax((2, 3))), {"fc": nn.Linear(6, 5)}, NOT_A_MEAN),
@@ -195,10 +195,10 @@ REFUSED = {
         {"hidden": nn.Conv2d(6, 8, 1), "fc": nn.Linear(8, 5)},
         NOT_A_MEAN,
     ),
-    "window": (lambda net, x: net.fc(x), {"fc": nn.Conv2d(6, 5, 3)}, "does not weight each position for itself"),
-    "stride": (lambda net, x: net.fc(x), {"fc": nn.Conv2d(6, 5, 1, stride=2)}, "does not weight each position"),
-    "padding": (lambda net, x: net.fc(x), {"fc": nn.Conv2d(6, 5, 1, padding=1)}, "does not weight each position"),
-    "groups": (lambda net, x: net.fc(x), {"fc": nn.Conv2d(6, 6, 1, groups=2)}, "does not weight each position"),
+    "window": (lambda net, x: net.fc(x), {"fc": nn.Conv2d(6, 5, 3)}, "is not pointwise"),
+    "stride": (lambda net, x: net.fc(x), {"fc": nn.Conv2d(6, 5, 1, stride=2)}, "is not pointwise"),
+    "padding": (lambda net, x: net.fc(x), {"fc": nn.Conv2d(6, 5, 1, padding=1)}, "is not pointwise"),
+    "groups": (lambda net, x: net.fc(x), {"fc": nn.Conv2d(6, 6, 1, groups=2)}, "is not pointwise"),
     "two heads": (
         lambda net, x: net.one(x) + net.two(x),
         {"one": nn.Conv2d(6, 5, 1), "two": nn.Conv2d(6, 5, 1)},

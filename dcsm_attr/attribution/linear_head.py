@@ -1,8 +1,7 @@
-"""What a class score is made of: the map that the last linear layer of a network weights, and its weights.
+"""Finds the last linear layer of a network and the feature map before it, from which CAM is computed.
 
-Plain class activation maps are a product of these two. Neither is named by the user, and no module is hooked: the layer
-may be a module or a function, and so may the pooling before it. Every operation of one forward pass is followed
-instead.
+Every operation of one forward pass is traced. So no layer is named or hooked, and the linear layer and the pooling
+before it may be modules or functions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +25,8 @@ _REMEDY = (
     "VGG, AlexNet, ConvNeXt and MobileNet v3, and `dcsm-attr train` trains one of any CNN."
 )
 
-# Behind a product of another kind it is no longer the layer before that makes the scores, and behind a change of order
-# they are no longer in that of its weights.
+# After another product the scores no longer come from the traced layer alone, and after a reordering they are no longer
+# in the order of its weights.
 _PRODUCT_OPS = {
     F.bilinear,
     F.conv1d,
@@ -58,12 +57,12 @@ _REORDERING_OPS = {
 
 @dataclass(frozen=True)
 class CamFeatures:
-    """The last linear layer of a network, and the map before it.
+    """The last linear layer of a network, and the feature map before it.
 
     Attributes:
-        logits: ``(N, C)`` or ``(N, C, h, w)``, what the model returned.
-        features: ``(N, D, h, w)``, the map whose mean over positions the layer takes, or each position of which.
-        weights: ``(C, D)``, of the layer; its bias belongs to no position.
+        logits: ``(N, C)`` or ``(N, C, h, w)``, the scores of the model.
+        features: ``(N, D, h, w)``, the map that the layer weights, at each position or after average pooling.
+        weights: ``(C, D)``, the weights of the layer, without the bias.
     """
 
     logits: Tensor
@@ -77,17 +76,17 @@ class CamFeatures:
             classes: ``(N, K)`` int64; -1 where an image has fewer than K classes.
 
         Returns:
-            ``(N, K, h, w)``, of either sign, float64 or float32; in slots without a class whatever comes.
+            ``(N, K, h, w)``, float64 or float32; undefined in unused slots.
         """
         features = self.features.to(torch.promote_types(self.features.dtype, torch.float32))
         chosen = self.weights[classes.clamp(min=0)].to(features.dtype)
-        # Under autocast the model may run in fewer bits; its maps are not rounded once more.
+        # Under autocast the model may run in lower precision; do not round its maps again.
         with torch.autocast(features.device.type, enabled=False):
             return (chosen @ features.flatten(2)).view(*classes.shape, *features.shape[2:])
 
     @staticmethod
     def concatenate(parts: "Sequence[CamFeatures]") -> "CamFeatures":
-        """Join what was found in the parts of a batch by one model."""
+        """Concatenate the results of one model for the parts of a batch."""
         if len(parts) == 1:
             return parts[0]
         return CamFeatures(
@@ -98,29 +97,29 @@ class CamFeatures:
 def find_cam_features(
     forward_func: Callable[..., Any], images: tuple[Tensor, ...], arguments: tuple[Any, ...] = ()
 ) -> CamFeatures:
-    """Run the model once and find what its scores are made of.
+    """Run the model once, and find its last linear layer and the feature map before it.
 
     Args:
         forward_func: the model, or a function that calls it; in evaluation mode and without gradients.
         images: batches ``(N, C, H, W)``.
-        arguments: passed on after the images.
+        arguments: passed to the model after the images.
 
     Returns:
-        The evidence; nothing of it is copied.
+        The layer and the map, not copied.
 
     Raises:
-        TypeError, ValueError: if the output holds no scores, see :func:`dcsm_attr.attribution.model.check_scores`.
-        ValueError: if the scores do not come from one linear layer behind average pooling, or from one 1 x 1
+        TypeError, ValueError: if the output contains no scores, see :func:`dcsm_attr.attribution.model.check_scores`.
+        ValueError: if the scores do not come from one linear layer after average pooling, or from one 1 x 1
             convolution.
     """
-    with _LinearLayerTracer() as followed:
+    with _LinearLayerTracer() as tracer:
         output = forward_func(*images, *arguments)
     scores = check_scores(output, len(images[0]))
-    layer = followed.layer_before(scores)
+    layer = tracer.layer_before(scores)
     if layer is None or len(layer.weights) != scores.shape[1]:
         raise ValueError(
-            f"the {scores.shape[1]} scores of the model come from no single linear layer or convolution with as many "
-            f"outputs: what positions say for a class cannot be read. {_REMEDY}"
+            f"the {scores.shape[1]} scores of the model do not come from a single linear layer or convolution with "
+            f"as many outputs, so that CAM is not defined. {_REMEDY}"
         )
     return CamFeatures(scores, layer.features(), layer.weights.flatten(1))
 
@@ -130,10 +129,10 @@ class _Layer:
     """A call of a linear layer or a convolution.
 
     Attributes:
-        given: its input.
+        given: the input.
         weights: ``(C, D)`` or ``(C, D, k, k)``.
-        pointwise: whether it is a convolution that takes each position for itself.
-        maps: those from which its input may have been pooled, the first of them first.
+        pointwise: whether it is a 1 x 1 convolution with stride 1, without padding and groups.
+        maps: maps from which its input may have been pooled, in the order of the network.
     """
 
     given: Tensor
@@ -142,7 +141,7 @@ class _Layer:
     maps: tuple[Tensor, ...]
 
     def features(self) -> Tensor:
-        """The map that the layer weights.
+        """Return the map that the layer weights.
 
         Raises:
             ValueError: if there is none.
@@ -151,13 +150,13 @@ class _Layer:
         if given.ndim == 4 and self.weights.ndim == 4:
             if not self.pointwise:
                 raise ValueError(
-                    f"the scores come from a convolution with weights {tuple(self.weights.shape)} that does not weight "
-                    f"each position for itself. {_REMEDY}"
+                    f"the scores come from a convolution with weights {tuple(self.weights.shape)} that is not "
+                    f"pointwise (1 x 1 with stride 1, no padding and no groups). {_REMEDY}"
                 )
             if given.shape[2:].numel() > 1:
                 return given
             given = given.flatten(1)
-        # A map of one position is its own mean; where a larger one was pooled to it, that is looked for.
+        # Prefer a larger map that was pooled to one position: a map of one position is its own mean.
         for candidate in [x for x in self.maps if x.shape[2:].numel() > 1] or self.maps:
             if _is_mean(given, candidate):
                 return candidate
@@ -171,21 +170,21 @@ def _is_mean(vectors: Tensor, maps: Tensor) -> bool:
     if vectors.shape != maps.shape[:2]:
         return False
     means = maps.to(torch.promote_types(maps.dtype, torch.float32)).mean(dim=(2, 3))
-    # The model may have pooled in a type of less precision.
+    # The model may have pooled in lower precision.
     tolerance = torch.finfo(vectors.dtype).eps ** 0.5
-    # Not a number is no reason to look elsewhere: what is wrong then are the scores.
+    # With NaN, accept the map: the scores are checked elsewhere.
     return not bool((means - vectors).abs().amax() > tolerance * means.abs().amax())
 
 
 class _LinearLayerTracer(TorchFunctionMode):
-    """Within this context, each tensor remembers the last linear layer and the last maps that it comes from.
+    """Within this context, records the last linear layer and the last maps that each tensor comes from.
 
-    The remembering is in tables beside the tensors, which keep none of them alive but those that a later one needs.
+    Records have weak references to the tensors, and keep only those alive that a later tensor needs.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # None: from several layers.
+        # None: the tensor comes from several layers.
         self._layers: Any = WeakTensorKeyDictionary()
         self._maps: Any = WeakTensorKeyDictionary()
 
@@ -196,7 +195,7 @@ class _LinearLayerTracer(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run ``func``, and remember where its output comes from."""
+        """Run ``func``, and record where its output comes from."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         outputs = list(_tensors(output))
@@ -205,7 +204,7 @@ class _LinearLayerTracer(TorchFunctionMode):
         return output
 
     def layer_before(self, tensor: Tensor) -> _Layer | None:
-        """The last layer before a tensor; None if there is none, or several stand side by side."""
+        """Return the last layer before a tensor; None if there is none, or there are several in parallel."""
         layer: _Layer | None = self._layers.get(tensor)
         return layer
 
@@ -231,11 +230,11 @@ class _LinearLayerTracer(TorchFunctionMode):
             if layers:
                 self._layers[tensor] = next(iter(layers)) if len(layers) == 1 else None
             if tensor.ndim != 4 or tensor.shape[2:].numel() == 1:
-                # Not itself, which would keep it, and with it the maps, alive.
+                # Not the tensor itself, which would never be freed.
                 self._maps[tensor] = tuple(x for x in maps if x is not tensor)
 
     def _maps_before(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """Those that a tensor may have been pooled from, the first of them first; a map is the last of its own."""
+        """Return the maps that a tensor may have been pooled from, in the order of the network, itself included."""
         before: tuple[Tensor, ...] = self._maps.get(tensor, ())
         return (*before, tensor) if tensor.ndim == 4 else before
 
@@ -257,7 +256,7 @@ def _layer(
 
 
 def _is_reordering(index: Any) -> bool:
-    return any(isinstance(one, (Tensor, list)) for one in (index if isinstance(index, tuple) else (index,)))
+    return any(isinstance(entry, (Tensor, list)) for entry in (index if isinstance(index, tuple) else (index,)))
 
 
 def _each(setting: Any) -> set[int]:
@@ -265,7 +264,7 @@ def _each(setting: Any) -> set[int]:
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """The tensors in arguments or results, in order."""
+    """Yield the tensors in arguments or results, in order."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""The user's model: prepared for a call and left unchanged, checked, and its scores found in what it returns."""
+"""Checks the user's model, prepares it for a call and restores it, and finds the scores in its output."""
 
 import math
 import os
@@ -36,8 +36,8 @@ __all__ = [
     "warn_caller",
 ]
 
-# Calls take turns: they share the flags of modules and PyTorch's random generators. Re-entrant, because a hook or a
-# forward pass of the user may explain another model.
+# Only one call runs at a time, because calls change flags of modules and PyTorch's random state. Re-entrant, because a
+# hook or a model of the user may explain another model.
 _turn = threading.RLock()
 
 
@@ -46,7 +46,7 @@ def _renew_lock() -> None:
     _turn = threading.RLock()
 
 
-# A fork waits for a call that runs in another thread, so that the child finds every model as its user left it.
+# A fork waits for a call that runs in another thread, so that the models are restored in the child.
 os.register_at_fork(before=lambda: _turn.acquire(), after_in_parent=lambda: _turn.release(), after_in_child=_renew_lock)
 
 
@@ -104,9 +104,9 @@ def _copy(buffer: Tensor | None) -> Tensor | None:
     return None if buffer is None or buffer.is_meta else buffer.detach().clone()
 
 
-# Signals that arrived within deferred_signals and were not handled yet: the user's handler, and the interrupted frame.
+# Signals that arrived within deferred_signals and are not handled yet: handler, interrupted frame, time of arrival.
 _arrived: dict[int, tuple[Callable[[int, FrameType | None], Any], FrameType | None, float]] = {}
-# Seconds after which a repeated signal is handled at once.
+# A signal that is repeated after this many seconds is handled at once.
 _PATIENCE = 3.0
 
 
@@ -114,9 +114,9 @@ _PATIENCE = 3.0
 def deferred_signals() -> Iterator[None]:
     """Delay the handlers of signals, so that an interrupt (Ctrl-C) never falls between a change and its restoration.
 
-    Handlers run where :func:`raise_deferred_signals` is called, which the methods do after each forward and backward
-    pass, or else at the end. Where the same signal arrives again after three seconds, it is handled at once: a model
-    that hangs can still be interrupted. Python runs handlers in the main thread alone; in others nothing is delayed.
+    Handlers run at the next :func:`raise_deferred_signals`, which the methods call after each forward and backward
+    pass, or at the end. If the same signal arrives again after three seconds, it is handled at once, so that a model
+    that hangs can be interrupted. Python runs handlers in the main thread only; in others nothing is delayed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -147,7 +147,7 @@ def _install(handlers: Mapping[signal.Signals, Any]) -> None:
 
 
 def raise_deferred_signals() -> None:
-    """Run the handlers of the signals that arrived; that of Ctrl-C raises KeyboardInterrupt."""
+    """Run the handlers of the deferred signals; the handler of Ctrl-C raises KeyboardInterrupt."""
     if threading.current_thread() is threading.main_thread():
         while _arrived:
             number, (handler, frame, _) = _arrived.popitem()
@@ -155,9 +155,9 @@ def raise_deferred_signals() -> None:
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """Find the module that a compilation or a distributed wrapper holds; the wrapper itself is left alone.
+    """Return the module inside wrappers of compilation or distributed training; the wrappers are not changed.
 
-    A compiled module runs code in which hooks and function modes no longer exist, and
+    A compiled module runs code that ignores hooks and function modes, and
     :class:`~torch.nn.parallel.DistributedDataParallel` prepares a gradient reduction at each forward.
 
     Args:
@@ -177,7 +177,7 @@ _INTERNAL_PREFIXES = ("dcsm_attr.", "captum.")
 
 
 def warn_caller(message: str) -> None:
-    """Warn, with the first frame outside of this package and of Captum's wrappers as the origin."""
+    """Warn with the stack level of the first frame outside of this package and of Captum."""
     level = 1
     frame: FrameType | None = sys._getframe()
     while frame is not None and str(frame.f_globals.get("__name__")).startswith(_INTERNAL_PREFIXES):
@@ -185,7 +185,7 @@ def warn_caller(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
-# Modules through which class evidence travels by attention, by class name: torchvision's and timm's among them.
+# Class names of attention modules, including those of torchvision and timm.
 _ATTENTION = {
     "Attention",
     "Attention2d",
@@ -202,26 +202,26 @@ _ATTENTION = {
 
 
 def find_attention(model: nn.Module) -> str | None:
-    """The class name of the first attention layer of a transformer; None for a CNN."""
+    """Return the class name of the first attention layer of a transformer; None for a CNN."""
     return next((type(m).__name__ for m in model.modules() if type(m).__name__ in _ATTENTION), None)
 
 
-# torchvision's segmentation models, its GoogLeNet and Inception with auxiliary heads, and others after them.
+# Names used by torchvision's segmentation models, and by GoogLeNet and Inception with auxiliary heads.
 _NAMES = ("out", "logits")
 
 
 def find_scores(output: Any) -> Tensor:
-    """Find the scores in what a model returns; auxiliary heads are left out.
+    """Find the scores in the output of a model; auxiliary heads are ignored.
 
     Args:
-        output: a tensor; or a mapping or named tuple that holds one under ``out`` (torchvision's segmentation models)
-            or ``logits`` (its GoogLeNet and Inception, where auxiliary heads are in use).
+        output: a tensor; or a mapping or named tuple with a tensor ``out`` (torchvision's segmentation models) or
+            ``logits`` (its GoogLeNet and Inception with auxiliary heads).
 
     Returns:
-        The tensor, of whatever shape.
+        The tensor, of any shape.
 
     Raises:
-        TypeError: if nothing says which tensor holds the scores.
+        TypeError: if no tensor of scores is found.
     """
     if isinstance(output, Tensor):
         return output
@@ -237,17 +237,17 @@ def find_scores(output: Any) -> Tensor:
 
 
 def check_scores(output: Any, images: int) -> Tensor:
-    """Find the scores in what a model returns, one for each class of each image.
+    """Find the scores in the output of a model, and check their shape.
 
     Args:
         output: as in :func:`find_scores`.
-        images: N, the number of images that the model was given.
+        images: N, the number of input images.
 
     Returns:
         ``(N, C)`` or ``(N, C, h, w)``.
 
     Raises:
-        TypeError: as :func:`find_scores`.
+        TypeError: see :func:`find_scores`.
         ValueError: if the scores have another shape.
     """
     scores = find_scores(output)
@@ -279,14 +279,14 @@ def pool_score_maps(score_maps: Tensor, pooling: PoolingName = "max") -> Tensor:
     Args:
         score_maps: ``(N, C, h, w)`` logits.
         pooling: ``"max"``: the global maximum, as in DCSM (section 3.2); its gradient reaches one position.
-            ``"average"``: all alike. ``"logsumexp"``: between the two,
+            ``"average"``: the mean. ``"logsumexp"``: between the two,
             :math:`\frac{1}{r} \log \frac{1}{hw} \sum_{x,y} \exp(r s_{x,y})` with r = 5.
 
     Returns:
         ``(N, C)``.
 
     Raises:
-        ValueError: if the pooling is not known, or there are no maps.
+        ValueError: if the pooling is unknown, or the maps are empty or have another rank.
     """
     if score_maps.ndim != 4 or 0 in score_maps.shape:
         raise ValueError(f"score maps must have shape (N, C, h, w), none of them 0; got {tuple(score_maps.shape)}.")
@@ -302,17 +302,17 @@ def pool_score_maps(score_maps: Tensor, pooling: PoolingName = "max") -> Tensor:
 
 
 def check_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..., Any]:
-    """Refuse what cannot be explained, and take off the wrappers that hide a model.
+    """Check that a model can be explained, and remove its wrappers.
 
     Args:
         forward_func: the model, or a function that calls it.
-        guided: whether rectifiers are to be guided.
+        guided: whether guided backpropagation is used.
 
     Returns:
         The function or the innermost module.
 
     Raises:
-        TypeError: if it cannot be called, or is a ``DataParallel``, TorchScript or detection model.
+        TypeError: if it is not callable, or is a ``DataParallel``, TorchScript or detection model.
         ValueError: if a lazy parameter has no shape yet; or if it is a transformer and ``guided`` is True.
     """
     if isinstance(forward_func, nn.DataParallel):
@@ -325,7 +325,7 @@ def check_model(forward_func: Callable[..., Any], guided: bool) -> Callable[...,
     if not callable(forward_func):
         raise TypeError(f"forward_func must be a module or a function, got {type(forward_func).__name__}.")
     if not isinstance(forward_func, nn.Module):
-        # Where torch.compile keeps the function that it was given.
+        # torch.compile stores the original function here.
         original: Callable[..., Any] = getattr(forward_func, "_torchdynamo_orig_callable", forward_func)
         return original
     model = unwrap_model(forward_func)
@@ -353,15 +353,15 @@ def check_model(forward_func: Callable[..., Any], guided: bool) -> Callable[...,
 
 @contextmanager
 def explain_forward_errors(model: Any, resized: Tensor, images: Tensor) -> Iterator[None]:
-    """Say what a failed forward pass was about, where the number of channels or the scale is the reason.
+    """Raise a clearer error if a forward pass fails because of the number of channels or the scale.
 
     Args:
         model: the model.
-        resized: the images that it is given.
-        images: the images at their own size.
+        resized: the images at the size of the forward pass.
+        images: the images at their original size.
 
     Raises:
-        ValueError, RuntimeError: the clearer error, from the model's own.
+        ValueError, RuntimeError: the clearer error, caused by the error of the model.
     """
     try:
         yield
