@@ -1,4 +1,4 @@
-"""What Captum's own tools need of a method, each used for real."""
+"""Tests of the methods with the tools of Captum: metrics, visualization and NoiseTunnel."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a class score is made of: found in every form of a pooled head, and refused where there is none."""
+"""Tests that the last linear layer is found behind every form of pooling, and that other heads raise errors."""
 
 import weakref
 
