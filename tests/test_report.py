@@ -1,4 +1,4 @@
-"""The report of an evaluation: every figure where a reader and a program look for it."""
+"""The report of an evaluation, in Markdown and in JSON."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def evaluation(protocol="detected", **changes):
 
 
 def written(evaluations, folder):
-    write_report(evaluations, folder, command="measure VOC", data="Three photographs.")
+    write_report(evaluations, folder, command="measure VOC", data="Three images.")
     return (folder / "evaluation.md").read_text(), json.loads((folder / "evaluation.json").read_text())
 
 
@@ -63,10 +63,10 @@ def test_the_tables(tmp_path):
     assert cells["command"] == ["measure VOC"]
     assert cells["torch"] == [torch.__version__]
     assert "- `d`: d.jpg: cannot be read." in text
-    assert text.startswith("# Evaluation\n\nThree photographs.\n")
+    assert text.startswith("# Evaluation\n\nThree images.\n")
 
 
-def test_the_same_for_programs(tmp_path):
+def test_the_json_file(tmp_path):
     _, content = written({"ours": [evaluation()]}, tmp_path)
     (one,) = content["evaluations"]
     assert one["setting"] == "ours"
@@ -80,12 +80,12 @@ def test_the_same_for_programs(tmp_path):
         "bee": pytest.approx(5 / 6),
         "cow": None,
     }
-    assert one["photographs"] == 3
+    assert one["images"] == 3
     assert one["skipped"] == {"d": "d.jpg: cannot be read."}
     assert one["nothing detected"] == ["c"]
     assert one["settings"]["crf"] == {"iterations": 10}
     assert content["measured"]["command"] == "measure VOC"
-    assert content["data"] == "Three photographs."
+    assert content["data"] == "Three images."
 
 
 def test_protocols_never_share_a_table(tmp_path):
@@ -123,7 +123,7 @@ def test_nothing_counted(tmp_path):
         refined=Confusion(torch.zeros(4, 4, dtype=torch.int64)),
         scores=torch.zeros(0, 3),
         present=torch.zeros(0, 3, dtype=torch.bool),
-        photographs=(),
+        images=(),
     )
     text, content = written({"ours": [empty]}, tmp_path)
     assert math.isnan(empty.refined.mean_iou)
@@ -136,11 +136,11 @@ def test_nothing_counted(tmp_path):
     [
         ({}, "evaluations is empty"),
         ({"ours": []}, "evaluations is empty"),
-        ({"ours": [evaluation(), evaluation()]}, "'ours' has two evaluations of one protocol: detected, detected"),
-        ({"ours": [evaluation()], "theirs": [evaluation(class_names=("a", "b", "c"))]}, "of the same classes"),
+        ({"ours": [evaluation(), evaluation()]}, "'ours' has two evaluations of the same protocol: detected, detected"),
+        ({"ours": [evaluation()], "theirs": [evaluation(class_names=("a", "b", "c"))]}, "must have the same classes"),
     ],
 )
-def test_what_the_caller_can_mend(evaluations, message, tmp_path):
+def test_bad_evaluations(evaluations, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_report(evaluations, tmp_path / "out", command="measure", data="")
     assert not (tmp_path / "out").exists()
