@@ -221,7 +221,7 @@ def test_the_command_from_images_to_pseudo_labels(tmp_path, scenes):
     assert set(png_files(out / "labels")) == {f"{name}.png" for name in listed[0]}
     assert set(png_files(out / "pseudo-labels")) == {f"{name}.png" for name in (*listed[0], *listed[1])}
     manifest = json.loads((out / "run.json").read_text())
-    assert manifest["photographs"] == 6
+    assert manifest["images"] == 6
     assert manifest["failures"] == {}
     assert manifest["settings"]["walk"]["steps"] == 32
     before = png_files(out / "pseudo-labels")

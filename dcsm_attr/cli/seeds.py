@@ -228,7 +228,7 @@ def affinity(
         first = overwrite and name == split
         skipped |= write_pseudo_labels(segmenter, collection, output / "pseudo-labels", shard=shard, overwrite=first)
     num_images = sum(map(len, collections.values()))
-    content = {"photographs": num_images, "failures": skipped, "settings": segmenter.settings}
+    content = {"images": num_images, "failures": skipped, "settings": segmenter.settings}
     write_json(output / (f"run-{shard.index}.json" if shard.index else "run.json"), content)
     typer.echo(f"{output / 'pseudo-labels'}: {num_images - len(skipped)} label maps")
     report_skipped_images(skipped)
