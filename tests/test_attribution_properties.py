@@ -1,4 +1,4 @@
-"""Properties of the maps for networks, images and logits of any size and scale."""
+"""Tests of properties of the maps for networks, images and logits of any size and scale."""
 
 import warnings
 
@@ -66,7 +66,7 @@ _METHODS = st.fixed_dictionaries(
 
 @given(_cases(), _METHODS, st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_every_map_is_in_its_range_and_every_slot_says_what_it_is(case, options, at_input):
+def test_maps_are_in_range_and_slots_are_consistent(case, options, at_input):
     model, images, classes = case
     count, _, height, width = images.shape
     result = DistinctClassSaliency(model, **options).class_maps(images, attribute_to_layer_input=at_input, raw=True)
@@ -108,7 +108,7 @@ def test_permuting_the_batch_permutes_the_result(case, options, random):
 
 @given(_cases(), st.integers(2, 4))
 @settings(max_examples=20, deadline=None)
-def test_classes_that_agree_leave_nothing(case, alike):
+def test_equal_classes_give_zero_maps(case, alike):
     """Copies of one class have the same gradients, to the bit."""
     model, images, _ = case
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_one_candidate_gives_the_raw_map(case):
 
 @given(_cases(), st.sampled_from([2.0**-60, 2.0**-7, 2.0**9, 2.0**60]))
 @settings(max_examples=20, deadline=None)
-def test_the_scale_of_the_gradients_does_not_count(case, factor):
+def test_maps_do_not_depend_on_the_scale_of_gradients(case, factor):
     """Of two, so that nothing rounds: as long as no number leaves the range of its type."""
     model, images, classes = case
     model, model.scale = model.double(), 1.0
@@ -156,7 +156,7 @@ def test_simonyan_is_in_its_range(case, alpha):
 
 @pytest.mark.parametrize("variant", ["paper", "matconvnet", "caffe"])
 @pytest.mark.parametrize("classes", [1, 3])
-def test_gradients_beyond_the_range_of_their_type_are_an_error_and_no_map_of_nan(images, variant, classes):
+def test_gradients_that_overflow_raise(images, variant, classes):
     model = _AnySize(classes, (1, 1), False, 1e-37)
     with torch.no_grad():
         model.conv3.weight *= 1e20

@@ -1,4 +1,4 @@
-"""Bad input to the attribution: each a clear error that says the rule and what was got."""
+"""Tests that bad input raises errors that state the rule and the value received."""
 
 import pytest
 import torch
@@ -189,7 +189,7 @@ def test_outputs(images, change, error, message):
         DistinctClassSaliency(_Returns(change), "net.conv2").attribute(images, 1)
 
 
-def test_outputs_are_judged_alike_where_the_layers_are_chosen():
+def test_outputs_raise_alike_when_layers_are_chosen():
     with pytest.raises(ValueError, match=r"\(N, C\) or \(N, C, h, w\) with N = 1; it returned \(1, 5, 1\)"):
         _ = DistinctClassSaliency(_Returns(lambda y: y[:, :, None])).layers
 
@@ -247,7 +247,7 @@ def test_a_model_of_one_size(images):
     assert one_size.layers == ("conv2",)
 
 
-def test_memory_that_is_not_there_is_no_question_of_the_scale(images):
+def test_out_of_memory_errors_are_raised_unchanged(images):
     class Large(TinyVGG):
         def forward(self, x):
             if x.shape[2:] != images.shape[2:]:
@@ -258,7 +258,7 @@ def test_memory_that_is_not_there_is_no_question_of_the_scale(images):
         DistinctClassSaliency(Large(), "features.5").attribute(images, 1)
 
 
-def test_faults_of_the_model_itself_are_not_explained_away(images):
+def test_errors_of_the_model_are_raised_unchanged(images):
     class Broken(TinyVGG):
         def forward(self, x):
             raise RuntimeError("something of its own")

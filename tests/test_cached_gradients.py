@@ -1,4 +1,4 @@
-"""Gradients that were kept give the maps that the images give, bit for bit, and say so where they cannot."""
+"""Tests that cached gradients give the same maps as the images, bit for bit."""
 
 import warnings
 from dataclasses import fields
@@ -117,7 +117,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("settings", OTHERS.values(), ids=OTHERS)
-def test_settings_share_what_was_kept(network, images, settings):
+def test_settings_share_cached_gradients(network, images, settings):
     keep = saliency(network, layer=ALL, min_candidates=6)
     request = {"classes": [[0, 1], [4]]}
     found = equal_from_cached(saliency(network, **settings), images, keep=keep, **request)
@@ -126,7 +126,7 @@ def test_settings_share_what_was_kept(network, images, settings):
     assert torch.equal(found.maps[:, :1], paper.maps[:, :1]) == changes_nothing
 
 
-def test_scales_of_two_calls_are_put_together(network, images):
+def test_scales_of_two_calls_are_combined(network, images):
     request = {"classes": [[0, 1], [4]]}
     first = compute_gradients(saliency(network, scales=(0.8, 1.0)), images, **request, attribute_to_layer_input=True)
     second = compute_gradients(saliency(network, scales=(0.6, 1.4)), images, **request, attribute_to_layer_input=True)
@@ -136,7 +136,7 @@ def test_scales_of_two_calls_are_put_together(network, images):
         assert same(class_maps_from_gradients(method, kept, **request), direct)
 
 
-def test_they_come_back_from_a_file(network, images, tmp_path):
+def test_gradients_are_read_from_a_file(network, images, tmp_path):
     request = {"candidates": [[4, 0, 2], [1, 3]]}
     method = saliency(network)
     kept = compute_gradients(method, images, **request, attribute_to_layer_input=True)
@@ -154,7 +154,7 @@ def test_they_come_back_from_a_file(network, images, tmp_path):
     )
 
 
-def test_they_are_small(network):
+def test_cached_gradients_are_small(network):
     kept = compute_gradients(saliency(network, layer=["features.8"]), torch.randn(1, 3, 64, 64), classes=[0, 1, 2])
     # Sides of 51, 64 and 77 pixels, halved twice.
     assert sum(maps.numel() for run in kept.runs for maps in run.maps) == 3 * (12**2 + 16**2 + 19**2)
@@ -174,7 +174,7 @@ def by_hand():
     )
 
 
-def test_classes_are_looked_up():
+def test_cached_classes_are_selected():
     a, b = by_hand().channel_maxima(torch.tensor([[2, -1, 7], [-1, 5, -1]]))
     assert a.flatten(1).tolist() == [[2, 0, 7], [0, 5, 0]]
     assert b.flatten(1).tolist() == [[20, 0, 70], [0, 50, 0]]
@@ -182,7 +182,7 @@ def test_classes_are_looked_up():
     assert b.flatten().tolist() == [70, 50]
 
 
-def test_what_was_not_kept(network, images):
+def test_missing_classes_layers_and_scales_raise(network, images):
     with pytest.raises(ValueError, match=r"classes \[3, 2\] were not cached for image 1; cached are \[5\]"):
         by_hand().channel_maxima(torch.tensor([[7, 2], [3, 2]]))
     with pytest.raises(ValueError, match="pass a class"):
@@ -215,7 +215,7 @@ class Twofold(nn.Module):
         return self.read(torch.relu(positive - 0.5 * negative))
 
 
-def test_a_layer_with_several_maps_is_refused(images):
+def test_a_layer_with_several_maps_raises(images):
     method = DistinctClassSaliency(Twofold(), "layer")
     assert method.class_maps(images).maps.max() > 0
     with pytest.raises(ValueError, match="a layer has several maps: layer, layer. Choose layers with one tensor each"):
@@ -255,7 +255,7 @@ def test_the_model_is_left_unchanged(cnn, images):
     assert not any(tensor.requires_grad for tensor in tensors)
 
 
-def test_bad_requests_are_refused_before_gradients_are_taken(network, images):
+def test_bad_requests_raise_before_gradients_are_computed(network, images):
     for request, message in (
         ({"classes": [[1], [2], [3]]}, "classes must have a row for each of the 2 images, got 3"),
         ({"classes": [4], "candidates": [1, 2]}, "candidates must include all classes"),

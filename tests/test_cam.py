@@ -1,4 +1,4 @@
-"""Class activation maps by hand, against a float64 reference, torchcam and Grad-CAM; mirrored, in parts, for Captum."""
+"""Tests of class activation maps: values by hand, a float64 reference, torchcam and Grad-CAM."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_the_sum_over_scales_by_hand():
     torch.testing.assert_close(method.attribute(image, 0)[0, 0], torch.tensor([[0.2, 1], [0.2, 1]]))
 
 
-def test_mirror_images_by_hand():
+def test_mirrored_images_by_hand():
     """A network that sees the left column alone sees the right one in the mirror."""
 
     class OneEyed(_ByHand):
@@ -135,7 +135,7 @@ def test_plain_cam_equals_torchcam(name):
     torch.testing.assert_close(result.maps, expected[:, result.classes[0]].float(), rtol=0, atol=1e-6)
 
 
-def test_grad_cam_behind_average_pooling_is_cam_over_the_positions():
+def test_grad_cam_before_average_pooling_is_cam_divided_by_positions():
     model = torchvision.models.resnet18(weights=None, num_classes=6).eval().double()
     images = torch.randn(2, 3, 96, 64, dtype=torch.float64)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_scores_are_those_of_the_images_at_the_scale_nearest_to_one(vgg, images,
     assert torch.equal(result.maps, ClassActivationMaps(vgg, scales=scales).class_maps(images, [0, 2]).maps)
 
 
-def test_where_nothing_is_detected_there_is_the_best_class(vgg, images):
+def test_the_best_class_is_used_if_nothing_is_detected(vgg, images):
     result = ClassActivationMaps(vgg, threshold=1.0).class_maps(images)
     assert result.classes.tolist() == result.scores.argmax(1, keepdim=True).tolist()
     assert result.nothing_detected.all()
@@ -210,7 +210,7 @@ def test_parts_of_a_batch(vgg, size, mirrored):
     assert sum(sizes) == 4 * 4 * (2 if mirrored else 1)
 
 
-def test_a_batch_that_is_not_comfortable_is_run_in_parts(cnn):
+def test_a_large_batch_is_run_in_parts(cnn):
     sizes = []
     handle = cnn.fc.register_forward_hook(lambda _, inputs, output: sizes.append(len(output)))
     images = torch.randn(3, 3, 512, 512)
@@ -272,7 +272,7 @@ def test_captums_target_forms(cnn, images, target):
     torch.testing.assert_close(method.attribute(images, target), maps.select(torch.tensor(plain)), rtol=0, atol=1e-6)
 
 
-def test_it_is_captums(cnn, images):
+def test_it_is_a_captum_attribution(cnn, images):
     method = ClassActivationMaps(cnn)
     assert isinstance(method, Attribution)
     assert method.get_name() == "Class Activation Maps"
@@ -299,7 +299,7 @@ def test_a_function_that_calls_the_model(cnn, images):
     assert torch.equal(ClassActivationMaps(lambda x: cnn(x)).attribute(images, 1), expected)
 
 
-def test_inference_mode_is_no_hindrance(cnn, images):
+def test_inference_mode_is_supported(cnn, images):
     expected = ClassActivationMaps(cnn).attribute(images, 1)
     with torch.inference_mode():
         found = ClassActivationMaps(cnn).attribute(images.clone(), 1)
@@ -344,7 +344,7 @@ def test_settings_out_of_range(cnn, options, message):
         ClassActivationMaps(cnn, **options)
 
 
-def test_the_settings_tell_everything(cnn):
+def test_the_settings_contain_everything_that_maps_depend_on(cnn):
     assert ClassActivationMaps(cnn, threshold=0.4, pooling="average").settings == {
         "method": "Class Activation Maps",
         "scales": [1.0, 0.5, 1.5, 2.0],
@@ -355,7 +355,7 @@ def test_the_settings_tell_everything(cnn):
     }
 
 
-def test_a_position_is_no_target(vgg, images):
+def test_target_positions_raise(vgg, images):
     with pytest.raises(ValueError, match="names a position of the score map, but a class activation map"):
         ClassActivationMaps(vgg).attribute(images, (1, 0, 0))
 
@@ -372,7 +372,7 @@ class _OneSize(PooledCNN):
         return super().forward(x)
 
 
-def test_a_model_of_one_size_is_told_of_the_scales(images):
+def test_errors_of_a_fixed_size_model_mention_the_scales(images):
     model = _OneSize().eval()
     with pytest.raises(RuntimeError, match=r"failed on the images at another scale.*pass scales=\(1.0,\)"):
         ClassActivationMaps(model).attribute(images, 1)
@@ -381,7 +381,7 @@ def test_a_model_of_one_size_is_told_of_the_scales(images):
         ClassActivationMaps(model, scales=(1.0,)).attribute(images[:, :, 1:], 1)
 
 
-def test_numbers_that_are_none(cnn, images):
+def test_scores_that_are_not_finite(cnn, images):
     overflowing = PooledCNN().eval()
     with torch.no_grad():
         cnn.fc.weight[1] = torch.nan
@@ -450,7 +450,7 @@ def test_every_map_is_in_its_range(seed, shape, scales, mirrored, scale, dtype, 
                 torch.testing.assert_close(again[i].maps[0, same], result[i].maps[0, slot], rtol=0, atol=1e-5)
 
 
-def test_a_model_of_lower_precision_gives_maps_of_full(cnn, images):
+def test_a_low_precision_model_gives_float32_maps(cnn, images):
     expected = ClassActivationMaps(cnn).class_maps(images, [0, 1]).maps
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
@@ -460,7 +460,7 @@ def test_a_model_of_lower_precision_gives_maps_of_full(cnn, images):
     assert 0 < (result.maps - expected).abs().mean() < 0.03
 
 
-def test_a_segmenter_takes_it(cnn):
+def test_a_segmenter_accepts_it(cnn):
     photograph = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     segmenter = Segmenter(cnn, saliency=ClassActivationMaps(cnn), preprocess=Preprocess(size=40), crf=None)
     result = segmenter.segment(photograph, [1, 2], raw=True)

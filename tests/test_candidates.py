@@ -1,4 +1,4 @@
-"""Scores and candidate classes by hand: activations, ties, what fills up, slots that stay empty."""
+"""Tests of scores and candidate classes by hand: activations, ties, added classes, unused slots."""
 
 import pytest
 import torch
@@ -29,14 +29,14 @@ def test_activations(logits, activation, expected):
     assert torch.equal(scores, expected)
 
 
-def test_score_maps_are_pooled_by_their_maximum_unless_told_otherwise():
+def test_score_maps_are_pooled_by_their_maximum_by_default():
     logits = torch.tensor([[[[1.0, 3.0]], [[-1.0, -5.0]]]])
     assert torch.equal(class_scores(logits, "sigmoid"), torch.sigmoid(torch.tensor([[3.0, -1.0]])))
     assert torch.equal(class_scores(logits, "sigmoid", "average"), torch.sigmoid(torch.tensor([[2.0, -3.0]])))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_scores_that_are_no_numbers(bad):
+def test_nan_scores_raise(bad):
     message = "^the model's scores contain NaN or infinite values: check its weights and the range of the inputs.$"
     with pytest.raises(ValueError, match=message):
         class_scores(torch.tensor([[0.0, bad]]), "softmax")
@@ -60,7 +60,7 @@ def test_required_classes_are_candidates_but_not_detected():
     assert chosen.detected.tolist() == [[True, False]]
 
 
-def test_an_image_that_has_fewer_leaves_slots_empty():
+def test_images_with_fewer_candidates_have_unused_slots():
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4]])
     chosen = choose_candidates(scores, _flags([1, 1, 1, 0], [0, 0, 1, 0]), 1)
     assert chosen.classes.tolist() == [[0, 1, 2], [2, -1, -1]]
@@ -82,7 +82,7 @@ def test_equal_scores_keep_the_order_of_the_classes():
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 4), st.integers(1, 7))
 @settings(max_examples=60, deadline=None)
-def test_what_an_image_gets_does_not_depend_on_the_others(seed, classes, images, minimum):
+def test_candidates_do_not_depend_on_the_other_images(seed, classes, images, minimum):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(images, classes, generator=generator)
     detected, required = torch.rand(2, images, classes, generator=generator) > 0.6
@@ -100,7 +100,7 @@ def test_what_an_image_gets_does_not_depend_on_the_others(seed, classes, images,
         assert alone.detected[0].sum() == detected[n].sum()
 
 
-def test_nothing_is_made_on_the_default_device():
+def test_no_tensor_is_created_on_the_default_device():
     scores, detected = torch.rand(3, 5), torch.rand(3, 5) > 0.5
     expected = choose_candidates(scores, detected, 2), resolve_classes([[1], [0, 2], [3]], 3, 5, "classes")
     # A device whose tensors hold no values.
@@ -111,7 +111,7 @@ def test_nothing_is_made_on_the_default_device():
     assert torch.equal(found[1], expected[1])
 
 
-def test_given_candidates_are_taken_as_they_are():
+def test_given_candidates_are_unchanged():
     classes = torch.tensor([[2, 0, -1], [1, -1, -1]])
     chosen = explicit_candidates(classes, _flags([1, 0, 1], [1, 0, 0]))
     assert chosen.classes is classes
@@ -154,6 +154,6 @@ def test_classes_by_name(classes, expected):
         ([[1], None], "a row of them for each image; got"),
     ],
 )
-def test_classes_that_cannot_be_read(classes, message):
+def test_malformed_classes_raise(classes, message):
     with pytest.raises(ValueError, match=message):
         resolve_classes(classes, 2, 4, "classes")

@@ -39,7 +39,7 @@ def test_results_have_captums_form(dcs, images):
     assert torch.equal(in_tuple, single)
 
 
-def test_several_image_inputs_give_a_map_each(vgg):
+def test_several_image_inputs_give_one_map_per_input(vgg):
     class Two(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -127,7 +127,7 @@ def test_captums_own_visualization_draws_a_map(dcs, images):
 
 
 @pytest.mark.parametrize("shape", [(20, 24), (1, 20, 24), (1, 1, 20, 24)])
-def test_visualize_attribution_takes_every_shape_of_one_map(dcs, images, shape):
+def test_visualize_attribution_accepts_every_shape_of_one_map(dcs, images, shape):
     attribution = dcs.attribute(images[:1], 1).view(shape)
     _, axes = visualize_attribution(attribution, method="heat_map")
     (drawn,) = (image.get_array() for image in axes.images)
@@ -151,6 +151,6 @@ def test_a_map_of_zeros_is_drawn_and_named(photograph):
     assert "zero everywhere" in axes.get_title()
 
 
-def test_a_batch_is_not_one_map():
+def test_a_batch_of_maps_raises():
     with pytest.raises(ValueError, match="one map"):
         visualize_attribution(torch.rand(2, 1, 4, 4))

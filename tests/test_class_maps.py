@@ -1,4 +1,4 @@
-"""The maps of several classes of several images, picked by hand."""
+"""Tests of the selection of maps by class and image."""
 
 import pytest
 import torch
@@ -23,6 +23,6 @@ def test_maps_come_in_the_order_of_the_classes(found):
 
 
 @pytest.mark.parametrize(("c", "image"), [(9, 0), (-1, 1)])
-def test_a_class_without_a_map_is_refused(found, c, image):
+def test_a_class_without_a_map_raises(found, c, image):
     with pytest.raises(ValueError, match=f"class {c} has no map: the candidates are "):
         found.select_classes([2, c], image)

@@ -1,4 +1,4 @@
-"""Models of which something is compiled: explained as what they were compiled from, and left compiled."""
+"""Tests that compiled models are explained through their original code, and stay compiled."""
 
 import pytest
 import torch
@@ -82,13 +82,13 @@ def test_it_stays_compiled_after_a_fault(images):
     assert _compiled_parts(model) == parts
 
 
-def test_a_compiled_function_is_taken_as_the_function_itself(vgg, images):
+def test_a_compiled_function_is_replaced_by_the_original(vgg, images):
     function = torch.compile(lambda x: vgg(x), backend="eager")
     expected = DistinctClassSaliency(vgg, vgg.features[5]).attribute(images, 1)
     assert torch.equal(DistinctClassSaliency(function, vgg.features[5]).attribute(images, 1), expected)
 
 
-def test_a_compiled_classifier_gives_score_maps_as_the_plain_one():
+def test_a_compiled_classifier_can_be_made_fully_convolutional():
     model = torchvision.models.squeezenet1_1(weights=None, num_classes=5).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

@@ -141,7 +141,7 @@ def test_the_variants_differ(vgg, images):
 
 
 @pytest.mark.parametrize("variant", ["paper", "matconvnet", "caffe"])
-def test_what_an_image_gets_does_not_depend_on_the_batch(vgg, variant):
+def test_maps_do_not_depend_on_the_other_images_of_the_batch(vgg, variant):
     x = torch.randn(4, 3, 20, 24)
     dcs = DistinctClassSaliency(_confident_labels_of_batch(TinyVGG(6)).eval(), variant=variant)
     together = dcs.class_maps(x)
@@ -163,7 +163,7 @@ def test_internal_batches_change_nothing(vgg, internal_batch_size):
     torch.testing.assert_close(parts.maps, whole.maps, rtol=0, atol=1e-5)
 
 
-def test_large_batches_are_computed_in_parts_where_no_argument_could_be_cut(vgg):
+def test_large_batches_without_arguments_are_computed_in_parts(vgg):
     seen = []
     x = torch.randn(5, 3, 400, 420)
 
@@ -180,7 +180,7 @@ def test_large_batches_are_computed_in_parts_where_no_argument_could_be_cut(vgg)
     torch.testing.assert_close(parts.maps, whole.maps, rtol=0, atol=1e-5)
 
 
-def test_internal_batches_slice_arguments_with_one_row_an_image(images):
+def test_internal_batches_slice_arguments_with_one_row_per_image(images):
     class Shifted(PooledCNN):
         def forward(self, x, shift, factor):
             return super().forward(x * factor + shift)
@@ -228,7 +228,7 @@ def test_given_candidates_are_subtracted_and_no_others(vgg, images):
     assert torch.equal(dcs.attribute(images, candidates=[0, 3]), dcs.attribute(images, best, candidates=[0, 3]))
 
 
-def test_known_classes_replace_detection_and_are_filled_up(vgg, images):
+def test_known_classes_replace_detection_and_others_are_added(vgg, images):
     result = DistinctClassSaliency(vgg).class_maps(images, classes=[[2], [0, 1]])
     for n, known in enumerate(([2], [0, 1])):
         classes = result.classes[n].tolist()
@@ -250,7 +250,7 @@ def test_a_single_candidate_gives_the_raw_map_with_a_warning(vgg, images):
     assert one_class.max() > 0.5
 
 
-def test_only_the_images_with_one_candidate_stay_raw(vgg, images):
+def test_only_images_with_one_candidate_have_raw_maps(vgg, images):
     with pytest.warns(UserWarning, match="nothing can be subtracted"):
         mixed = DistinctClassSaliency(vgg).class_maps(images, candidates=[[1, -1], [0, 2]])
     assert mixed.subtracted.tolist() == [False, True]
@@ -261,7 +261,7 @@ def test_only_the_images_with_one_candidate_stay_raw(vgg, images):
     assert mixed.maps[0, 1].count_nonzero() == 0
 
 
-def test_nothing_detected_falls_back_to_the_best_and_says_so(vgg, images):
+def test_nothing_detected_uses_the_best_class_and_reports_it(vgg, images):
     with torch.no_grad():
         vgg.classifier[2].bias.fill_(-20.0)
     result = DistinctClassSaliency(vgg).class_maps(images)
@@ -272,7 +272,7 @@ def test_nothing_detected_falls_back_to_the_best_and_says_so(vgg, images):
 
 
 @pytest.mark.parametrize("variant", ["paper", "matconvnet", "caffe"])
-def test_raw_maps_come_along_when_asked_for(vgg, images, variant):
+def test_raw_maps_are_returned_on_request(vgg, images, variant):
     result = DistinctClassSaliency(vgg, variant=variant).class_maps(images, classes=[0, 1, 2], raw=True)
     alone = DistinctClassSaliency(vgg, variant=variant, subtract=False).class_maps(images, classes=[0, 1, 2])
     torch.testing.assert_close(result.raw, alone.maps)
@@ -299,7 +299,7 @@ def test_modules_names_and_lists_of_them_are_layers(vgg, images):
     assert torch.equal(by_name, function)
 
 
-def test_named_layers_mean_their_output_and_default_layers_their_input(vgg, images):
+def test_given_layers_use_outputs_and_default_layers_use_inputs(vgg, images):
     names = list(DistinctClassSaliency(vgg).layers)
     default = DistinctClassSaliency(vgg).attribute(images, 1)
     assert torch.equal(default, DistinctClassSaliency(vgg, names).attribute(images, 1, attribute_to_layer_input=True))
@@ -336,7 +336,7 @@ class _LinearTail(nn.Module):
         return self.fc(self.bn(torch.relu(self.conv(x))).mean((2, 3)))
 
 
-def test_nothing_guided_above_the_layers_is_reported(images):
+def test_a_warning_is_issued_if_no_rectifier_is_guided(images):
     with pytest.warns(UserWarning) as caught:
         DistinctClassSaliency(_LinearTail().eval(), "bn").attribute(images, 1)
     said = [warning for warning in caught if "nothing was guided" in str(warning.message)]
@@ -344,7 +344,7 @@ def test_nothing_guided_above_the_layers_is_reported(images):
     assert said[0].filename == __file__
 
 
-def test_score_maps_and_plain_classifiers_have_their_own_activation(vgg, cnn, images):
+def test_score_maps_and_plain_classifiers_have_different_activations(vgg, cnn, images):
     maps, plain = DistinctClassSaliency(vgg).class_maps(images), DistinctClassSaliency(cnn).class_maps(images)
     torch.testing.assert_close(maps.scores, vgg(images).amax((2, 3)).sigmoid())
     torch.testing.assert_close(plain.scores, cnn(images).softmax(1))
@@ -388,7 +388,7 @@ def test_simonyan_is_the_squashed_input_gradient(vgg, images):
     assert Simonyan(vgg, alpha=2.0).attribute(images, 0).mean() < Simonyan(vgg).attribute(images, 0).mean()
 
 
-def test_classes_are_detected_with_the_pooling_that_is_asked_for(vgg, images):
+def test_classes_are_detected_with_the_given_pooling(vgg, images):
     """The bias of each class is set so that its maximum is above zero and its average below."""
     with torch.no_grad():
         maps = vgg(images[:1])

@@ -44,7 +44,7 @@ def test_kernels_equal_the_plain_operations():
     assert max(differences.values()) < 1e-6, differences
 
 
-def test_on_the_cpu_the_error_says_what_to_choose(monkeypatch):
+def test_the_error_on_the_cpu_names_the_alternative(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     with pytest.raises(ValueError, match="runs on CUDA devices, the probabilities are on cpu.*choose backend='torch'"):

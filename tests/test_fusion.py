@@ -1,4 +1,4 @@
-"""Heat maps of class scores and their product with saliency: values by hand, and their range; two methods as one."""
+"""Tests of heat maps and of products of the maps of two methods, by hand."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_probabilities_are_resized_not_scores():
     assert heat.flatten().tolist() == pytest.approx([0.5 / 0.9, 0.6 / 0.9, 0.8 / 0.9, 1.0])
 
 
-def test_a_class_that_the_classifier_missed_still_has_a_place():
+def test_heat_maps_of_missed_classes_are_positive():
     heat = heat_maps(torch.tensor([[[[-30.0, -31.0]]]]), (1, 2))
     assert heat.flatten().tolist() == pytest.approx([1.0, math.exp(-1)])
 
@@ -121,7 +121,7 @@ def test_class_activation_maps_times_distinct_maps(vgg, images, classes):
             torch.testing.assert_close(result.maps[i, slot], product / product.max())
 
 
-def test_the_first_may_have_classes_that_the_second_would_not(vgg, images):
+def test_the_second_method_uses_the_classes_of_the_first(vgg, images):
     """DCSM fills its candidates up; the others alone would give the known one."""
     result = FusedSaliency(DistinctClassSaliency(vgg), Simonyan(vgg)).class_maps(images, [2])
     assert result.classes.shape == (2, 3)
@@ -129,7 +129,7 @@ def test_the_first_may_have_classes_that_the_second_would_not(vgg, images):
     assert (result.maps.amax((2, 3)) == 1).all()
 
 
-def test_a_segmenter_takes_two_methods_as_one(cnn):
+def test_a_segmenter_accepts_two_methods_as_one(cnn):
     photograph = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     saliency = FusedSaliency(ClassActivationMaps(cnn), DistinctClassSaliency(cnn, "conv2"))
     segmenter = Segmenter(cnn, saliency=saliency, preprocess=Preprocess(size=40))

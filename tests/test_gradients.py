@@ -1,4 +1,4 @@
-"""The engine: maxima of gradients at every layer point against float64, its graph, and what it refuses."""
+"""Tests of channel maxima of gradients at every kind of layer point, against float64."""
 
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ def test_signed_reduction_keeps_signs(vgg, images):
         np.testing.assert_allclose(maps[n, 0].numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_at_an_input_that_layers_share_each_has_its_own_part_of_the_gradient(images):
+def test_layers_that_share_an_input_have_separate_gradients(images):
     class Forked(nn.Module):
         def __init__(self):
             super().__init__()
@@ -78,7 +78,7 @@ def test_at_an_input_that_layers_share_each_has_its_own_part_of_the_gradient(ima
     torch.testing.assert_close(parts[0], open_and_weighted[:, None].detach())
 
 
-def test_images_themselves_can_be_tapped(vgg, images):
+def test_gradients_at_the_images(vgg, images):
     recording = _record(vgg, images, [LayerPoint("images", None, True)], guided=False)
     (maps,) = recording.channel_maxima(torch.tensor([[1], [2]]))
     x = images.clone().requires_grad_()
@@ -87,7 +87,7 @@ def test_images_themselves_can_be_tapped(vgg, images):
     torch.testing.assert_close(maps[:, 0], x.grad.abs().amax(1), rtol=1e-5, atol=1e-8)
 
 
-def test_one_position_of_the_score_map_can_be_seeded(vgg, images):
+def test_gradients_of_one_position_of_the_score_map(vgg, images):
     recording = _record(vgg, images, [LayerPoint("images", None, True)], guided=False)
     width = recording.logits.shape[3]
     positions = torch.tensor([1 * width + 2, 0])
@@ -128,7 +128,7 @@ class _NoBatchedBackward(torch.autograd.Function):
         return gradient * (2.0 if gradient.sum().item() != 0 else 0.0)
 
 
-def test_operations_without_a_batched_backward_are_taken_one_by_one(vgg, images):
+def test_operations_without_a_batched_backward_run_class_by_class(vgg, images):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -144,7 +144,7 @@ def test_operations_without_a_batched_backward_are_taken_one_by_one(vgg, images)
     torch.testing.assert_close(batched, 2 * plain)
 
 
-def test_a_recording_is_used_once(vgg, images):
+def test_a_forward_pass_is_used_once(vgg, images):
     recording = _record(vgg, images, _points([vgg.features[5]], True))
     recording.channel_maxima(torch.tensor([[0], [1]]))
     with pytest.raises(RuntimeError, match="used and freed"):
@@ -172,7 +172,7 @@ class _Reused(nn.Module):
         return self.relu(self.conv(first)).mean((2, 3))
 
 
-def test_a_layer_that_runs_twice_counts_with_its_last_run(images):
+def test_the_last_run_of_a_layer_counts(images):
     model = _Reused()
     (maps,) = _record(model, images, [LayerPoint("conv", model.conv, True)]).channel_maxima(torch.tensor([[0], [1]]))
     first = model.relu(model.conv(images)).detach().requires_grad_()
@@ -231,7 +231,7 @@ class _WithNamedTuple(nn.Module):
         return 3 * pair.map.mean((2, 3))
 
 
-def test_a_named_tuple_stays_one_and_what_is_no_tensor_is_passed_on(images):
+def test_named_tuples_and_other_values_are_preserved(images):
     model = _WithNamedTuple()
     recording = _record(model, images, [LayerPoint("pair", model.pair, False)])
     (maps,) = recording.channel_maxima(torch.tensor([[0], [0]]))
@@ -267,7 +267,7 @@ class _FailsInBackward(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("class_chunk_size", [1, 2])
-def test_a_fault_of_the_backward_is_not_taken_for_a_missing_batched_one(vgg, images, class_chunk_size):
+def test_other_errors_of_the_backward_pass_are_raised(vgg, images, class_chunk_size):
     recording = _record(lambda x: _FailsInBackward.apply(vgg(x)), images, _points([vgg.features[8]], True))
     with pytest.raises(RuntimeError, match="a fault of its own"):
         recording.channel_maxima(torch.tensor([[0, 1], [1, 0]]), class_chunk_size=class_chunk_size)
@@ -291,7 +291,7 @@ def test_a_layer_of_vectors_is_a_map_of_one_position(images):
     assert float(maps[0, 0, 0, 0]) == pytest.approx(expected.item())
 
 
-def test_layers_that_do_not_run_or_do_not_count_are_named(images):
+def test_layers_that_do_not_run_or_are_not_used_raise(images):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -317,7 +317,7 @@ def test_layers_that_do_not_run_or_do_not_count_are_named(images):
         _record(model, images, [LayerPoint("conv", model.conv, True)])
 
 
-def test_constant_parameters_leave_the_parameters_alone():
+def test_detached_parameters_do_not_change_the_parameters():
     layer = nn.Linear(3, 2)
     x = torch.randn(4, 3, requires_grad=True)
     with DetachedParameters():
@@ -350,14 +350,14 @@ def test_batch_norm_in_evaluation_is_a_scale_and_a_shift(shape, settings):
     assert (type(found.grad_fn).__name__ == "AddcmulBackward0") == is_constant
 
 
-def test_batch_norm_of_another_type_than_its_input_is_left_alone():
+def test_batch_norm_of_another_dtype_is_unchanged():
     layer = nn.BatchNorm2d(3).eval()
     with DetachedParameters():
         found = layer(torch.randn(2, 3, 5, 4, dtype=torch.bfloat16, requires_grad=True))
     assert found.dtype == torch.bfloat16
 
 
-def test_batch_norm_in_training_keeps_its_statistics_going():
+def test_batch_norm_in_training_updates_its_statistics():
     layer = nn.BatchNorm2d(3)
     x = torch.randn(2, 3, 5, 4, requires_grad=True)
     with DetachedParameters():

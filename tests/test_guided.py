@@ -1,4 +1,4 @@
-"""The guided rule against Captum, against transposed convolutions in float64, and where Captum does not reach."""
+"""Tests of the guided rule against Captum and transposed convolutions in float64."""
 
 import threading
 import warnings
@@ -99,7 +99,7 @@ RELU_SPELLINGS = {
 
 
 @pytest.mark.parametrize("relu", RELU_SPELLINGS.values(), ids=RELU_SPELLINGS)
-def test_every_spelling_of_relu_follows_the_rule(relu):
+def test_every_form_of_relu_follows_the_rule(relu):
     x = torch.tensor([-2.0, -1.0, -0.5, 1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
     seed = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, 2.0], dtype=torch.float64)
     with GuidedRectifiers() as rule:
@@ -175,7 +175,7 @@ RELATIVES = {
 
 
 @pytest.mark.parametrize("name", RELATIVES)
-def test_relatives_pass_positive_gradients_through_their_own_derivative(name):
+def test_similar_activations_pass_positive_gradients_through_their_derivative(name):
     activation = RELATIVES[name]
     x = torch.linspace(-4, 4, 41, dtype=torch.float64, requires_grad=True)
     seed = torch.randn(41, dtype=torch.float64)
@@ -196,7 +196,7 @@ def test_relatives_pass_positive_gradients_through_their_own_derivative(name):
     "function",
     [lambda x: x.clamp(min=-1), lambda x: x.clamp(max=1), lambda x: F.hardtanh(x), torch.tanh, torch.sigmoid],
 )
-def test_what_does_not_cut_at_zero_is_no_rectifier(function):
+def test_clamps_at_other_limits_are_not_rectifiers(function):
     x = torch.randn(5, requires_grad=True)
     with GuidedRectifiers() as rule:
         y = function(x)
@@ -226,7 +226,7 @@ def test_nothing_remains_outside_the_context():
     assert gradient.item() == -1
 
 
-def test_a_thread_follows_the_rule_that_it_entered_itself():
+def test_the_rule_applies_to_the_thread_that_entered_it():
     gradients = []
 
     def work():
@@ -245,7 +245,7 @@ def test_a_thread_follows_the_rule_that_it_entered_itself():
     assert rule.seen == 0
 
 
-def test_inputs_without_a_graph_are_seen_but_not_guided():
+def test_inputs_without_a_gradient_are_counted_but_not_guided():
     x = torch.tensor([-1.0, 1.0, 3.0])
     with GuidedRectifiers() as rule:
         results = [F.relu(x), x.clamp(0, 2), x.clamp(min=0, max=2), F.leaky_relu(x, 0.5)]

@@ -1,4 +1,4 @@
-"""Interrupts at random moments, and forks: nothing of the user's model or of PyTorch's settings is left changed."""
+"""Tests that interrupts at random moments and forks leave the model and PyTorch's settings unchanged."""
 
 import multiprocessing
 import os
@@ -79,7 +79,7 @@ def test_interrupts_at_random_moments_leave_nothing_changed(model):
     assert int(result.stdout) > 100
 
 
-def test_a_signal_waits_until_it_is_asked_for_and_the_handlers_are_restored():
+def test_signals_are_deferred_and_handlers_are_restored():
     order = []
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), deferred_signals():
@@ -91,7 +91,7 @@ def test_a_signal_waits_until_it_is_asked_for_and_the_handlers_are_restored():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_signal_that_nobody_asked_for_is_raised_at_the_end():
+def test_pending_signals_are_raised_at_the_end():
     model = TinyVGG().train()
     with pytest.raises(KeyboardInterrupt), prepared_model(model, torch.device("cpu")):
         signal.raise_signal(signal.SIGINT)

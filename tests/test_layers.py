@@ -1,4 +1,4 @@
-"""Which layers are chosen, and never one whose gradient is the same everywhere."""
+"""Tests of the choice of layers, whose gradients must vary between positions."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ FAMILIES += ["efficientnet_b0", "convnext_tiny", "regnet_y_400mf", "resnet50", "
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_any_family_gets_layers_that_say_where(name):
+def test_layers_of_every_family_have_varying_gradients(name):
     model = _model(name).eval()
     layers = default_layers(model)
     assert 4 <= len(layers) <= 9
@@ -128,15 +128,15 @@ class _PooledTail(nn.Module):
         return self.fc(self.conv3(x).mean((2, 3)))
 
 
-def test_a_convolution_with_a_constant_gradient_is_left_out():
+def test_a_convolution_with_a_constant_gradient_is_not_chosen():
     assert default_layers(_PooledTail()) == ["conv2"]
 
 
-def test_the_classification_head_is_left_out():
+def test_the_classification_head_is_not_chosen():
     assert default_layers(TinyVGG()) == ["features.2", "features.5", "features.8"]
 
 
-def test_a_stage_is_not_measured_by_the_one_tensor_that_has_the_next_stages_width():
+def test_one_wider_tensor_does_not_change_the_width_of_a_stage():
     # block4-0 widens from 208 to 440 channels before it strides; block 3 is a stage all the same.
     block = "trunk_output.block3.block3-"
     assert default_layers(_model("regnet_y_400mf"))[3:6] == [
@@ -165,7 +165,7 @@ def test_layers_are_the_same_before_and_after_training(name):
         assert before[-1] == "features.7.0.block.3.0"
 
 
-def test_gates_show_which_rectifiers_lie_behind_whatever_their_inputs_are():
+def test_random_gates_mark_rectifiers_for_any_input():
     x = torch.full((1, 2, 3, 4), 1e-6, requires_grad=True)
     scale = torch.full((1, 2, 1, 1), 1e-6, requires_grad=True)
     with RandomlyGatedRectifiers():
@@ -180,7 +180,7 @@ def test_gates_show_which_rectifiers_lie_behind_whatever_their_inputs_are():
     assert ratio.max() < 1.51
 
 
-def test_a_convolution_that_runs_twice_counts_once_with_its_last_run():
+def test_the_last_run_of_a_convolution_counts():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -223,7 +223,7 @@ def test_layers_of_a_model_with_several_inputs_and_arguments():
     assert not torch.equal(other[1], color[1])
 
 
-def test_a_model_that_fails_on_its_own_images_says_what_it_said(images):
+def test_errors_of_a_model_on_its_own_images_are_raised(images):
     class Broken(TinyVGG):
         def forward(self, x):
             raise TypeError("something of its own")
@@ -263,7 +263,7 @@ def test_is_constant_by_hand():
     assert is_constant(maps).tolist() == [True, False, False]
 
 
-def test_default_layers_are_asked_for_once(vgg, images):
+def test_default_layers_are_chosen_once(vgg, images):
     calls = []
     handle = vgg.register_forward_pre_hook(lambda *_: calls.append(1))
     dcs = DistinctClassSaliency(vgg, scales=(1.0,))
@@ -273,7 +273,7 @@ def test_default_layers_are_asked_for_once(vgg, images):
     assert len(calls) == 1 + 3
 
 
-def test_convolutions_that_are_not_called_as_modules_say_that_layers_must_be_named():
+def test_models_without_convolution_modules_need_named_layers():
     class Functional(TinyVGG):
         def forward(self, x):
             return nn.functional.conv2d(x, self.features[0].weight, self.features[0].bias)

@@ -55,7 +55,7 @@ POOLS = {
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_every_way_to_take_the_mean(images, pool, bias):
+def test_every_form_of_average_pooling(images, pool, bias):
     model = _Net(lambda net, x: net.fc(pool(x)), fc=nn.Linear(6, 5, bias=bias))
     evidence = _found(model, images)
     with torch.no_grad():
@@ -75,7 +75,7 @@ AFTER = {
 
 
 @pytest.mark.parametrize("after", AFTER.values(), ids=AFTER)
-def test_what_follows_the_layer_does_not_hide_it(images, after):
+def test_operations_after_the_layer_do_not_hide_it(images, after):
     model = _Net(lambda net, x: after(net.fc(x.mean((2, 3)))), fc=nn.Linear(6, 5))
     evidence = _found(model, images)
     assert evidence.features.shape == (2, 6, 6, 8)
@@ -118,7 +118,7 @@ def test_maps_by_hand():
 
 
 @pytest.mark.parametrize("convert", [False, True])
-def test_squeezenets_scores_behind_their_rectifier(convert):
+def test_scores_of_squeezenet_after_their_rectifier(convert):
     model = torchvision.models.squeezenet1_1(weights=None, num_classes=7)
     evidence = _found(fully_convolutional(model) if convert else model, torch.randn(1, 3, 64, 96))
     maps = evidence.maps(torch.arange(7)[None]) + model.classifier[1].bias[:, None, None]
@@ -127,7 +127,7 @@ def test_squeezenets_scores_behind_their_rectifier(convert):
     assert (maps < 0).any(), "nothing would be rectified"
 
 
-def test_an_auxiliary_head_that_runs_later_is_not_taken():
+def test_an_auxiliary_head_that_runs_later_is_ignored():
     model = torchvision.models.segmentation.fcn_resnet50(
         weights=None, weights_backbone=None, num_classes=4, aux_loss=True
     )
@@ -227,13 +227,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("head", "layers", "message"), REFUSED.values(), ids=REFUSED)
-def test_where_there_is_no_evidence(images, head, layers, message):
+def test_scores_without_a_linear_layer_raise(images, head, layers, message):
     with pytest.raises(ValueError, match=message) as raised:
         _found(_Net(head, **layers), images)
     assert "fully_convolutional(model) makes such a network" in str(raised.value)
 
 
-def test_networks_with_other_heads_are_refused_until_they_give_score_maps():
+def test_networks_with_other_heads_raise_until_made_fully_convolutional():
     model, image = torchvision.models.mobilenet_v3_small(weights=None, num_classes=5), torch.randn(1, 3, 96, 64)
     with pytest.raises(ValueError, match=NOT_A_MEAN):
         _found(model, image)
@@ -244,7 +244,7 @@ def test_networks_with_other_heads_are_refused_until_they_give_score_maps():
     assert maps.ndim == 4
 
 
-def test_outputs_that_are_no_scores(images):
+def test_outputs_that_are_not_scores_raise(images):
     with pytest.raises(ValueError, match=r"N = 2; it returned \(2, 5, 1\)"):
         _found(_Net(lambda net, x: net.fc(x.mean((2, 3)))[..., None], fc=nn.Linear(6, 5)), images)
     with pytest.raises(TypeError, match="must return a tensor of scores"):
@@ -284,7 +284,7 @@ def test_only_what_is_needed_is_kept_alive(images):
     assert model.alive == [False, False, False, False, False, True]
 
 
-def test_what_is_not_a_number_is_left_to_the_scores(images):
+def test_nan_features_are_reported_by_the_scores(images):
     model = PooledCNN()
     with torch.no_grad():
         model.conv3.bias[0] = torch.nan

@@ -1,4 +1,4 @@
-"""Eq. 3, 4, 5, 7: hand-computed answers, float64 references written from the paper, and properties."""
+"""Tests of Eq. 3, 4, 5 and 7: values by hand, float64 references written from the paper, and properties."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_subtract_is_exactly_zero_where_maps_agree(classes):
 
 
 @pytest.mark.parametrize("classes", [3, eq._SORT_FROM])
-def test_subtract_ignores_empty_slots(classes):
+def test_subtract_ignores_unused_slots(classes):
     maps = _random_maps(1, classes, 4, 4)
     valid = torch.ones(2, classes, dtype=torch.bool)
     valid[0, 1] = False
@@ -208,7 +208,7 @@ def test_matconvnet_differences_by_hand():
     assert eq.matconvnet_contrast(torch.ones(1, 2, 3, 3), 3.0).count_nonzero() == 0
 
 
-def test_nothing_is_made_on_the_default_device():
+def test_no_tensor_is_created_on_the_default_device():
     maps, many = _random_maps(7, 3, 4, 5), _random_maps(7, eq._SORT_FROM, 4, 5)
 
     def results():
@@ -227,7 +227,7 @@ def test_nothing_is_made_on_the_default_device():
 
 
 @pytest.mark.parametrize("differences", [eq.matconvnet_contrast, eq.caffe_contrast])
-def test_pairwise_variants_ignore_empty_slots(differences):
+def test_pairwise_variants_ignore_unused_slots(differences):
     maps = _random_maps(5, 4, 4, 4)
     valid = torch.tensor([[True, True, False, True], [True] * 4])
     result = differences(maps, 3.0, valid)
@@ -244,7 +244,7 @@ def test_background_by_hand():
 
 # Where m = (1 - m)^g: 2 m = 1; m^2 - 3 m + 1 = 0; m^2 + m - 1 = 0.
 @pytest.mark.parametrize(("exponent", "edge"), [(1.0, 0.5), (2.0, (3 - 5**0.5) / 2), (0.5, (5**0.5 - 1) / 2)])
-def test_the_exponent_says_where_the_foreground_begins(exponent, edge):
+def test_the_exponent_sets_where_the_foreground_begins(exponent, edge):
     maps = torch.tensor([[[[edge - 1e-3, edge, edge + 1e-3]]]], dtype=torch.float64)
     present = torch.tensor([[True]])
     assert eq.background(maps, present, exponent)[..., 1].item() == pytest.approx(edge, abs=1e-12)

@@ -1,4 +1,4 @@
-"""Channels last in memory: taken on the CPU, given up where a model cannot take it, and without effect on results."""
+"""Tests that channels last is used on the CPU if the model supports it, without effect on results."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def model_of(flatten):
     return Views(flatten).double().eval()
 
 
-def test_the_model_gets_channels_last_and_the_images_stay_as_they_are():
+def test_the_model_gets_channels_last_and_the_images_are_unchanged():
     model, images = model_of(flattens), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     before = images.clone()
     maps = DistinctClassSaliency(model, "second", scales=(1.0,)).class_maps(images, candidates=[0, 1]).maps
@@ -48,7 +48,7 @@ def test_the_model_gets_channels_last_and_the_images_stay_as_they_are():
     assert torch.equal(images, before)
 
 
-def test_a_model_that_views_its_tensors_gets_the_usual_order_from_then_on():
+def test_a_model_that_calls_view_gets_the_contiguous_format():
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     viewing = model_of(views)
     method = DistinctClassSaliency(viewing, "convolution")
@@ -61,7 +61,7 @@ def test_a_model_that_views_its_tensors_gets_the_usual_order_from_then_on():
     assert torch.equal(again, found)
 
 
-def test_other_failures_are_not_tried_again():
+def test_other_errors_are_not_retried():
     def fails(x):
         raise RuntimeError("something else")
 
@@ -71,6 +71,6 @@ def test_other_failures_are_not_tried_again():
     assert model.formats == [True]
 
 
-def test_other_devices_keep_the_order():
+def test_other_devices_keep_the_memory_format():
     meta = torch.empty(1, 3, 4, 4, device="meta")
     assert channels_last((meta,))[0] is meta

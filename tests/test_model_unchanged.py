@@ -1,4 +1,4 @@
-"""Every call leaves the user's model, PyTorch's settings and the random state unchanged, also when it fails."""
+"""Tests that every call leaves the model, PyTorch's settings and the random state unchanged, even if it fails."""
 
 import weakref
 
@@ -124,7 +124,7 @@ def test_in_place_reused_and_functional_rectifiers_agree(images, in_place):
         torch.testing.assert_close(result, expected)
 
 
-def test_hooks_of_the_user_run_and_stay(vgg, images):
+def test_hooks_of_the_user_run_and_are_kept(vgg, images):
     calls = []
     handle = vgg.features[5].register_forward_hook(lambda *_: calls.append(1))
     DistinctClassSaliency(vgg).attribute(images, 1)
@@ -184,7 +184,7 @@ def test_buffers_that_the_model_changes_are_restored(layer, images):
     assert model.seen.shape == (0,)
 
 
-def test_lazy_parameters_without_a_shape_are_refused(images):
+def test_lazy_parameters_without_a_shape_raise(images):
     model = nn.Sequential(
         nn.LazyConv2d(8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Flatten(2), nn.LazyLinear(5)
     )
@@ -202,7 +202,7 @@ def test_no_reference_to_graph_or_result_is_kept(vgg, images):
     assert dead() is None
 
 
-def test_a_graph_that_is_left_is_seen():
+def test_the_check_detects_a_graph_that_is_kept():
     held = []
     with pytest.raises(AssertionError), no_graph_left():
         held.append(torch.ones(1, requires_grad=True) * 2)

@@ -52,7 +52,7 @@ def test_one_model_explained_within_the_forward_pass_of_another(images, inner, g
     assert all(torch.equal(result, expected_inner) for result in results)
 
 
-def test_the_innermost_rule_alone_acts(images):
+def test_only_the_innermost_rule_is_active(images):
     model = TinyVGG().eval()
     expected = DistinctClassSaliency(model, "features.5", guided=False).attribute(images, 1)
     x = torch.tensor([2.0, 3.0], requires_grad=True)
@@ -70,7 +70,7 @@ def test_the_innermost_rule_alone_acts(images):
     assert torch.autograd.grad(F.relu(x), x, seed)[0].tolist() == [1, -1]
 
 
-def test_a_model_without_rectifiers_is_found_out_also_where_another_one_is_explained_within(images):
+def test_a_model_without_rectifiers_raises_even_with_a_nested_call(images):
     """What the inner model rectifies is not the outer one's."""
     inner = DistinctClassSaliency(PooledCNN(), "conv2")
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 5, 3))

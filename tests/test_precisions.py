@@ -1,4 +1,4 @@
-"""Half precision, autocast and memory formats, on networks with batch norm, smooth activations and many layers."""
+"""Tests of half precision, autocast and memory formats on networks with batch norm and smooth activations."""
 
 import copy
 

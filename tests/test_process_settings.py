@@ -1,4 +1,4 @@
-"""What the user set for the whole process changes no result: default type and device, deterministic algorithms."""
+"""Tests that process-wide settings (default dtype and device, deterministic algorithms) change no result."""
 
 from contextlib import contextmanager
 

@@ -1,4 +1,4 @@
-"""Global pooling of score maps, by hand."""
+"""Tests of the global pooling of score maps, by hand."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_logsumexp_lies_between_average_and_maximum(seed, shift):
 
 
 @pytest.mark.parametrize("name", ["max", "average", "logsumexp"])
-def test_a_constant_map_has_its_value(name):
+def test_a_constant_map_is_pooled_to_its_value(name):
     assert torch.allclose(pool_score_maps(torch.full((1, 2, 3, 3), -1.5), name), torch.tensor(-1.5))
 
 

@@ -1,4 +1,4 @@
-"""Which tensor of what a model returns holds its scores."""
+"""Tests that the scores are found in the output of a model."""
 
 from collections import OrderedDict, namedtuple
 
@@ -38,7 +38,7 @@ def test_the_scores_are_found(output):
         (None, "returned NoneType"),
     ],
 )
-def test_what_does_not_say_where_its_scores_are_is_refused(output, said):
+def test_outputs_without_scores_raise(output, said):
     with pytest.raises(TypeError, match=rf"\(N, C\) or \(N, C, h, w\), or hold one under 'out' or 'logits'.*{said}"):
         find_scores(output)
 

@@ -1,4 +1,4 @@
-"""The guided rule for smooth activations, against derivatives written from their definitions, in NumPy's float64."""
+"""Tests of the guided rule for smooth activations, against derivatives in NumPy's float64."""
 
 import math
 
@@ -111,7 +111,7 @@ def test_a_network_by_hand(name):
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "mish"])
-def test_sharper_and_sharper_it_becomes_the_rule_of_relu(name):
+def test_the_limit_of_steep_activations_is_the_rule_of_relu(name):
     """f(s x) / s tends to ReLU for large s, and the guided gradient to that of the paper."""
     x = torch.linspace(-3, 3, 40, dtype=torch.float64).requires_grad_()
     seed = torch.randn(40, dtype=torch.float64)
@@ -123,7 +123,7 @@ def test_sharper_and_sharper_it_becomes_the_rule_of_relu(name):
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "mish", "hardswish"])
-def test_where_the_activation_falls_the_gradient_turns(name):
+def test_decreasing_activations_change_the_sign_of_the_gradient(name):
     x = torch.tensor([-2.0], dtype=torch.float64, requires_grad=True)
     with GuidedRectifiers():
         y = getattr(F, name)(x)

@@ -1,4 +1,4 @@
-"""Calls in several threads: each gives what it gives alone, and the model is bit for bit what it was."""
+"""Tests that calls in several threads give the same results as alone, and leave the model unchanged."""
 
 import threading
 
@@ -148,7 +148,7 @@ class _Draws(PooledCNN):
         return super().forward(x)
 
 
-def test_a_model_that_draws_random_numbers(images):
+def test_a_model_that_uses_random_numbers(images):
     model = _Draws()
     dcs = DistinctClassSaliency(model, ["conv2"])
     with untouched(model, images):
