@@ -154,6 +154,56 @@ def raise_deferred_signals() -> None:
             handler(number, frame)
 
 
+def check_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..., Any]:
+    """Check that a model can be explained, and remove its wrappers.
+
+    Args:
+        forward_func: the model, or a function that calls it.
+        guided: whether guided backpropagation is used.
+
+    Returns:
+        The function or the innermost module.
+
+    Raises:
+        TypeError: if it is not callable, or is a ``DataParallel``, TorchScript or detection model.
+        ValueError: if a lazy parameter has no shape yet; or if it is a transformer and ``guided`` is True.
+    """
+    if isinstance(forward_func, nn.DataParallel):
+        raise TypeError(
+            "DataParallel runs the model in threads that neither hooks nor the guided rule follow. Pass the module "
+            "that it wraps (model.module) and split large batches with internal_batch_size."
+        )
+    if isinstance(forward_func, torch.jit.ScriptModule):
+        raise TypeError("TorchScript hides its layers and rectifiers from Python. Pass the nn.Module it was made from.")
+    if not callable(forward_func):
+        raise TypeError(f"forward_func must be a module or a function, got {type(forward_func).__name__}.")
+    if not isinstance(forward_func, nn.Module):
+        # torch.compile stores the original function here.
+        original: Callable[..., Any] = getattr(forward_func, "_torchdynamo_orig_callable", forward_func)
+        return original
+    model = unwrap_model(forward_func)
+    if any(isinstance(m, GeneralizedRCNNTransform) for m in model.modules()):
+        raise TypeError(
+            f"{type(model).__name__} is a detection model: it returns boxes of single objects, not scores of classes "
+            "for the whole image. Use a classifier or a segmentation model; or explain a module of your own that "
+            "returns scores (N, C) from its backbone."
+        )
+    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise ValueError(
+            f"{type(model).__name__} is lazy: its parameter {lazy[0]!r} has no shape yet, and gets it from the first "
+            "input. Run the model once on a batch of its own before you explain it."
+        )
+    attention = find_attention(model)
+    if guided and attention is not None:
+        raise ValueError(
+            f"{type(model).__name__} is a transformer: its class evidence travels through attention ({attention}), not "
+            "through rectifiers, so that guided backpropagation has no meaning. Use a CNN; or take plain gradients at "
+            "layers that you name, with guided=False."
+        )
+    return model
+
+
 def unwrap_model(model: nn.Module) -> nn.Module:
     """Return the module inside wrappers of compilation or distributed training; the wrappers are not changed.
 
@@ -171,18 +221,6 @@ def unwrap_model(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
-
-
-_INTERNAL_PREFIXES = ("dcsm_attr.", "captum.")
-
-
-def warn_caller(message: str) -> None:
-    """Warn with the stack level of the first frame outside of this package and of Captum."""
-    level = 1
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and str(frame.f_globals.get("__name__")).startswith(_INTERNAL_PREFIXES):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 # Class names of attention modules, including those of torchvision and timm.
@@ -204,6 +242,63 @@ _ATTENTION = {
 def find_attention(model: nn.Module) -> str | None:
     """Return the class name of the first attention layer of a transformer; None for a CNN."""
     return next((type(m).__name__ for m in model.modules() if type(m).__name__ in _ATTENTION), None)
+
+
+@contextmanager
+def explain_forward_errors(model: Any, resized: Tensor, images: Tensor) -> Iterator[None]:
+    """Raise a clearer error if a forward pass fails because of the number of channels or the scale.
+
+    Args:
+        model: the model.
+        resized: the images at the size of the forward pass.
+        images: the images at their original size.
+
+    Raises:
+        ValueError, RuntimeError: the clearer error, caused by the error of the model.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        explained = _explain_error(error, model, resized, images)
+        if explained is error:
+            raise
+        raise explained from error
+
+
+def _explain_error(error: RuntimeError, model: Any, resized: Tensor, images: Tensor) -> Exception:
+    if isinstance(error, torch.OutOfMemoryError):
+        return error
+    channels = _first_convolution_channels(model)
+    if channels is not None and channels != images.shape[1] and "channels" in str(error):
+        return ValueError(
+            f"inputs have {images.shape[1]} channels, but the model's first convolution takes {channels}: got shape "
+            f"{tuple(images.shape)}."
+        )
+    if resized.shape != images.shape:
+        return RuntimeError(
+            f"the model failed on the images at another scale, {tuple(resized.shape)} from {tuple(images.shape)}. If "
+            "it takes one size only, pass scales=(1.0,); if it is too deep for small images, leave out the scales "
+            "below 1; if it takes multiples of 32 only, images of 160, 320 or 480 pixels stay that at the default "
+            "scales."
+        )
+    return error
+
+
+def _first_convolution_channels(model: Any) -> int | None:
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return next((m.in_channels for m in modules if isinstance(m, nn.Conv2d)), None)
+
+
+_INTERNAL_PREFIXES = ("dcsm_attr.", "captum.")
+
+
+def warn_caller(message: str) -> None:
+    """Warn with the stack level of the first frame outside of this package and of Captum."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith(_INTERNAL_PREFIXES):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 # Names used by torchvision's segmentation models, and by GoogLeNet and Inception with auxiliary heads.
@@ -299,98 +394,3 @@ def pool_score_maps(score_maps: Tensor, pooling: PoolingName = "max") -> Tensor:
         summed = torch.logsumexp(_SHARPNESS * score_maps, dim=(2, 3))
         return (summed - math.log(positions)) / _SHARPNESS
     raise ValueError(f"pooling must be 'max', 'average' or 'logsumexp', got {pooling!r}.")
-
-
-def check_model(forward_func: Callable[..., Any], guided: bool) -> Callable[..., Any]:
-    """Check that a model can be explained, and remove its wrappers.
-
-    Args:
-        forward_func: the model, or a function that calls it.
-        guided: whether guided backpropagation is used.
-
-    Returns:
-        The function or the innermost module.
-
-    Raises:
-        TypeError: if it is not callable, or is a ``DataParallel``, TorchScript or detection model.
-        ValueError: if a lazy parameter has no shape yet; or if it is a transformer and ``guided`` is True.
-    """
-    if isinstance(forward_func, nn.DataParallel):
-        raise TypeError(
-            "DataParallel runs the model in threads that neither hooks nor the guided rule follow. Pass the module "
-            "that it wraps (model.module) and split large batches with internal_batch_size."
-        )
-    if isinstance(forward_func, torch.jit.ScriptModule):
-        raise TypeError("TorchScript hides its layers and rectifiers from Python. Pass the nn.Module it was made from.")
-    if not callable(forward_func):
-        raise TypeError(f"forward_func must be a module or a function, got {type(forward_func).__name__}.")
-    if not isinstance(forward_func, nn.Module):
-        # torch.compile stores the original function here.
-        original: Callable[..., Any] = getattr(forward_func, "_torchdynamo_orig_callable", forward_func)
-        return original
-    model = unwrap_model(forward_func)
-    if any(isinstance(m, GeneralizedRCNNTransform) for m in model.modules()):
-        raise TypeError(
-            f"{type(model).__name__} is a detection model: it returns boxes of single objects, not scores of classes "
-            "for the whole image. Use a classifier or a segmentation model; or explain a module of your own that "
-            "returns scores (N, C) from its backbone."
-        )
-    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
-    if lazy:
-        raise ValueError(
-            f"{type(model).__name__} is lazy: its parameter {lazy[0]!r} has no shape yet, and gets it from the first "
-            "input. Run the model once on a batch of its own before you explain it."
-        )
-    attention = find_attention(model)
-    if guided and attention is not None:
-        raise ValueError(
-            f"{type(model).__name__} is a transformer: its class evidence travels through attention ({attention}), not "
-            "through rectifiers, so that guided backpropagation has no meaning. Use a CNN; or take plain gradients at "
-            "layers that you name, with guided=False."
-        )
-    return model
-
-
-@contextmanager
-def explain_forward_errors(model: Any, resized: Tensor, images: Tensor) -> Iterator[None]:
-    """Raise a clearer error if a forward pass fails because of the number of channels or the scale.
-
-    Args:
-        model: the model.
-        resized: the images at the size of the forward pass.
-        images: the images at their original size.
-
-    Raises:
-        ValueError, RuntimeError: the clearer error, caused by the error of the model.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        explained = _explain_error(error, model, resized, images)
-        if explained is error:
-            raise
-        raise explained from error
-
-
-def _explain_error(error: RuntimeError, model: Any, resized: Tensor, images: Tensor) -> Exception:
-    if isinstance(error, torch.OutOfMemoryError):
-        return error
-    channels = _first_convolution_channels(model)
-    if channels is not None and channels != images.shape[1] and "channels" in str(error):
-        return ValueError(
-            f"inputs have {images.shape[1]} channels, but the model's first convolution takes {channels}: got shape "
-            f"{tuple(images.shape)}."
-        )
-    if resized.shape != images.shape:
-        return RuntimeError(
-            f"the model failed on the images at another scale, {tuple(resized.shape)} from {tuple(images.shape)}. If "
-            "it takes one size only, pass scales=(1.0,); if it is too deep for small images, leave out the scales "
-            "below 1; if it takes multiples of 32 only, images of 160, 320 or 480 pixels stay that at the default "
-            "scales."
-        )
-    return error
-
-
-def _first_convolution_channels(model: Any) -> int | None:
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    return next((m.in_channels for m in modules if isinstance(m, nn.Conv2d)), None)
