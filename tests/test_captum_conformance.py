@@ -1,8 +1,8 @@
 """Captum's generic tests of targets and of hook removal, over the configuration that Captum ships, on this method.
 
-Captum's configuration lists, for every attribution method, models and arguments. Taken here are all cases for layer
-methods of gradients (those that list ``LayerGradCam``). This method explains images: where a case feeds vectors
-``(N, F)``, they are passed as images of one pixel ``(N, F, 1, 1)`` to a wrapper that flattens them again.
+Captum's configuration lists models and arguments for every attribution method. These tests run all cases for gradient
+methods of layers (those that list ``LayerGradCam``). Vectors ``(N, F)`` are passed as images of one pixel
+``(N, F, 1, 1)`` to a wrapper that flattens them.
 """
 
 import copy

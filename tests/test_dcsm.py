@@ -1,5 +1,4 @@
-"""DistinctClassSaliency end to end: closed-form networks, float64 references of all three variants, and its
-contract."""
+"""Tests of DistinctClassSaliency: closed-form networks, float64 references of all variants, and its interface."""
 
 import math
 import warnings

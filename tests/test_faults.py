@@ -1,5 +1,4 @@
-"""A fault injected at every stage: the model, the inputs and the process are bit for bit what they were, and the next
-call gives what the one before gave."""
+"""Tests that a fault at any stage leaves the model, the inputs and the process unchanged, bit for bit."""
 
 import inspect
 import sys

@@ -1,5 +1,4 @@
-"""A call within a call: in the forward pass or a hook of what is being explained or trained; each gives what it gives
-alone."""
+"""Tests that nested calls, in a forward pass or a hook, give the same results as alone."""
 
 from contextlib import contextmanager
 
