@@ -97,9 +97,9 @@ def test_end_to_end_and_again(voc, tmp_path, monkeypatch):
         before, after = (row["mean IoU"][f"own background, {when} CRF"] for when in ("before", "after"))
         assert line.endswith(f": {100 * before:.1f} -> {100 * after:.1f}")
     # The counts of a row, added up by hand.
-    (path,) = (output / "counts" / "figures-known").glob("dcsm-n-5-*.jsonl")
+    (path,) = (output / "counts" / "figures-known").glob("dcsm-n-5-*/rows.jsonl")
     confusion = np.zeros((21, 21), dtype=np.int64)
-    for line in path.read_text().splitlines()[1:]:
+    for line in path.read_text().splitlines():
         for true, shown, pixels in json.loads(line)["counts"]["1.0"]:
             confusion[true, shown] += pixels
     assert confusion.sum() == 3 * 35 * 48
@@ -183,7 +183,7 @@ def test_a_bad_image_is_reported(voc, tmp_path):
     assert content["images"] == 2, "the table is written all the same"
     assert "v1.jpg" in content["skipped"]["v1"]
     assert result.exit_code == 1, "as dcsm-attr evaluate does"
-    assert "1 photographs were left out" in result.output
+    assert "1 images were skipped" in result.output
 
 
 def test_help_has_examples(voc, tmp_path):
