@@ -197,7 +197,7 @@ MISTAKES = {
     "layer {item!r} is not in": lambda: saliency(layer="features.99"),
     "layer {layer} is not a module of": lambda: saliency(layer=TinyVGG().features),
     "layer {layer} was not reached": lambda: saliency(WithIdleLayer(), layer="idle").attribute(X),
-    "forward_func is a function": lambda: saliency(lambda x: x),
+    "layers cannot be chosen": lambda: saliency(lambda x: x),
     "the model must return a tensor": lambda: saliency(InATuple(), layer="conv2").attribute(X),
     "the model must return scores": lambda: saliency(Squeezed(), layer="conv2").attribute(X),
     "the model failed on the images": lambda: saliency(OfOneSize(), layer="conv2").attribute(X),
