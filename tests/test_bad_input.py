@@ -240,7 +240,7 @@ def test_a_model_of_one_size(images):
         DistinctClassSaliency(model).attribute(images, 1)
     result = DistinctClassSaliency(model, scales=(1.0,)).attribute(images, 1)
     assert result.max() > 0.5
-    with pytest.raises(RuntimeError, match="known after the first call"):
+    with pytest.raises(RuntimeError, match="can be read after the first call"):
         _ = DistinctClassSaliency(model).layers
     one_size = DistinctClassSaliency(model, scales=(1.0,))
     one_size.attribute(images, 1)
