@@ -262,7 +262,7 @@ def test_rejects_other_bad_input(segmenter, vgg, image, tmp_path):
         segmenter.segment_batch([])
     with pytest.raises(ValueError, match="1 for 2 images"):
         segmenter.segment_batch([image] * 2, [["ant"]])
-    with pytest.raises(ValueError, match="pass class_names"):
+    with pytest.raises(ValueError, match="no class_names: pass them"):
         Segmenter(vgg, preprocess=SMALL).segment(image, ["ant"])
     with pytest.raises(ValueError, match="3 names, but the model has 4 classes"):
         Segmenter(vgg, class_names=NAMES[:3], preprocess=SMALL).segment(image)
