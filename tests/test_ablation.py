@@ -426,15 +426,15 @@ def test_gradients_are_computed_once(classifier, background, collection, tmp_pat
         return count
 
     crf = TABLES["crf"](classifier)
-    photographs = 1 + 2
+    num_images = 1 + 2
     # The guided ones at three scales, Simonyan's at one.
-    assert taken(crf) == 4 * photographs
+    assert taken(crf) == 4 * num_images
     for name in ("crf", "layers", "candidates"):
         assert taken(TABLES[name](classifier)) == 0, name
     assert taken(crf, "detected") == 0, "both protocols share them"
-    assert taken(TABLES["rule"](classifier)) == 3 * photographs, "the plain ones alone"
+    assert taken(TABLES["rule"](classifier)) == 3 * num_images, "the plain ones alone"
     wide = dcsm(classifier, "wide", ("guided", "outer"), scales=(0.6, 1.0, 1.4))
-    assert taken(table_of(wide)) == 2 * photographs, "the outer scales alone"
+    assert taken(table_of(wide)) == 2 * num_images, "the outer scales alone"
 
 
 def test_counts_of_another_table_are_reused(classifier, background, collection, folder, monkeypatch):
@@ -573,17 +573,17 @@ def test_counts_with_other_settings_have_files_of_their_own(classifier, backgrou
     fewer = replace(collection, images=collection.images[1:])
     settings = {"progress": False}
 
-    def both(folder, photographs, crf):
+    def both(folder, items, crf):
         return measure_table(
-            table, classifier, background, photographs, "known", folder, crf=crf, **settings
+            table, classifier, background, items, "known", folder, crf=crf, **settings
         ).result.confusions
 
     crf = DenseCRF(iterations=1)
     both(tmp_path / "shared", collection, crf)
     files = set((tmp_path / "shared" / "counts").rglob("*.jsonl"))
-    for photographs, other in ((fewer, crf), (collection, DenseCRF(iterations=3))):
-        found = both(tmp_path / "shared", photographs, other)
-        alone = both(tmp_path / f"alone {len(photographs)}", photographs, other)
+    for items, other in ((fewer, crf), (collection, DenseCRF(iterations=3))):
+        found = both(tmp_path / "shared", items, other)
+        alone = both(tmp_path / f"alone {len(items)}", items, other)
         assert {k: v.counts.tolist() for k, v in next(iter(found.values())).items()} == {
             k: v.counts.tolist() for k, v in next(iter(alone.values())).items()
         }

@@ -461,15 +461,15 @@ def test_a_low_precision_model_gives_float32_maps(cnn, images):
 
 
 def test_a_segmenter_accepts_it(cnn):
-    photograph = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    image_array = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     segmenter = Segmenter(cnn, saliency=ClassActivationMaps(cnn), preprocess=Preprocess(size=40), crf=None)
-    result = segmenter.segment(photograph, [1, 2], raw=True)
+    result = segmenter.segment(image_array, [1, 2], raw=True)
     assert result.settings["saliency"]["method"] == "Class Activation Maps"
-    canvas = Preprocess(size=40)(Image.fromarray(photograph))
+    canvas = Preprocess(size=40)(Image.fromarray(image_array))
     maps = ClassActivationMaps(cnn).class_maps(canvas.tensor[None], [1, 2])
     foreground = canvas.crop(maps.maps[0])
     background = 1 - foreground.amax(0, keepdim=True)
     expected = torch.cat([background, foreground])
     assert result.classes == tuple(maps.classes[0].tolist())
     torch.testing.assert_close(result.probabilities, expected / expected.sum(0), rtol=1e-5, atol=1e-6)
-    assert segmenter.segment(photograph).class_maps.maps.shape[1] >= 1
+    assert segmenter.segment(image_array).class_maps.maps.shape[1] >= 1

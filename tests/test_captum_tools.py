@@ -132,21 +132,21 @@ def test_visualize_attribution_accepts_every_shape_of_one_map(dcs, images, shape
     _, axes = visualize_attribution(attribution, method="heat_map")
     (drawn,) = (image.get_array() for image in axes.images)
     assert np.corrcoef(drawn.flatten(), attribution.flatten())[0, 1] > 0.95
-    photograph = np.full((20, 24, 3), 128, dtype=np.uint8)
-    _, axes = visualize_attribution(attribution, photograph)
+    image_array = np.full((20, 24, 3), 128, dtype=np.uint8)
+    _, axes = visualize_attribution(attribution, image_array)
     below, above = (image.get_array() for image in axes.images)
     assert len(np.unique(below)) == 1
     assert np.array_equal(above, drawn)
 
 
-@pytest.mark.parametrize("photograph", [None, np.full((20, 24, 3), 128, dtype=np.uint8)])
-def test_a_map_of_zeros_is_drawn_and_named(photograph):
+@pytest.mark.parametrize("image_array", [None, np.full((20, 24, 3), 128, dtype=np.uint8)])
+def test_a_map_of_zeros_is_drawn_and_named(image_array):
     zeros = torch.zeros(1, 1, 20, 24)
     with pytest.raises(AssertionError, match="scale factor"):
         captum_visualization.visualize_image_attr(
             zeros[0].permute(1, 2, 0).numpy(), method="heat_map", use_pyplot=False
         )
-    figure, axes = visualize_attribution(zeros, photograph)
+    figure, axes = visualize_attribution(zeros, image_array)
     figure.canvas.draw()
     assert "zero everywhere" in axes.get_title()
 

@@ -116,9 +116,9 @@ def test_the_crf_equals_that_of_the_cpu(labels, widths):
 
 def test_images_stay_on_the_gpu_until_the_result():
     model = TinyVGG(4).eval()
-    photograph = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8)
-    expected = Segmenter(model, preprocess=Preprocess(size=80)).segment(photograph, [0, 1])
-    result = Segmenter(model.cuda(), preprocess=Preprocess(size=80)).segment(photograph, [0, 1])
+    image_array = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8)
+    expected = Segmenter(model, preprocess=Preprocess(size=80)).segment(image_array, [0, 1])
+    result = Segmenter(model.cuda(), preprocess=Preprocess(size=80)).segment(image_array, [0, 1])
     assert result.probabilities.device.type == "cpu"
     assert (result.labels == expected.labels).float().mean() > 0.99
 

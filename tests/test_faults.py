@@ -91,7 +91,7 @@ def _hurt(model):
 
 
 @pytest.fixture
-def photograph():
+def image_array():
     return np.random.default_rng(0).integers(0, 255, (18, 24, 3), dtype=np.uint8)
 
 
@@ -132,13 +132,13 @@ STAGES = {
 
 @pytest.mark.parametrize("error", [InjectedError, KeyboardInterrupt])
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_a_fault_at_each_stage_of_a_segmentation(segmenter, photograph, stage, error):
-    pixels = photograph.copy()
-    expected = segmenter.segment(photograph)
+def test_a_fault_at_each_stage_of_a_segmentation(segmenter, image_array, stage, error):
+    pixels = image_array.copy()
+    expected = segmenter.segment(image_array)
     with untouched(segmenter.model), pytest.raises(error, match="injected"), _fault(error, _in(stage)):
-        segmenter.segment(photograph)
-    assert np.array_equal(photograph, pixels)
-    again = segmenter.segment(photograph)
+        segmenter.segment(image_array)
+    assert np.array_equal(image_array, pixels)
+    again = segmenter.segment(image_array)
     assert torch.equal(again.probabilities, expected.probabilities)
     assert torch.equal(again.labels, expected.labels)
 
@@ -218,15 +218,15 @@ def _functions_entered(call):
     return counts
 
 
-def test_a_fault_in_any_function_of_the_package(photograph):
+def test_a_fault_in_any_function_of_the_package(image_array):
     """Also one that the engine knows how to explain or to get around: a RuntimeError."""
     tested = set()
     for variant in ("paper", "matconvnet", "caffe"):
         model = _hurt(PooledCNN())
         saliency = DistinctClassSaliency(model, ["conv2"], variant=variant)
         segmenter = Segmenter(model, saliency=saliency, preprocess=Preprocess(size=24), crf=DenseCRF(iterations=1))
-        expected = segmenter.segment(photograph).probabilities
-        functions = _functions_entered(lambda segmenter=segmenter: segmenter.segment(photograph))
+        expected = segmenter.segment(image_array).probabilities
+        functions = _functions_entered(lambda segmenter=segmenter: segmenter.segment(image_array))
         assert len(functions) > 50
         assert not functions.keys() <= tested, variant
         for code in functions.keys() - tested:
@@ -237,6 +237,6 @@ def test_a_fault_in_any_function_of_the_package(photograph):
                     suppress(RuntimeError),
                     _fault(RuntimeError, lambda frame, code=code: frame.f_code is code, number),
                 ):
-                    segmenter.segment(photograph)
-        assert torch.equal(segmenter.segment(photograph).probabilities, expected)
+                    segmenter.segment(image_array)
+        assert torch.equal(segmenter.segment(image_array).probabilities, expected)
         tested |= functions.keys()

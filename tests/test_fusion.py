@@ -130,10 +130,10 @@ def test_the_second_method_uses_the_classes_of_the_first(vgg, images):
 
 
 def test_a_segmenter_accepts_two_methods_as_one(cnn):
-    photograph = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    image_array = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     saliency = FusedSaliency(ClassActivationMaps(cnn), DistinctClassSaliency(cnn, "conv2"))
     segmenter = Segmenter(cnn, saliency=saliency, preprocess=Preprocess(size=40))
-    result = segmenter.segment(photograph, [1, 2], raw=True)
+    result = segmenter.segment(image_array, [1, 2], raw=True)
     assert set(result.classes) == {1, 2}
     assert result.settings["saliency"] == {
         "method": "Fused Saliency",

@@ -186,7 +186,7 @@ def test_evaluate_skips_unreadable_files(voc, tmp_path):
     result = run("evaluate", voc, *NETWORK_FILE, "--no-crf", "--output", tmp_path / "out")
     assert result.exit_code == 1, result.output
     (evaluation,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["evaluations"]
-    assert evaluation["photographs"] == 2
+    assert evaluation["images"] == 2
     assert set(evaluation["skipped"]) == {"5", "6"}
     assert "5.jpg: not an image" in evaluation["skipped"]["5"]
     assert "6.png: cannot be read" in evaluation["skipped"]["6"]

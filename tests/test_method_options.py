@@ -136,8 +136,8 @@ def test_images_take_the_same_options(voc, tmp_path, command):
         "--classes",
         "cat,dog",
     )
-    photograph, out = voc / "JPEGImages" / "s0.jpg", tmp_path / "out"
-    result = run(command, photograph, *network, "--output", out, "--preset", "tuned")
+    image_path, out = voc / "JPEGImages" / "s0.jpg", tmp_path / "out"
+    result = run(command, image_path, *network, "--output", out, "--preset", "tuned")
     assert result.exit_code == 0, result.output
     (written,) = (path for path in (out / "s0").iterdir() if path.suffix == ".json")
     settings = json.loads(written.read_text())["settings"]
@@ -145,7 +145,7 @@ def test_images_take_the_same_options(voc, tmp_path, command):
     # The file contains its own model; the option that names another one has no effect, and is not recorded.
     assert settings["model"] == "ScoreMapNetwork"
     assert settings["architecture"]["model"] == "squeezenet1_1"
-    result = run(command, photograph, *network, "--output", out, "--method", "simonyan", "--overwrite")
+    result = run(command, image_path, *network, "--output", out, "--method", "simonyan", "--overwrite")
     assert result.exit_code == 0, result.output
     assert json.loads(written.read_text())["settings"]["saliency"]["method"] == "Simonyan"
 
@@ -173,9 +173,9 @@ def scenes(tmp_path_factory):
 def test_other_methods_from_end_to_end(scenes, tmp_path, method):
     """With the shipped network: maps, labels and mean IoU are those of the segmenter that the options describe."""
     options = ("--weights", "demo", "--device", "cpu", "--method", method)
-    photograph, out = scenes / "JPEGImages" / "000000.jpg", tmp_path / "out"
+    image_path, out = scenes / "JPEGImages" / "000000.jpg", tmp_path / "out"
     for command, written in (("segment", "manifest.json"), ("attribute", "attribution.json")):
-        result = run(command, photograph, *options, "--output", out / command)
+        result = run(command, image_path, *options, "--output", out / command)
         assert result.exit_code == 0, result.output
         saliency = json.loads((out / command / "000000" / written).read_text())["settings"]["saliency"]
         names = {"cam": ["Class Activation Maps"], "fusion": ["Class Activation Maps", "Distinct Class Saliency"]}
@@ -185,7 +185,7 @@ def test_other_methods_from_end_to_end(scenes, tmp_path, method):
     cam = ClassActivationMaps(network)
     expected = cam if method == "cam" else FusedSaliency(cam, DistinctClassSaliency(network))
     segmenter = Segmenter(network, saliency=expected, preprocess=scene_classifier().preprocess)
-    own = segmenter.segment(photograph)
+    own = segmenter.segment(image_path)
     with np.load(out / "segment" / "000000" / "maps.npz") as arrays:
         assert arrays["classes"].tolist() == own.class_maps.classes[0].tolist()
         np.testing.assert_allclose(arrays["probabilities"], own.probabilities.numpy(), atol=2e-3)

@@ -151,10 +151,12 @@ def test_two_streams_of_one_model_in_turns():
         Segmenter(model, saliency=saliency, preprocess=Preprocess(size=24), crf=DenseCRF(iterations=1))
         for saliency in (DistinctClassSaliency(model, "features.5"), Simonyan(model), ClassActivationMaps(model))
     ]
-    photographs = np.random.default_rng(0).integers(0, 255, (5, 12, 24, 3), dtype=np.uint8)
-    alone = [[s.probabilities for s in segmenter.segment_stream(photographs, batch_size=2)] for segmenter in segmenters]
+    image_arrays = np.random.default_rng(0).integers(0, 255, (5, 12, 24, 3), dtype=np.uint8)
+    alone = [
+        [s.probabilities for s in segmenter.segment_stream(image_arrays, batch_size=2)] for segmenter in segmenters
+    ]
     with untouched(model):
-        streams = [segmenter.segment_stream(photographs, batch_size=2) for segmenter in segmenters]
+        streams = [segmenter.segment_stream(image_arrays, batch_size=2) for segmenter in segmenters]
         for pair, *expected in zip(zip(*streams, strict=True), *alone, strict=True):
             assert all(torch.equal(one.probabilities, other) for one, other in zip(pair, expected, strict=True))
 

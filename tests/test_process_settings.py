@@ -117,11 +117,11 @@ def test_crf(setting):
 @pytest.mark.parametrize("canvas", ["paper", "matconvnet", "caffe"])
 def test_segmentations(setting, vgg, canvas):
     segmenter = Segmenter(vgg, preprocess=Preprocess(canvas, size=32), crf=DenseCRF(iterations=2))
-    photograph = np.random.default_rng(0).integers(0, 255, (20, 26, 3), dtype=np.uint8)
+    image_array = np.random.default_rng(0).integers(0, 255, (20, 26, 3), dtype=np.uint8)
     tensor = torch.rand(3, 18, 24)
 
     def results():
-        of_both = [segmenter.segment(photograph), segmenter.segment(tensor, [1])]
+        of_both = [segmenter.segment(image_array), segmenter.segment(tensor, [1])]
         return [value for s in of_both for value in (s.labels, s.probabilities, s.unrefined, s.class_maps.maps)]
 
     expected = results()

@@ -181,7 +181,7 @@ def test_label_maps_against_masks_by_hand(tmp_path):
     assert found.confusion.mean_iou == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert found.unknown == pytest.approx(1 / 7)
     assert found.precision == (1.0, pytest.approx(3 / 4))
-    assert found.photographs == 2
+    assert found.num_images == 2
     assert set(found.skipped) == {"z"}
 
 
@@ -194,7 +194,7 @@ def test_label_maps_of_another_size_are_resized_without_mixing(tmp_path):
 
 def test_label_maps_that_do_not_exist(tmp_path):
     masks(tmp_path / "t", {"x": [[0, 1]]})
-    with pytest.raises(ValueError, match=r"none of the 1 photographs could be compared, such as x: .*x\.png"):
+    with pytest.raises(ValueError, match=r"none of the 1 images could be compared, such as x: .*x\.png"):
         evaluate_label_maps(with_masks(tmp_path, "x"), tmp_path / "l", progress=False)
 
 

@@ -154,9 +154,9 @@ def test_it_learns_to_segment(tmp_path, objective, labels):
     trained = train(tmp_path / "out", collection, tmp_path / "p" / labels, objective, settings)
     segmenter = NetworkSegmenter(trained, crf=None)
     right = []
-    for photograph in collection:
-        found = segmenter.segment(photograph.path).labels.numpy()
-        right.append(float((found == np.array(Image.open(photograph.mask))).mean()))
+    for item in collection:
+        found = segmenter.segment(item.path).labels.numpy()
+        right.append(float((found == np.array(Image.open(item.mask))).mean()))
     assert np.mean(right) > 0.85, right
     names = OBJECTIVES[objective].names
     lines = logged(tmp_path / "out")

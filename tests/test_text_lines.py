@@ -14,7 +14,7 @@ def of_voc(path):
 def image_values(path):
     labels = path.with_suffix(".csv")
     labels.write_text("id,labels\nnaïve,dog\nplain,dog\n", encoding="utf-8")
-    return tuple(photograph.name for photograph in image_list_collection(path, labels))
+    return tuple(item.name for item in image_list_collection(path, labels))
 
 
 READERS = {"a list of VOC": of_voc, "a list of pictures": image_values, "names of classes": read_class_names}

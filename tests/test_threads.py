@@ -64,10 +64,10 @@ def test_different_methods_on_one_model(images):
 def test_one_segmenter():
     model = TinyVGG().train()
     segmenter = Segmenter(model, preprocess=Preprocess(size=24), crf=DenseCRF(iterations=2))
-    photographs = [np.random.default_rng(i).integers(0, 255, (12 + 6 * i, 24, 3), dtype=np.uint8) for i in range(3)]
-    expected = [segmenter.segment(photograph).probabilities for photograph in photographs]
+    image_arrays = [np.random.default_rng(i).integers(0, 255, (12 + 6 * i, 24, 3), dtype=np.uint8) for i in range(3)]
+    expected = [segmenter.segment(image_array).probabilities for image_array in image_arrays]
     with untouched(model):
-        results = _together(*(lambda p=p: segmenter.segment(p).probabilities for p in photographs), times=2)
+        results = _together(*(lambda p=p: segmenter.segment(p).probabilities for p in image_arrays), times=2)
     for of_call, alone in zip(results, expected, strict=True):
         assert all(torch.equal(result, alone) for result in of_call)
 

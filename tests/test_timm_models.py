@@ -50,9 +50,9 @@ def test_the_same_promises(name):
     assert 0 <= maps.min() < maps.max() <= 1
     assert 4 <= len(dcs.layers) <= 9
     assert model.training
-    photograph = np.random.default_rng(0).integers(0, 256, (size - 20, size, 3), dtype=np.uint8)
-    segmentation = Segmenter(model, preprocess=Preprocess(size=size)).segment(photograph, [2])
-    assert segmentation.labels.shape == photograph.shape[:2]
+    image_array = np.random.default_rng(0).integers(0, 256, (size - 20, size, 3), dtype=np.uint8)
+    segmentation = Segmenter(model, preprocess=Preprocess(size=size)).segment(image_array, [2])
+    assert segmentation.labels.shape == image_array.shape[:2]
     in_graph = count_rectifiers(model.eval()(x.clone().requires_grad_())).total()
     with GuidedRectifiers() as rule:
         model(x.clone().requires_grad_())

@@ -82,9 +82,9 @@ def check_promises(model, size):
     # With weights that were just drawn one class may lie below the others everywhere.
     assert (maps.amax((2, 3)) > maps.amin((2, 3))).any()
     assert 4 <= len(dcs.layers) <= 12
-    photograph = np.random.default_rng(0).integers(0, 256, (size - 20, size, 3), dtype=np.uint8)
-    segmentation = Segmenter(model, preprocess=Preprocess(size=size)).segment(photograph)
-    assert segmentation.labels.shape == photograph.shape[:2]
+    image_array = np.random.default_rng(0).integers(0, 256, (size - 20, size, 3), dtype=np.uint8)
+    segmentation = Segmenter(model, preprocess=Preprocess(size=size)).segment(image_array)
+    assert segmentation.labels.shape == image_array.shape[:2]
     assert set(segmentation.labels.unique().tolist()) <= {0, *(c + 1 for c in segmentation.classes)}
     assert training == {name: module.training for name, module in model.named_modules()}
     network = fully_convolutional(model.eval())
@@ -204,8 +204,8 @@ def test_segmentation_models_are_score_map_networks(name):
     with torch.no_grad():
         maps = model.eval()(x)["out"]
     assert torch.allclose(result.scores, maps.amax((2, 3)).sigmoid(), atol=1e-5)
-    photograph = np.random.default_rng(0).integers(0, 256, (64, SIZE, 3), dtype=np.uint8)
-    assert Segmenter(model, preprocess=Preprocess(size=SIZE)).segment(photograph, [1]).labels.shape == (64, SIZE)
+    image_array = np.random.default_rng(0).integers(0, 256, (64, SIZE, 3), dtype=np.uint8)
+    assert Segmenter(model, preprocess=Preprocess(size=SIZE)).segment(image_array, [1]).labels.shape == (64, SIZE)
     with pytest.raises(ValueError, match="gives score maps already"):
         fully_convolutional(model)
 

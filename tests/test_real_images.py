@@ -1,4 +1,4 @@
-"""Real photographs with real weights; skipped where they are absent."""
+"""Real images with ImageNet weights; skipped if they are absent."""
 
 import json
 from pathlib import Path
@@ -19,9 +19,9 @@ def segmenter(shared):
     return Segmenter(network, class_names=load_class_names("imagenet"))
 
 
-@pytest.mark.parametrize("photograph", ["dog-and-cat.png", "puppy-and-kitten.jpg"])
-def test_subtraction_puts_more_of_each_map_on_its_own_animal(segmenter, shared, photograph):
-    for name, share in animal_share.shares(segmenter, shared / "images" / photograph).items():
+@pytest.mark.parametrize("file_name", ["dog-and-cat.png", "puppy-and-kitten.jpg"])
+def test_subtraction_puts_more_of_each_map_on_its_own_animal(segmenter, shared, file_name):
+    for name, share in animal_share.shares(segmenter, shared / "images" / file_name).items():
         assert share["distinct"] > share["raw"] + 0.1, name
         assert share["distinct"] > 1.5 * share["area"], name
 
