@@ -203,7 +203,7 @@ def test_models_that_cannot_be_explained(images):
         DistinctClassSaliency(5, "layer")
     with pytest.raises(ValueError, match="layers cannot be chosen for a function"):
         DistinctClassSaliency(lambda x: x)
-    with pytest.raises(ValueError, match="'conv1' is a name, but layers cannot be chosen for a function"):
+    with pytest.raises(ValueError, match="'conv1' is a name, but forward_func is a function"):
         DistinctClassSaliency(lambda x: x, "conv1")
     with pytest.raises(ValueError, match="no convolution"):
         DistinctClassSaliency(nn.Sequential(nn.Flatten(), nn.Linear(3 * 20 * 24, 5), nn.ReLU())).attribute(images, 1)
