@@ -14,7 +14,7 @@ from dcsm_attr.attribution.candidates import (
     Request,
     SelectClasses,
     Selection,
-    check_detection_settings,
+    check_settings,
     class_scores,
     select_target_map,
 )
@@ -22,7 +22,6 @@ from dcsm_attr.attribution.class_maps import ClassMaps
 from dcsm_attr.attribution.inputs import (
     AutoMemoryFormat,
     batch_slices,
-    check_batch_size,
     check_scales,
     default_batch_size,
     explain_in_batches,
@@ -94,8 +93,7 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
                 Default: None
         """
         Attribution.__init__(self, check_model(forward_func, guided=False))
-        check_detection_settings(activation, pooling, threshold)
-        check_batch_size(internal_batch_size)
+        check_settings(activation, pooling, threshold, internal_batch_size)
         self.scales = check_scales(scales)
         self.mirrored = mirrored
         self.activation: Activation = activation

@@ -22,7 +22,7 @@ __all__ = [
     "Request",
     "SelectClasses",
     "Selection",
-    "check_detection_settings",
+    "check_settings",
     "choose_candidates",
     "class_scores",
     "explicit_candidates",
@@ -35,8 +35,8 @@ __all__ = [
 Activation = Literal["auto", "sigmoid", "softmax"]
 
 
-def check_detection_settings(activation: str, pooling: str, threshold: float) -> None:
-    """Check the settings for the detection of classes.
+def check_settings(activation: str, pooling: str, threshold: float, internal_batch_size: int | None) -> None:
+    """Check the settings that all methods share.
 
     Raises:
         ValueError: if one of them is unknown or out of range.
@@ -47,6 +47,8 @@ def check_detection_settings(activation: str, pooling: str, threshold: float) ->
         raise ValueError(f"pooling must be one of {', '.join(map(repr, POOLINGS))}; got {pooling!r}.")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be between 0 and 1, got {threshold}.")
+    if internal_batch_size is not None and internal_batch_size < 1:
+        raise ValueError(f"internal_batch_size must be at least 1, got {internal_batch_size}.")
 
 
 def class_scores(logits: Tensor, activation: Activation, pooling: PoolingName = "max") -> Tensor:

@@ -16,7 +16,7 @@ from dcsm_attr.attribution.candidates import (
     Request,
     SelectClasses,
     Selection,
-    check_detection_settings,
+    check_settings,
     class_scores,
     select_target_map,
 )
@@ -25,6 +25,7 @@ from dcsm_attr.attribution.gradients import (
     ForwardPass,
     GradientRun,
     LayerPoint,
+    check_finite_gradients,
     check_guided_rectifiers,
     class_chunk_size,
     run_forward,
@@ -32,7 +33,6 @@ from dcsm_attr.attribution.gradients import (
 from dcsm_attr.attribution.guided import unguided_rectifiers
 from dcsm_attr.attribution.inputs import (
     AutoMemoryFormat,
-    check_batch_size,
     check_differentiable,
     check_images,
     check_scales,
@@ -166,8 +166,7 @@ class DistinctClassSaliency(LayerAttribution, GradientAttribution):  # type: ign
             raise ValueError(f"variant must be one of {', '.join(map(repr, VARIANTS))}; got {variant!r}.")
         if not 0 < alpha < float("inf"):
             raise ValueError(f"alpha must be positive, got {alpha}.")
-        check_detection_settings(activation, pooling, threshold)
-        check_batch_size(internal_batch_size)
+        check_settings(activation, pooling, threshold, internal_batch_size)
         if min_candidates is not None and min_candidates < 1:
             raise ValueError(
                 f"min_candidates must be at least 1, got {min_candidates}. To compute maps without contrast, pass "
@@ -383,11 +382,7 @@ class DistinctClassSaliency(LayerAttribution, GradientAttribution):  # type: ign
                 if raw_total is not None:
                     raw_total += _weighted(variant.raw_map(gradient, size, self.alpha), weight)
         # Check the gradients, because the normalization may hide values that are not finite.
-        if not torch.stack(finite).all():
-            raise ValueError(
-                "the model's gradients contain NaN or infinite values: they exceed the range of its dtype. Check its "
-                "weights, or run it in a dtype of wider range (float32, bfloat16)."
-            )
+        check_finite_gradients(finite)
         sums = ClassMaps(total, candidates.classes, candidates.detected, scores[0], subtracted, raw_total)
         return sums.map_values(  # Eq. 5
             lambda maps: variant.finish(maps / len(finite)).masked_fill_(~valid[:, :, None, None], 0.0).clamp_(0, 1)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +23,23 @@ from torch.utils.hooks import RemovableHandle
 from dcsm_attr.attribution.guided import GuidedRectifiers
 from dcsm_attr.attribution.model import check_scores, raise_deferred_signals, warn_caller
 
+if TYPE_CHECKING:
+    from dcsm_attr.attribution.cached_gradients import CachedRun
+
 __all__ = [
     "DetachedParameters",
     "ForwardPass",
     "GradientRun",
     "LayerPoint",
     "Reduction",
+    "check_finite_gradients",
     "check_guided_rectifiers",
     "class_chunk_size",
     "run_forward",
 ]
 
+#: The scores and the gradients of one forward pass: computed, or cached.
+GradientRun: TypeAlias = "ForwardPass | CachedRun"
 
 #: Reduces a gradient ``(N, C, h, w)`` to a map ``(N, 1, h, w)``.
 Reduction = Callable[[Tensor], Tensor]
@@ -187,26 +193,6 @@ class ForwardPass:
         return [_at_least_float32(gradient[:, :, 0].transpose(0, 1)) for gradient in gradients]
 
 
-class GradientRun(Protocol):
-    """The scores and gradients of one run of the model: a :class:`ForwardPass` or cached gradients."""
-
-    @property
-    def logits(self) -> Tensor:
-        """``(N, C)`` or ``(N, C, h, w)``."""
-        ...
-
-    @property
-    def points(self) -> list[str]:
-        """Names of the points at which gradients are computed."""
-        ...
-
-    def channel_maxima(
-        self, classes: Tensor, positions: Tensor | None = None, class_chunk_size: int = 1
-    ) -> list[Tensor]:
-        """For each point ``(N, K, h, w)``; see :meth:`ForwardPass.channel_maxima`."""
-        ...
-
-
 def _no_graph_error(name: str) -> RuntimeError:
     return RuntimeError(
         f"the scores do not depend on layer {name!r} through autograd: its result is not used, or the forward pass "
@@ -282,6 +268,22 @@ def class_chunk_size(classes: Tensor, internal_batch_size: int | None) -> int:
     if classes.device.type == "cpu":
         return 1
     return classes.shape[1] if internal_batch_size is None else max(1, internal_batch_size // len(classes))
+
+
+def check_finite_gradients(finite: Sequence[Tensor]) -> None:
+    """Refuse gradients that overflowed.
+
+    Args:
+        finite: one bool tensor per layer and scale; read together, so that a device is waited for once.
+
+    Raises:
+        ValueError: if one of them is False.
+    """
+    if not torch.stack(list(finite)).all():
+        raise ValueError(
+            "the model's gradients contain NaN or infinite values: they exceed the range of its dtype. Check its "
+            "weights, or run it in a dtype of wider range (float32, bfloat16)."
+        )
 
 
 def check_guided_rectifiers(run: ForwardPass) -> None:

@@ -16,7 +16,6 @@ __all__ = [
     "AutoMemoryFormat",
     "batch_slices",
     "channels_last",
-    "check_batch_size",
     "check_differentiable",
     "check_images",
     "check_scales",
@@ -185,16 +184,6 @@ def default_batch_size(images: tuple[Tensor, ...], arguments: tuple[Any, ...]) -
     if images[0].device.type != "cpu" or arguments:
         return None
     return max(1, _DEFAULT_BATCH_PIXELS // (images[0].shape[2] * images[0].shape[3]))
-
-
-def check_batch_size(internal_batch_size: int | None) -> None:
-    """Check the maximum number of images per forward pass.
-
-    Raises:
-        ValueError: if it is below 1.
-    """
-    if internal_batch_size is not None and internal_batch_size < 1:
-        raise ValueError(f"internal_batch_size must be at least 1, got {internal_batch_size}.")
 
 
 def batch_slices(images: int, max_images: int | None) -> list[slice]:

@@ -11,15 +11,21 @@ from dcsm_attr.attribution.candidates import (
     Activation,
     Request,
     SelectClasses,
-    check_detection_settings,
+    check_settings,
     class_scores,
     select_target_map,
 )
 from dcsm_attr.attribution.class_maps import ClassMaps
-from dcsm_attr.attribution.gradients import ForwardPass, GradientRun, LayerPoint, class_chunk_size, run_forward
+from dcsm_attr.attribution.gradients import (
+    ForwardPass,
+    GradientRun,
+    LayerPoint,
+    check_finite_gradients,
+    class_chunk_size,
+    run_forward,
+)
 from dcsm_attr.attribution.inputs import (
     AutoMemoryFormat,
-    check_batch_size,
     check_differentiable,
     check_images,
     explain_in_batches,
@@ -73,8 +79,7 @@ class Simonyan(GradientAttribution):  # type: ignore[misc]
         """
         if not 0 < alpha < float("inf"):
             raise ValueError(f"alpha must be positive, got {alpha}.")
-        check_detection_settings(activation, pooling, threshold)
-        check_batch_size(internal_batch_size)
+        check_settings(activation, pooling, threshold, internal_batch_size)
         GradientAttribution.__init__(self, check_model(forward_func, guided=False))
         self.alpha = alpha
         self.activation: Activation = activation
@@ -190,11 +195,7 @@ class Simonyan(GradientAttribution):  # type: ignore[misc]
         candidates = selection.candidates_for(scores, scores > self.threshold, 1)
         chunk_size = class_chunk_size(candidates.classes, self.internal_batch_size)
         (gradient,) = run.channel_maxima(candidates.classes, selection.positions, chunk_size)
-        if not gradient.isfinite().all():
-            raise ValueError(
-                "the model's gradients contain NaN or infinite values: they exceed the range of its dtype. Check "
-                "its weights, or run it in a dtype of wider range (float32, bfloat16)."
-            )
+        check_finite_gradients([gradient.isfinite().all()])
         # Adding zero turns -0.0 into 0.0.
         maps = squash(gradient, self.alpha).float().add_(0.0)
         maps.masked_fill_((candidates.classes < 0)[:, :, None, None], 0.0)
