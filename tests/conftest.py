@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Of several workers each has one thread, and so have the processes that its tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from torch import nn
