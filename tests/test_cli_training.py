@@ -69,7 +69,7 @@ def test_the_same_seed_trains_the_same_network(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--cut", "features.6"), "say head='linear', head='rectified', head='normalized' or head='fickle'"),
+        (("--cut", "features.6"), "pass head='linear', head='rectified', head='normalized' or head='fickle'"),
         (("--model", "vgg61"), "has no classification model 'vgg61'"),
         (("--weights", "nowhere.safetensors"), "there is no such file"),
         (("--image-labels", "nowhere.csv"), "nowhere.csv"),

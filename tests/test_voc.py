@@ -307,7 +307,7 @@ def test_a_failed_command_leaves_the_file_unchanged(root, tmp_path):
     label_image(np.array([[21]])).save(root / "SegmentationClass" / "2007_01.png")
     assert "2007_01.png: labels must be" in error("train")
     (root / "SegmentationClass" / "2007_01.png").unlink()
-    assert "1 of 2 masks are missing: 2007_01.png. Where there is no folder Annotations" in error("train")
+    assert "1 of 2 masks are missing: 2007_01.png. Without a folder Annotations" in error("train")
 
 
 # Real data
