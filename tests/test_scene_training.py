@@ -55,7 +55,7 @@ def test_the_scaled_network_starts_with_unit_variance():
 
 
 def test_the_rate_warms_up_and_ends_at_zero():
-    rates = [training._rate(i / 100) for i in range(101)]
+    rates = [training._learning_rate_factor(i / 100) for i in range(101)]
     peak = rates.index(max(rates))
     assert rates[peak] == pytest.approx(1.0)
     assert rates == sorted(rates[: peak + 1]) + sorted(rates[peak + 1 :], reverse=True)
@@ -84,7 +84,7 @@ def test_it_learns():
     images, present = (torch.stack(column) for column in zip(*Scenes(6, 2, 64), strict=True))
     network = SceneNet(len(CLASS_NAMES))
     training._scale_weights(network, training._normalize(images))
-    training._fit(network, tqdm([(images, present)] * 120, disable=True), 120)
+    training._run_steps(network, tqdm([(images, present)] * 120, disable=True), 120)
     with torch.no_grad():
         logits = network(training._normalize(images)).amax(dim=(2, 3))
     assert torch.equal(logits > 0, present > 0)
@@ -101,7 +101,7 @@ def test_an_interrupted_training_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_there_is_found_out_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_trained", lambda *_: pytest.fail("it trained first"))
+    monkeypatch.setattr(training, "_train", lambda *_: pytest.fail("it trained first"))
     with pytest.raises(OSError, match="missing"):
         train_scene_net(tmp_path / "missing" / "net.safetensors", **SHORT)
 
