@@ -105,7 +105,7 @@ def test_evaluate_with_other_options_is_another_evaluation(voc):
         *("evaluate", voc, "--model", "squeezenet1_1", "--weights", voc.parent / "net.safetensors"),
         *("--protocol", "known", "--device", "cpu", "--output", voc.parent / "out", "--no-crf"),
     )
-    assert "holds an evaluation with other settings: saliency.alpha (8.0 before" in str(again.exception)
+    assert "holds an evaluation with other settings: saliency.method (Simonyan before" in str(again.exception)
     default = evaluated(voc, "--overwrite")[1]
     assert default["measured"]["command"].endswith("--count=0")
     counts = "confusion matrix (row: truth, column: prediction)"
