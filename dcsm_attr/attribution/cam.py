@@ -218,8 +218,9 @@ class ClassActivationMaps(Attribution):  # type: ignore[misc]
             subtracted = torch.zeros_like(candidates.detected[:, 0])
             return ClassMaps(maps, candidates.classes, candidates.detected, scores, subtracted, maps if raw else None)
 
+        batch_size = self.internal_batch_size
         return explain_in_batches(
-            self.forward_func, inputs, additional_forward_args, request, self.internal_batch_size, explain
+            self.forward_func, inputs, additional_forward_args, request, batch_size, explain, gradients=False
         )
 
     def _features(self, images: tuple[Tensor, ...], forward_args: tuple[Any, ...], scale: float) -> CamFeatures:

@@ -334,7 +334,6 @@ class DistinctClassSaliency(LayerAttribution, GradientAttribution):  # type: ign
         raw: bool = False,
     ) -> ClassMaps:
         layers = self._layer_points(inputs, additional_forward_args, attribute_to_layer_input)
-        check_differentiable(check_images(inputs))
 
         def explain(images: tuple[Tensor, ...], forward_args: tuple[Any, ...], select: SelectClasses) -> ClassMaps:
             size = (images[0].shape[2], images[0].shape[3])

@@ -210,6 +210,7 @@ def explain_in_batches(
     request: Request,
     batch_size: int | None,
     explain: Callable[[tuple[Tensor, ...], tuple[Any, ...], SelectClasses], ClassMaps],
+    gradients: bool = True,
 ) -> ClassMaps:
     """Compute the class maps of a batch in parts, with the model prepared, and concatenate the results.
 
@@ -221,11 +222,14 @@ def explain_in_batches(
         batch_size: maximum number of images per part. None: see :func:`default_batch_size`.
         explain: computes the class maps of a part from its images, its forward arguments, and a function that returns
             the selection of classes for the shape of the model's output.
+        gradients: whether ``explain`` computes gradients.
 
     Returns:
         The maps of all images.
     """
     images, forward_args = check_images(inputs), _format_additional_forward_args(additional_forward_args) or ()
+    if gradients:
+        check_differentiable(images)
     count, device = len(images[0]), images[0].device
 
     def select(part: slice) -> SelectClasses:

@@ -61,7 +61,7 @@ def prepared_model(forward_func: Callable[..., Any], device: torch.device) -> It
 
     Args:
         forward_func: the model, or a function that calls it, whose modules are not known.
-        device: where it runs; of a type for which PyTorch has random states, or none.
+        device: the device of the inputs.
     """
     modules = list(forward_func.modules()) if isinstance(forward_func, nn.Module) else []
     with _turn, deferred_signals(), fork_rng(device), torch.no_grad(), unguided_rectifiers():

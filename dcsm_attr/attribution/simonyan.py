@@ -26,8 +26,6 @@ from dcsm_attr.attribution.gradients import (
 )
 from dcsm_attr.attribution.inputs import (
     AutoMemoryFormat,
-    check_differentiable,
-    check_images,
     explain_in_batches,
 )
 from dcsm_attr.attribution.maps import absolute_channel_maximum, squash
@@ -169,8 +167,6 @@ class Simonyan(GradientAttribution):  # type: ignore[misc]
         return self._explain(inputs, Request(classes=classes), additional_forward_args, raw)
 
     def _explain(self, inputs: Any, request: Request, additional_forward_args: Any, raw: bool = False) -> ClassMaps:
-        check_differentiable(check_images(inputs))
-
         def explain(images: tuple[Tensor, ...], forward_args: tuple[Any, ...], select: SelectClasses) -> ClassMaps:
             return self._average(self._forward_passes(images, forward_args), select, raw=raw)
 
@@ -180,12 +176,13 @@ class Simonyan(GradientAttribution):  # type: ignore[misc]
 
     def _forward_passes(self, images: tuple[Tensor, ...], forward_args: tuple[Any, ...]) -> Iterator[ForwardPass]:
         with explain_forward_errors(self.forward_func, images[0], images[0]):
-            yield self._memory_format.run(
+            run = self._memory_format.run(
                 lambda x: run_forward(
                     self.forward_func, x, forward_args, [_IMAGES], absolute_channel_maximum, guided=False
                 ),
                 images,
             )
+        yield run
 
     def _average(self, runs: Iterable[GradientRun], select: SelectClasses, *, raw: bool) -> ClassMaps:
         """Normalizes the channel maximum of each class's gradient; there is one run only, so nothing is averaged."""
